@@ -1,0 +1,281 @@
+"""How long Tucker at rank 0.5 takes and how much memory, against the straightforward TensorLy way.
+
+    python -m bench.compress_speed [--models resnet18 resnet50 vgg16] [--repeats 3]
+
+The networks are ResNet-18, ResNet-50 and VGG-16 at their ImageNet shapes with seeded random weights and
+BatchNormalization folded (models/shapes.py). Both ways load the same file, decompose the same layers at
+the same ranks (those that onnxdecomp's plan chooses) and write an ONNX file:
+
+- onnxdecomp: `compress(..., method="tucker", rank="0.5", verify=False, bench=False)`, with its default
+  pipeline, so with the simplifier in a process of its own and the lowering check of every layer;
+- TensorLy: bench/straightforward.py.
+
+Every run is a fresh process; the two ways take turns. Reported are the medians of
+
+- the job's wall time, after the imports, and the process' wall time with them;
+- the peak of the resident memory of the process and its children together, beyond what the process held
+  after the imports (sampled every 5 ms, and the process' own high-water mark from the kernel);
+
+and the relative error of all decomposed weights together, recomputed from the written file:
+sqrt(sum |What - W|^2 / sum |W|^2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import psutil
+
+from bench.dense import weight_error
+from bench.provenance import ROOT, markdown, provenance, write
+from models import shapes
+
+BUILDERS: Mapping[str, Callable[[], ir.Model]] = {
+    "resnet18": lambda: shapes.resnet18(batch_norm=False),
+    "resnet50": lambda: shapes.resnet50(batch_norm=False),
+    "vgg16": shapes.vgg16,
+}
+WAYS = ("onnxdecomp", "tensorly")
+METHOD, RANK = "tucker", "0.5"
+
+_SAMPLE_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job in a process of its own.
+
+    Attributes:
+        job_s: Seconds from the file to the written file, imports done before.
+        process_s: Seconds from the start of the process to its end.
+        peak_bytes: Peak of the resident memory, children included, beyond `imports_bytes`.
+        own_peak_bytes: The same of the process without its children.
+        imports_bytes: Resident memory after the imports.
+    """
+
+    job_s: float
+    process_s: float
+    peak_bytes: int
+    own_peak_bytes: int
+    imports_bytes: int
+
+
+def ranks_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """The ranks of onnxdecomp's plan, by layer."""
+    import onnxdecomp
+
+    plan = onnxdecomp.inspect(path, method=METHOD, rank=RANK).plan
+    return {choice.layer: choice.ranks for choice in plan.decomposed}
+
+
+def measure(way: str, source: Path, target: Path, ranks: Path) -> Run:
+    """Run one job and watch its memory."""
+    command = [sys.executable, "-m", "bench.compress_speed", "--job", way]
+    command += [str(path) for path in (source, target, ranks)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), *filter(None, sys.path)))}
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=ROOT, text=True)
+    sampled = _Peak(process.pid)
+    output, _ = process.communicate()
+    elapsed = time.perf_counter() - start
+    together = sampled.stop()
+    if process.returncode:
+        raise SystemExit(f"the {way} job on {source.name} failed with exit code {process.returncode}")
+    said = json.loads(output.splitlines()[-1])
+    imports, own = said["imports_bytes"], said["peak_bytes"]
+    return Run(said["job_s"], elapsed, max(together, own) - imports, own - imports, imports)
+
+
+class _Peak:
+    """Samples the resident memory of a process and its descendants until it is stopped."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """The highest sum seen, in bytes."""
+        self._done.set()
+        self._thread.join()
+        return self._peak
+
+    def _watch(self) -> None:
+        while not self._done.wait(_SAMPLE_SECONDS):
+            total = 0
+            try:
+                family = [self._process, *self._process.children(recursive=True)]
+            except psutil.Error:
+                return
+            for process in family:
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:
+                    continue
+            self._peak = max(self._peak, total)
+
+
+def job(way: str, source: Path, target: Path, ranks: Path) -> dict[str, float]:
+    """The work of one process: import, compress, say what it took."""
+    if way == "onnxdecomp":
+        work = _onnxdecomp_job()
+    else:
+        import tensorly.decomposition  # noqa: F401
+
+        from bench import straightforward
+
+        chosen = {name: tuple(value) for name, value in json.loads(ranks.read_text()).items()}
+
+        def work(source: Path, target: Path) -> None:
+            straightforward.compress(source, target, chosen)
+
+    imports = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    work(source, target)
+    elapsed = time.perf_counter() - start
+    return {"job_s": elapsed, "imports_bytes": imports, "peak_bytes": _high_water_mark()}
+
+
+def _onnxdecomp_job() -> Callable[[Path, Path], None]:
+    # What compress loads on first use is loaded here, as TensorLy is for the other way.
+    import onnx.reference  # noqa: F401
+    import onnxruntime  # noqa: F401
+    import scipy.linalg  # noqa: F401
+
+    import onnxdecomp
+    from onnxdecomp import api, pipeline
+
+    for info in pipeline.available().values():
+        info.load()
+    assert api
+
+    def work(source: Path, target: Path) -> None:
+        onnxdecomp.compress(source, target, method=METHOD, rank=RANK, verify=False, bench=False)
+
+    return work
+
+
+def _high_water_mark() -> int:
+    """Peak resident bytes of this process; 0 where the system does not say (the samples remain).
+
+    VmHWM belongs to this process alone, while ru_maxrss starts from that of its parent.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def compare(name: str, folder: Path, repeats: int) -> dict[str, Any]:
+    """Both ways on one network, in turns."""
+    source, ranks = folder / f"{name}.onnx", folder / f"{name}.json"
+    shapes.save(BUILDERS[name](), source)
+    ranks.write_text(json.dumps(ranks_of(source)))
+    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
+    for turn in range(repeats):
+        for way in WAYS if turn % 2 == 0 else reversed(WAYS):
+            target = folder / f"{name}.{way}.onnx"
+            target.unlink(missing_ok=True)
+            runs[way].append(measure(way, source, target, ranks))
+            print(f"{name} {turn + 1}/{repeats} {way}: {runs[way][-1]}", file=sys.stderr, flush=True)
+    layers = json.loads(ranks.read_text())
+    size = source.stat().st_size
+    ways = {}
+    for way in WAYS:
+        target = folder / f"{name}.{way}.onnx"
+        medians = {
+            key: statistics.median(asdict(run)[key] for run in runs[way])
+            for key in ("job_s", "process_s", "peak_bytes", "own_peak_bytes")
+        }
+        ways[way] = {
+            **medians,
+            "peak_over_model": medians["peak_bytes"] / size,
+            "rel_error": weight_error(source, target, layers),
+            "bytes": target.stat().st_size,
+            "runs": [asdict(run) for run in runs[way]],
+        }
+        target.unlink()
+    return {"model": name, "bytes": size, "layers": len(layers), "repeats": repeats, "ways": ways}
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """The results as Markdown."""
+    head = (
+        "network",
+        "way",
+        "job",
+        "with imports",
+        "faster",
+        "peak memory",
+        "of the model",
+        "weight error",
+    )
+    rows = []
+    for result in results:
+        baseline = result["ways"]["tensorly"]["job_s"]
+        for way in WAYS:
+            found = result["ways"][way]
+            rows.append(
+                (
+                    f"{result['model']}, {result['bytes'] / 1e6:.0f} MB",
+                    way,
+                    f"{found['job_s']:.2f} s",
+                    f"{found['process_s']:.2f} s",
+                    f"{baseline / found['job_s']:.1f}x",
+                    f"{found['peak_bytes'] / 1e6:.0f} MB",
+                    f"{found['peak_over_model']:.2f}x",
+                    f"{found['rel_error']:.5f}",
+                )
+            )
+    return markdown(head, rows)
+
+
+def main() -> None:
+    """Measure and write bench/results/compress_speed.json and .md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--models", nargs="+", choices=BUILDERS, default=list(BUILDERS))
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each way on each network")
+    parser.add_argument(
+        "--job", nargs=4, metavar=("WAY", "SOURCE", "TARGET", "RANKS"), help=argparse.SUPPRESS
+    )
+    options = parser.parse_args()
+    if options.job:
+        way, *paths = options.job
+        print(json.dumps(job(way, *map(Path, paths))))
+        return
+    if options.repeats < 1:
+        parser.error("--repeats must be 1 or more")
+    with tempfile.TemporaryDirectory() as folder:
+        results = [compare(name, Path(folder), options.repeats) for name in options.models]
+    write(
+        "compress_speed",
+        {**provenance(), "method": METHOD, "rank": RANK, "results": results},
+        table(results),
+    )
+    geometric = math.prod(
+        r["ways"]["tensorly"]["job_s"] / r["ways"]["onnxdecomp"]["job_s"] for r in results
+    ) ** (1 / len(results))
+    print(f"\ngeometric mean of the speed-ups: {geometric:.1f}x")
+
+
+if __name__ == "__main__":
+    main()

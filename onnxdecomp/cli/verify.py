@@ -1,0 +1,124 @@
+"""`onnxdecomp verify`: compare a model with the original."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from onnxdecomp.cli.inputs import data_options, parse_shapes
+
+if TYPE_CHECKING:
+    from onnxdecomp.verification import Verification
+
+
+@click.command()
+@click.argument("original", type=click.Path())
+@click.argument("new", type=click.Path())
+@data_options
+@click.option(
+    "--max-error",
+    type=click.FloatRange(min=0),
+    default=0.05,
+    show_default=True,
+    help="Largest relative L2 error of an output (for integers: fraction of wrong values) that passes.",
+)
+@click.option("--provider", default="cpu", show_default=True, help="Where both run.")
+@click.option("--threads", type=click.IntRange(min=0), default=1, show_default=True, help="0: one per core.")
+@click.option("--samples", type=click.IntRange(min=1), help="Use at most so many samples.  [default: all]")
+@click.option("--json", "json_target", metavar="FILE|-", help="Write the comparison as JSON.")
+def command(
+    *,
+    original: str,
+    new: str,
+    data: str | None,
+    input_shape: tuple[str, ...],
+    seed: int,
+    max_error: float,
+    provider: str,
+    threads: int,
+    samples: int | None,
+    json_target: str | None,
+) -> None:
+    """Compare NEW with ORIGINAL: interface, numbers, accuracy; FAILED is exit code 1.
+
+    Both run on the same inputs: DATA, or seeded random numbers at two sizes of the free dimensions.
+    Where DATA has labels, the top-1 accuracy of both is measured.
+    """
+    from onnxdecomp import console, jsonio
+    from onnxdecomp.errors import GateError
+    from onnxdecomp.verification import verify
+
+    with console.progress("verifying") as advance:
+        result = verify(
+            original,
+            new,
+            data=data,
+            shapes=parse_shapes(input_shape),
+            seed=seed,
+            provider=provider,
+            threads=threads,
+            max_error=max_error,
+            samples=samples,
+            advance=advance,
+        )
+    if json_target:
+        jsonio.dump(result.to_json(), json_target)
+    if json_target != "-":
+        _show(result)
+    if result.status == "failed":
+        raise GateError(f"verification failed: {result.reason}")
+
+
+def _show(result: Verification) -> None:
+    from onnxdecomp import console
+
+    out = console.stdout_console()
+    if result.outputs:
+        columns = (
+            "output",
+            "rel L2",
+            "max abs",
+            "p99 abs",
+            "cosine",
+            "SQNR dB",
+            "same top-1",
+            "equal",
+            "bad",
+        )
+        rows = [
+            (
+                error.name,
+                _number(error.rel_l2),
+                _number(error.max_abs),
+                _number(error.p99_abs),
+                _number(error.cosine, ".6f"),
+                _number(error.sqnr_db, ".1f"),
+                _number(error.top1_agreement, ".4f"),
+                _number(error.agreement, ".4f"),
+                error.nonfinite,
+            )
+            for error in result.outputs
+        ]
+        out.print(console.table(None, columns, rows))
+    for difference in result.interface:
+        out.print(f"interface: {difference}")
+    for note in result.notes:
+        out.print(f"note: {note}")
+    if result.accuracy:
+        a = result.accuracy
+        out.print(
+            f"top-1 accuracy of {a.output}: {a.original:.4f} -> {a.new:.4f} ({a.new - a.original:+.4f}) "
+            f"on {a.samples} samples"
+        )
+    if result.samples:
+        out.print(f"{result.samples} samples ({result.data}), {result.provider}")
+    error = "" if result.worst is None else f": worst rel L2 {result.worst:.3g} of {result.worst_output}"
+    limit = "" if result.max_error is None or not error else f" (at most {result.max_error:g})"
+    out.print(f"{result.status.upper()}{error}{limit}")
+    if result.reason:
+        out.print(result.reason)
+
+
+def _number(value: float | None, form: str = ".3g") -> str:
+    return "-" if value is None else format(value, form)

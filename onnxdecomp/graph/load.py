@@ -1,0 +1,177 @@
+"""Loading an ONNX file: every way in which it can be bad is one clear line, weights stay on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.external import attach
+from onnxdecomp.graph.support import unreadable
+from onnxdecomp.graph.walk import operands, places, slots
+
+PROTOBUF_LIMIT = (1 << 31) - 1
+_META = "onnxdecomp.source"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What of a file an ir.Model does not hold.
+
+    Attributes:
+        path: The model's file.
+        data: The real paths of its external data files.
+        training_info: The serialized TrainingInfoProtos, which onnx_ir leaves out.
+    """
+
+    path: Path
+    data: tuple[Path, ...] = ()
+    training_info: tuple[bytes, ...] = ()
+
+
+def source(model: ir.Model) -> Source | None:
+    """Where a model was loaded from; None for one that was built or lost it in a conversion."""
+    found = model.graph.meta.get(_META)
+    return found if isinstance(found, Source) else None
+
+
+def inherit(model: ir.Model, original: ir.Model) -> None:
+    """Give a model that was made anew (by a simplifier) the source of the one that it stands for."""
+    if (found := source(original)) is not None:
+        model.graph.meta[_META] = found
+
+
+def load(path: str | Path) -> ir.Model:
+    """Load an ONNX model; external data is mapped, not read.
+
+    Raises:
+        ModelError: The file is missing, no ONNX model or truncated; its external data is missing or too
+            short; its IR version or an opset is newer than the installed ONNX Runtime reads; it uses
+            a value that nothing defines, or what cannot be kept (sparse initializers, map types).
+    """
+    path = Path(path)
+    proto = _parse(path)
+    _check_header(proto, path)
+    with quiet("onnx_ir"):
+        try:
+            model = ir.from_proto(proto)
+        except Exception as error:  # onnx_ir raises many kinds, wrapped in one another
+            root = error
+            while root.__cause__ is not None:
+                root = root.__cause__  # type: ignore[assignment]
+            reason = (str(root) or repr(root)).splitlines()[0]
+            raise ModelError(f"{path}: the model cannot be represented: {reason}") from error
+    _check_names(model, path)
+    data = attach(list(slots(model)), path)
+    training = tuple(info.SerializeToString(deterministic=True) for info in proto.training_info)
+    model.graph.meta[_META] = Source(path, data, training)
+    return model
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of the .onnx file itself, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def total_bytes(path: str | Path) -> int:
+    """Bytes of a model: its file and its external data files.
+
+    Raises:
+        ModelError: As `load`.
+    """
+    path = Path(path)
+    found = source(load(path))
+    data = found.data if found is not None else ()
+    return path.stat().st_size + sum(file.stat().st_size for file in data)
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    if path.is_dir():
+        raise ModelError(f"{path}: this is a folder; name the .onnx file inside it")
+    try:
+        size = path.stat().st_size
+        if size > PROTOBUF_LIMIT:
+            raise ModelError(
+                f"{path}: larger than the 2 GiB that an ONNX file can have; export it with external data"
+            )
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    if not content:
+        raise ModelError(f"{path}: the file is empty")
+    if content.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{path}: a Git LFS pointer, not the model; run git lfs pull")
+    if content[4:8] == b"ORTM":
+        raise ModelError(f"{path}: this is ORT format; give the .onnx file that it was made from")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except Exception:  # a DecodeError, of whichever of protobuf's implementations
+        raise ModelError(f"{path}: not an ONNX model, or a truncated one") from None
+    return proto
+
+
+def _check_header(proto: onnx.ModelProto, path: Path) -> None:
+    if not 1 <= proto.ir_version < 1000 or not proto.HasField("graph"):
+        raise ModelError(f"{path}: not an ONNX model, or a truncated one (no IR version or no graph)")
+    if not proto.graph.output:
+        raise ModelError(f"{path}: the model has no outputs")
+    imports = {entry.domain: entry.version for entry in proto.opset_import}
+    if not imports or min(imports.values()) < 1:
+        raise ModelError(f"{path}: the model does not say which opset it uses, or is truncated")
+    if proto.graph.sparse_initializer:
+        raise ModelError(f"{path}: sparse initializers are not supported; convert them to dense ones")
+    if (reason := unreadable(proto.ir_version, imports)) is not None:
+        raise ModelError(f"{path}: {reason}; upgrade onnxruntime or convert the model")
+
+
+def _check_names(model: ir.Model, path: Path) -> None:
+    """Every value must come from somewhere; nodes are put in order where they are not."""
+    for place in places(model):
+        graph, where = place.graph, place.path or "the main graph"
+        seen: set[ir.Node] = set()
+        ordered = True
+        for node in graph:
+            for value in operands(node):
+                if _undefined(value):
+                    raise ModelError(
+                        f"{path}: {node.op_type} {node.name!r} in {where} uses {value.name!r}, "
+                        "which nothing defines"
+                    )
+                producer = value.producer()
+                ordered = ordered and (producer is None or producer.graph is not graph or producer in seen)
+            seen.add(node)
+        for value in graph.outputs:
+            if _undefined(value):
+                raise ModelError(f"{path}: the output {value.name!r} of {where} is not defined in it")
+        if not ordered:
+            try:
+                graph.sort()
+            except ValueError:
+                raise ModelError(f"{path}: the nodes of {where} depend on each other in a circle") from None
+
+
+def _undefined(value: ir.Value) -> bool:
+    return value.producer() is None and not value.is_graph_input() and not value.is_initializer()
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Silence a library's logger: what it warns of is checked here and raised."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

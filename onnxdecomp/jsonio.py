@@ -1,0 +1,73 @@
+"""JSON in and out of values: dataclasses, NumPy numbers, paths; NaN and infinities become null."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxdecomp.errors import UsageError
+
+
+def plain(value: object) -> Any:  # noqa: PLR0911  (one case a type)
+    """`value` as dictionaries, lists, strings, finite numbers, booleans and None."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() | np.floating():
+            return float(value) if math.isfinite(value) else None
+        case np.integer() | np.bool_():
+            return value.item()
+        case np.ndarray():
+            return plain(value.tolist())
+        case os.PathLike():
+            return os.fspath(value)
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        case Iterable():
+            return [plain(item) for item in value]
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def dump(value: object, target: str | Path) -> None:
+    """Write `value` as JSON to the file `target`, all or nothing, or to stdout if `target` is "-".
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+    if str(target) == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    path = Path(target)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101  (mkstemp's 0600 would surprise)
+        os.replace(name, path)  # noqa: PTH105
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,315 @@
+"""CP: a convolution as a 1x1, a depthwise and a 1x1 convolution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from onnxdecomp.chain import Chain, Convolve, pointwise
+from onnxdecomp.layer import Array, ConvSpec, Layer
+from onnxdecomp.methods.base import Factors, Ranks
+from onnxdecomp.methods.linalg import (
+    finite_groups,
+    fraction_of,
+    left_basis,
+    pooled,
+    singular_values,
+    stacked,
+    tail_rank,
+    two_factors,
+)
+from onnxdecomp.methods.svd import channels, common_refusal
+from onnxdecomp.methods.tucker import compress, hooi
+
+_MAX_FULL_RANK = 1 << 16
+_DOUBLE = 1 << 18
+"""Elements of a weight up to which the alternation works on a float64 copy of it."""
+_RIDGE = 1e-6
+"""Weight of the previous iterate in a normal equation, relative to the mean of its diagonal."""
+_POLISH = 3
+"""Sweeps on the whole weight after those on the compressed one."""
+_MIN_SWEEPS = 5
+
+
+@dataclass(frozen=True)
+class Cp:
+    """Canonical polyadic decomposition over outputs, inputs and kernel positions (Lebedev et al. 2015).
+
+    Per group W[t, s, p] = Σ_r A[t, r] B[s, r] C[p, r]. The chain is a 1x1 convolution [g R, S, 1…], a
+    depthwise one [g R, 1, *k] with the layer's strides, pads and dilations, and a 1x1 one [T, R, 1…].
+    With `split_kernel` each spatial axis is a mode of its own, as in the paper, and there is one
+    depthwise convolution per axis longer than 1; that spans a subset of the former.
+
+    The fit compresses both channel modes with Tucker where R is smaller (CANDELINC: Carroll et al. 1980,
+    Bro and Andersson 1998), starts from the R strongest singular triples of the kernel's rotated slices
+    (an orthogonal, hence exact and stable, start), runs alternating least squares with proximal normal
+    equations in float64, then a few sweeps on the whole weight. The best iterate is kept, so the error
+    is at most the start's. Deterministic: it draws no random numbers. The full rank, where one mode is
+    copied and the others are one-hot, is constructed, not fitted.
+
+    Attributes:
+        split_kernel: One depthwise convolution per spatial axis.
+        tolerance: The alternation ends when a sweep lowers the relative error by less than this part.
+        max_sweeps: At most so many sweeps.
+        effort: Multiply-adds that the sweeps on one layer may take, in units of 10^9; on a large layer
+            at a large rank they cut the number of sweeps, never below 5.
+    """
+
+    name: ClassVar[str] = "cp"
+    summary: ClassVar[str] = "canonical polyadic: 1x1, depthwise, 1x1 convolutions"
+    paper: ClassVar[str] = "Lebedev et al. 2015, arXiv:1412.6553"
+    rank_names: ClassVar[tuple[str, ...]] = ("rank",)
+    takes: ClassVar[tuple[str, ...]] = (
+        "Conv 1-D/2-D/3-D, grouped",
+        "ConvTranspose",
+        "Gemm, MatMul, 1x1 Conv (as svd)",
+    )
+
+    split_kernel: bool = False
+    tolerance: float = 1e-3
+    max_sweeps: int = 50
+    effort: float = 40.0
+
+    def refusal(self, layer: Layer) -> str | None:
+        if layer.conv is None or layer.is_matrix:
+            return "a matrix: use svd"
+        if (common := common_refusal(layer)) is not None:
+            return common
+        (full,) = self.full_ranks(layer)
+        if full > _MAX_FULL_RANK:
+            return f"a full rank of {full}, above {_MAX_FULL_RANK}: use tucker"
+        return "a full rank of 1: nothing to reduce" if full < 2 else None
+
+    def full_ranks(self, layer: Layer) -> Ranks:
+        modes = self._modes(layer)
+        return (math.prod(modes) // max(modes),)
+
+    def fraction_ranks(self, layer: Layer, fraction: float) -> Ranks:
+        """Below 1, the R whose factors hold that fraction of the weight's parameters; 1 is full."""
+        (full,) = self.full_ranks(layer)
+        if fraction >= 1:
+            return (full,)
+        modes = self._modes(layer)
+        return (fraction_of(full, fraction * math.prod(modes) / sum(modes) / full),)
+
+    def spectra(self, layer: Layer) -> tuple[Array, ...]:
+        """Of the output and the input mode: one rank must serve both, so rules take the larger."""
+        groups = finite_groups(layer)
+        return tuple(pooled(singular_values(w, axis) for w in groups) for axis in (0, 1))
+
+    def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
+        """Bisection to within 3 %, each step a whole fit: seconds to minutes on a large layer."""
+        (full,) = self.full_ranks(layer)
+        groups, modes = finite_groups(layer), self._modes(layer)
+        low = min(full, max(tail_rank(values, error) for values in self.spectra(layer)))
+
+        def meets(rank: int) -> bool:
+            fitted = [self._fit(w.reshape(modes), rank, full) for w in groups]
+            missed = np.stack([_dense(f) for f in fitted]) - groups.reshape(-1, *modes)
+            return float(np.linalg.norm(missed)) <= error * float(np.linalg.norm(groups))
+
+        if meets(low):
+            return (low,)
+        high = low
+        while high < full:
+            high = min(full, 2 * high)
+            if high == full or meets(high):
+                break
+            low = high
+        while high - low > max(1, high * 3 // 100):
+            middle = (low + high) // 2
+            low, high = (low, middle) if meets(middle) else (middle, high)
+        return (high,)
+
+    def shapes(self, layer: Layer, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
+        (r,), g, d = ranks, layer.groups, len(layer.kernel)
+        t, s = channels(layer)
+        ones = (1,) * d
+        depthwise = [(g * r, 1, *kernel) for kernel, _ in self._depthwise(layer)]
+        return (g * r, s, *ones), *depthwise, (g * t, r, *ones)
+
+    def fit(self, layer: Layer, ranks: Ranks, seed: int = 0) -> Factors:
+        (r,), (full,) = ranks, self.full_ranks(layer)
+        modes = self._modes(layer)
+        fitted = [self._fit(w.reshape(modes), r, full) for w in finite_groups(layer)]
+        # Convolution weights: the depthwise steps follow the inputs' one, the outputs' is the last.
+        last, *others = zip(*fitted, strict=True)
+        parts = [[f.T for f in factor] for factor in others] + [list(last)]
+        shapes = self.shapes(layer, ranks)
+        dtype = layer.weight.dtype
+        return tuple(stacked(p, s).astype(dtype, copy=False) for p, s in zip(parts, shapes, strict=True))
+
+    def assemble(self, layer: Layer, factors: Factors) -> Chain:
+        g, d = layer.groups, len(layer.kernel)
+        first, *middle, last = factors
+        labels = ["depthwise"] if len(middle) == 1 else [f"depthwise{i + 1}" for i in range(len(middle))]
+        depthwise = [
+            Convolve(w, replace(spec, groups=w.shape[0]), label)
+            for w, (_, spec), label in zip(middle, self._depthwise(layer), labels, strict=True)
+        ]
+        steps = (pointwise(first, g, d, "first"), *depthwise, pointwise(last, g, d, "last"))
+        return Chain(steps, layer.bias, layer.inputs, g)
+
+    def _modes(self, layer: Layer) -> tuple[int, ...]:
+        """Sizes of the modes: outputs, inputs, and the kernel as one mode or by axes."""
+        kernels = (math.prod(kernel) for kernel, _ in self._depthwise(layer))
+        return (*channels(layer), *kernels)
+
+    def _depthwise(self, layer: Layer) -> list[tuple[tuple[int, ...], ConvSpec]]:
+        """The kernel and the attributes of each depthwise step."""
+        assert layer.conv is not None
+        kernel = layer.kernel
+        long = [axis for axis, size in enumerate(kernel) if size > 1]
+        if not self.split_kernel or len(long) < 2:
+            return [(kernel, layer.conv)]
+        # An axis of length 1 has no step, but may have a stride or pads: the first step takes them.
+        rest = [axis for axis in range(len(kernel)) if axis not in long]
+        return [
+            (
+                tuple(size if axis == own else 1 for axis, size in enumerate(kernel)),
+                _along(layer.conv, [own, *(rest if own == long[0] else [])]),
+            )
+            for own in long
+        ]
+
+    def _fit(self, w: Array, rank: int, full: int) -> list[Array]:
+        """Factors [n_m, R] of one group's tensor, in float64 or the weight's dtype."""
+        if rank >= full:
+            return _exact(w)
+        if not w.any():
+            return [np.zeros((n, rank), w.dtype) for n in w.shape]
+        inner = tuple(min(rank, n, w.size // n) for n in w.shape[:2])
+        if inner == w.shape[:2]:
+            return self._alternate(w, _start(w, rank), self.max_sweeps)
+        a, b = hooi(w, inner, 1e-3, 3)
+        core = compress(compress(w, a, 0), b, 1)
+        small = self._alternate(core, _start(core, rank), self.max_sweeps)
+        return self._alternate(w, [a @ small[0], b @ small[1], *small[2:]], _POLISH)
+
+    def _alternate(self, w: Array, factors: list[Array], max_sweeps: int) -> list[Array]:
+        """Alternating least squares from these factors; the best iterate."""
+        rank = factors[0].shape[1]
+        sweeps = min(max_sweeps, max(_MIN_SWEEPS, int(self.effort * 1e9 / (2 * w.size * rank))))
+        w = w.astype(np.float64) if w.size <= _DOUBLE else w
+        total = float(np.sum(np.square(w, dtype=np.float64)))
+        flat = w.reshape(w.shape[0], -1)
+        factors = _rebalanced([f.astype(np.float64) for f in factors])
+        residual = np.linalg.norm(_dense(factors).reshape(flat.shape) - flat)
+        best, least = factors, float(residual) ** 2
+        error = least
+        for _ in range(sweeps):
+            a, *others = factors
+            grams = [f.T @ f for f in factors]
+            # One product with the whole weight serves the updates of all modes but the first.
+            seen = (a.T.astype(w.dtype) @ flat).reshape(rank, *w.shape[1:])
+            for m in [*range(len(others))] * 2:
+                others[m] = _updated(_contracted(seen, others, m), others[m], _normal(grams, m + 1))
+                grams[m + 1] = others[m].T @ others[m]
+            projected = (flat @ _khatri_rao(others).astype(w.dtype)).astype(np.float64)
+            normal = _normal(grams, 0)
+            a = _updated(projected, a, normal)
+            factors = _rebalanced([a, *others])
+            model = float(np.vdot(normal, a.T @ a))
+            previous, error = error, max(0.0, total - 2 * float(np.vdot(projected, a)) + model)
+            if error < least:
+                best, least = factors, error
+            if not error < previous * (1 - self.tolerance) ** 2:
+                break
+        return best
+
+
+def _along(spec: ConvSpec, axes: list[int]) -> ConvSpec:
+    """The attributes restricted to some axes, neutral on the others."""
+    d = spec.spatial_rank
+
+    def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
+        return tuple(v if i % d in axes else neutral for i, v in enumerate(values))
+
+    # An automatic padding pads nothing along an axis of kernel 1 and stride 1.
+    pads = spec.pads if isinstance(spec.pads, str) else pick(spec.pads, 0)
+    return replace(
+        spec,
+        strides=pick(spec.strides, 1),
+        dilations=pick(spec.dilations, 1),
+        pads=pads,
+        output_padding=pick(spec.output_padding, 0),
+    )
+
+
+def _exact(w: Array) -> list[Array]:
+    """The trivial decomposition of rank size / max(n): the longest mode copied, the others one-hot."""
+    longest = int(np.argmax(w.shape))
+    others = [m for m in range(w.ndim) if m != longest]
+    places = np.indices([w.shape[m] for m in others]).reshape(len(others), -1)
+    factors: list[Array] = [np.moveaxis(w, longest, 0).reshape(w.shape[longest], -1)] * w.ndim
+    for m, index in zip(others, places, strict=True):
+        factors[m] = np.eye(w.shape[m], dtype=w.dtype)[:, index]
+    return factors
+
+
+def _start(w: Array, rank: int) -> list[Array]:
+    """The strongest `rank` singular triples over the slices [T, S] of the kernel's principal axes."""
+    bases = [left_basis(w, m)[0] for m in range(2, w.ndim)]
+    rotated = w
+    for m, basis in enumerate(bases):
+        rotated = np.moveaxis(np.tensordot(rotated, basis.astype(w.dtype), axes=(2 + m, 0)), -1, 2 + m)
+    t, s, *kernel = w.shape
+    slices = rotated.reshape(t, s, -1)
+    pairs = [two_factors(slices[:, :, p], min(rank, t, s)) for p in range(slices.shape[2])]
+    a = np.concatenate([left for left, _ in pairs], axis=1)
+    b = np.concatenate([right.T for _, right in pairs], axis=1)
+    position = np.repeat(np.arange(slices.shape[2]), min(rank, t, s))
+    strength = np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)
+    chosen = np.argsort(-strength, kind="stable")[:rank]
+    places = np.unravel_index(position[chosen], kernel)
+    kernels = [basis[:, place] for basis, place in zip(bases, places, strict=True)]
+    return [a[:, chosen], b[:, chosen], *kernels]
+
+
+def _khatri_rao(factors: list[Array]) -> Array:
+    """Column-wise Kronecker product [Π n_m, R], the first factor's index the slowest."""
+    product = factors[0]
+    for factor in factors[1:]:
+        product = (product[:, None, :] * factor[None]).reshape(-1, factor.shape[1])
+    return product
+
+
+def _contracted(seen: Array, others: list[Array], mode: int) -> Array:
+    """`seen` [R, n_1, n_2…] times all `others` [n_m, R] but one: [n_mode, R]."""
+    for m in reversed(range(len(others))):
+        if m != mode:
+            seen = np.einsum("r...n,nr->r...", np.moveaxis(seen, m + 1, -1), others[m].astype(seen.dtype))
+    return seen.T.astype(np.float64)
+
+
+def _normal(grams: list[Array], mode: int) -> Array:
+    """The normal matrix [R, R] of one mode: the Hadamard product of the others' Gram matrices."""
+    first, *rest = (gram for m, gram in enumerate(grams) if m != mode)
+    return np.asarray(math.prod(rest, start=first))
+
+
+def _updated(projected: Array, present: Array, normal: Array) -> Array:
+    """The least-squares factor [n, R], held to the present one where the equations say nothing."""
+    import scipy.linalg
+
+    ridge = _RIDGE * max(float(np.trace(normal)) / len(normal), float(np.finfo(np.float64).tiny))
+    held = normal + ridge * np.eye(len(normal))
+    right = (projected + ridge * present).T
+    solved: Array = scipy.linalg.solve(held, right, assume_a="pos", check_finite=False)
+    return solved.T
+
+
+def _rebalanced(factors: list[Array]) -> list[Array]:
+    """Each component's norm shared evenly by its factors."""
+    norms = np.stack([np.linalg.norm(f, axis=0) for f in factors])
+    norms = np.where(norms > 0, norms, 1.0)
+    mean = np.exp(np.mean(np.log(norms), axis=0))
+    return [f * (mean / n) for f, n in zip(factors, norms, strict=True)]
+
+
+def _dense(factors: list[Array]) -> Array:
+    a, *others = factors
+    return (a @ _khatri_rao(others).T).reshape([f.shape[0] for f in factors])

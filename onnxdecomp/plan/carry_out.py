@@ -1,0 +1,86 @@
+"""Carrying out a plan: fit the factors of each layer, put the chains in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.methods import get
+from onnxdecomp.methods.base import Factors
+from onnxdecomp.plan.plan import Choice, Plan
+from onnxdecomp.sites.base import Site
+from onnxdecomp.sites.rewrite import Rewriter, Rewritten
+
+
+def carry_out(
+    model: ir.Model,
+    sites: Sequence[Site],
+    plan: Plan,
+    *,
+    seed: int = 0,
+    on_layer: Callable[[str], None] | None = None,
+) -> tuple[Rewritten, ...]:
+    """Rewrite the model in place as the plan says; the same plan, seed and model give the same bytes.
+
+    Layers that share a weight and are given the same method and ranks share the factors.
+
+    Raises:
+        UsageError: The plan names a layer that the model has not.
+        ModelError: A weight holds NaN or infinite values, or its factors do not fit the element type.
+    """
+    by_name = {(site.layer.graph, site.layer.name): site for site in sites}
+    users = Counter(id(site.root) for site in sites)
+    fitted: dict[object, Factors] = {}
+    rewriter = Rewriter(model)
+    done = []
+    for choice in plan.decomposed:
+        site = by_name.get((choice.graph, choice.layer))
+        if site is None:
+            raise UsageError(f"the plan is for another model: there is no layer {choice.layer!r} here")
+        if on_layer:
+            on_layer(choice.layer)
+        share = _share_key(site, choice) if users[id(site.root)] > 1 else None
+        method = get(choice.method or "", **choice.options)
+        factors = fitted.get(share) if share is not None else None
+        if factors is None:
+            factors = method.fit(site.layer, choice.ranks, seed)
+            _check_range(factors, site)
+        if share is not None:
+            fitted[share] = factors
+        metadata = {
+            "pkg.onnxdecomp.method": method.name,
+            "pkg.onnxdecomp.ranks": ",".join(map(str, choice.ranks)),
+        }
+        done.append(rewriter.replace(site, method.assemble(site.layer, factors), metadata, share))
+    return tuple(done)
+
+
+def _share_key(site: Site, choice: Choice) -> object:
+    """Equal for layers with the same factors: the weight's numbers, the method, its options and ranks."""
+    weight = site.layer.weight
+    digest = hashlib.sha256(np.ascontiguousarray(weight).data).hexdigest()
+    options = tuple(sorted(choice.options.items()))
+    return (
+        digest,
+        weight.shape,
+        site.layer.groups,
+        site.layer.dtype,
+        choice.method,
+        options,
+        choice.ranks,
+    )
+
+
+def _check_range(factors: Factors, site: Site) -> None:
+    limit = {"float16": 65504.0}.get(site.layer.dtype, np.inf)
+    largest = max((float(np.abs(factor).max()) for factor in factors if factor.size), default=0.0)
+    if not largest < limit:
+        raise ModelError(
+            f"{site.layer.name}: its factors reach {largest:.3g}, too large for {site.layer.dtype}; "
+            "exclude the layer or choose another method"
+        )

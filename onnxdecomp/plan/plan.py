@@ -1,0 +1,101 @@
+"""Plan and Choice: the decision for every layer, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from onnxdecomp.chain import Chain, Convolve, MatMul
+from onnxdecomp.errors import UsageError
+from onnxdecomp.layer import Layer
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Numbers stored, and multiply-accumulates for one input at the layer's (assumed) shape."""
+
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What happens to one operator.
+
+    Attributes:
+        layer, graph, op_type: The operator (see Layer).
+        method: The method that takes it, or None where it stays as it is.
+        options: The method's options, by name.
+        ranks: The ranks, in the method's order.
+        reason: Why it stays, a phrase for people; empty where it is decomposed.
+        before: The dense operator's cost; None for an operator whose weight could not be read.
+        after: The chain's cost, also where that is the reason to stay.
+    """
+
+    layer: str
+    graph: str
+    op_type: str
+    method: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ranks: tuple[int, ...] = ()
+    reason: str = ""
+    before: Cost | None = None
+    after: Cost | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One choice per operator that carries a weight, in graph order."""
+
+    choices: tuple[Choice, ...]
+
+    @property
+    def decomposed(self) -> tuple[Choice, ...]:
+        return tuple(choice for choice in self.choices if choice.method is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": 1, "choices": [asdict(choice) for choice in self.choices]}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            UsageError: The value is no plan of a version that this release reads.
+        """
+        if value.get("version") != 1 or not isinstance(value.get("choices"), list):
+            raise UsageError("this is no onnxdecomp plan of version 1")
+        try:
+            return Plan(tuple(_choice(entry) for entry in value["choices"]))
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"the plan is damaged: {error}") from error
+
+
+def _choice(entry: Mapping[str, Any]) -> Choice:
+    def cost(value: Mapping[str, Any] | None) -> Cost | None:
+        return None if value is None else Cost(int(value["params"]), int(value["macs"]))
+
+    return Choice(
+        layer=str(entry["layer"]),
+        graph=str(entry["graph"]),
+        op_type=str(entry["op_type"]),
+        method=entry["method"],
+        options=dict(entry["options"]),
+        ranks=tuple(int(rank) for rank in entry["ranks"]),
+        reason=str(entry["reason"]),
+        before=cost(entry["before"]),
+        after=cost(entry["after"]),
+    )
+
+
+def dense_chain(layer: Layer) -> Chain:
+    """The layer itself as a chain of one step."""
+    if layer.conv is not None:
+        return Chain((Convolve(layer.weight, layer.conv),), layer.bias, layer.inputs, layer.groups)
+    return Chain((MatMul(layer.weight.swapaxes(-1, -2)),), layer.bias, layer.inputs)
+
+
+def cost_of(chain: Chain, layer: Layer) -> Cost:
+    """The chain's cost at the layer's shape, free dimensions bound as Layer.assumed_input_shape does."""
+    return Cost(chain.params, chain.macs(layer.assumed_input_shape()))

@@ -1,0 +1,1 @@
+"""From what the user asks for (`--rank`) to ranks."""

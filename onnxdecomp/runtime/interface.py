@@ -1,0 +1,133 @@
+"""What callers of a model rely on: names, order, types and shapes of its inputs and outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxdecomp.errors import ModelError
+from onnxdecomp.layer import Dim
+
+if TYPE_CHECKING:
+    from onnx import TypeProto, ValueInfoProto
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output as the file declares it; `shape` is None where it declares none."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...] | None
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The inputs that must be fed, those with a default (an initializer of that name), and the outputs.
+
+    Before IR version 4 every weight was listed as an input, and none could be fed: those are left out.
+    """
+
+    inputs: tuple[Port, ...]
+    optional: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+def interface_of(model: str | Path | bytes) -> Interface:
+    """Read from the file; external data are not touched.
+
+    Raises:
+        ModelError: The file is missing or not a model.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        if isinstance(model, bytes):
+            proto = onnx.load_model_from_string(model)
+        else:
+            proto = onnx.load(model, load_external_data=False)
+    except OSError as error:
+        raise ModelError(f"cannot read {model!s}: {error.strerror}") from error
+    except DecodeError as error:
+        raise ModelError(f"{model!s} is not an ONNX model") from error
+    graph = proto.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    weights |= {tensor.values.name for tensor in graph.sparse_initializer}
+    optional = [value for value in graph.input if value.name in weights and proto.ir_version >= 4]
+    return Interface(
+        tuple(_port(value) for value in graph.input if value.name not in weights),
+        tuple(map(_port, optional)),
+        tuple(map(_port, graph.output)),
+    )
+
+
+def differences(original: Interface, new: Interface) -> tuple[str, ...]:
+    """What a caller of the original would notice, a phrase each; () where nothing.
+
+    A dimension must keep its size or its symbolic name. A shape that the original left out altogether
+    may be there in the new model.
+    """
+    return (
+        *_compare("input", original.inputs, new.inputs),
+        *_compare("output", original.outputs, new.outputs),
+    )
+
+
+def lost_defaults(original: Interface, new: Interface) -> tuple[str, ...]:
+    """Names of inputs with a default that the new model no longer lets the caller override."""
+    kept = {port.name for port in new.optional}
+    return tuple(port.name for port in original.optional if port.name not in kept)
+
+
+def _compare(kind: str, before: tuple[Port, ...], after: tuple[Port, ...]) -> list[str]:
+    names, others = [port.name for port in before], [port.name for port in after]
+    found = [f"{kind} {name!r} is missing" for name in names if name not in others]
+    found += [f"{kind} {name!r} is new" for name in others if name not in names]
+    if not found and names != others:
+        found.append(f"{kind}s are ordered {', '.join(others)} instead of {', '.join(names)}")
+    by_name = {port.name: port for port in after}
+    for old in before:
+        new = by_name.get(old.name)
+        if new is None:
+            continue
+        if new.dtype != old.dtype:
+            found.append(f"{kind} {old.name!r} is {new.dtype} instead of {old.dtype}")
+        if old.shape is not None and new.shape != old.shape:
+            shapes = f"{_text(new.shape)} instead of {_text(old.shape)}"
+            found.append(f"{kind} {old.name!r} has shape {shapes}")
+    return found
+
+
+def _text(shape: tuple[Dim, ...] | None) -> str:
+    if shape is None:
+        return "unknown"
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
+def _port(value: ValueInfoProto) -> Port:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return Port(value.name, _type_text(value.type), None)
+    tensor = value.type.tensor_type
+    shape = tuple(_dim(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
+    return Port(value.name, _element(tensor.elem_type), shape)
+
+
+def _dim(dim: object) -> Dim:
+    param, value = str(dim.dim_param), int(dim.dim_value)  # type: ignore[attr-defined]
+    if param:
+        return param
+    known = dim.HasField("dim_value") and value >= 0  # type: ignore[attr-defined]
+    return value if known else None
+
+
+def _element(elem_type: int) -> str:
+    from onnx import TensorProto
+
+    return str(TensorProto.DataType.Name(elem_type)).lower()
+
+
+def _type_text(proto: TypeProto) -> str:
+    return " ".join(str(proto).split())

@@ -1,0 +1,193 @@
+"""Sessions of ONNX Runtime: quiet, on the provider that was asked for or not at all."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from onnxdecomp.errors import ModelError
+from onnxdecomp.layer import Array, Dim
+from onnxdecomp.runtime import providers
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+Feed: TypeAlias = dict[str, Array]
+
+_DTYPES = {
+    "float": "float32",
+    "double": "float64",
+    "string": "str",
+    "bool": "bool",
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a model.
+
+    Attributes:
+        name: Its name.
+        shape: A size, a symbolic name or None per dimension.
+        dtype: NumPy's name ("float32", "str" for strings), or ONNX Runtime's type, "seq(tensor(float))",
+            for what is no tensor.
+    """
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: str
+
+    @property
+    def is_tensor(self) -> bool:
+        return "(" not in self.dtype
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in ("float16", "float32", "float64", "bfloat16")
+
+    def __str__(self) -> str:
+        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"{self.name} {self.dtype}[{dims}]"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A node of the optimised graph and the provider (short name) that runs it."""
+
+    node: str
+    op_type: str
+    provider: str
+
+
+def open_session(
+    model: str | Path | bytes,
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    inter_op: int = 1,
+    low_memory: bool = False,
+    spinning: bool = True,
+    record_nodes: bool = False,
+) -> ort.InferenceSession:
+    """A session on `provider`, with the CPU only for what the provider does not take.
+
+    Args:
+        model: A file, or a serialised model.
+        provider: A short name, see onnxdecomp.runtime.providers.
+        threads: Threads within an operator; 0 lets ONNX Runtime take one per core.
+        inter_op: Threads between operators.
+        low_memory: Give memory back after each run and keep one copy of each weight, but run slower.
+        spinning: Whether idle threads wait busily: fast alone, a disturbance to other sessions.
+        record_nodes: Keep what `placements` reads.
+
+    Raises:
+        ModelError: ONNX Runtime does not load the model.
+        ProviderError: The provider did not start.
+        UsageError: There is no such provider.
+    """
+    import onnxruntime as ort
+
+    wanted = providers.ort_name(provider)
+    if wanted not in ort.get_available_providers():
+        raise providers.not_started(providers.start(provider))
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = inter_op
+    if low_memory:
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if record_nodes:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        with providers.quiet(provider):
+            session = ort.InferenceSession(
+                source, options, providers=providers.preference(provider), enable_fallback=0
+            )
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
+        if wanted != providers.ORT_NAMES["cpu"]:
+            outcome = providers.start(provider)
+            if not outcome.started:
+                raise providers.not_started(outcome) from error
+        raise ModelError(f"ONNX Runtime does not load {_label(model)}: {one_line(error)}") from error
+    if wanted not in session.get_providers():
+        raise providers.not_started(providers.start(provider))
+    session.disable_fallback()
+    return session
+
+
+def run(session: ort.InferenceSession, feed: Mapping[str, Array]) -> list[Array]:
+    """All outputs for one feed, in the model's order.
+
+    Raises:
+        ModelError: ONNX Runtime fails on it; one line.
+    """
+    try:
+        outputs: list[Array] = session.run(None, dict(feed))
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
+        raise ModelError(one_line(error)) from error
+    return outputs
+
+
+def inputs_of(session: ort.InferenceSession) -> tuple[TensorSpec, ...]:
+    """The inputs that must be fed (initializers that may be overridden are left out)."""
+    return tuple(_spec(arg) for arg in session.get_inputs())
+
+
+def outputs_of(session: ort.InferenceSession) -> tuple[TensorSpec, ...]:
+    """The outputs."""
+    return tuple(_spec(arg) for arg in session.get_outputs())
+
+
+def placements(session: ort.InferenceSession) -> tuple[Placement, ...]:
+    """Which provider runs which node: of a session opened with `record_nodes`, else ().
+
+    The nodes are those at the time of partitioning: a fused node has the name of the fusion.
+    """
+    read = getattr(session, "get_provider_graph_assignment_info", None)
+    if read is None:  # ONNX Runtime before 1.24
+        return ()
+    return tuple(
+        Placement(node.name, node.op_type, providers.short_name(part.ep_name))
+        for part in read()
+        for node in part.get_nodes()
+    )
+
+
+def nodes_per_provider(session: ort.InferenceSession) -> dict[str, int]:
+    """How many nodes each provider runs."""
+    return dict(Counter(placement.provider for placement in placements(session)))
+
+
+def one_line(error: BaseException) -> str:
+    """ONNX Runtime's message without its code, on one line of bounded length."""
+    text = str(error).strip() or type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def dtype_of(spec: TensorSpec) -> np.dtype[np.generic]:
+    """The NumPy type that the tensor is fed in."""
+    return np.dtype(object if spec.dtype == "str" else spec.dtype)
+
+
+def _spec(arg: ort.NodeArg) -> TensorSpec:
+    match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
+    dtype = _DTYPES.get(match[1], match[1]) if match else arg.type
+    shape = tuple(None if isinstance(d, int) and d < 0 else d for d in arg.shape or ())
+    return TensorSpec(arg.name, shape, dtype)
+
+
+def _label(model: str | Path | bytes) -> str:
+    return "the model" if isinstance(model, bytes) else str(model)

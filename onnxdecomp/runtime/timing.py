@@ -1,0 +1,141 @@
+"""Timing on a shared machine: interleaved runs, order statistics, intervals from paired rounds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from onnxdecomp.layer import Array
+
+Run: TypeAlias = Callable[[], object]
+
+MIN_ROUNDS = 5
+"""Rounds however short the time is: fewer have no interval worth the name."""
+
+_MAX_ROUNDS = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Timings:
+    """Interleaved runs.
+
+    Attributes:
+        samples: [runs, rounds] wall-clock nanoseconds.
+        order: Per round, the indices of the runs in the order in which they ran.
+    """
+
+    samples: Array
+    order: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Order statistics of one model's latencies, in milliseconds."""
+
+    unit: str
+    count: int
+    min: float
+    mean: float
+    stdev: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of medians with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+
+
+def interleave(
+    runs: Sequence[Run],
+    *,
+    duration: float = 2.0,
+    iterations: int | None = None,
+    warmup: int = 3,
+    seed: int = 0,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> Timings:
+    """Time each of `runs` once per round, each round in a new random order.
+
+    What disturbs the machine then disturbs all alike, and none always runs after the same other.
+
+    Args:
+        runs: What to time; each is run `warmup` times before.
+        duration: Seconds after which no further round begins (at least MIN_ROUNDS are run).
+        iterations: The number of rounds, in place of `duration`.
+        warmup: Untimed runs of each.
+        seed: Of the order.
+        clock: Nanoseconds.
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(warmup):
+        for run in runs:
+            run()
+    samples: list[list[int]] = []
+    order: list[tuple[int, ...]] = []
+    begin = clock()
+    while len(order) < (iterations or _MAX_ROUNDS):
+        if iterations is None and len(order) >= MIN_ROUNDS and clock() - begin >= duration * 1e9:
+            break
+        turn = tuple(int(index) for index in rng.permutation(len(runs)))
+        row = [0] * len(runs)
+        for index in turn:
+            run = runs[index]
+            start = clock()
+            run()
+            row[index] = clock() - start
+        samples.append(row)
+        order.append(turn)
+    return Timings(np.array(samples, np.int64).T.reshape(len(runs), len(order)), tuple(order))
+
+
+def summarise(nanoseconds: Array) -> Summary:
+    """Order statistics (linear interpolation between samples) of a vector of nanoseconds."""
+    ms = np.asarray(nanoseconds, np.float64) / 1e6
+    p50, p90, p95, p99 = (float(value) for value in np.percentile(ms, (50, 90, 95, 99)))
+    stdev = float(ms.std(ddof=1)) if len(ms) > 1 else 0.0
+    return Summary("ms", len(ms), float(ms.min()), float(ms.mean()), stdev, p50, p90, p95, p99)
+
+
+def ratio_of_medians(
+    new: Array, baseline: Array, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> Ratio:
+    """median(new) / median(baseline) with a percentile bootstrap interval (Efron 1979) over the rounds.
+
+    Both are [rounds]; rounds are drawn as pairs, so that what slowed a whole round down cancels out. The
+    rounds are taken as independent: slow drifts of the machine make the true interval wider.
+    """
+    a, b = np.asarray(new, np.float64), np.asarray(baseline, np.float64)
+    value = float(np.median(a) / np.median(b))
+    if len(a) < 2:
+        return Ratio(value, math.nan, math.nan, confidence)
+    from scipy.stats import bootstrap
+
+    def statistic(x: Array, y: Array, axis: int = -1) -> Array:
+        return np.asarray(np.median(x, axis=axis) / np.median(y, axis=axis))
+
+    result = bootstrap(
+        (a, b),
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, 1_000_000 // len(a)),  # bounds the memory: [batch, rounds] of float64, twice
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = (float(limit) for limit in result.confidence_interval)
+    return Ratio(value, low, high, confidence)

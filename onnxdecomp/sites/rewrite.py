@@ -1,0 +1,119 @@
+"""Putting chains in the place of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.chain import Chain
+from onnxdecomp.graph.constants import discard
+from onnxdecomp.graph.walk import Place, node_names, value_names
+from onnxdecomp.layer import Array
+from onnxdecomp.sites.base import Site
+from onnxdecomp.sites.emit import Emitter, emit_conv, emit_linear
+
+
+@dataclass(frozen=True, eq=False)
+class Rewritten:
+    """A layer that was replaced: its site just before, the chain, and the nodes that stand there now."""
+
+    site: Site
+    chain: Chain
+    nodes: tuple[ir.Node, ...]
+
+
+@dataclass(eq=False)
+class Rewriter:
+    """Replaces sites of one model; keeps names unique and stores equal factors once."""
+
+    model: ir.Model
+    _names: set[str] = field(init=False)
+    _stored: dict[object, ir.Value] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._names = value_names(self.model) | node_names(self.model)
+
+    def replace(
+        self, site: Site, chain: Chain, metadata: Mapping[str, str], share: object = None
+    ) -> Rewritten:
+        """Replace the site's nodes by the chain's.
+
+        The last new node takes the name, the output name and the output's uses of the site's last node;
+        the dense weight goes when nothing uses it any more. Sites replaced with the same `share` (any
+        hashable) have the same factors, which are stored once.
+        """
+        site = site.current()
+        last_old = site.nodes[-1]
+        old = site.output
+        emit = Emitter(
+            constant=lambda array, name, key: self._constant(site.place, array, name, key),
+            unique=self._unique,
+            name=site.layer.name,
+            dtype=_data_type(site.layer.dtype),
+            metadata={"pkg.onnxdecomp.layer": site.layer.name, **metadata},
+            share=share,
+        )
+        (emit_conv if site.layer.conv is not None else emit_linear)(chain, site, emit)
+        last = emit.nodes[-1]
+        new = last.outputs[0]
+        last.name = last_old.name or site.layer.name
+        for key, value in last_old.metadata_props.items():
+            last.metadata_props.setdefault(key, value)
+        last.doc_string = last_old.doc_string
+        ir.convenience.replace_nodes_and_values(
+            site.place.graph,
+            insertion_point=last_old,
+            old_nodes=list(site.nodes),
+            new_nodes=emit.nodes,
+            old_values=[old],
+            new_values=[new],
+        )
+        discard(site.weight)
+        if site.bias is not None:
+            discard(site.bias)
+        return Rewritten(site, chain, tuple(emit.nodes))
+
+    def _unique(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self._names:
+            name, count = f"{wanted}_{count}", count + 1
+        self._names.add(name)
+        return name
+
+    def _constant(self, place: Place, array: Array, name: str, key: object) -> ir.Value:
+        """An initializer of the main graph, which subgraphs may capture; in a function a Constant node."""
+        owner = place.path if place.function is not None else ""
+        identity = None if key is None else (owner, key, array.dtype.str)
+        if identity is not None and identity in self._stored:
+            return self._stored[identity]
+        tensor = ir.Tensor(array, name=self._unique(name))
+        if place.function is not None:
+            value = self._constant_node(place, tensor)
+        else:
+            value = ir.Value(
+                name=tensor.name,
+                const_value=tensor,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(array.shape),
+            )
+            self.model.graph.register_initializer(value)
+        if identity is not None:
+            self._stored[identity] = value
+        return value
+
+    def _constant_node(self, place: Place, tensor: ir.TensorProtocol) -> ir.Value:
+        assert place.function is not None
+        node = ir.node(
+            "Constant", [], attributes={"value": tensor}, name=self._unique(f"{tensor.name}/constant")
+        )
+        node.outputs[0].name = tensor.name
+        first = place.function[0]
+        place.function.insert_before(first, node)
+        return node.outputs[0]
+
+
+def _data_type(name: str) -> ir.DataType:
+    return ir.DataType.BFLOAT16 if name == "bfloat16" else ir.DataType.from_numpy(np.dtype(name))

@@ -1,0 +1,103 @@
+"""The decompose stage: plan, fit the factors, put the chains in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from onnxdecomp.errors import UsageError
+from onnxdecomp.graph.shapes import infer_shapes
+from onnxdecomp.plan.carry_out import carry_out
+from onnxdecomp.plan.plan import Plan
+from onnxdecomp.plan.uniform import Request, Saving, plan_uniform
+from onnxdecomp.ranks.multiple import quantum
+from onnxdecomp.ranks.spec import parse
+from onnxdecomp.sites.base import Site
+from onnxdecomp.sites.find import find
+from onnxdecomp.stage import Stage, StageResult
+
+
+@dataclass(frozen=True)
+class Decompose(Stage):
+    """Replace layers by chains of smaller ones."""
+
+    name: ClassVar[str] = "decompose"
+    summary: ClassVar[str] = "replace layers by chains of smaller ones"
+
+    method: str = field(default="tucker", metadata={"help": "decomposition, see 'onnxdecomp methods'"})
+    options: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "the method's own options, by name"}
+    )
+    rank: str = field(
+        default="0.5",
+        metadata={"help": "16 | 16,32 | 0.5 (of full) | energy=0.95 | error=0.05 | evbmf"},
+    )
+    rank_multiple: str = field(
+        default="1",
+        metadata={"help": "round ranks to multiples of N; auto: what the provider's kernels block by"},
+    )
+    include: tuple[str, ...] = field(
+        default=(), metadata={"help": "only layers whose name matches a pattern"}
+    )
+    exclude: tuple[str, ...] = field(default=(), metadata={"help": "no layer whose name matches a pattern"})
+    must_save: Saving = field(
+        default="macs",
+        metadata={
+            "help": "what a chain must need less of than its layer: macs, params, both, either or none"
+        },
+    )
+    skip_below: float = field(
+        default=0.1,
+        metadata={"help": "a layer stays if its MACs and parameters are below this share of the average's"},
+    )
+    freeze_initializers: bool = field(
+        default=False, metadata={"help": "treat initializers that are also graph inputs as constants"}
+    )
+    provider: str = field(default="cpu", metadata={"help": "the provider that rank_multiple=auto aligns to"})
+    seed: int = field(default=0, metadata={"help": "seed of everything random"})
+    on_layer: Callable[[int, int, str], None] | None = field(default=None, compare=False, repr=False)
+
+    def plan(self, model: ir.Model) -> tuple[Plan, list[Site]]:
+        """What would be done, without doing it (activation shapes are filled in)."""
+        infer_shapes(model)
+        sites, skips = find(model, freeze=self.freeze_initializers)
+        request = Request(
+            method=self.method,
+            rank=parse(self.rank),
+            multiple=self._multiple(),
+            options=self.options,
+            include=tuple(self.include),
+            exclude=tuple(self.exclude),
+            must_save=self.must_save,
+            skip_below=self.skip_below,
+        )
+        return plan_uniform(sites, skips, request), sites
+
+    def call(self, model: ir.Model) -> StageResult:
+        """Plan and carry out; the plan goes into the record."""
+        plan, sites = self.plan(model)
+        total = len(plan.decomposed)
+        count = iter(range(total))
+        report = self.on_layer
+        rewritten = carry_out(
+            model,
+            sites,
+            plan,
+            seed=self.seed,
+            on_layer=(lambda layer: report(next(count), total, layer)) if report else None,
+        )
+        return StageResult(model, bool(rewritten), rewritten=rewritten, record={"plan": plan.to_json()})
+
+    def _multiple(self) -> int:
+        if self.rank_multiple == "auto":
+            return quantum(self.provider)
+        try:
+            multiple = int(self.rank_multiple)
+        except ValueError:
+            multiple = 0
+        if multiple < 1:
+            raise UsageError(f"rank multiple {self.rank_multiple!r} is neither a positive number nor 'auto'")
+        return multiple

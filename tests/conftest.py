@@ -1,0 +1,34 @@
+"""What several tests share: the corpus of real models, and hypothesis' profiles."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# "ci" repeats itself: a red run is the change's fault. HYPOTHESIS_PROFILE=thorough looks further.
+_slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=_slow_data)
+settings.register_profile("thorough", max_examples=2000, deadline=None, suppress_health_check=_slow_data)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def corpus_root() -> Path:
+    """Where the corpus would be: $ONNXDECOMP_CORPUS, else ../shared/corpus from the repository."""
+    named = os.environ.get("ONNXDECOMP_CORPUS")
+    return Path(named) if named else ROOT.parent / "shared" / "corpus"
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """The corpus' folder, with corpus.json, models/ and data/; skips the test where there is none."""
+    root = corpus_root()
+    if not (root / "corpus.json").is_file():
+        if os.environ.get("ONNXDECOMP_CORPUS"):
+            pytest.fail(f"ONNXDECOMP_CORPUS={root}: there is no corpus.json in this folder")
+        pytest.skip(f"no corpus in {root}: set ONNXDECOMP_CORPUS to the folder with corpus.json")
+    return root

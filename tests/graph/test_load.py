@@ -1,0 +1,343 @@
+"""Loading: what is loaded, and every way in which a file can be bad."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper
+
+from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.load import inherit, load, sha256, source, total_bytes
+from onnxdecomp.graph.save import save
+from tests.graph import builders as b
+
+
+def refusal(path: Path) -> str:
+    """The message, after checking that it is one line that names the file, with exit code 3."""
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message
+
+
+def loads(path: Path) -> bool:
+    try:
+        load(path)
+    except ModelError:
+        return False
+    return True
+
+
+def weight(model: ir.Model) -> ir.TensorProtocol:
+    tensor = model.graph.initializers["W"].const_value
+    assert tensor is not None
+    return tensor
+
+
+def test_inline(tmp_path: Path) -> None:
+    proto = b.linear()
+    model = load(b.write(proto, tmp_path / "m.onnx"))
+    assert np.array_equal(weight(model).numpy(), numpy_helper.to_array(proto.graph.initializer[0]))
+    assert source(model) is not None
+
+
+def test_missing(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "none.onnx")
+
+
+def test_folder(tmp_path: Path) -> None:
+    assert "folder" in refusal(tmp_path)
+
+
+def test_empty(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    assert "empty" in refusal(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9, 0.98, 0.999])
+def test_truncated(tmp_path: Path, share: float) -> None:
+    path = b.write(b.linear(), tmp_path / "m.onnx")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    refusal(path)
+
+
+def test_every_truncation_of_a_small_model(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    proto = b.linear(2)
+    content = proto.SerializeToString()
+    for end in range(1, len(content)):
+        path.write_bytes(content[:end])
+        if loads(path):  # then only the import of a domain that nothing uses is missing
+            assert len(content) - end <= len(proto.opset_import[1].SerializeToString()) + 2
+
+
+def test_random_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    generator = random.Random(0)
+    for size in (1, 2, 3, 5, 10, 100, 10_000):
+        for _ in range(50):
+            path.write_bytes(generator.randbytes(size))
+            refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\x30\x00\x00\x00ORTM\x00\x00", "ORT format"),
+        (b"PK\x03\x04 a zip archive", "not an ONNX model"),
+        (b"<!DOCTYPE html><html></html>", "not an ONNX model"),
+    ],
+)
+def test_other_formats(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    assert says in refusal(tmp_path / "m.onnx")
+
+
+def test_no_opset(tmp_path: Path) -> None:
+    proto = b.linear()
+    del proto.opset_import[:]
+    assert "opset" in refusal(b.write(proto, tmp_path / "m.onnx"))
+
+
+def test_no_outputs(tmp_path: Path) -> None:
+    proto = b.linear()
+    del proto.graph.output[:]
+    assert "no outputs" in refusal(b.write(proto, tmp_path / "m.onnx"))
+
+
+def test_newer_than_the_runtime(tmp_path: Path) -> None:
+    newest = onnx.defs.onnx_opset_version() + 20
+    assert f"opset {newest} of ai.onnx" in refusal(b.write(b.linear(opset=newest), tmp_path / "a.onnx"))
+    assert "IR version 99" in refusal(b.write(b.linear(ir_version=99), tmp_path / "b.onnx"))
+    proto = b.linear()
+    proto.opset_import[1].domain, proto.opset_import[1].version = "com.microsoft", 77
+    assert "opset 77 of com.microsoft" in refusal(b.write(proto, tmp_path / "c.onnx"))
+
+
+def test_what_the_runtime_reads_is_not_refused(tmp_path: Path) -> None:
+    """The refusal says up to which version the runtime reads: that version loads in both."""
+    message = refusal(b.write(b.linear(opset=99), tmp_path / "a.onnx"))
+    newest = int(message.split("which is ")[1].split(";")[0])
+    path = b.write(b.linear(opset=newest), tmp_path / "b.onnx")
+    load(path)
+    b.session(path)
+
+
+def test_unknown_domain_loads(tmp_path: Path) -> None:
+    proto = b.model([helper.make_node("Thing", ["x"], ["y"], domain="local")])
+    load(b.write(proto, tmp_path / "m.onnx"))
+
+
+def test_undefined_value(tmp_path: Path) -> None:
+    proto = b.model([helper.make_node("Add", ["x", "ghost"], ["y"], "adder")])
+    message = refusal(b.write(proto, tmp_path / "m.onnx"))
+    assert "'ghost'" in message
+    assert "'adder'" in message
+
+
+def test_undefined_output(tmp_path: Path) -> None:
+    proto = b.model([helper.make_node("Relu", ["x"], ["z"])])
+    assert "'y'" in refusal(b.write(proto, tmp_path / "m.onnx"))
+
+
+def test_circle(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Add", ["x", "y"], ["z"]), helper.make_node("Relu", ["z"], ["y"])]
+    assert "circle" in refusal(b.write(b.model(nodes), tmp_path / "m.onnx"))
+
+
+def test_unsorted_nodes_are_put_in_order(tmp_path: Path) -> None:
+    proto = b.nested()
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend(reversed(nodes))  # now the If captures what comes after it
+    model = load(b.write(proto, tmp_path / "m.onnx"))
+    assert [node.op_type for node in model.graph] == ["Identity", "If"]
+
+
+def test_sparse_initializer(tmp_path: Path) -> None:
+    proto = b.linear()
+    values = numpy_helper.from_array(np.ones(1, np.float32), "S")
+    places = numpy_helper.from_array(np.zeros(1, np.int64), "S_at")
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4]))
+    assert "sparse" in refusal(b.write(proto, tmp_path / "m.onnx"))
+
+
+def test_map_type(tmp_path: Path) -> None:
+    proto = b.linear()
+    proto.graph.output[0].type.map_type.key_type = onnx.TensorProto.INT64
+    assert "cannot be represented" in refusal(b.write(proto, tmp_path / "m.onnx"))
+
+
+# External data
+
+
+@pytest.fixture
+def external(tmp_path: Path) -> Path:
+    return b.write(b.linear(), tmp_path / "m.onnx", "weights.bin")
+
+
+def expected() -> np.ndarray:
+    return numpy_helper.to_array(b.linear().graph.initializer[0])
+
+
+def test_external(external: Path) -> None:
+    model = load(external)
+    assert np.array_equal(weight(model).numpy(), expected())
+    found = source(model)
+    assert found is not None
+    assert found.data == (external.parent / "weights.bin",)
+    assert total_bytes(external) == external.stat().st_size + (4 * 32 + 32) * 4
+    assert len(sha256(external)) == 64
+
+
+def test_external_relative_path(external: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(external.parent)
+    assert np.array_equal(weight(load("m.onnx")).numpy(), expected())
+
+
+def test_external_missing(external: Path) -> None:
+    (external.parent / "weights.bin").unlink()
+    message = refusal(external)
+    assert "'weights.bin'" in message
+    assert "missing" in message
+
+
+def test_external_too_short(external: Path) -> None:
+    os.truncate(external.parent / "weights.bin", 100)
+    assert "incomplete" in refusal(external)
+
+
+@pytest.mark.parametrize(("key", "value"), [("length", "4"), ("length", "99999"), ("offset", "-4")])
+def test_external_nonsense_extent(external: Path, key: str, value: str) -> None:
+    proto = onnx.load(external, load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == key:
+            entry.value = value
+    external.write_bytes(proto.SerializeToString())
+    refusal(external)
+
+
+@pytest.mark.parametrize("link", ["symlink", "hardlink", "folder"])
+def test_external_through_links(external: Path, tmp_path: Path, link: str) -> None:
+    """As caches keep their files: the content under another name, outside the model's folder."""
+    data, blobs = external.parent / "weights.bin", tmp_path / "blobs"
+    blobs.mkdir()
+    data.rename(blobs / "blob")
+    if link == "symlink":
+        data.symlink_to(blobs / "blob")
+        path = external
+    elif link == "hardlink":
+        data.hardlink_to(blobs / "blob")
+        path = external
+    else:
+        (blobs / "blob").rename(blobs / "weights.bin")
+        external.rename(blobs / "m.onnx")
+        (tmp_path / "alias").symlink_to(blobs)
+        path = tmp_path / "alias" / "m.onnx"
+    assert np.array_equal(weight(load(path)).numpy(), expected())
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "a/../../weights.bin", "/etc/passwd", "", "."])
+def test_external_outside_the_folder(tmp_path: Path, location: str) -> None:
+    (tmp_path / "in").mkdir()
+    path = b.write(b.linear(), tmp_path / "in" / "m.onnx", "weights.bin")
+    (tmp_path / "in" / "weights.bin").rename(tmp_path / "weights.bin")
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        tensor.external_data[0].value = location
+    path.write_bytes(proto.SerializeToString())
+    assert "refused" in refusal(path)
+
+
+def test_external_outlives_the_name_of_its_file(external: Path) -> None:
+    model = load(external)
+    (external.parent / "new").write_bytes(bytes(1000))
+    (external.parent / "new").replace(external.parent / "weights.bin")
+    assert np.array_equal(weight(model).numpy(), expected())
+
+
+def test_external_in_a_constant_of_a_subgraph(tmp_path: Path) -> None:
+    array = b.rng().standard_normal((4, 4)).astype(np.float32)
+    inner = helper.make_graph(
+        [
+            helper.make_node("Constant", [], ["W"], value=numpy_helper.from_array(array, "W")),
+            helper.make_node("MatMul", ["x", "W"], ["t"]),
+        ],
+        "branch",
+        [],
+        [b.info("t", None)],
+    )
+    node = helper.make_node("If", ["c"], ["y"], "if", then_branch=inner, else_branch=inner)
+    proto = b.model([node], {"c": np.asarray(True)})
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="d", size_threshold=0, convert_attribute=True)
+    branch = load(path).graph[0].attributes["then_branch"].as_graph()
+    assert np.array_equal(branch[0].attributes["value"].as_tensor().numpy(), array)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "int4", "uint4", "float8e4m3fn", "bool"])
+def test_external_types(tmp_path: Path, dtype: str) -> None:
+    code = onnx.TensorProto.DataType.Value(dtype.upper())
+    array = b.rng().integers(0, 2, 7).astype(helper.tensor_dtype_to_np_dtype(code))
+    tensor = numpy_helper.from_array(array, "V")
+    proto = b.linear(ir_version=10, opset=21)
+    proto.graph.initializer.append(tensor)
+    model = load(b.write(proto, tmp_path / "m.onnx", "d"))
+    stored = model.graph.initializers["V"].const_value
+    assert stored is not None
+    assert np.array_equal(stored.numpy(), array)
+
+
+ROWS, COLUMNS = 4096, 150_000
+
+
+def beyond_2_gib(folder: Path) -> Path:
+    """A model of 2.3 GiB whose data file has no blocks on the disk."""
+    path, data = folder / "m.onnx", folder / "big"
+    tensor = onnx.TensorProto(name="W", data_type=b.FLOAT, dims=[ROWS, COLUMNS])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    length = ROWS * COLUMNS * 4
+    for key, value in (("location", "big"), ("offset", "0"), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+    proto = b.model([helper.make_node("MatMul", ["x", "W"], ["y"])], inputs=[b.info("x", ["N", ROWS])])
+    proto.graph.initializer.append(tensor)
+    path.write_bytes(proto.SerializeToString())
+    with data.open("wb") as file:
+        file.truncate(length)
+    if data.stat().st_blocks > 1000:
+        pytest.skip("this file system has no sparse files")
+    return path
+
+
+def test_beyond_2_gib(tmp_path: Path) -> None:
+    """The pages are not read: it takes no longer than a small model."""
+    model = load(beyond_2_gib(tmp_path))
+    assert weight(model).nbytes == ROWS * COLUMNS * 4 > 1 << 31
+    assert weight(model).numpy()[-1, -1] == 0
+
+
+@pytest.mark.skipif(os.environ.get("ONNXDECOMP_BIG") != "1", reason="writes 2.3 GiB: set ONNXDECOMP_BIG=1")
+def test_save_beyond_2_gib(tmp_path: Path) -> None:
+    model = load(beyond_2_gib(tmp_path))
+    copied = load(save(model, tmp_path / "copy.onnx"))
+    assert weight(copied).numpy().shape == (ROWS, COLUMNS)
+
+
+def test_inherit(external: Path) -> None:
+    model = load(external)
+    made_anew = ir.from_proto(ir.to_proto(model))
+    assert source(made_anew) is None
+    inherit(made_anew, model)
+    assert source(made_anew) == source(model)
+    assert source(model.clone()) == source(model)

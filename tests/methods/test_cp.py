@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tensorly.cp_tensor import cp_to_tensor
+from tensorly.decomposition import parafac
+
+from onnxdecomp.chain import Convolve
+from onnxdecomp.layer import Array
+from onnxdecomp.methods.cp import Cp, _dense, _start
+from tests.methods.layers import conv_layer, error_of, fitted
+
+
+def planted(rank: int, seed: int, noise: float = 0.0) -> Array:
+    rng = np.random.default_rng(seed)
+    a, b, c = (rng.standard_normal((n, rank)) for n in (20, 16, 9))
+    w: Array = np.einsum("tr,sr,kr->tsk", a, b, c)
+    w += noise * rng.standard_normal(w.shape)
+    return w.reshape(20, 16, 3, 3).astype(np.float32)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_planted_rank_is_fitted(rank: int) -> None:
+    layer = conv_layer(20, 16, (3, 3), weight=planted(rank, seed=rank))
+    assert error_of(Cp(tolerance=1e-6, max_sweeps=500), layer, (rank,)) < 1e-3
+
+
+@pytest.mark.parametrize("rank", [5, 20, 60])
+def test_better_than_its_start_and_close_to_tensorly(rank: int) -> None:
+    layer = conv_layer(20, 16, (3, 3), weight=planted(12, seed=0, noise=2.0))
+    w = layer.weight.reshape(20, 16, 9)
+    ours = error_of(Cp(), layer, (rank,))
+    start = np.linalg.norm(_dense(_start(w, rank)) - w) / np.linalg.norm(w)
+    assert ours < start < 1
+    theirs = parafac(w.astype(np.float64), rank, n_iter_max=50, init="random", random_state=0)
+    assert ours <= np.linalg.norm(cp_to_tensor(theirs) - w) / np.linalg.norm(w) * 1.03
+
+
+def test_start_is_exact_with_all_slices() -> None:
+    w = np.random.default_rng(0).standard_normal((5, 6, 4))
+    np.testing.assert_allclose(_dense(_start(w, 20)), w, atol=1e-12)
+
+
+def test_components_are_balanced_and_bounded() -> None:
+    layer = conv_layer(20, 16, (3, 3), weight=planted(12, seed=0, noise=2.0))
+    first, depthwise, last = Cp().fit(layer, (40,))
+    norms = [np.linalg.norm(f.reshape(40, -1), axis=1) for f in (first, depthwise)]
+    norms.append(np.linalg.norm(last.reshape(20, 40), axis=0))
+    np.testing.assert_allclose(norms[0], norms[1], rtol=1e-3)
+    np.testing.assert_allclose(norms[0], norms[2], rtol=1e-3)
+    # Cancelling components would be larger than what they add up to.
+    assert np.prod(norms, axis=0).max() < 2 * np.linalg.norm(layer.weight)
+
+
+def test_split_kernel_takes_attributes_by_axis() -> None:
+    layer = conv_layer(8, 6, (3, 1, 2), groups=2, transposed=True, stride=2)
+    _, first, second, _ = fitted(Cp(split_kernel=True), layer, (3,)).steps
+    assert isinstance(first, Convolve)
+    assert isinstance(second, Convolve)
+    # The axis of length 1 has its stride in the first step.
+    assert first.spec.strides == (2, 2, 1)
+    assert first.spec.pads == (1, 1, 0, 0, 0, 0)
+    assert first.spec.output_padding == (1, 1, 0)
+    assert second.spec.strides == (1, 1, 2)
+    assert second.spec.pads == (0, 0, 1, 0, 0, 0)
+    assert second.spec.output_padding == (0, 0, 1)
+    assert first.spec.groups == second.spec.groups == 6
+    assert (first.weight.shape, second.weight.shape) == ((6, 1, 3, 1, 1), (6, 1, 1, 1, 2))
+
+
+def test_fraction_counts_parameters() -> None:
+    layer = conv_layer(20, 16, (3, 3))
+    (rank,) = Cp().fraction_ranks(layer, 0.5)
+    assert rank == round(0.5 * 20 * 16 * 9 / (20 + 16 + 9))
+    assert Cp().full_ranks(layer) == (16 * 9,)
+
+
+def test_too_large_a_full_rank_is_refused() -> None:
+    weight = np.broadcast_to(np.float32(0), (1024, 1024, 9, 9))
+    reason = Cp().refusal(conv_layer(1024, 1024, (9, 9), weight=weight))
+    assert reason is not None
+    assert "65536" in reason

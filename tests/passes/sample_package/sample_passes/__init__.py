@@ -1,0 +1,3 @@
+"""The passes of this package, by name."""
+
+PASSES = {"drop-dropout": "sample_passes.dropout:DropDropout"}

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from onnxdecomp.runtime.timing import MIN_ROUNDS, interleave, ratio_of_medians, summarise
+
+
+def test_every_round_runs_every_model_once_in_the_recorded_order() -> None:
+    log: list[int] = []
+    runs = [lambda index=index: log.append(index) for index in range(3)]
+    timings = interleave(runs, iterations=20, warmup=2, seed=1)
+    assert log[:6] == [0, 1, 2] * 2
+    assert tuple(log[6:]) == tuple(itertools.chain(*timings.order))
+    assert all(sorted(turn) == [0, 1, 2] for turn in timings.order)
+    assert len(set(timings.order)) > 1
+    assert timings.samples.shape == (3, 20)
+    assert timings.order == interleave(runs, iterations=20, seed=1).order
+
+
+def test_samples_belong_to_their_runs_and_the_duration_ends_it() -> None:
+    now = 0
+
+    def wait(amount: int) -> None:
+        nonlocal now
+        now += amount
+
+    runs = [lambda: wait(10), lambda: wait(30)]
+    timings = interleave(runs, duration=1e-6, warmup=0, clock=lambda: now)
+    assert timings.samples.tolist() == [[10] * 25, [30] * 25]
+    short = interleave(runs, duration=1e-9, clock=lambda: now)
+    assert len(short.order) == MIN_ROUNDS
+
+
+def test_summary() -> None:
+    summary = summarise(np.arange(1, 102) * 1_000_000)
+    assert (summary.unit, summary.count, summary.min, summary.p50, summary.p90) == ("ms", 101, 1, 51, 91)
+    assert (summary.p95, summary.p99, summary.mean) == (96, 100, 51)
+    assert summary.stdev == pytest.approx(np.std(np.arange(101), ddof=1))
+
+
+def test_the_interval_covers_the_ratio_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(60):
+        load = rng.lognormal(0, 0.5, 150)  # a disturbance that both models of a round share
+        a = 0.8 * load * rng.lognormal(0, 0.1, 150)
+        b = load * rng.lognormal(0, 0.1, 150)
+        ratio = ratio_of_medians(a, b, resamples=300, seed=seed)
+        assert ratio.low <= ratio.value <= ratio.high
+        covered += ratio.low <= 0.8 <= ratio.high
+    assert covered >= 51  # 57 expected; below 51 has a chance of about one in a hundred
+
+
+def test_a_clear_difference_excludes_one() -> None:
+    rng = np.random.default_rng(0)
+    ratio = ratio_of_medians(5 + rng.random(100), 10 + rng.random(100))
+    assert ratio.high < 0.7
+
+
+def test_pairs_cancel_what_rounds_share() -> None:
+    rng = np.random.default_rng(0)
+    load = rng.lognormal(0, 1, 200)
+    paired = ratio_of_medians(load * 0.9, load)
+    assert paired.low == pytest.approx(0.9)
+    assert paired.high == pytest.approx(0.9)
+
+
+def test_one_round_has_no_interval() -> None:
+    ratio = ratio_of_medians(np.array([2]), np.array([4]))
+    assert ratio.value == 0.5
+    assert np.isnan(ratio.low)
