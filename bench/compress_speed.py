@@ -10,14 +10,14 @@ the same ranks (those that onnxdecomp's plan chooses) and write an ONNX file:
   pipeline, so with the simplifier in a process of its own and the lowering check of every layer;
 - TensorLy: bench/straightforward.py.
 
-Every run is a fresh process; the two ways take turns. Reported are the medians of
+Every run is a fresh process; the two ways take turns. Reported are
 
-- the job's wall time, after the imports, and the process' wall time with them;
-- the peak of the resident memory of the process and its children together, beyond what the process held
-  after the imports (sampled every 5 ms, and the process' own high-water mark from the kernel);
-
-and the relative error of all decomposed weights together, recomputed from the written file:
-sqrt(sum |What - W|^2 / sum |W|^2).
+- medians of the job's wall time, after the imports, and of the process' wall time with them;
+- the peak of the resident memory beyond what the process held after its imports, from one more run:
+  the process' own high-water mark as the kernel keeps it, or the sum over the process and its children
+  where samples of that are higher. That run is not timed, for sampling takes a share of a core;
+- the relative error of all decomposed weights together, recomputed from the written file:
+  sqrt(sum |What - W|^2 / sum |W|^2).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ BUILDERS: Mapping[str, Callable[[], ir.Model]] = {
 WAYS = ("onnxdecomp", "tensorly")
 METHOD, RANK = "tucker", "0.5"
 
-_SAMPLE_SECONDS = 0.005
+_SAMPLE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Run:
     Attributes:
         job_s: Seconds from the file to the written file, imports done before.
         process_s: Seconds from the start of the process to its end.
-        peak_bytes: Peak of the resident memory, children included, beyond `imports_bytes`.
-        own_peak_bytes: The same of the process without its children.
         imports_bytes: Resident memory after the imports.
+        own_peak_bytes: Peak of the resident memory of the process beyond that.
+        peak_bytes: The same of the process and its children together; None where not sampled.
     """
 
     job_s: float
     process_s: float
-    peak_bytes: int
-    own_peak_bytes: int
     imports_bytes: int
+    own_peak_bytes: int
+    peak_bytes: int | None
 
 
 def ranks_of(path: Path) -> dict[str, tuple[int, ...]]:
@@ -82,22 +82,23 @@ def ranks_of(path: Path) -> dict[str, tuple[int, ...]]:
     return {choice.layer: choice.ranks for choice in plan.decomposed}
 
 
-def measure(way: str, source: Path, target: Path, ranks: Path) -> Run:
-    """Run one job and watch its memory."""
+def measure(way: str, source: Path, target: Path, ranks: Path, *, sample: bool) -> Run:
+    """Run one job; with `sample`, watch the memory of its children too."""
     command = [sys.executable, "-m", "bench.compress_speed", "--job", way]
     command += [str(path) for path in (source, target, ranks)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), *filter(None, sys.path)))}
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=ROOT, text=True)
-    sampled = _Peak(process.pid)
+    sampled = _Peak(process.pid) if sample else None
     output, _ = process.communicate()
     elapsed = time.perf_counter() - start
-    together = sampled.stop()
+    together = sampled.stop() if sampled else None
     if process.returncode:
         raise SystemExit(f"the {way} job on {source.name} failed with exit code {process.returncode}")
     said = json.loads(output.splitlines()[-1])
     imports, own = said["imports_bytes"], said["peak_bytes"]
-    return Run(said["job_s"], elapsed, max(together, own) - imports, own - imports, imports)
+    peak = None if together is None else max(together, own) - imports
+    return Run(said["job_s"], elapsed, imports, own - imports, peak)
 
 
 class _Peak:
@@ -191,27 +192,28 @@ def compare(name: str, folder: Path, repeats: int) -> dict[str, Any]:
     shapes.save(BUILDERS[name](), source)
     ranks.write_text(json.dumps(ranks_of(source)))
     runs: dict[str, list[Run]] = {way: [] for way in WAYS}
-    for turn in range(repeats):
+    for turn in range(repeats + 1):
         for way in WAYS if turn % 2 == 0 else reversed(WAYS):
             target = folder / f"{name}.{way}.onnx"
             target.unlink(missing_ok=True)
-            runs[way].append(measure(way, source, target, ranks))
-            print(f"{name} {turn + 1}/{repeats} {way}: {runs[way][-1]}", file=sys.stderr, flush=True)
+            runs[way].append(measure(way, source, target, ranks, sample=turn == repeats))
+            print(f"{name} {turn + 1}/{repeats + 1} {way}: {runs[way][-1]}", file=sys.stderr, flush=True)
     layers = json.loads(ranks.read_text())
     size = source.stat().st_size
     ways = {}
     for way in WAYS:
         target = folder / f"{name}.{way}.onnx"
-        medians = {
-            key: statistics.median(asdict(run)[key] for run in runs[way])
-            for key in ("job_s", "process_s", "peak_bytes", "own_peak_bytes")
-        }
+        *timed, sampled = runs[way]
+        assert sampled.peak_bytes is not None
         ways[way] = {
-            **medians,
-            "peak_over_model": medians["peak_bytes"] / size,
+            "job_s": statistics.median(run.job_s for run in timed),
+            "process_s": statistics.median(run.process_s for run in timed),
+            "peak_bytes": sampled.peak_bytes,
+            "peak_over_model": sampled.peak_bytes / size,
             "rel_error": weight_error(source, target, layers),
             "bytes": target.stat().st_size,
-            "runs": [asdict(run) for run in runs[way]],
+            "runs": [asdict(run) for run in timed],
+            "memory_run": asdict(sampled),
         }
         target.unlink()
     return {"model": name, "bytes": size, "layers": len(layers), "repeats": repeats, "ways": ways}
@@ -253,7 +255,7 @@ def main() -> None:
     """Measure and write bench/results/compress_speed.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", choices=BUILDERS, default=list(BUILDERS))
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each way on each network")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each way on each network")
     parser.add_argument(
         "--job", nargs=4, metavar=("WAY", "SOURCE", "TARGET", "RANKS"), help=argparse.SUPPRESS
     )

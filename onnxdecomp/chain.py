@@ -7,8 +7,8 @@ from the same steps in onnxdecomp.sites.emit.
 Two layouts of the activation, told apart by the steps themselves:
 
 * convolution: [N, C, *spatial]; steps Convolve, Fold, Permute;
-* linear: [*lead, *features]; steps MatMul, Reshape, Transpose, which speak of the feature axes only and
-  leave any number of leading axes (batch, tokens) alone.
+* linear: [*lead, *features]; steps MatMul, BlockMatMul, Reshape, Transpose, which speak of the feature
+  axes only and leave any number of leading axes (batch, tokens) alone.
 """
 
 from __future__ import annotations
@@ -138,6 +138,29 @@ class MatMul:
 
 
 @dataclass(frozen=True, eq=False)
+class BlockMatMul:
+    """A block-diagonal product: [..., b, S] to [..., b, T] with one matrix for each block, weight [b, S, T]."""
+
+    weight: Array
+    label: str = ""
+
+    @property
+    def params(self) -> int:
+        return int(self.weight.size)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (*shape[:-1], self.weight.shape[-1])
+
+    def macs(self, shape: Shape) -> int:
+        return math.prod(shape[:-2]) * self.params
+
+    def respond(self, x: Array) -> Array:
+        # blocks first: [b, rows, S] @ [b, S, T]
+        rows = x.reshape(-1, *x.shape[-2:]).swapaxes(0, 1)
+        return (rows @ self.weight).swapaxes(0, 1).reshape(self.output_shape(x.shape))
+
+
+@dataclass(frozen=True, eq=False)
 class Reshape:
     """Give the `source` feature axes the sizes `target`; leading axes stay."""
 
@@ -178,7 +201,9 @@ class Transpose:
         return x.transpose(self.axes(x.ndim))
 
 
-Step: TypeAlias = Convolve | Fold | Permute | MatMul | Reshape | Transpose
+Step: TypeAlias = Convolve | Fold | Permute | MatMul | BlockMatMul | Reshape | Transpose
+WEIGHTED = (Convolve, MatMul, BlockMatMul)
+"""The steps that hold numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,7 +259,7 @@ class Chain:
         A linear chain of stacked matrices gives one block [*stack, T, S].
         """
         first = self.steps[0]
-        dtype = next((s.weight.dtype for s in self.steps if isinstance(s, Convolve | MatMul)), np.float32)
+        dtype = next((s.weight.dtype for s in self.steps if isinstance(s, WEIGHTED)), np.float32)
         size = self.inputs // self.groups
         if isinstance(first, MatMul) and first.weight.ndim > 2:
             yield self._respond(np.eye(size, dtype=dtype)).swapaxes(-1, -2)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.chain import Chain, Convolve, MatMul
+from onnxdecomp.chain import WEIGHTED, Chain
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Array, ConvSpec, Layer
 from onnxdecomp.sites.base import Site
@@ -247,7 +247,7 @@ def _rounded(chain: Chain, dtype: str) -> Chain:
         return chain
     half = np.dtype(ir.DataType.BFLOAT16.numpy() if dtype == "bfloat16" else dtype)
     steps = tuple(
-        replace(s, weight=s.weight.astype(half).astype(np.float32)) if isinstance(s, Convolve | MatMul) else s
+        replace(s, weight=s.weight.astype(half).astype(np.float32)) if isinstance(s, WEIGHTED) else s
         for s in chain.steps
     )
     return replace(chain, steps=steps)

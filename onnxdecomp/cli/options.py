@@ -64,7 +64,7 @@ def decomposition(function: F) -> F:
                 default=0.1,
                 show_default=True,
                 metavar="SHARE",
-                help="A layer stays if both its MACs and its parameters are below this share of the average's.",
+                help="A layer stays if both its MACs and its parameters are below this share of the average.",
             ),
             click.option(
                 "--freeze-initializers",

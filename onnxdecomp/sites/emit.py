@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.chain import Chain, Convolve, Fold, MatMul, Permute, Reshape, Step, Transpose
+from onnxdecomp.chain import BlockMatMul, Chain, Convolve, Fold, MatMul, Permute, Reshape, Step, Transpose
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Array
 from onnxdecomp.sites.base import Site
@@ -172,6 +172,13 @@ def _rearrange(step: Step, x: ir.Value, rank: int | None, label: str, emit: Emit
     if isinstance(step, Reshape):
         shape = emit.integers([0] * lead + list(step.target), f"{label}.shape")
         return emit.add("Reshape", [x, shape], label)
+    if isinstance(step, BlockMatMul):
+        # One row at a time against each block would be slow: the blocks go before the last leading axis.
+        perm = (*range(lead - 1), lead, lead - 1, lead + 1)
+        weight = emit.weight(step.weight, label)
+        x = emit.add("Transpose", [x], f"{label}_blocks", perm=perm)
+        x = emit.add("MatMul", [x, weight], label)
+        return emit.add("Transpose", [x], f"{label}_rows", perm=perm)
     if isinstance(step, Transpose):
         return emit.add("Transpose", [x], label, perm=step.axes(lead + len(step.perm)))
     raise TypeError(f"{type(step).__name__} is no step on features")

@@ -22,23 +22,8 @@ FINDERS: dict[str, Callable[[ir.Node, Scope], Site | str]] = {
 """Operator type (of the ONNX domain) to what makes a site of it."""
 
 NOT_TAKEN = frozenset(
-    [
-        "LSTM",
-        "GRU",
-        "RNN",
-        "Einsum",
-        "DeformConv",
-        "ConvInteger",
-        "MatMulInteger",
-        "QLinearConv",
-        "QLinearMatMul",
-        "QGemm",
-        "FusedConv",
-        "FusedMatMul",
-        "FusedGemm",
-        "MatMulNBits",
-        "Attention",
-    ]
+    ("LSTM", "GRU", "RNN", "Einsum", "DeformConv", "ConvInteger", "MatMulInteger", "QLinearConv")
+    + ("QLinearMatMul", "QGemm", "FusedConv", "FusedMatMul", "FusedGemm", "MatMulNBits", "Attention")
 )
 """Operators that carry weights and that no method takes: listed so that nobody wonders."""
 
