@@ -8,18 +8,17 @@ the pipelines that ask for it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import tomllib
-import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from onnxdecomp.errors import ModelError, OnnxDecompError, UsageError
+from onnxdecomp.fields import convert, default_of, describe, suggest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -159,7 +158,7 @@ def options(stage: type[Stage]) -> tuple[OptionInfo, ...]:
     """The options of a stage for people: the fields of its dataclass that have a help text."""
     hints = typing.get_type_hints(stage)
     return tuple(
-        OptionInfo(f.name, _describe(hints[f.name]), _default(f), str(f.metadata["help"]))
+        OptionInfo(f.name, describe(hints[f.name]), default_of(f), str(f.metadata["help"]))
         for f in dataclasses.fields(stage)
         if "help" in f.metadata
     )
@@ -188,7 +187,7 @@ def build(
     for name in (*names, *settings, *(overrides or {})):
         if name not in passes:
             broken = f" ({'; '.join(problems)})" if problems else ""
-            raise UsageError(f"unknown pass {name!r}{_suggest(name, passes)}{broken}")
+            raise UsageError(f"unknown pass {name!r}{suggest(name, passes)}{broken}")
     for name, table in settings.items():
         if not isinstance(table, Mapping):
             raise UsageError(f"'{name}' must be a table of options: [{name}]")
@@ -285,11 +284,11 @@ def _instantiate(info: PassInfo, values: Mapping[str, object]) -> Stage:
     arguments: dict[str, object] = {}
     for name, value in values.items():
         if name not in known:
-            raise UsageError(f"pass {info.name!r} has no option {name!r}{_suggest(name, known)}")
+            raise UsageError(f"pass {info.name!r} has no option {name!r}{suggest(name, known)}")
         try:
-            arguments[name] = _convert(value, hints[name])
+            arguments[name] = convert(value, hints[name])
         except ValueError:
-            expected = _describe(hints[name])
+            expected = describe(hints[name])
             raise UsageError(
                 f"option {name!r} of pass {info.name!r} must be {expected}, not {value!r}"
             ) from None
@@ -297,72 +296,6 @@ def _instantiate(info: PassInfo, values: Mapping[str, object]) -> Stage:
         return stage(**arguments)
     except (TypeError, ValueError) as error:
         raise UsageError(f"pass {info.name!r}: {_line(error)}") from error
-
-
-def _convert(value: object, hint: Any) -> object:
-    """`value` as the type says; ValueError where it is not one. Types unknown here take anything."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        for member in arguments:
-            try:
-                return _convert(value, member)
-            except ValueError:
-                continue
-        raise ValueError
-    if origin is Literal:
-        if not any(value == a and type(value) is type(a) for a in arguments):
-            raise ValueError
-        return value
-    if origin in (tuple, list):
-        if not isinstance(value, list | tuple):
-            raise ValueError
-        variadic = origin is list or arguments[-1:] == (Ellipsis,)
-        members = [arguments[0]] * len(value) if variadic else list(arguments)
-        if len(members) != len(value):
-            raise ValueError
-        return origin(_convert(v, m) for v, m in zip(value, members, strict=True))
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, bool):
-        raise ValueError
-    if isinstance(hint, type) and not isinstance(value, hint):
-        raise ValueError
-    return value
-
-
-def _describe(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(a) for a in arguments if a is not type(None))
-    if origin is Literal:
-        return "|".join(str(a) for a in arguments)
-    if origin in (tuple, list):
-        return "a list of " + _describe(arguments[0])
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "a table"
-    words = {
-        str: "text",
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        Path: "a path",
-    }
-    return words.get(hint) or str(getattr(hint, "__name__", hint))
-
-
-def _default(option: dataclasses.Field[Any]) -> object:
-    if option.default is not dataclasses.MISSING:
-        return option.default
-    return option.default_factory() if option.default_factory is not dataclasses.MISSING else None
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (known: {', '.join(known) or 'none'})"
 
 
 def _origin(point: EntryPoint) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.fields import convert, default_of, from_text, suggest
+from onnxdecomp.fields import describe as describe_type
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods.base import Method
 
@@ -25,22 +28,47 @@ def names() -> tuple[str, ...]:
     return tuple(METHODS)
 
 
-def get(name: str, **options: Any) -> Method:
-    """The method of that name with these options (the fields of its class).
+def cls(name: str) -> type[Method]:
+    """The class of the method of that name, a frozen dataclass.
 
     Raises:
-        UsageError: No such method, or the method has no such option.
+        UsageError: No such method.
     """
     if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
+        raise UsageError(f"unknown method {name!r}{suggest(name, METHODS)}")
     module, _, attribute = METHODS[name].partition(":")
-    cls = getattr(importlib.import_module(module), attribute)
-    known = [f.name for f in dataclasses.fields(cls)]
-    for option in options:
+    found: type[Method] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def options(name: str) -> dict[str, tuple[Any, object]]:
+    """A method's options: name to (type, default)."""
+    method = cls(name)
+    hints = typing.get_type_hints(method)
+    return {f.name: (hints[f.name], default_of(f)) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
+
+
+def get(name: str, **values: Any) -> Method:
+    """The method of that name with these options: values, or the text that a command line has for them.
+
+    Raises:
+        UsageError: No such method, or the method has no such option, or not this value for it.
+    """
+    known = options(name)
+    arguments: dict[str, object] = {}
+    for option, value in values.items():
         if option not in known:
-            raise UsageError(f"method {name} has no option {option!r}: it has {', '.join(known) or 'none'}")
-    method: Method = cls(**options)
-    return method
+            raise UsageError(f"method {name} has no option {option!r}{suggest(option, known)}")
+        hint = known[option][0]
+        try:
+            arguments[option] = from_text(value, hint) if isinstance(value, str) else convert(value, hint)
+        except ValueError:
+            expected = describe_type(hint)
+            raise UsageError(f"{option} of method {name} must be {expected}, not {value!r}") from None
+    try:
+        return cls(name)(**arguments)
+    except ValueError as error:
+        raise UsageError(f"method {name}: {error}") from error
 
 
 def for_layer(method: Method, layer: Layer) -> Method:
@@ -57,18 +85,14 @@ def for_layer(method: Method, layer: Layer) -> Method:
 
 def describe() -> list[dict[str, Any]]:
     """What every method is, as plain values: name, summary, ranks, layers, options, paper."""
-    described = []
-    for name in METHODS:
-        method = get(name)
-        options = {field.name: field.default for field in dataclasses.fields(method)}  # type: ignore[arg-type]
-        described.append(
-            {
-                "name": name,
-                "summary": method.summary,
-                "ranks": list(method.rank_names),
-                "takes": list(method.takes),
-                "options": options,
-                "paper": method.paper,
-            }
-        )
-    return described
+    return [
+        {
+            "name": name,
+            "summary": method.summary,
+            "ranks": list(method.rank_names),
+            "takes": list(method.takes),
+            "options": {option: default for option, (_, default) in options(name).items()},
+            "paper": method.paper,
+        }
+        for name, method in ((name, cls(name)) for name in METHODS)
+    ]

@@ -1,18 +1,18 @@
-"""The plain plan: one method and one rank specification for every layer."""
+"""The plain plan: ranks by a rule, the same for every layer whose name a pattern matches."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Layer
-from onnxdecomp.methods import for_layer, get
+from onnxdecomp.methods import for_layer
 from onnxdecomp.methods.base import Method, Ranks, outline
 from onnxdecomp.plan.plan import Choice, Cost, Plan, cost_of, dense_chain
-from onnxdecomp.ranks.spec import RankSpec, check, choose
+from onnxdecomp.plan.rules import Rule
+from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.sites.base import Site, Skip
 from onnxdecomp.sites.emit import needs_rank
 
@@ -24,20 +24,16 @@ class Request:
     """What the user asked for.
 
     Attributes:
-        method: A name of onnxdecomp.methods.
-        rank: The rank specification.
+        rules: The first that fits a layer's name decides; a layer that none fits stays.
         multiple: Ranks are rounded to multiples of it.
-        options: The method's own options.
         include, exclude: Shell patterns of layer names; an empty `include` takes all.
         must_save: What a chain must cost less of than its layer, or the layer stays.
         skip_below: A layer stays if both its MACs and its parameters are below this share of the average
             layer's: it would bring little, and first and last layers lose most.
     """
 
-    method: str
-    rank: RankSpec
+    rules: tuple[Rule, ...]
     multiple: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     must_save: Saving = "macs"
@@ -48,19 +44,15 @@ def plan_uniform(sites: Sequence[Site], skips: Sequence[Skip], request: Request)
     """Choose for every site; operators that could not be read follow with their reasons.
 
     Raises:
-        UsageError: Unknown method or option; patterns that match no layer; ranks that fit no layer at all.
+        UsageError: Patterns that match no layer; ranks that fit no layer at all.
     """
-    method = get(request.method, **request.options)
-    check(method, request.rank)
     _check_patterns(sites, skips, request)
     costs = [cost_of(dense_chain(site.layer), site.layer) for site in sites]
     smallest = _smallest(costs, request)
-    choices = [
-        _choose(site, before, smallest, method, request) for site, before in zip(sites, costs, strict=True)
-    ]
+    choices = [_choose(site, before, smallest, request) for site, before in zip(sites, costs, strict=True)]
     beyond = [choice.reason for choice in choices if choice.reason.startswith("rank ")]
     if beyond and not any(choice.method or choice.after for choice in choices):
-        raise UsageError(f"--rank {request.rank} fits no layer: {beyond[0]}")
+        raise UsageError(f"--rank {request.rules[-1].rank} fits no layer: {beyond[0]}")
     skipped = [Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason) for skip in skips]
     return Plan((*choices, *skipped))
 
@@ -73,46 +65,44 @@ def _smallest(costs: Sequence[Cost], request: Request) -> Cost:
     return Cost(int(share * sum(c.params for c in costs)), int(share * sum(c.macs for c in costs)))
 
 
-def _choose(site: Site, before: Cost, smallest: Cost, method: Method, request: Request) -> Choice:
+def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choice:
     layer = site.layer
-
-    def stay(reason: str, ranks: Ranks = (), after: Cost | None = None) -> Choice:
-        return Choice(
-            layer.name,
-            layer.graph,
-            layer.op_type,
-            reason=reason,
-            ranks=ranks,
-            before=before,
-            after=after,
-        )
-
+    stays = Choice(layer.name, layer.graph, layer.op_type, before=before)
     if not selected(layer.name, request.include, request.exclude):
-        return stay("excluded by name")
+        return replace(stays, reason="excluded by name")
+    rule = next((rule for rule in request.rules if rule.fits(layer.name)), None)
+    if rule is None or not rule.methods:
+        return replace(stays, reason="kept as asked" if rule else "no rule fits its name")
+    if before.macs < smallest.macs and before.params < smallest.params:
+        reason = f"too small: below {request.skip_below:g} of the average layer in MACs and parameters"
+        return replace(stays, reason=reason)
+    tried = []
+    for method in rule.methods:
+        choice = _with_method(site, stays, method, rule.rank, request)
+        if choice.method is not None:
+            return choice
+        tried.append(choice)
+    reasons = dict.fromkeys(choice.reason for choice in tried)
+    return replace(tried[-1], reason="; ".join(reasons))
+
+
+def _with_method(site: Site, stays: Choice, method: Method, rank: RankSpec, request: Request) -> Choice:
+    """The choice that this method makes of a layer: its ranks, or the reason why the layer stays."""
+    layer, before = site.layer, stays.before
+    assert before is not None
     fitting = for_layer(method, layer)
     if refusal := fitting.refusal(layer):
-        return stay(refusal)
-    if before.macs < smallest.macs and before.params < smallest.params:
-        return stay(f"too small: below {request.skip_below:g} of the average layer in MACs and parameters")
-    ranks = choose(fitting, layer, request.rank, request.multiple)
+        return replace(stays, reason=refusal)
+    ranks = choose(fitting, layer, rank, request.multiple)
     if isinstance(ranks, str):
-        return stay(ranks)
+        return replace(stays, reason=ranks)
     chain = outline(fitting, layer, ranks)
     if needs_rank(chain, site) and layer.input_shape is None:
-        return stay("the rank of its activation is unknown")
+        return replace(stays, reason="the rank of its activation is unknown")
     after = cost_of(chain, layer)
-    if why_not := _does_not_save(request.must_save, before, after, layer):
-        return stay(f"{fitting.name} at {_show(ranks)} {why_not}", ranks, after)
-    return Choice(
-        layer.name,
-        layer.graph,
-        layer.op_type,
-        method=fitting.name,
-        options=method_options(fitting),
-        ranks=ranks,
-        before=before,
-        after=after,
-    )
+    if why_not := _does_not_save(request.must_save, before, after):
+        return replace(stays, reason=f"{fitting.name} at {_show(ranks)} {why_not}", ranks=ranks, after=after)
+    return replace(stays, method=fitting.name, options=method_options(fitting), ranks=ranks, after=after)
 
 
 def selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -126,7 +116,7 @@ def method_options(method: Method) -> dict[str, Any]:
     return asdict(method)  # type: ignore[call-overload,no-any-return]
 
 
-def _does_not_save(must_save: Saving, before: Cost, after: Cost, layer: Layer) -> str:
+def _does_not_save(must_save: Saving, before: Cost, after: Cost) -> str:
     macs, params = after.macs < before.macs, after.params < before.params
     enough = {
         "macs": macs,
@@ -149,6 +139,6 @@ def _show(ranks: Ranks) -> str:
 
 def _check_patterns(sites: Sequence[Site], skips: Sequence[Skip], request: Request) -> None:
     names = [site.layer.name for site in sites] + [skip.name for skip in skips]
-    for pattern in (*request.include, *request.exclude):
+    for pattern in (*request.include, *request.exclude, *(rule.match for rule in request.rules)):
         if names and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise UsageError(f"no layer matches {pattern!r}; 'onnxdecomp inspect' lists their names")

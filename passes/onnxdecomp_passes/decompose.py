@@ -12,9 +12,9 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.shapes import infer_shapes
 from onnxdecomp.plan.carry_out import carry_out
 from onnxdecomp.plan.plan import Plan
+from onnxdecomp.plan.rules import Defaults, make_rule, parse_rule
 from onnxdecomp.plan.uniform import Request, Saving, plan_uniform
 from onnxdecomp.ranks.multiple import quantum
-from onnxdecomp.ranks.spec import parse
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.find import find
 from onnxdecomp.stage import Stage, StageResult
@@ -27,9 +27,18 @@ class Decompose(Stage):
     name: ClassVar[str] = "decompose"
     summary: ClassVar[str] = "replace layers by chains of smaller ones"
 
-    method: str = field(default="tucker", metadata={"help": "decomposition, see 'onnxdecomp methods'"})
-    options: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "the method's own options, by name"}
+    method: str = field(
+        default="tucker",
+        metadata={"help": "see 'onnxdecomp methods'; several with commas: a layer gets the first that fits"},
+    )
+    options: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict, metadata={"help": "a table of options for each method"}
+    )
+    layers: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "rules for single layers, PATTERN=METHOD[:rank=SPEC][:option=value] or PATTERN=keep"
+        },
     )
     rank: str = field(
         default="0.5",
@@ -60,21 +69,15 @@ class Decompose(Stage):
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
     on_layer: Callable[[int, int, str], None] | None = field(default=None, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        # A mistake in the request is known before anything starts.
+        self._request()
+
     def plan(self, model: ir.Model) -> tuple[Plan, list[Site]]:
         """What would be done, without doing it (activation shapes are filled in)."""
         infer_shapes(model)
         sites, skips = find(model, freeze=self.freeze_initializers)
-        request = Request(
-            method=self.method,
-            rank=parse(self.rank),
-            multiple=self._multiple(),
-            options=self.options,
-            include=tuple(self.include),
-            exclude=tuple(self.exclude),
-            must_save=self.must_save,
-            skip_below=self.skip_below,
-        )
-        return plan_uniform(sites, skips, request), sites
+        return plan_uniform(sites, skips, self._request()), sites
 
     def call(self, model: ir.Model) -> StageResult:
         """Plan and carry out; the plan goes into the record."""
@@ -90,6 +93,20 @@ class Decompose(Stage):
             on_layer=(lambda layer: report(next(count), total, layer)) if report else None,
         )
         return StageResult(model, bool(rewritten), rewritten=rewritten, record={"plan": plan.to_json()})
+
+    def _request(self) -> Request:
+        defaults = Defaults(self.rank, self.options)
+        return Request(
+            rules=(
+                *(parse_rule(text, defaults) for text in self.layers),
+                make_rule(self.method, defaults),
+            ),
+            multiple=self._multiple(),
+            include=tuple(self.include),
+            exclude=tuple(self.exclude),
+            must_save=self.must_save,
+            skip_below=self.skip_below,
+        )
 
     def _multiple(self) -> int:
         if self.rank_multiple == "auto":

@@ -123,7 +123,7 @@ class _Folder:
     taken: set[str]
     freeze: bool
 
-    def fold_next(self, node: ir.Node) -> tuple[str, ir.Node] | None:  # noqa: PLR0911 - one a condition
+    def fold_next(self, node: ir.Node) -> tuple[str, ir.Node] | None:
         """Fold the operator that alone reads the node's output: its type, and the node that is left."""
         out = node.outputs[0]
         uses = list(out.uses())
@@ -199,7 +199,7 @@ class _Folder:
         vector = _per_channel(constant.array, layer.channels, 2 if layer.rank == 2 else 1, axis=-1)
         return None if vector is None else zeros + vector * _number(layer.node, "beta", 1.0)
 
-    def _affine(self, node: ir.Node, position: int, layer: _Layer) -> _Affine | None:  # noqa: PLR0911
+    def _affine(self, node: ir.Node, position: int, layer: _Layer) -> _Affine | None:
         if node.op_type == "BatchNormalization":
             return self._batch_normalization(node, position, layer)
         if len(node.inputs) != 2 or (position == 1 and node.op_type in ("Div", "Sub")):
