@@ -1,6 +1,6 @@
 """How long Tucker at rank 0.5 takes and how much memory, against the straightforward TensorLy way.
 
-    python -m bench.compress_speed [--models resnet18 resnet50 vgg16] [--repeats 3]
+    python -m bench.compress_speed [--models resnet18 resnet50 vgg16] [--repeats 3] [--threads 1]
 
 The networks are ResNet-18, ResNet-50 and VGG-16 at their ImageNet shapes with seeded random weights and
 BatchNormalization folded (models/shapes.py). Both ways load the same file, decompose the same layers at
@@ -10,7 +10,8 @@ the same ranks (those that onnxdecomp's plan chooses) and write an ONNX file:
   pipeline, so with the simplifier in a process of its own and the lowering check of every layer;
 - TensorLy: bench/straightforward.py.
 
-Every run is a fresh process; the two ways take turns. Reported are
+Every run is a fresh process; the two ways take turns; both have the same number of threads, one unless
+told otherwise (with more, a busy machine disturbs linear algebra out of all proportion). Reported are
 
 - medians of the job's wall time, after the imports, and of the process' wall time with them;
 - the peak of the resident memory beyond what the process held after its imports, from one more run:
@@ -82,11 +83,17 @@ def ranks_of(path: Path) -> dict[str, tuple[int, ...]]:
     return {choice.layer: choice.ranks for choice in plan.decomposed}
 
 
-def measure(way: str, source: Path, target: Path, ranks: Path, *, sample: bool) -> Run:
+def measure(way: str, source: Path, target: Path, ranks: Path, *, threads: int, sample: bool) -> Run:
     """Run one job; with `sample`, watch the memory of its children too."""
     command = [sys.executable, "-m", "bench.compress_speed", "--job", way]
     command += [str(path) for path in (source, target, ranks)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), *filter(None, sys.path)))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), *filter(None, sys.path))),
+        "OMP_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=ROOT, text=True)
     sampled = _Peak(process.pid) if sample else None
@@ -186,7 +193,7 @@ def _high_water_mark() -> int:
     return 0
 
 
-def compare(name: str, folder: Path, repeats: int) -> dict[str, Any]:
+def compare(name: str, folder: Path, *, repeats: int, threads: int) -> dict[str, Any]:
     """Both ways on one network, in turns."""
     source, ranks = folder / f"{name}.onnx", folder / f"{name}.json"
     shapes.save(BUILDERS[name](), source)
@@ -196,7 +203,8 @@ def compare(name: str, folder: Path, repeats: int) -> dict[str, Any]:
         for way in WAYS if turn % 2 == 0 else reversed(WAYS):
             target = folder / f"{name}.{way}.onnx"
             target.unlink(missing_ok=True)
-            runs[way].append(measure(way, source, target, ranks, sample=turn == repeats))
+            last = turn == repeats
+            runs[way].append(measure(way, source, target, ranks, threads=threads, sample=last))
             print(f"{name} {turn + 1}/{repeats + 1} {way}: {runs[way][-1]}", file=sys.stderr, flush=True)
     layers = json.loads(ranks.read_text())
     size = source.stat().st_size
@@ -259,18 +267,22 @@ def main() -> None:
     parser.add_argument(
         "--job", nargs=4, metavar=("WAY", "SOURCE", "TARGET", "RANKS"), help=argparse.SUPPRESS
     )
+    parser.add_argument("--threads", type=int, default=1, help="of the linear algebra, for both ways")
     options = parser.parse_args()
     if options.job:
         way, *paths = options.job
         print(json.dumps(job(way, *map(Path, paths))))
         return
-    if options.repeats < 1:
-        parser.error("--repeats must be 1 or more")
+    if min(options.repeats, options.threads) < 1:
+        parser.error("--repeats and --threads must be 1 or more")
     with tempfile.TemporaryDirectory() as folder:
-        results = [compare(name, Path(folder), options.repeats) for name in options.models]
+        results = [
+            compare(name, Path(folder), repeats=options.repeats, threads=options.threads)
+            for name in options.models
+        ]
     write(
         "compress_speed",
-        {**provenance(), "method": METHOD, "rank": RANK, "results": results},
+        {**provenance(), "threads": options.threads, "method": METHOD, "rank": RANK, "results": results},
         table(results),
     )
     geometric = math.prod(

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx_ir as ir
 
-from onnxdecomp import environment, jsonio, pipeline
+from onnxdecomp import benchmark, environment, pipeline, preflight, verification
 from onnxdecomp.errors import GateError, ModelError, UnchangedError, UsageError
-from onnxdecomp.graph.load import Source as LoadedFrom
-from onnxdecomp.graph.load import load, sha256, source
-from onnxdecomp.graph.save import check_target, copy, data_path, save
+from onnxdecomp.graph.load import load
+from onnxdecomp.graph.save import check_target
 from onnxdecomp.lowering import LoweringCheck, check_lowering
 from onnxdecomp.plan.plan import Plan
-from onnxdecomp.record import SCHEMA_VERSION, LayerRecord, layer_records, totals
+from onnxdecomp.record import LayerRecord, layer_records
+from onnxdecomp.runrecord import describe_model, describe_output, run_record
+from onnxdecomp.staging import on_disk, staged
 
 if TYPE_CHECKING:
     import onnx
 
     from onnxdecomp.benchmark import BenchResult
     from onnxdecomp.runtime.inputs import Data
+    from onnxdecomp.stage import Stage
     from onnxdecomp.verification import Verification
 
-    Source = str | Path | ir.Model | onnx.ModelProto
+    Source: TypeAlias = str | Path | ir.Model | onnx.ModelProto
+
+Config: TypeAlias = Mapping[str, Any] | str | Path | None
 
 Report = Callable[[str, int, int], None]
 """Progress: (what is being done, steps done, steps in all or 0 where unknown)."""
@@ -66,7 +68,7 @@ def compress(
     model: Source,
     output: str | Path | None = None,
     *,
-    config: Mapping[str, Any] | str | Path | None = None,
+    config: Config = None,
     data: Data | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
@@ -76,7 +78,7 @@ def compress(
     max_error: float | None = None,
     provider: str = "cpu",
     threads: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     simplify: str | None = None,
     overwrite: bool = False,
     fail_if_unchanged: bool = False,
@@ -99,7 +101,7 @@ def compress(
         bench_seconds: Seconds that timing may take, roughly.
         max_error: Largest relative L2 error of an output; above it GateError, and no file is written.
         provider, threads: Where it is verified and timed; threads None is one per core.
-        seed: Of everything random.
+        seed: Of everything random; None is the configuration's, or 0.
         simplify: "onnxsim", "onnxscript" or "none".
         overwrite: Whether the output may replace a file, the input included.
         fail_if_unchanged: Raise UnchangedError where nothing was decomposed.
@@ -116,59 +118,70 @@ def compress(
     target = None if output is None or dry_run else Path(output)
     if target is not None:
         check_target(target, overwrite=overwrite)
-    overrides: dict[str, dict[str, Any]] = {
-        "decompose": {**decompose, "seed": seed, "provider": provider},
-    }
-    if "freeze_initializers" in decompose:
-        overrides["normalise"] = {"freeze_initializers": decompose["freeze_initializers"]}
-    if simplify is not None:
-        overrides["simplify"] = {"tool": simplify}
-    stages = pipeline.build(config, overrides)
-    with _on_disk(model) as path:
+    stages = _stages(config, seed, provider, simplify, decompose)
+    cores = threads or environment.cores()
+    with on_disk(model) as path:
+        report("load", 0, 0)
         working = load(path)
         if target is not None:
             check_target(target, model=working, overwrite=overwrite)
-        versions = _versions(working)
-        size = _bytes(path, source(working))
+        before = describe_model(working, path, named=isinstance(model, str | Path))
         if dry_run:
-            return _dry_run(_head(path, versions, size), working, stages, report)
+            return _dry_run(before, working, stages, report)
+        if verify or bench:
+            preflight.check(path, provider=provider, data=data)
         stages = tuple(_with_progress(stage, report) for stage in stages)
         ran = pipeline.run(working, stages, lambda stage: report(stage, 0, 0))
         plan = Plan.from_json(ran.record.get("decompose", {}).get("plan", {"version": 1, "choices": []}))  # type: ignore[arg-type]
-        report("lowering check", 0, 0)
-        checks = check_lowering(ran.rewritten, opset=versions["opset"], ir_version=versions["ir_version"])
+        report("check layers", 0, 0)
+        checks = check_lowering(ran.rewritten, opset=before["opset"], ir_version=before["ir_version"])
         _require_lowered(checks)
         layers = layer_records(plan, ran.rewritten, checks)
         changed = bool(ran.rewritten)
         if not changed and fail_if_unchanged:
-            raise UnchangedError(f"nothing was decomposed: {_why_nothing(plan)}")
+            raise UnchangedError(
+                f"nothing was decomposed: {_why_nothing(plan)}; 'onnxdecomp inspect' shows every layer"
+            )
         result = ran.model if changed else load(path)
-        with _staged(result, target, original=None if changed else path) as written:
+        with staged(result, target, original=None if changed else path) as written:
             checked = timed = None
             if verify:
                 report("verify", 0, 0)
-                checked = _verify(
-                    path, written, data, input_shapes, samples, provider, threads, seed, max_error
+                checked = verification.verify(
+                    path,
+                    written,
+                    data=data,
+                    shapes=input_shapes,
+                    seed=seed or 0,
+                    provider=provider,
+                    threads=cores,
+                    samples=samples,
+                    max_error=max_error,
                 )
+                _require_verified(checked)
             if bench and changed:
-                report("bench", 0, 0)
-                timed = _bench(path, written, provider, threads, input_shapes, bench_seconds, seed)
-            record = {
-                **_head(path, versions, size),
-                "environment": environment.describe(provider, threads or environment.cores()),
-                "output": {
-                    "path": None if target is None else str(target),
-                    "sha256": sha256(written),
-                    "bytes": _bytes(written),
-                },
-                "plan": plan.to_json(),
-                "layers": jsonio.plain(layers),
-                "totals": {**totals(layers), "bytes": {"before": size, "after": _bytes(written)}},
-                "verify": None if checked is None else checked.to_json(),
-                "latency": None if timed is None else timed.to_json(),
-                "notes": list(ran.notes),
-                "passes": {name: facts for name, facts in ran.record.items() if name != "decompose"},
-            }
+                report("time", 0, 0)
+                timed = benchmark.bench(
+                    [path, written],
+                    providers=(provider,),
+                    threads=(cores,),
+                    shapes=input_shapes,
+                    duration=bench_seconds,
+                    seed=seed or 0,
+                    memory=False,
+                )
+            record = run_record(
+                before,
+                plan=plan,
+                layers=layers,
+                notes=ran.notes,
+                where=environment.describe(provider, cores, ran=bool(verify or timed)),
+                output=describe_output(written, target),
+                verified=checked,
+                timed=timed,
+                passes=ran.record,
+            )
+            report("save", 0, 0)
         return Result(result, plan, layers, checks, ran.notes, changed, target, checked, timed, record)
 
 
@@ -185,44 +198,34 @@ def _silent(what: str, done: int, total: int) -> None:
     return
 
 
-@contextlib.contextmanager
-def _on_disk(model: Source) -> Iterator[Path]:
-    """The model as a file: everything that follows compares with that file."""
-    if isinstance(model, str | Path):
-        yield Path(model)
-        return
-    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-        path = Path(folder) / "model.onnx"
-        if not isinstance(model, ir.Model):
-            model = ir.from_proto(model)
-        save(model.clone(), path)
-        yield path
+def default_output(model: str | Path, config: Config = None, **decompose: Any) -> Path:
+    """The file that the command line writes where none is named: "MODEL.METHOD.onnx", in the current folder.
 
-
-@contextlib.contextmanager
-def _staged(model: ir.Model, target: Path | None, original: Path | None) -> Iterator[Path]:
-    """The result as a file, put in its place only if nothing that the caller does with it fails.
-
-    Args:
-        model: The result.
-        target: Where it goes in the end, or None.
-        original: The file that the result is a plain copy of, byte by byte where it is one file.
+    Raises:
+        UsageError: The configuration or an option is not valid.
     """
-    folder = None if target is None else target.parent
-    with tempfile.TemporaryDirectory(prefix=".onnxdecomp-", dir=folder) as temporary:
-        staged = Path(temporary) / ("model.onnx" if target is None else target.name)
-        if original is not None:
-            copy(original, staged)
-        else:
-            save(model, staged)
-        yield staged
-        if target is None:
-            return
-        if data_path(staged).exists():
-            # Two files are never replaced by two renames: a crash in between would mix them.
-            save(model, target, overwrite=True, external=True)
-        else:
-            staged.replace(target)
+    decompose.pop("simplify", None)
+    stages = _stages(config, None, "cpu", None, decompose)
+    methods = [str(getattr(stage, "method", "")) for stage in stages if stage.name == "decompose"]
+    suffix = methods[0].replace(",", "-") if methods else "new"
+    return Path(f"{Path(model).stem}.{suffix}.onnx")
+
+
+def _stages(
+    config: Config, seed: int | None, provider: str, simplify: str | None, decompose: Mapping[str, Any]
+) -> tuple[Stage, ...]:
+    """The pipeline's stages; what the caller left open stays as the configuration has it."""
+    options = dict(decompose)
+    if seed is not None:
+        options["seed"] = seed
+    if provider != "cpu":
+        options["provider"] = provider
+    overrides: dict[str, dict[str, Any]] = {"decompose": options}
+    if "freeze_initializers" in decompose:
+        overrides["normalise"] = {"freeze_initializers": decompose["freeze_initializers"]}
+    if simplify is not None:
+        overrides["simplify"] = {"tool": simplify}
+    return pipeline.build(config, overrides)
 
 
 def _with_progress(stage: Any, report: Report) -> Any:
@@ -231,24 +234,17 @@ def _with_progress(stage: Any, report: Report) -> Any:
     return replace(stage, on_layer=lambda done, total, layer: report(f"decompose {layer}", done, total))
 
 
-def _dry_run(head: dict[str, Any], working: ir.Model, stages: Sequence[Any], report: Report) -> Result:
-    before = []
-    for stage in stages:
-        if stage.name == "decompose":
-            break
-        before.append(stage)
-    else:
+def _dry_run(before: Mapping[str, Any], working: ir.Model, stages: Sequence[Any], report: Report) -> Result:
+    """Run the pipeline up to the decompose stage and let that one plan only."""
+    names = [stage.name for stage in stages]
+    if "decompose" not in names:
         raise UsageError("the pipeline has no decompose pass: there is no plan to show")
-    ran = pipeline.run(working, before, lambda name: report(name, 0, 0))
-    plan, _ = stage.plan(ran.model)
-    layers = layer_records(plan, (), ())
-    record = {
-        **head,
-        "plan": plan.to_json(),
-        "layers": jsonio.plain(layers),
-        "totals": totals(layers),
-        "notes": list(ran.notes),
-    }
+    first = names.index("decompose")
+    ran = pipeline.run(working, stages[:first], lambda name: report(name, 0, 0))
+    report("plan", 0, 0)
+    plan, _ = stages[first].plan(ran.model)
+    layers = layer_records(plan, carried_out=False)
+    record = run_record(before, plan=plan, layers=layers, notes=ran.notes, passes=ran.record)
     return Result(ran.model, plan, layers, (), ran.notes, False, None, None, None, record)
 
 
@@ -270,72 +266,14 @@ def _why_nothing(plan: Plan) -> str:
     )
 
 
-def _verify(
-    original: Path,
-    new: Path,
-    data: Data | None,
-    shapes: Mapping[str, Sequence[int]] | None,
-    samples: int | None,
-    provider: str,
-    threads: int | None,
-    seed: int,
-    max_error: float | None,
-) -> Verification:
-    from onnxdecomp.verification import verify
-
-    checked = verify(
-        original,
-        new,
-        data=data,
-        shapes=shapes,
-        seed=seed,
-        provider=provider,
-        threads=threads or environment.cores(),
-        samples=samples,
-        max_error=max_error,
-    )
+def _require_verified(checked: Verification) -> None:
     if checked.interface:
-        raise ModelError(f"the interface changed ({checked.interface[0]}): this is a bug in onnxdecomp")
+        raise ModelError(
+            f"the interface changed ({checked.interface[0]}), nothing was written: this is a bug in "
+            "onnxdecomp, please report it"
+        )
     if checked.status == "failed":
-        raise GateError(f"verification failed, nothing was written: {checked.reason}")
-    return checked
-
-
-def _bench(
-    original: Path,
-    new: Path,
-    provider: str,
-    threads: int | None,
-    shapes: Mapping[str, Sequence[int]] | None,
-    seconds: float,
-    seed: int,
-) -> BenchResult | None:
-    from onnxdecomp.benchmark import bench
-
-    return bench(
-        [original, new],
-        providers=(provider,),
-        threads=(threads or environment.cores(),),
-        shapes=shapes,
-        duration=seconds,
-        seed=seed,
-        memory=False,
-    )
-
-
-def _versions(model: ir.Model) -> dict[str, int]:
-    return {"opset": int(model.opset_imports.get("", 1)), "ir_version": int(model.ir_version)}
-
-
-def _head(path: Path, versions: Mapping[str, int], size: int) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "tool": environment.tool(),
-        "model": {"path": str(path), "sha256": sha256(path), "bytes": size, **versions},
-    }
-
-
-def _bytes(path: Path, made_from: LoadedFrom | None = None) -> int:
-    """Bytes of a model file and its external data: of those it was loaded from, or those that `save` made."""
-    data = made_from.data if made_from is not None else (data_path(path),)
-    return path.stat().st_size + sum(file.stat().st_size for file in data if file.exists())
+        raise GateError(
+            f"verification failed, nothing was written: {checked.reason}; take a higher rank, or leave the "
+            "worst layers out with --exclude"
+        )

@@ -6,16 +6,18 @@ from the same steps in onnxdecomp.sites.emit.
 
 Two layouts of the activation, told apart by the steps themselves:
 
-* convolution: [N, C, *spatial]; steps Convolve, Fold, Permute;
-* linear: [*lead, *features]; steps MatMul, BlockMatMul, Reshape, Transpose, which speak of the feature
-  axes only and leave any number of leading axes (batch, tokens) alone.
+* convolution: [N, C, *spatial]; steps Convolve, Fold, Spread, Permute;
+* linear: [*lead, *features]; steps MatMul, LeftMatMul, BlockMatMul, Lookup, Reshape, Transpose, which
+  speak of the feature axes only and leave any number of leading axes (batch, tokens) alone.
+
+Pad and Narrow are of both layouts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -98,6 +100,28 @@ class Fold:
 
 
 @dataclass(frozen=True, eq=False)
+class Spread:
+    """Regroup channels and the first spatial axis: [N, C, P, *rest] to [N, channels, C P / channels, *rest].
+
+    A 1x1 convolution between two of these mixes the outermost of several channel modes, as Fold makes it
+    mix the innermost. Static whatever the batch and the spatial sizes are: Reshape to [0, channels, -1, 0].
+    """
+
+    channels: int
+    label: str = ""
+    params: int = field(default=0, init=False)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (shape[0], self.channels, shape[1] * shape[2] // self.channels, *shape[3:])
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+    def respond(self, x: Array) -> Array:
+        return x.reshape(self.output_shape(x.shape))
+
+
+@dataclass(frozen=True, eq=False)
 class Permute:
     """Put the channels into another order: output channel i is input channel order[i]."""
 
@@ -138,8 +162,32 @@ class MatMul:
 
 
 @dataclass(frozen=True, eq=False)
+class LeftMatMul:
+    """weight @ x on the last axis but one: [..., S, m] to [..., T, m], weight [T, S].
+
+    It contracts a mode that is not the innermost without a transpose.
+    """
+
+    weight: Array
+    label: str = ""
+
+    @property
+    def params(self) -> int:
+        return int(self.weight.size)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (*shape[:-2], self.weight.shape[0], shape[-1])
+
+    def macs(self, shape: Shape) -> int:
+        return math.prod(self.output_shape(shape)) * int(self.weight.shape[1])
+
+    def respond(self, x: Array) -> Array:
+        return np.asarray(self.weight @ x)
+
+
+@dataclass(frozen=True, eq=False)
 class BlockMatMul:
-    """A block-diagonal product: [..., b, S] to [..., b, T] with one matrix for each block, weight [b, S, T]."""
+    """A block-diagonal product: [..., b, S] to [..., b, T], one matrix for each block; weight [b, S, T]."""
 
     weight: Array
     label: str = ""
@@ -158,6 +206,27 @@ class BlockMatMul:
         # blocks first: [b, rows, S] @ [b, S, T]
         rows = x.reshape(-1, *x.shape[-2:]).swapaxes(0, 1)
         return (rows @ self.weight).swapaxes(0, 1).reshape(self.output_shape(x.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """x @ weight for one-hot x, given as indices: rows of the table `weight` [S, T] are read, not summed."""
+
+    weight: Array
+    label: str = ""
+
+    @property
+    def params(self) -> int:
+        return int(self.weight.size)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (*shape[:-1], self.weight.shape[-1])
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+    def respond(self, x: Array) -> Array:
+        return np.asarray(x @ self.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +270,67 @@ class Transpose:
         return x.transpose(self.axes(x.ndim))
 
 
-Step: TypeAlias = Convolve | Fold | Permute | MatMul | BlockMatMul | Reshape | Transpose
-WEIGHTED = (Convolve, MatMul, BlockMatMul)
+@dataclass(frozen=True, eq=False)
+class Pad:
+    """`missing` zeros after the channels (axis 1) or the features (axis -1)."""
+
+    missing: int
+    axis: int
+    label: str = ""
+    params: int = field(default=0, init=False)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _resized(shape, self.axis, shape[self.axis] + self.missing)
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+    def respond(self, x: Array) -> Array:
+        zeros = [(0, 0)] * x.ndim
+        zeros[self.axis] = (0, self.missing)
+        return np.pad(x, zeros)
+
+
+@dataclass(frozen=True, eq=False)
+class Narrow:
+    """Keep the first `size` channels (axis 1) or features (axis -1)."""
+
+    size: int
+    axis: int
+    label: str = ""
+    params: int = field(default=0, init=False)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _resized(shape, self.axis, self.size)
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+    def respond(self, x: Array) -> Array:
+        return x.take(range(self.size), self.axis)
+
+
+def _resized(shape: Shape, axis: int, size: int) -> Shape:
+    sizes = list(shape)
+    sizes[axis] = size
+    return tuple(sizes)
+
+
+Step: TypeAlias = (
+    Convolve
+    | Fold
+    | Spread
+    | Permute
+    | MatMul
+    | LeftMatMul
+    | BlockMatMul
+    | Lookup
+    | Reshape
+    | Transpose
+    | Pad
+    | Narrow
+)
+WEIGHTED = (Convolve, MatMul, LeftMatMul, BlockMatMul, Lookup)
 """The steps that hold numbers."""
 
 
@@ -224,7 +352,7 @@ class Chain:
 
     @property
     def is_conv(self) -> bool:
-        return isinstance(self.steps[0], Convolve | Fold | Permute)
+        return any(isinstance(step, Convolve) for step in self.steps)
 
     @property
     def params(self) -> int:
@@ -282,6 +410,14 @@ class Chain:
         for step in self.steps:
             x = step.respond(x)
         return x
+
+
+def with_lookup(chain: Chain) -> Chain:
+    """The chain of a layer whose inputs are indices: its first product reads rows of its factor."""
+    first, *rest = chain.steps
+    if isinstance(first, MatMul) and first.weight.ndim == 2:
+        first = Lookup(first.weight, first.label)
+    return replace(chain, steps=(first, *rest))
 
 
 def conv_output_size(size: int, kernel: int, spec: ConvSpec, axis: int) -> int:

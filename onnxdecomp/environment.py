@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,34 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(provider: str, threads: int) -> dict[str, Any]:
-    """The environment part of the JSON record."""
+def device(provider: str | None) -> str:
+    """The name of what a provider runs on: a graphics card's for NVIDIA's providers, else the processor's."""
+    if provider not in ("cuda", "tensorrt", "tensorrt-rtx"):
+        return cpu()
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown NVIDIA device"
+    return next(iter(done.stdout.splitlines()), "").strip() or "unknown NVIDIA device"
+
+
+def describe(provider: str | None, threads: int | None, *, ran: bool = False) -> dict[str, Any]:
+    """The environment part of the JSON record.
+
+    Args:
+        provider: The short name that was asked for; None where nothing was to be run.
+        threads: Threads within an operator.
+        ran: Whether a model was run: then it was on that provider, for a fallback is an error.
+    """
+    found = versions()
+    runtime = next((found[name] for name in ("onnxruntime-gpu", "onnxruntime") if name in found), None)
     return {
-        "versions": versions(),
-        "platform": platform.platform(),
-        "device": cpu(),
-        "provider": provider,
+        "onnxruntime": runtime,
+        "provider_requested": provider,
+        "provider_used": provider if ran else None,
+        "device": device(provider),
         "threads": threads,
+        "platform": platform.platform(),
+        "versions": found,
     }

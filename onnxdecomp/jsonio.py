@@ -17,7 +17,7 @@ import numpy as np
 from onnxdecomp.errors import UsageError
 
 
-def plain(value: object) -> Any:  # noqa: PLR0911  (one case a type)
+def plain(value: object) -> Any:
     """`value` as dictionaries, lists, strings, finite numbers, booleans and None."""
     match value:
         case None | bool() | int() | str():

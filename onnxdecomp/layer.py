@@ -7,7 +7,8 @@ methods can be pure mathematics on it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -40,6 +41,24 @@ class ConvSpec:
     def spatial_rank(self) -> int:
         return len(self.strides)
 
+    def along(self, axes: Collection[int]) -> ConvSpec:
+        """These attributes on some of the axes, neutral ones on the others: of one step of a split kernel.
+
+        The others must have kernel size 1 in that step: an automatic padding then pads nothing there.
+        """
+        d = self.spatial_rank
+
+        def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
+            return tuple(v if i % d in axes else neutral for i, v in enumerate(values))
+
+        return replace(
+            self,
+            strides=pick(self.strides, 1),
+            dilations=pick(self.dilations, 1),
+            pads=self.pads if isinstance(self.pads, str) else pick(self.pads, 0),
+            output_padding=pick(self.output_padding, 0),
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -48,18 +67,22 @@ class Layer:
     Attributes:
         name: The operator's name, unique within its graph.
         graph: Where it stands: "" for the main graph, else "If_3/then_branch" or "function:domain::name".
-        op_type: The ONNX operator, "Conv", "Gemm" or "MatMul".
+        op_type: The ONNX operator: "Conv", "Gemm", "LSTM", …
         weight: Canonical weight in float32 or float64, whatever the model stores.
             Convolution: [T, S/groups, *kernel] with T output and S input channels, also for a
             ConvTranspose (whose ONNX order is [S, T/groups, *kernel]).
             Linear: [T, S], y = x WT + b with the features on x's last axis; a MatMul with a stack of
             matrices has [*stack, T, S].
+            A recurrent operator's is its input projection, the rows of all directions and gates below each
+            other; a lookup's is the transposed table [E, V].
         bias: [T] in the weight's dtype, or None.
         conv: The convolution's attributes, or None for a linear layer.
         input_shape, output_shape: Shapes of the activations as far as they are known. For a linear layer
             with the features last (a weight on the left has its transposed activation here).
         dtype: NumPy name of the stored element type ("float16", "bfloat16", "float32", "float64"):
             what factors are cast to in the end.
+        lookup: A linear layer whose input is given as the indices of one-hot vectors (Gather from a table):
+            its input_shape is that of the one-hot vectors, [*indices, S], and its product costs nothing.
     """
 
     name: str
@@ -71,6 +94,7 @@ class Layer:
     input_shape: tuple[Dim, ...] | None = None
     output_shape: tuple[Dim, ...] | None = None
     dtype: str = "float32"
+    lookup: bool = False
 
     @property
     def groups(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from onnxdecomp.chain import Chain
-from onnxdecomp.layer import Layer
+from onnxdecomp.layer import Dim, Layer
 from onnxdecomp.lowering import LoweringCheck
 from onnxdecomp.plan.plan import Cost, Plan
 from onnxdecomp.sites.rewrite import Rewritten
@@ -34,18 +34,19 @@ class LayerRecord:
 
     Attributes:
         name, graph, op: The operator.
-        status: "decomposed", or "kept".
+        status: "decomposed", "kept", or "planned" (to be decomposed, in a dry run).
         reason: Why it was kept.
         method, options, ranks: What replaced it.
         rel_error: ||What - W|| / ||W||, of the weights (estimated to about 1 % for very large matrices).
         lowering: ||nodes(x) - What x|| / ||What x|| in ONNX Runtime; None where not decomposed.
         params, macs: Cost before and after (after = before where it was kept).
+        weight, input: Shapes of the canonical weight (see Layer) and of the activation, where known.
     """
 
     name: str
     graph: str
     op: str
-    status: Literal["decomposed", "kept"]
+    status: Literal["decomposed", "kept", "planned"]
     reason: str
     method: str | None
     options: Mapping[str, Any]
@@ -54,12 +55,18 @@ class LayerRecord:
     lowering: float | None
     params: Change
     macs: Change
+    weight: tuple[int, ...]
+    input: tuple[Dim, ...] | None
 
 
 def layer_records(
-    plan: Plan, rewritten: Sequence[Rewritten], checks: Sequence[LoweringCheck]
+    plan: Plan,
+    rewritten: Sequence[Rewritten] = (),
+    checks: Sequence[LoweringCheck] = (),
+    *,
+    carried_out: bool = True,
 ) -> tuple[LayerRecord, ...]:
-    """One record per choice of the plan, in its order."""
+    """One record per choice of the plan, in its order; `carried_out` is False in a dry run."""
     done = {(r.site.layer.graph, r.site.layer.name): r for r in rewritten}
     checked = {(c.graph, c.layer): c for c in checks}
     records = []
@@ -67,13 +74,14 @@ def layer_records(
         key = (choice.graph, choice.layer)
         result = done.get(key) if choice.method else None
         check = checked.get(key)
-        after = choice.after if result else choice.before
+        planned = choice.method is not None and not carried_out
+        after = choice.after if result or planned else choice.before
         records.append(
             LayerRecord(
                 name=choice.layer,
                 graph=choice.graph,
                 op=choice.op_type,
-                status="decomposed" if result else "kept",
+                status="decomposed" if result else "planned" if planned else "kept",
                 reason=choice.reason,
                 method=choice.method,
                 options=choice.options,
@@ -82,6 +90,8 @@ def layer_records(
                 lowering=check.rel_error if check else None,
                 params=_change(choice.before, after, "params"),
                 macs=_change(choice.before, after, "macs"),
+                weight=choice.weight,
+                input=choice.input,
             )
         )
     return tuple(records)

@@ -12,9 +12,13 @@ from onnxdecomp.chain import (
     Chain,
     Convolve,
     Fold,
+    LeftMatMul,
     MatMul,
+    Narrow,
+    Pad,
     Permute,
     Reshape,
+    Spread,
     Transpose,
     pointwise,
 )
@@ -105,6 +109,64 @@ def test_folded_and_permuted_channels() -> None:
     np.testing.assert_allclose(chain.dense()[:, :, 0, 0], np.kron(a, b), rtol=1e-5, atol=1e-5)
     assert chain.macs((1, 12, 2, 2)) == 4 * (4 * b.size + 5 * a.size)
     lowers(conv_case(12, 10), chain)
+
+
+def test_outer_modes_without_a_transpose() -> None:
+    """A middle feature mode by a product from the left, an outermost channel mode by spreading the others."""
+    a, b = normal(5, 3), normal(2, 4)
+    steps = (
+        Reshape((12,), (4, 3)),
+        LeftMatMul(b),
+        MatMul(a.T),
+        Reshape((2, 5), (10,)),
+    )
+    linear = Chain(steps, None, 12)
+    conv = Chain((Spread(4), pointwise(b, 1, 2), Spread(6), Fold(3), pointwise(a, 1, 2), Fold(10)), None, 12)
+    for chain in (linear, conv):
+        np.testing.assert_allclose(chain.dense().reshape(10, 12), np.kron(b, a), rtol=1e-5, atol=1e-5)
+        assert chain.params == a.size + b.size
+    assert linear.macs((7, 12)) == 7 * (3 * b.size + 2 * a.size)
+    assert conv.macs((7, 12, 2, 2)) == 28 * (3 * b.size + 2 * a.size)
+    lowers(linear_case(12, 10, (2, 3)), linear)
+    lowers(conv_case(12, 10), conv)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_padded_and_cut(dynamic: bool) -> None:
+    weight = normal(8, 6)
+    linear = Chain((Pad(3, -1), MatMul(weight), Narrow(4, -1)), None, 5)
+    conv = Chain((Pad(3, 1), pointwise(weight.T, 1, 2), Narrow(4, 1)), None, 5)
+    for chain in (linear, conv):
+        np.testing.assert_array_equal(chain.dense().reshape(4, 5), weight[:5, :4].T)
+        assert chain.params == weight.size
+    assert linear.output_shape((7, 5)) == (7, 4)
+    assert conv.output_shape((7, 5, 2, 3)) == (7, 4, 2, 3)
+    lowers(linear_case(5, 4, (2, 3), dynamic), linear)
+    lowers(conv_case(5, 4), conv)
+
+
+@pytest.mark.parametrize("lead", [(3,), (2, 3)])
+def test_transposes_in_a_row_are_one(lead: tuple[int, ...]) -> None:
+    """Two block-diagonal products bring their blocks to the front once, and identities are dropped."""
+    first, second = normal(3, 4, 2), normal(3, 2, 5)
+    steps = (
+        Reshape((12,), (4, 3)),
+        Transpose((1, 0)),
+        BlockMatMul(first),
+        Transpose((1, 0)),
+        Transpose((1, 0)),
+        BlockMatMul(second),
+        Reshape((3, 5), (15,)),
+    )
+    case = linear_case(12, 15, lead)
+    chain = Chain(steps, None, 12)
+    model = ir.from_proto(case.model)
+    sites, _ = find(model)
+    rewritten = Rewriter(model).replace(sites[0], chain, {})
+    kinds = [node.op_type for node in model.graph]
+    assert kinds == ["Reshape", "Transpose", "MatMul", "MatMul", "Transpose", "Reshape"]
+    (check,) = check_lowering([rewritten], opset=17, ir_version=8)
+    assert check.passed, check
 
 
 def test_kernels_on_different_axes_combine() -> None:

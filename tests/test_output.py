@@ -70,7 +70,7 @@ def test_tables_off_a_terminal_are_plain_and_whole(monkeypatch: pytest.MonkeyPat
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     long = "layer[0]/" * 40
-    console.stdout_console().print(console.table("T", ("name", "n"), [(long, 5), ("[bold]", 12)]))
+    console.show(console.table("T", ("name", "n"), [(long, 5), ("[bold]", 12)]))
     lines = stream.getvalue().splitlines()
     assert any(long in line for line in lines)
     assert any("[bold]" in line for line in lines)
@@ -82,6 +82,6 @@ def test_tables_off_a_terminal_are_plain_and_whole(monkeypatch: pytest.MonkeyPat
 def test_progress_is_silent_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with console.progress("working", 3) as advance:
         advance()
-        advance(2, "other")
+        advance("other step", 2)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxdecomp.cli.inputs import data_options, parse_shapes
+from onnxdecomp.cli.output import json_option
 
 if TYPE_CHECKING:
     from onnxdecomp.benchmark import Setting
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     "--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Untimed runs before."
 )
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Measure the peak memory too.")
-@click.option("--json", "json_target", metavar="FILE|-", help="Write the timings as JSON.")
+@json_option("the timings")
 def command(
     *,
     models: tuple[str, ...],
@@ -79,7 +80,7 @@ def command(
         )
     for setting in result.settings:
         for remark in describe(setting):
-            console.stderr_console().print(f"warning: {remark}")
+            console.note(f"note: {remark}")
     if json_target:
         jsonio.dump(result.to_json(), json_target)
     if json_target != "-":
@@ -117,4 +118,4 @@ def _show(setting: Setting) -> None:
                 "1" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
             )
         )
-    console.stdout_console().print(console.table(title, columns, rows))
+    console.show(console.table(title, columns, rows))

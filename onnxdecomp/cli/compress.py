@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from onnxdecomp.cli import options
 from onnxdecomp.cli.inputs import input_shape_option, parse_shapes
-
-if TYPE_CHECKING:
-    from onnxdecomp.api import Result
+from onnxdecomp.cli.output import json_option
 
 
 @click.command()
@@ -20,27 +19,55 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     type=click.Path(),
-    help="File to write  [default: MODEL with the method in its name, in the current folder].",
+    metavar="FILE",
+    help="File to write  [default: MODEL.METHOD.onnx in the current folder].",
 )
 @options.decomposition
 @click.option(
-    "--eval", "data", type=click.Path(), metavar="DATA", help="Inputs to verify with; see the README."
+    "--eval",
+    "data",
+    type=click.Path(),
+    metavar="DATA",
+    help="Inputs to verify with, and labels for accuracy: a .npz file, a folder of them, or ONNX test data "
+    "(test_data_set_*). Random inputs if not given.",
 )
-@click.option("--samples", type=click.IntRange(min=1), help="At most so many samples of the data.")
+@click.option(
+    "--samples", type=click.IntRange(min=1), metavar="N", help="Use at most so many samples of the data."
+)
 @input_shape_option
-@click.option("--max-error", type=float, help="Exit with 1, writing nothing, above this relative L2 error.")
 @click.option(
-    "--provider", default="cpu", show_default=True, help="Execution provider to verify and time on."
+    "--max-error",
+    type=click.FloatRange(min=0),
+    metavar="ERROR",
+    help="Exit with 1, writing nothing, if the relative L2 error of an output is above this.",
 )
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads within an operator  [default: all cores]."
+    "--provider",
+    default="cpu",
+    metavar="NAME",
+    show_default=True,
+    help="Execution provider to verify and time on; 'onnxdecomp doctor' lists them.",
 )
-@click.option("--verify/--no-verify", default=True, help="Compare the outputs with the original's.")
-@click.option("--bench/--no-bench", default=True, help="Time the result against the original.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads within an operator  [default: all cores].",
+)
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Compare the outputs with the original's.",
+)
+@click.option(
+    "--bench/--no-bench", default=True, show_default=True, help="Time the result against the original."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
-@click.option("--json", "json_target", metavar="FILE|-", help="Write the run's record as JSON.")
+@json_option("the run's record")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option("--fail-if-unchanged", is_flag=True, help="Exit with 5 if nothing was decomposed.")
+@options.methods
 @click.pass_context
 def command(
     context: click.Context,
@@ -60,7 +87,6 @@ def command(
     json_target: str | None,
     overwrite: bool,
     fail_if_unchanged: bool,
-    seed: int,
     **_: Any,
 ) -> None:
     """Replace the layers of MODEL by chains of smaller ones.
@@ -70,13 +96,13 @@ def command(
     """
     from onnxdecomp import console, jsonio
     from onnxdecomp.api import compress
-    from onnxdecomp.cli.show import show_result
+    from onnxdecomp.cli.show import show_plan, show_result
 
-    method = context.params["method"]
-    with console.progress("compress") as advance:
+    given = options.given(context, (*options.DECOMPOSE, "seed"))
+    with console.progress("load") as advance:
         result = compress(
             model,
-            output or f"{Path(model).stem}.{method}.onnx",
+            output or _default_output(model, config, given),
             config=config,
             data=data,
             samples=samples,
@@ -89,26 +115,18 @@ def command(
             dry_run=dry_run,
             overwrite=overwrite,
             fail_if_unchanged=fail_if_unchanged,
-            seed=seed,
-            progress=lambda what, done, total: advance(0, description=_step(what, done, total)),
-            **options.given(context, options.DECOMPOSE),
+            progress=advance,
+            **given,
         )
-    _notes(result)
+    for note in result.notes:
+        console.note(f"note: {note}")
     if json_target:
         jsonio.dump(result.record, json_target)
     if json_target != "-":
-        show_result(result)
+        (show_plan if dry_run else show_result)(result)
 
 
-def _step(what: str, done: int, total: int) -> str:
-    return f"{what} ({done + 1} of {total})" if total else what
+def _default_output(model: str, config: str | None, given: Mapping[str, Any]) -> Path:
+    from onnxdecomp.api import default_output
 
-
-def _notes(result: Result) -> None:
-    from onnxdecomp import console
-
-    err = console.stderr_console()
-    for note in result.notes:
-        err.print(f"note: {note}")
-    if result.path is not None and not result.changed:
-        err.print(f"note: nothing was decomposed; {result.path} is the original")
+    return default_output(model, config, **{k: v for k, v in given.items() if k in options.DECOMPOSE})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from onnxdecomp.cli.output import json_option
 
 if TYPE_CHECKING:
     from onnxdecomp.doctor import Diagnosis
@@ -18,18 +20,19 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Exit with 4 unless this provider starts.",
 )
-@click.option("--json", "json_target", metavar="FILE|-", help="Write the diagnosis as JSON.")
+@json_option("the diagnosis")
 def command(wanted: tuple[str, ...], json_target: str | None) -> None:
     """Say what is installed, which providers really start, and what to type if not.
 
     Exit code 0 where the CPU provider, or each --provider, starts a session; 4 otherwise.
     """
-    from onnxdecomp import jsonio
+    from onnxdecomp import console, jsonio
     from onnxdecomp.doctor import diagnose
     from onnxdecomp.errors import ProviderError
     from onnxdecomp.runtime.providers import ort_name, short_name
 
-    diagnosis = diagnose(wanted)
+    with console.progress("examining"):
+        diagnosis = diagnose(wanted)
     if json_target:
         jsonio.dump(diagnosis, json_target)
     if json_target != "-":
@@ -46,25 +49,26 @@ def command(wanted: tuple[str, ...], json_target: str | None) -> None:
 def _show(diagnosis: Diagnosis) -> None:
     from onnxdecomp import console
 
-    out = console.stdout_console()
     cpu = diagnosis.cpu
-    out.print(f"onnxdecomp {diagnosis.version}, Python {diagnosis.python}, {diagnosis.system}")
-    out.print(f"CPU: {cpu['name']}, {cpu['cores']} cores, {' '.join(cpu['features']) or 'features unknown'}")
     versions = {**diagnosis.packages, **diagnosis.runtimes}
     rows = [(name, version or "missing") for name, version in versions.items()]
-    out.print(console.table("Packages", ("package", "version"), rows))
     starts = [
         (start.provider, "yes" if start.started else "no", start.reason or "")
         for start in diagnosis.providers
     ]
-    out.print(console.table("Providers", ("provider", "starts", "why not"), starts))
+    results: list[Any] = [
+        f"onnxdecomp {diagnosis.version}, Python {diagnosis.python}, {diagnosis.system}",
+        f"CPU: {cpu['name']}, {cpu['cores']} cores, {' '.join(cpu['features']) or 'features unknown'}",
+        "",
+        console.table("Packages", ("package", "version"), rows),
+        console.table("Providers", ("provider", "starts", "why not"), starts),
+    ]
     if diagnosis.cuda:
         found = ", ".join(name for name, there in diagnosis.cuda.items() if there) or "none"
         missing = ", ".join(name for name, there in diagnosis.cuda.items() if not there) or "none"
-        out.print(f"CUDA libraries found: {found}; missing: {missing}")
+        results.append(f"CUDA libraries found: {found}; missing: {missing}")
     for problem in diagnosis.problems:
-        out.print(f"! {problem.what}")
+        results.append(f"! {problem.what}")
         if problem.remedy:
-            out.print(f"  {problem.remedy}")
-    if not diagnosis.problems:
-        out.print("No problem found.")
+            results.append(f"  {problem.remedy}")
+    console.show(*results, *(() if diagnosis.problems else ("No problem found.",)))

@@ -7,26 +7,31 @@ from typing import Any
 import click
 
 from onnxdecomp.cli import options
+from onnxdecomp.cli.output import json_option
 
 
 @click.command()
 @click.argument("model", type=click.Path())
 @options.decomposition
-@click.option("--json", "json_target", metavar="FILE|-", help="Write the plan as JSON.")
+@options.methods
+@json_option("the plan")
 @click.pass_context
 def command(
-    context: click.Context, /, model: str, config: str | None, json_target: str | None, seed: int, **_: Any
+    context: click.Context, /, model: str, config: str | None, json_target: str | None, **_: Any
 ) -> None:
     """Show the layers of MODEL, their cost, and what a method would make of them.
 
     Layers are shown as the file has them; with --simplify as the simplifier leaves them.
     """
-    from onnxdecomp import jsonio
+    from onnxdecomp import console, jsonio
     from onnxdecomp.api import inspect
     from onnxdecomp.cli.show import show_plan
 
-    given = {"simplify": "none", **options.given(context, options.DECOMPOSE)}
-    result = inspect(model, config=config, seed=seed, **given)
+    given = {"simplify": "none", **options.given(context, (*options.DECOMPOSE, "seed"))}
+    with console.progress("load") as advance:
+        result = inspect(model, config=config, progress=advance, **given)
+    for note in result.notes:
+        console.note(f"note: {note}")
     if json_target:
         jsonio.dump(result.record, json_target)
     if json_target != "-":

@@ -10,20 +10,21 @@ from typing import NoReturn
 import click
 
 from onnxdecomp import __version__
-from onnxdecomp.errors import OnnxDecompError
+from onnxdecomp.cli import process
+from onnxdecomp.errors import OnnxDecompError, UsageError
 
 COMMANDS = {
     "compress": "Replace the layers of a model by chains of smaller ones.",
-    "inspect": "Show the layers of a model, their cost, and what could be decomposed.",
+    "inspect": "Show the layers of a model, their cost, and what could be done.",
     "verify": "Compare a model with the original: numbers, interface, accuracy.",
     "bench": "Time models against each other, interleaved.",
     "methods": "List the decompositions and the layers that they take.",
     "passes": "List the passes of the pipeline, other packages' included.",
-    "doctor": "Say what is installed, which providers really start, and what to type if not.",
+    "doctor": "Say what is installed and which providers really start.",
 }
 """Name to one-line help: so that `--help` imports no command."""
 
-INTERRUPTED = 130
+_DEBUG_HELP = "Show the traceback of an error, and other libraries' warnings."
 
 
 class _Lazy(click.Group):
@@ -35,7 +36,23 @@ class _Lazy(click.Group):
             return None
         command = importlib.import_module(f"onnxdecomp.cli.{name}").command
         assert isinstance(command, click.Command)
+        # Before or after the command's name: people append it to the line that failed.
+        if not any(parameter.name == "debug" for parameter in command.params):
+            debug = click.Option(["--debug"], is_flag=True, expose_value=False, help=_DEBUG_HELP)
+            command.params.append(debug)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name.endswith(".onnx"):
+            raise click.UsageError(f"{name!r} is no command; did you mean 'onnxdecomp compress {name}'?", ctx)
+        if name not in COMMANDS and not name.startswith("-"):
+            from onnxdecomp.fields import suggest
+
+            raise click.UsageError(f"unknown command {name!r}{suggest(name, COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -44,8 +61,8 @@ class _Lazy(click.Group):
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "--version", message="onnxdecomp %(version)s")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:
+@click.option("--debug", is_flag=True, expose_value=False, help=_DEBUG_HELP)
+def cli() -> None:
     """Make trained ONNX models smaller and faster by tensor decomposition.
 
     Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 a numeric or accuracy
@@ -57,32 +74,61 @@ def cli(debug: bool) -> None:
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the documented code."""
     arguments = sys.argv[1:] if args is None else args
+    debug = "--debug" in arguments
     try:
-        code = cli.main(arguments, prog_name="onnxdecomp", standalone_mode=False)
-        _exit(code if isinstance(code, int) else 0)
-    except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
-    except click.Abort:
-        _fail("interrupted", INTERRUPTED)
-    except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
+        with process.streams(), process.signals(), process.quiet(enabled=not debug):
+            _invoke(arguments or ["--help"])
+        sys.exit(0)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
     except BrokenPipeError:
-        # The reader went away: nothing is left to say, and Python must not try again at shutdown.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _exit(0)
-    except OnnxDecompError as error:
-        if "--debug" in arguments:
-            raise
-        _fail(str(error), error.exit_code)
+        process.forget_stdout()
+        sys.exit(0)
+    except (Exception, process.Interrupted, KeyboardInterrupt) as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        message, code = _explain(error)
+        print(f"onnxdecomp: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(code)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    print(f"onnxdecomp: error: {' '.join(message.split())}", file=sys.stderr)
-    _exit(code)
+def _invoke(arguments: list[str]) -> None:
+    """Run the command; not by click's own `main`, which ends a broken pipe with the code of a failed gate."""
+    if "_ONNXDECOMP_COMPLETE" in os.environ:  # a shell asks for completions
+        cli.main(arguments, prog_name="onnxdecomp")
+    with cli.make_context("onnxdecomp", arguments) as context:
+        cli.invoke(context)
 
 
-def _exit(code: int) -> NoReturn:
-    sys.exit(code)
+def _explain(error: BaseException) -> tuple[str, int]:
+    """The line that says what is wrong and what to do, and the exit code."""
+    match error:
+        case OnnxDecompError():
+            return f"error: {error}", error.exit_code
+        case click.UsageError():
+            message = error.format_message().rstrip(".")
+            where = error.ctx.command_path if error.ctx else "onnxdecomp"
+            return f"error: {message}; see '{where} --help'", UsageError.exit_code
+        case click.ClickException():
+            return f"error: {error.format_message()}", error.exit_code
+        case process.Interrupted():
+            return "interrupted", error.exit_code
+        case click.Abort() | KeyboardInterrupt():
+            return "interrupted", process.INTERRUPTED
+        case MemoryError():
+            return f"error: out of memory{_detail(error)}", OnnxDecompError.exit_code
+        case OSError():
+            place = f"{error.filename}: " if error.filename else ""
+            return f"error: {place}{error.strerror or error}", UsageError.exit_code
+    again = "" if "--debug" in sys.argv else "; run it with --debug for the traceback"
+    what = f"{type(error).__name__}{_detail(error)}"
+    return f"error: {what}: this is a bug in onnxdecomp, please report it{again}", OnnxDecompError.exit_code
+
+
+def _detail(error: BaseException) -> str:
+    return f": {error}" if str(error) else ""
 
 
 if __name__ == "__main__":

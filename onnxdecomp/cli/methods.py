@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
+
+from onnxdecomp.cli.output import json_option
 
 
 @click.command()
-@click.option("--json", "json_target", metavar="FILE|-", help="Write the list as JSON.")
+@json_option("the list")
 def command(json_target: str | None) -> None:
     """List the decompositions and the layers that they take."""
     from onnxdecomp import console, jsonio
@@ -15,10 +20,16 @@ def command(json_target: str | None) -> None:
     described = describe()
     if json_target:
         jsonio.dump(described, json_target)
-        return
-    rows = [
-        (m["name"], m["summary"], ", ".join(m["ranks"]), ", ".join(m["takes"]), m["paper"]) for m in described
-    ]
-    console.stdout_console().print(
-        console.table(None, ("method", "what it does", "ranks", "layers", "source"), rows)
+    if json_target != "-":
+        console.show(console.pairs([line for method in described for line in _lines(method)]))
+
+
+def _lines(method: Mapping[str, Any]) -> list[tuple[str, str]]:
+    options = ", ".join(f"{name}={value}" for name, value in method["options"].items())
+    facts = (
+        ("layers", ", ".join(method["takes"])),
+        ("ranks", ", ".join(method["ranks"])),
+        ("options", options),
+        ("source", method["paper"]),
     )
+    return [(method["name"], method["summary"]), *((f"  {name}", text) for name, text in facts if text)]

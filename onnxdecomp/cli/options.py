@@ -11,6 +11,8 @@ from onnxdecomp.cli.inputs import seed_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_METAVAR = {str: "TEXT", int: "N", float: "NUMBER", bool: "true|false"}
+
 SAVINGS = ("macs", "params", "both", "either", "none")
 
 
@@ -22,7 +24,9 @@ def decomposition(function: F) -> F:
                 "--method",
                 default="tucker",
                 show_default=True,
-                help="Decomposition; see 'onnxdecomp methods'.",
+                metavar="NAME",
+                help="Decomposition; see 'onnxdecomp methods'. Several with commas: a layer gets the first "
+                "that fits.",
             ),
             click.option(
                 "--rank",
@@ -30,6 +34,14 @@ def decomposition(function: F) -> F:
                 show_default=True,
                 metavar="SPEC",
                 help="16 | 16,32 | 0.5 (of full) | energy=0.95 | error=0.05 | evbmf.",
+            ),
+            click.option(
+                "--layer",
+                "layers",
+                multiple=True,
+                metavar="RULE",
+                help="Other ways for some layers: PATTERN=METHOD[:rank=SPEC][:option=value] or PATTERN=keep. "
+                "Repeatable; the first that fits wins.",
             ),
             click.option(
                 "--rank-multiple",
@@ -42,13 +54,13 @@ def decomposition(function: F) -> F:
                 "--include",
                 multiple=True,
                 metavar="PATTERN",
-                help="Only layers with such names; repeatable.",
+                help="Only layers whose name matches, such as 'conv3*'; repeatable.",
             ),
             click.option(
                 "--exclude",
                 multiple=True,
                 metavar="PATTERN",
-                help="No layer with such a name; repeatable.",
+                help="No layer whose name matches; repeatable.",
             ),
             click.option(
                 "--must-save",
@@ -72,6 +84,11 @@ def decomposition(function: F) -> F:
                 help="Treat initializers that are also graph inputs as constants.",
             ),
             click.option(
+                "--requantize",
+                is_flag=True,
+                help="Store the factors of weights that were quantized as int8 again.",
+            ),
+            click.option(
                 "--simplify",
                 type=click.Choice(("onnxsim", "onnxscript", "none")),
                 default=None,
@@ -90,22 +107,61 @@ def decomposition(function: F) -> F:
     return function
 
 
+def methods(function: F) -> F:
+    """The methods' own options, --METHOD-OPTION, made from their classes."""
+    from onnxdecomp.fields import describe
+    from onnxdecomp.methods import names
+    from onnxdecomp.methods import options as options_of
+
+    for method in reversed(names()):
+        for option in reversed(options_of(method)):
+            default = str(option.default).lower() if isinstance(option.default, bool) else option.default
+            shown = f"  [default: {default}]" if default != "" else ""
+            function = click.option(
+                f"--{method}-{option.name.replace('_', '-')}",
+                _parameter(method, option.name),
+                metavar=_METAVAR.get(option.type) or describe(option.type),
+                help=f"{option.help}.{shown}",
+            )(function)
+    return function
+
+
+def _parameter(method: str, option: str) -> str:
+    return f"{method}__{option}"
+
+
 def given(context: click.Context, names: Sequence[str]) -> dict[str, Any]:
-    """The parameters among `names` that the user gave: defaults must not override a configuration file."""
+    """The parameters among `names` that the user gave: defaults must not override a configuration file.
+
+    The methods' own options come as {"options": {method: {option: text}}}.
+    """
     from click.core import ParameterSource
 
     default = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
-    return {name: context.params[name] for name in names if context.get_parameter_source(name) not in default}
+    found = {
+        name: context.params[name]
+        for name in names
+        if name in context.params and context.get_parameter_source(name) not in default
+    }
+    own: dict[str, dict[str, str]] = {}
+    for name, value in context.params.items():
+        method, separator, option = name.partition("__")
+        if separator and value is not None:
+            own.setdefault(method, {})[option] = value
+    return {**found, "options": own} if own else found
 
 
 DECOMPOSE = (
     "method",
+    "options",
     "rank",
+    "layers",
     "rank_multiple",
     "include",
     "exclude",
     "must_save",
     "skip_below",
     "freeze_initializers",
+    "requantize",
     "simplify",
 )

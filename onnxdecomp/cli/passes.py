@@ -6,16 +6,12 @@ from typing import Any
 
 import click
 
+from onnxdecomp.cli.output import json_option
+
 
 @click.command("passes", short_help="List the passes that a pipeline can use.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, allow_dash=True),
-    metavar="FILE|-",
-    help="Write JSON.",
-)
-def command(json_path: str | None) -> None:
+@json_option("the list")
+def command(json_target: str | None) -> None:
     """List the passes that a pipeline (`--config FILE`) can use, with options and origin."""
     from onnxdecomp import pipeline
     from onnxdecomp.errors import UsageError
@@ -39,9 +35,9 @@ def command(json_path: str | None) -> None:
 
     for problem in problems:
         click.echo(f"warning: {problem}", err=True)
-    if json_path is not None:
-        dump({"default": pipeline.DEFAULT, "passes": listing}, json_path)
-    else:
+    if json_target:
+        dump({"default": pipeline.DEFAULT, "passes": listing}, json_target)
+    if json_target != "-":
         _print(listing, pipeline.DEFAULT)
 
 

@@ -1,4 +1,4 @@
-"""Results of compress and inspect as tables."""
+"""Results of compress and inspect as text: a table of the layers, then a line for each finding."""
 
 from __future__ import annotations
 
@@ -9,101 +9,145 @@ from onnxdecomp import console
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import RenderableType
+
     from onnxdecomp.api import Result
     from onnxdecomp.record import Change, LayerRecord
+
+Line = tuple[str, str]
 
 
 def show_plan(result: Result) -> None:
     """The layers with their cost and what would be done."""
-    out = console.stdout_console()
-    out.print(_layer_table(result.layers))
-    out.print(_totals(result))
+    console.show(*_layers(result.layers, shapes=True), console.pairs(_cost(result)))
 
 
 def show_result(result: Result) -> None:
-    """The layers, then the totals, the verification and the timing, a line each."""
-    out = console.stdout_console()
-    out.print(_layer_table(result.layers))
-    for line in (_totals(result), *_checks(result), *_latency(result)):
-        out.print(line)
+    """The layers, then cost, checks and timing, and last the file."""
+    lines = [*_cost(result), *_checks(result), *_latency(result)]
     if result.path is not None:
-        out.print(f"wrote      {result.path}")
+        copy = "" if result.changed else ", a copy of the original: nothing was decomposed"
+        lines.append(("wrote", f"{result.path}{copy}"))
+    console.show(*_layers(result.layers), console.pairs(lines))
 
 
-def _layer_table(layers: Sequence[LayerRecord]) -> object:
+def count(number: float, unit: str = "") -> str:
+    """A quantity with three digits: 1.23M, or 1.23 MB where it has a unit."""
+    gap = " " if unit else ""
+    for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit * 0.9995:
+            return f"{number / limit:.3g}{gap}{prefix}{unit}"
+    return f"{number:.0f}{gap}{unit}"
+
+
+def _layers(layers: Sequence[LayerRecord], *, shapes: bool = False) -> list[RenderableType]:
+    if not layers:
+        return ["no layer of this model can be decomposed: it has no operator with a constant weight"]
+    params = _arrows([layer.params for layer in layers])
+    macs = _arrows([layer.macs for layer in layers])
+    errors = any(layer.rel_error is not None for layer in layers)
+    where = ("weight", "input") if shapes else ()
+    columns = ("layer", "op", *where, "result", "parameters", "MACs", *(("weight error",) if errors else ()))
     rows = [
         (
-            f"{layer.graph}/{layer.name}" if layer.graph else layer.name,
+            _name(layer),
             layer.op,
-            _what(layer),
-            _arrow(layer.params),
-            _arrow(layer.macs),
-            "" if layer.rel_error is None else f"{layer.rel_error:.2g}",
+            *((_shape(layer.weight), _shape(layer.input or ())) if shapes else ()),
+            f"{layer.method} {','.join(map(str, layer.ranks))}" if layer.method else "kept",
+            params[index],
+            macs[index],
+            *(("" if layer.rel_error is None else f"{layer.rel_error:.2g}",) if errors else ()),
         )
-        for layer in layers
+        for index, layer in enumerate(layers)
     ]
-    return console.table(None, ("layer", "op", "result", "parameters", "MACs", "weight error"), rows)
+    kept = [index for index, layer in enumerate(layers) if not layer.method]
+    return [console.table(None, columns, rows, whole=set(columns) - {"layer", "result"}, dim=kept)]
 
 
-def _what(layer: LayerRecord) -> str:
-    if layer.method:
-        return f"{layer.method} {','.join(map(str, layer.ranks))}"
-    return f"kept: {layer.reason}"
+def _shape(shape: Sequence[int | str | None]) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape)
 
 
-def _arrow(change: Change) -> str:
-    if change.before is None:
-        return ""
-    if change.after is None or change.after == change.before:
-        return count(change.before)
-    return f"{count(change.before)} → {count(change.after)}"
+def _name(layer: LayerRecord) -> str:
+    return f"{layer.graph}/{layer.name}" if layer.graph else layer.name
 
 
-def count(number: float) -> str:
-    """A count with three digits: 1.23M."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g}{unit}"
-    return f"{number:.0f}"
+def _kept(layers: Sequence[LayerRecord]) -> list[Line]:
+    """Why layers were kept, those with the same reason in one line."""
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        if not layer.method:
+            reasons.setdefault(layer.reason, []).append(_name(layer))
+    return [("kept", f"{', '.join(names)}: {reason}") for reason, names in reasons.items()]
 
 
-def _totals(result: Result) -> str:
+def _arrows(changes: Sequence[Change]) -> list[str]:
+    """Quantities before and after, the arrows one below the other."""
+    before = ["" if change.before is None else count(change.before) for change in changes]
+    width = max(map(len, before))
+    return [
+        f"{text:>{width}}"
+        + ("" if change.after in (None, change.before) else f" -> {count(change.after or 0)}")
+        for text, change in zip(before, changes, strict=True)
+    ]
+
+
+def _cost(result: Result) -> list[Line]:
+    decomposed = sum(layer.method is not None for layer in result.layers)
+    done = (
+        "would be decomposed" if any(layer.status == "planned" for layer in result.layers) else "decomposed"
+    )
+    lines = [("layers", f"{decomposed} of {len(result.layers)} {done}"), *_kept(result.layers)]
     totals = result.record["totals"]
     parts = []
-    for what, label in (("params", "parameters"), ("macs", "MACs"), ("bytes", "bytes")):
+    for what, label, unit in (("params", "parameters", ""), ("macs", "MACs", ""), ("bytes", "file", "B")):
         if what in totals:
             before, after = totals[what]["before"], totals[what]["after"]
-            ratio = f" ({before / after:.2f}x)" if after and after != before else ""
-            parts.append(f"{label} {count(before)} → {count(after)}{ratio}")
-    return f"cost       {', '.join(parts)}"
+            change = f" -> {count(after, unit)} ({before / after:.2f}x)" if after and after != before else ""
+            parts.append(f"{label} {count(before, unit)}{change}")
+    return [*lines, ("cost", "; ".join(parts))]
 
 
-def _checks(result: Result) -> list[str]:
+def _checks(result: Result) -> list[Line]:
     lines = []
     ran = [check.rel_error for check in result.lowering if check.rel_error is not None]
     if ran:
-        lines.append(f"lowering   {len(ran)} layers equal their own weight, at worst to {max(ran):.1e}")
+        worst = f"to {max(ran):.1e}" if len(ran) == 1 else f"at worst to {max(ran):.1e}"
+        lines.append(
+            ("lowering", f"{len(ran)} rewritten layers compute what their factors stand for, {worst}")
+        )
     checked = result.verification
     if checked is None:
         return lines
-    if checked.rel_l2 is None:
-        lines.append(f"verify     {checked.status}: {checked.reason or 'no floating-point output'}")
+    over = f"over {checked.samples} samples ({checked.data})"
+    if checked.status == "skipped":
+        lines.append(("verify", f"skipped: {checked.reason}"))
+    elif checked.rel_l2 is None:
+        lines.append(("verify", f"{checked.status} {over}: no floating-point output"))
+    elif checked.max_error is None:
+        lines.append(("verify", f"relative L2 error {checked.rel_l2:.3g} {over}"))
     else:
         lines.append(
-            f"verify     {checked.status}: relative L2 error {checked.rel_l2:.3g} "
-            f"over {checked.samples} samples ({checked.data})"
+            (
+                "verify",
+                f"{checked.status}: largest relative L2 error {checked.worst:.3g}, "
+                f"at most {checked.max_error:g} allowed, {over}",
+            )
         )
     if checked.accuracy is not None:
         accuracy = checked.accuracy
         change = 100 * (accuracy.new - accuracy.original)
         lines.append(
-            f"accuracy   {100 * accuracy.original:.2f} % → {100 * accuracy.new:.2f} % "
-            f"({change:+.2f} points, {accuracy.samples} samples)"
+            (
+                "accuracy",
+                f"{100 * accuracy.original:.2f} % -> {100 * accuracy.new:.2f} % "
+                f"({change:+.2f} points, {accuracy.samples} samples)",
+            )
         )
     return lines
 
 
-def _latency(result: Result) -> list[str]:
+def _latency(result: Result) -> list[Line]:
     if result.latency is None:
         return []
     lines = []
@@ -112,9 +156,11 @@ def _latency(result: Result) -> list[str]:
         ratio = new.ratio
         assert ratio is not None
         lines.append(
-            f"latency    {original.latency.p50:.3f} → {new.latency.p50:.3f} ms, "
-            f"{1 / ratio.value:.2f}x [{1 / ratio.high:.2f}, {1 / ratio.low:.2f}] "
-            f"({setting.provider}, batch {new.batch}, threads {setting.threads}, "
-            f"{setting.rounds} interleaved runs)"
+            (
+                "latency",
+                f"{original.latency.p50:.3f} -> {new.latency.p50:.3f} ms, {1 / ratio.value:.2f}x as fast "
+                f"[{1 / ratio.high:.2f}, {1 / ratio.low:.2f}] ({setting.provider}, batch {new.batch}, "
+                f"threads {setting.threads}, {setting.rounds} interleaved runs)",
+            )
         )
     return lines

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxdecomp.cli.inputs import data_options, parse_shapes
+from onnxdecomp.cli.output import json_option
 
 if TYPE_CHECKING:
     from onnxdecomp.verification import Verification
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--provider", default="cpu", show_default=True, help="Where both run.")
 @click.option("--threads", type=click.IntRange(min=0), default=1, show_default=True, help="0: one per core.")
 @click.option("--samples", type=click.IntRange(min=1), help="Use at most so many samples.  [default: all]")
-@click.option("--json", "json_target", metavar="FILE|-", help="Write the comparison as JSON.")
+@json_option("the comparison")
 def command(
     *,
     original: str,
@@ -73,7 +74,7 @@ def command(
 def _show(result: Verification) -> None:
     from onnxdecomp import console
 
-    out = console.stdout_console()
+    results: list[Any] = []
     if result.outputs:
         columns = (
             "output",
@@ -100,24 +101,25 @@ def _show(result: Verification) -> None:
             )
             for error in result.outputs
         ]
-        out.print(console.table(None, columns, rows))
+        results.append(console.table(None, columns, rows))
     for difference in result.interface:
-        out.print(f"interface: {difference}")
+        results.append(f"interface: {difference}")
     for note in result.notes:
-        out.print(f"note: {note}")
+        results.append(f"note: {note}")
     if result.accuracy:
         a = result.accuracy
-        out.print(
+        results.append(
             f"top-1 accuracy of {a.output}: {a.original:.4f} -> {a.new:.4f} ({a.new - a.original:+.4f}) "
             f"on {a.samples} samples"
         )
     if result.samples:
-        out.print(f"{result.samples} samples ({result.data}), {result.provider}")
+        results.append(f"{result.samples} samples ({result.data}), {result.provider}")
     error = "" if result.worst is None else f": worst rel L2 {result.worst:.3g} of {result.worst_output}"
     limit = "" if result.max_error is None or not error else f" (at most {result.max_error:g})"
-    out.print(f"{result.status.upper()}{error}{limit}")
+    results.append(f"{result.status.upper()}{error}{limit}")
     if result.reason:
-        out.print(result.reason)
+        results.append(result.reason)
+    console.show(*results)
 
 
 def _number(value: float | None, form: str = ".3g") -> str:

@@ -102,9 +102,9 @@ def check_target(path: str | Path, *, model: ir.Model | None = None, overwrite: 
             while being another model's.
     """
     path = Path(path)
-    data = data_path(path)
     if path.is_dir():
         raise UsageError(f"{path}: this is a folder; name the file to write")
+    data = data_path(path)
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {str(path.parent)!r}; make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):

@@ -30,6 +30,8 @@ SHAPE_KEEPING = frozenset(
 )
 """Operators that ONNX Runtime has and ONNX's inference does not: the output is as the first input."""
 
+FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
+"""Operators of com.microsoft that are one of ONNX's and more, which changes no shape."""
 
 UNKNOWN = "onnxdecomp.unknown"
 """The domain of operators that inference is kept from understanding."""
@@ -83,10 +85,38 @@ def _inferred(model: ir.Model) -> ir.Graph | None:
                     node.domain, node.op_type = "", "Identity"
                     node.attributes.clear()
                     node.resize_inputs(1)
+                elif node.domain == "com.microsoft" and node.op_type in FUSED:
+                    _unfuse(node)
+                elif node.domain == "" and node.op_type == "Crop" and "border" in node.attributes:
+                    _uncrop(node)
         proto = onnx.shape_inference.infer_shapes(ir.to_proto(light), check_type=False, data_prop=True)
         return ir.from_proto(proto).graph
     except Exception:  # inference is a help; what it trips over is judged elsewhere
         return None
+
+
+def _unfuse(node: ir.Node) -> None:
+    """Make the node the operator of ONNX that has the same shapes; a FusedMatMul may transpose and stays."""
+    if node.op_type == "FusedMatMul" and any(
+        attr.value for name, attr in node.attributes.items() if name.startswith("trans")
+    ):
+        return
+    node.domain, node.op_type = "", FUSED[node.op_type]
+    keep = () if node.op_type == "MatMul" else tuple(node.attributes)
+    for name in tuple(node.attributes):
+        if name not in keep or name.startswith("activation"):
+            del node.attributes[name]
+    node.resize_inputs(min(len(node.inputs), 3))
+
+
+def _uncrop(node: ir.Node) -> None:
+    """Make a Crop of [N, C, H, W], which ONNX has no longer, a Pad by less than nothing (before opset 11)."""
+    left, top, right, bottom = node.attributes["border"].as_ints()
+    if "scale" in node.attributes:
+        return
+    node.op_type = "Pad"
+    node.attributes.clear()
+    node.attributes["pads"] = ir.AttrInt64s("pads", [0, 0, -top, -left, 0, 0, -bottom, -right])
 
 
 def _merge_graphs(

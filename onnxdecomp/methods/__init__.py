@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +21,11 @@ METHODS: Mapping[str, str] = {
     "tucker": "onnxdecomp.methods.tucker:Tucker",
     "cp": "onnxdecomp.methods.cp:Cp",
     "tt": "onnxdecomp.methods.tt:Tt",
+    "tr": "onnxdecomp.methods.tr:Tr",
+    "ht": "onnxdecomp.methods.ht:Ht",
+    "spatial": "onnxdecomp.methods.spatial:Spatial",
+    "kronecker": "onnxdecomp.methods.kronecker:Kronecker",
+    "btt": "onnxdecomp.methods.btt:Btt",
 }
 """Name to "module:Class"; imported on use."""
 
@@ -41,11 +48,38 @@ def cls(name: str) -> type[Method]:
     return found
 
 
-def options(name: str) -> dict[str, tuple[Any, object]]:
-    """A method's options: name to (type, default)."""
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """An option of a method: a field of its class.
+
+    Attributes:
+        name, default: The field's.
+        type: Its type.
+        help: The first sentence that the class's docstring has on it.
+    """
+
+    name: str
+    type: Any
+    default: object
+    help: str
+
+
+def options(name: str) -> tuple[Option, ...]:
+    """The options of the method of that name."""
     method = cls(name)
     hints = typing.get_type_hints(method)
-    return {f.name: (hints[f.name], default_of(f)) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
+    text = inspect.getdoc(method) or ""
+    return tuple(
+        Option(f.name, hints[f.name], default_of(f), _sentence(text, f.name))
+        for f in dataclasses.fields(method)  # type: ignore[arg-type]
+    )
+
+
+def _sentence(docstring: str, field: str) -> str:
+    """The first sentence on a field in the Attributes section of a docstring."""
+    found = re.search(rf"^    {field}: (.*?)(?=^    \w+: |^\S|\Z)", docstring, re.DOTALL | re.MULTILINE)
+    words = " ".join(found[1].split()) if found else ""
+    return re.split(r"(?<=\.)\s(?=[A-Z])", words)[0].rstrip(".")
 
 
 def get(name: str, **values: Any) -> Method:
@@ -54,12 +88,12 @@ def get(name: str, **values: Any) -> Method:
     Raises:
         UsageError: No such method, or the method has no such option, or not this value for it.
     """
-    known = options(name)
+    known = {option.name: option.type for option in options(name)}
     arguments: dict[str, object] = {}
     for option, value in values.items():
         if option not in known:
             raise UsageError(f"method {name} has no option {option!r}{suggest(option, known)}")
-        hint = known[option][0]
+        hint = known[option]
         try:
             arguments[option] = from_text(value, hint) if isinstance(value, str) else convert(value, hint)
         except ValueError:
@@ -75,10 +109,11 @@ def for_layer(method: Method, layer: Layer) -> Method:
     """The method that does `method`'s work on this layer.
 
     Of a matrix (Gemm, MatMul, a 1x1 convolution, a stack) Tucker and CP are its SVD, and so is the
-    tensor train of a 1x1 convolution.
+    channel form of a 1x1 convolution's tensor train.
     """
     matrix = layer.conv is None or layer.is_matrix
-    if (method.name in ("tucker", "cp") and matrix) or (method.name == "tt" and matrix and layer.conv):
+    channel_train = method.name == "tt" and getattr(method, "form", "") == "channel"
+    if (method.name in ("tucker", "cp") and matrix) or (channel_train and matrix and layer.conv):
         return get("svd")
     return method
 
@@ -91,7 +126,7 @@ def describe() -> list[dict[str, Any]]:
             "summary": method.summary,
             "ranks": list(method.rank_names),
             "takes": list(method.takes),
-            "options": {option: default for option, (_, default) in options(name).items()},
+            "options": {option.name: option.default for option in options(name)},
             "paper": method.paper,
         }
         for name, method in ((name, cls(name)) for name in METHODS)

@@ -10,7 +10,9 @@ import numpy as np
 
 from onnxdecomp.chain import Chain, Convolve, pointwise
 from onnxdecomp.layer import Array, ConvSpec, Layer
+from onnxdecomp.methods.als import alternate, as_double, balanced, dense, distance
 from onnxdecomp.methods.base import Factors, Ranks
+from onnxdecomp.methods.epc import stabilise
 from onnxdecomp.methods.linalg import (
     finite_groups,
     fraction_of,
@@ -25,13 +27,11 @@ from onnxdecomp.methods.svd import channels, common_refusal
 from onnxdecomp.methods.tucker import compress, hooi
 
 _MAX_FULL_RANK = 1 << 16
-_DOUBLE = 1 << 18
-"""Elements of a weight up to which the alternation works on a float64 copy of it."""
-_RIDGE = 1e-6
-"""Weight of the previous iterate in a normal equation, relative to the mean of its diagonal."""
 _POLISH = 3
 """Sweeps on the whole weight after those on the compressed one."""
 _MIN_SWEEPS = 5
+_NOISE = 0.02
+"""Noise in the start, relative to each column's root mean square."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,12 @@ class Cp:
 
     The fit compresses both channel modes with Tucker where R is smaller (CANDELINC: Carroll et al. 1980,
     Bro and Andersson 1998), starts from the R strongest singular triples of the kernel's rotated slices
-    (an orthogonal, hence exact and stable, start), runs alternating least squares with proximal normal
-    equations in float64, then a few sweeps on the whole weight. The best iterate is kept, so the error
-    is at most the start's. Deterministic: it draws no random numbers. The full rank, where one mode is
-    copied and the others are one-hot, is constructed, not fitted.
+    (an orthogonal, hence stable start) with
+    some noise, and runs alternating least squares in float64. In between and at the end an
+    error-preserving correction (Phan et al. 2020, arXiv:2008.05441) gives up to half a hundredth of the
+    error for the factors of least sensitivity, so that no components grow to cancel each other: see
+    onnxdecomp/methods/epc.py. The full rank, where one mode is copied and the others are one-hot, is
+    constructed, not fitted. The seed draws the noise in the start, nothing else.
 
     Attributes:
         split_kernel: One depthwise convolution per spatial axis.
@@ -108,7 +110,7 @@ class Cp:
 
         def meets(rank: int) -> bool:
             fitted = [self._fit(w.reshape(modes), rank, full) for w in groups]
-            missed = np.stack([_dense(f) for f in fitted]) - groups.reshape(-1, *modes)
+            missed = np.stack([dense(f) for f in fitted]) - groups.reshape(-1, *modes)
             return float(np.linalg.norm(missed)) <= error * float(np.linalg.norm(groups))
 
         if meets(low):
@@ -134,7 +136,7 @@ class Cp:
     def fit(self, layer: Layer, ranks: Ranks, seed: int = 0) -> Factors:
         (r,), (full,) = ranks, self.full_ranks(layer)
         modes = self._modes(layer)
-        fitted = [self._fit(w.reshape(modes), r, full) for w in finite_groups(layer)]
+        fitted = [self._fit(w.reshape(modes), r, full, seed) for w in finite_groups(layer)]
         # Convolution weights: the depthwise steps follow the inputs' one, the outputs' is the last.
         last, *others = zip(*fitted, strict=True)
         parts = [[f.T for f in factor] for factor in others] + [list(last)]
@@ -175,7 +177,7 @@ class Cp:
             for own in long
         ]
 
-    def _fit(self, w: Array, rank: int, full: int) -> list[Array]:
+    def _fit(self, w: Array, rank: int, full: int, seed: int = 0) -> list[Array]:
         """Factors [n_m, R] of one group's tensor, in float64 or the weight's dtype."""
         if rank >= full:
             return _exact(w)
@@ -183,42 +185,37 @@ class Cp:
             return [np.zeros((n, rank), w.dtype) for n in w.shape]
         inner = tuple(min(rank, n, w.size // n) for n in w.shape[:2])
         if inner == w.shape[:2]:
-            return self._alternate(w, _start(w, rank), self.max_sweeps)
-        a, b = hooi(w, inner, 1e-3, 3)
-        core = compress(compress(w, a, 0), b, 1)
-        small = self._alternate(core, _start(core, rank), self.max_sweeps)
-        return self._alternate(w, [a @ small[0], b @ small[1], *small[2:]], _POLISH)
+            factors = self._refined(w, _perturbed(_start(w, rank), seed))
+        else:
+            a, b = hooi(w, inner, 1e-3, 3)
+            core = compress(compress(w, a, 0), b, 1)
+            small = self._refined(core, _perturbed(_start(core, rank), seed))
+            factors = alternate(w, [a @ small[0], b @ small[1], *small[2:]], 0.0, _POLISH)
+        return balanced(stabilise(as_double(w), factors, self._sweeps(w, rank, correction=True)))
 
-    def _alternate(self, w: Array, factors: list[Array], max_sweeps: int) -> list[Array]:
-        """Alternating least squares from these factors; the best iterate."""
-        rank = factors[0].shape[1]
-        sweeps = min(max_sweeps, max(_MIN_SWEEPS, int(self.effort * 1e9 / (2 * w.size * rank))))
-        w = w.astype(np.float64) if w.size <= _DOUBLE else w
-        total = float(np.sum(np.square(w, dtype=np.float64)))
-        flat = w.reshape(w.shape[0], -1)
-        factors = _rebalanced([f.astype(np.float64) for f in factors])
-        residual = np.linalg.norm(_dense(factors).reshape(flat.shape) - flat)
-        best, least = factors, float(residual) ** 2
-        error = least
-        for _ in range(sweeps):
-            a, *others = factors
-            grams = [f.T @ f for f in factors]
-            # One product with the whole weight serves the updates of all modes but the first.
-            seen = (a.T.astype(w.dtype) @ flat).reshape(rank, *w.shape[1:])
-            for m in [*range(len(others))] * 2:
-                others[m] = _updated(_contracted(seen, others, m), others[m], _normal(grams, m + 1))
-                grams[m + 1] = others[m].T @ others[m]
-            projected = (flat @ _khatri_rao(others).astype(w.dtype)).astype(np.float64)
-            normal = _normal(grams, 0)
-            a = _updated(projected, a, normal)
-            factors = _rebalanced([a, *others])
-            model = float(np.vdot(normal, a.T @ a))
-            previous, error = error, max(0.0, total - 2 * float(np.vdot(projected, a)) + model)
-            if error < least:
-                best, least = factors, error
-            if not error < previous * (1 - self.tolerance) ** 2:
+    def _refined(self, w: Array, start: list[Array]) -> list[Array]:
+        """Least squares, then corrections with least squares after them, while that lowers the error.
+
+        A correction takes the iteration out of the valleys of large cancelling components in which
+        alternating least squares creeps: the next run ends lower and flatter.
+        """
+        rank = start[0].shape[1]
+        best = alternate(w, start, self.tolerance, self._sweeps(w, rank))
+        least = distance(w, best)
+        sweeps = self._sweeps(w, rank, correction=True)
+        for _ in range(sweeps // 2):
+            flat = stabilise(as_double(w), best, sweeps)
+            again = alternate(w, flat, self.tolerance, (self._sweeps(w, rank) + 1) // 2)
+            if distance(w, again) > least * (1 - self.tolerance):
                 break
+            best, least = again, distance(w, again)
         return best
+
+    def _sweeps(self, w: Array, rank: int, correction: bool = False) -> int:
+        """How many sweeps the effort allows; a correction also takes an R x R eigenproblem per mode."""
+        cost = 2 * w.size * rank + (10 * w.ndim * rank**3 if correction else 0)
+        most, least = (min(10, self.max_sweeps), 2) if correction else (self.max_sweeps, _MIN_SWEEPS)
+        return min(most, max(least, int(self.effort * 1e9 / cost)))
 
 
 def _along(spec: ConvSpec, axes: list[int]) -> ConvSpec:
@@ -269,47 +266,8 @@ def _start(w: Array, rank: int) -> list[Array]:
     return [a[:, chosen], b[:, chosen], *kernels]
 
 
-def _khatri_rao(factors: list[Array]) -> Array:
-    """Column-wise Kronecker product [Π n_m, R], the first factor's index the slowest."""
-    product = factors[0]
-    for factor in factors[1:]:
-        product = (product[:, None, :] * factor[None]).reshape(-1, factor.shape[1])
-    return product
-
-
-def _contracted(seen: Array, others: list[Array], mode: int) -> Array:
-    """`seen` [R, n_1, n_2…] times all `others` [n_m, R] but one: [n_mode, R]."""
-    for m in reversed(range(len(others))):
-        if m != mode:
-            seen = np.einsum("r...n,nr->r...", np.moveaxis(seen, m + 1, -1), others[m].astype(seen.dtype))
-    return seen.T.astype(np.float64)
-
-
-def _normal(grams: list[Array], mode: int) -> Array:
-    """The normal matrix [R, R] of one mode: the Hadamard product of the others' Gram matrices."""
-    first, *rest = (gram for m, gram in enumerate(grams) if m != mode)
-    return np.asarray(math.prod(rest, start=first))
-
-
-def _updated(projected: Array, present: Array, normal: Array) -> Array:
-    """The least-squares factor [n, R], held to the present one where the equations say nothing."""
-    import scipy.linalg
-
-    ridge = _RIDGE * max(float(np.trace(normal)) / len(normal), float(np.finfo(np.float64).tiny))
-    held = normal + ridge * np.eye(len(normal))
-    right = (projected + ridge * present).T
-    solved: Array = scipy.linalg.solve(held, right, assume_a="pos", check_finite=False)
-    return solved.T
-
-
-def _rebalanced(factors: list[Array]) -> list[Array]:
-    """Each component's norm shared evenly by its factors."""
-    norms = np.stack([np.linalg.norm(f, axis=0) for f in factors])
-    norms = np.where(norms > 0, norms, 1.0)
-    mean = np.exp(np.mean(np.log(norms), axis=0))
-    return [f * (mean / n) for f, n in zip(factors, norms, strict=True)]
-
-
-def _dense(factors: list[Array]) -> Array:
-    a, *others = factors
-    return (a @ _khatri_rao(others).T).reshape([f.shape[0] for f in factors])
+def _perturbed(factors: list[Array], seed: int) -> list[Array]:
+    """The start moved off the saddle points that an orthogonal one may be, as for symmetric tensors."""
+    rng = np.random.default_rng(seed)
+    sizes = [_NOISE * np.sqrt(np.mean(np.square(f), axis=0)) for f in factors]
+    return [f + size * rng.standard_normal(f.shape) for f, size in zip(factors, sizes, strict=True)]

@@ -1,27 +1,40 @@
 """Thin linear algebra on weights: bases and singular values without the SVD of a large matrix.
 
 The bases come from the eigenvectors of the smaller Gram matrix, accumulated in float64 from blocks, so
-that a large float32 weight never exists in float64. Squaring the matrix loses singular values below
-about 1e-8 of the largest, less than what rounding a float32 weight has lost already; small matrices take
-the thin SVD instead. Nothing here divides by a singular value: an approximation is always a projection
-U (Uᵀ W), exact at full rank whatever the accuracy of the small eigenvalues.
+that a large weight never exists in float64. Squaring the matrix loses singular values below about 1e-8
+of the largest, less than what rounding a float32 weight has lost already; small matrices take the thin
+SVD instead. Large float32 weights are multiplied in float32 where the part of the spectrum that is asked
+for stands above the rounding of that, and a small rank of a large matrix is sketched first (see
+onnxdecomp/methods/sketch.py). Nothing here divides by a singular value: an approximation is always a
+projection U (Uᵀ W), exact at full rank whatever the accuracy of the small eigenvalues.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Array, Layer
+from onnxdecomp.methods.sketch import leading_factors, worthwhile
 
 _BLOCK_ELEMENTS = 1 << 20
-"""Elements of a weight that are in float64 at a time."""
+"""Elements of a weight that are in float64 at a time, if that makes blocks of at least _BLOCK_COLUMNS."""
+_BLOCK_COLUMNS = 2048
 
 _SMALL = 1 << 16
 """Elements of a matrix up to which its thin SVD is as cheap as the Gram matrix."""
+_SINGLE = 256
+"""Rows from which a truncation of a float32 matrix starts in float32."""
+_SINGLE_VALUES = 2048
+"""Rows from which a whole spectrum does."""
+_FLOOR = 1e-5
+"""Eigenvalues of a float32 Gram matrix below this part of the largest do not decide where to truncate."""
+_FLOOR_VALUES = 1e-4
+"""Nor are they given out below this part of it."""
 
 
 def finite_groups(layer: Layer) -> Array:
@@ -47,32 +60,37 @@ def unfold(tensor: Array, axis: int) -> Array:
     return np.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1)
 
 
-def gram(tensor: Array, axis: int) -> Array:
-    """X Xᵀ of the unfolding X along `axis`, [n, n] in float64, from blocks of one of the other axes."""
+def gram(tensor: Array, axis: int, dtype: type[np.floating[Any]] = np.float64) -> Array:
+    """X Xᵀ [n, n] of the unfolding X along `axis`, multiplied in `dtype` by blocks, summed in float64."""
     n = tensor.shape[axis]
     other = max((a for a in range(tensor.ndim) if a != axis), key=lambda a: tensor.shape[a])
     swept = np.moveaxis(tensor, (axis, other), (0, 1)).reshape(n, tensor.shape[other], -1)
-    step = max(1, _BLOCK_ELEMENTS * tensor.shape[other] // max(1, tensor.size))
+    # Adding up costs n² a block: narrow blocks of a large matrix would spend their time there.
+    per_row = max(1, tensor.size // max(1, n * tensor.shape[other]))
+    step = max(1, _BLOCK_ELEMENTS // (n * per_row), _BLOCK_COLUMNS // per_row)
     total = np.zeros((n, n))
     for start in range(0, tensor.shape[other], step):
-        block = swept[:, start : start + step].reshape(n, -1).astype(np.float64)
+        block = swept[:, start : start + step].reshape(n, -1).astype(dtype, copy=False)
         total += block @ block.T
     return total
 
 
-def left_basis(tensor: Array, axis: int = 0) -> tuple[Array, Array]:
-    """Orthonormal basis of one mode and the singular values of its unfolding, both in float64.
+def left_basis(tensor: Array, axis: int = 0, rank: int | None = None) -> tuple[Array, Array]:
+    """Orthonormal basis of one mode and the singular values of its unfolding.
 
     Args:
         tensor: Any real tensor, shape [..., n, ...] with n at `axis`; D is its size over n.
         axis: The mode.
+        rank: How many columns are wanted; None: all n, in float64.
 
     Returns:
-        U [n, n], columns by descending singular value, and the min(n, D) singular values. Each column's
-        sign is fixed (its largest entry is positive), so that the same input gives the same bytes.
+        U [n, rank], columns by descending singular value, and the min(rank, D) singular values, in
+        float64 or, for a large float32 tensor of which a part is wanted, in float32. Each column's sign is
+        fixed (its largest entry is positive), so that the same input gives the same bytes.
     """
     n = tensor.shape[axis]
     rest = tensor.size // max(1, n)
+    wanted = n if rank is None else min(rank, n)
     if tensor.size <= _SMALL and n <= rest:
         import scipy.linalg
 
@@ -80,24 +98,61 @@ def left_basis(tensor: Array, axis: int = 0) -> tuple[Array, Array]:
         (triangle,) = scipy.linalg.qr(unfold(tensor, axis).astype(np.float64).T, mode="r", check_finite=False)
         basis, values, _ = scipy.linalg.svd(triangle[:n].T, check_finite=False)
     else:
-        eigenvalues, basis = np.linalg.eigh(gram(tensor, axis))
-        basis = basis[:, ::-1]
-        values = np.sqrt(np.maximum(eigenvalues[::-1], 0))
-    peak = basis[np.abs(basis).argmax(axis=0), np.arange(n)]
-    return basis * np.where(peak < 0, -1.0, 1.0), values[: min(n, rest)]
+        values, basis = _eigenvectors(tensor, axis, wanted, rank is not None and n >= _SINGLE)
+    basis, values = basis[:, :wanted], values[: min(wanted, rest)]
+    peak = basis[np.abs(basis).argmax(axis=0), np.arange(wanted)]
+    return basis * np.where(peak < 0, -1.0, 1.0).astype(basis.dtype), values
+
+
+def _eigenvectors(tensor: Array, axis: int, rank: int, single: bool) -> tuple[Array, Array]:
+    """Singular values and at least `rank` eigenvectors of the Gram matrix, descending."""
+    n = tensor.shape[axis]
+    if single and _in_range(tensor):
+        eigenvalues, basis = _eigh(gram(tensor, axis, np.float32).astype(np.float32), rank)
+        # A basis of the whole space is exact whatever its eigenvalues are.
+        if rank == n or eigenvalues[rank - 1] > _FLOOR * eigenvalues[0]:
+            return np.sqrt(np.maximum(eigenvalues, 0)), basis
+    eigenvalues, basis = _eigh(gram(tensor, axis), rank)
+    return np.sqrt(np.maximum(eigenvalues, 0)), basis
+
+
+def _eigh(matrix: Array, rank: int) -> tuple[Array, Array]:
+    """At least the `rank` largest eigenvalues, descending, and their eigenvectors; overwrites the matrix."""
+    import scipy.linalg
+
+    n = len(matrix)
+    if 4 * rank > n:
+        values, basis = scipy.linalg.eigh(matrix.T, driver="evd", overwrite_a=True, check_finite=False)
+        return values[::-1], basis[:, ::-1]
+    part = (n - rank, n - 1)
+    values, basis = scipy.linalg.eigh(matrix.T, subset_by_index=part, overwrite_a=True, check_finite=False)
+    # The vectors of near eigenvalues are less orthogonal than their precision: a Newton-Schulz step.
+    basis = basis @ (1.5 * np.eye(rank, dtype=basis.dtype) - 0.5 * (basis.T @ basis))
+    return values[::-1], basis[:, ::-1]
+
+
+def _in_range(tensor: Array) -> bool:
+    """Whether products and sums of this tensor's squares stay in float32's range."""
+    largest = max(float(tensor.max(initial=0.0)), -float(tensor.min(initial=0.0)))
+    return tensor.dtype == np.float32 and 1e-12 < largest < 1e12
 
 
 def singular_values(tensor: Array, axis: int = 0) -> Array:
     """The min(n, D) singular values of the unfolding along `axis`, descending, in float64."""
+    import scipy.linalg
+
     matrix = unfold(tensor, axis)
     if matrix.size <= _SMALL:
-        import scipy.linalg
-
         values: Array = scipy.linalg.svdvals(matrix.astype(np.float64), check_finite=False)
         return values
     smaller = 0 if matrix.shape[0] <= matrix.shape[1] else 1
-    eigenvalues = np.linalg.eigvalsh(gram(matrix, smaller))
-    return np.sqrt(np.maximum(eigenvalues[::-1], 0))
+    if matrix.shape[smaller] >= _SINGLE_VALUES and _in_range(matrix):
+        single = gram(matrix, smaller, np.float32).astype(np.float32)
+        eigenvalues = scipy.linalg.eigvalsh(single.T, overwrite_a=True, check_finite=False)[::-1]
+        if eigenvalues[-1] > _FLOOR_VALUES * eigenvalues[0]:
+            return np.sqrt(eigenvalues.astype(np.float64))
+    eigenvalues = scipy.linalg.eigvalsh(gram(matrix, smaller).T, overwrite_a=True, check_finite=False)[::-1]
+    return np.sqrt(np.maximum(eigenvalues, 0))
 
 
 def column_basis(matrix: Array, rank: int) -> Array:
@@ -108,9 +163,9 @@ def column_basis(matrix: Array, rank: int) -> Array:
     """
     rows, columns = matrix.shape
     if rows <= columns:
-        basis = left_basis(matrix)[0][:, :rank]
+        basis = left_basis(matrix, rank=rank)[0]
     else:
-        right = left_basis(matrix, 1)[0][:, :rank]
+        right = left_basis(matrix, 1, rank)[0]
         basis = np.linalg.qr(matrix @ right.astype(matrix.dtype))[0]
     missing = rank - basis.shape[1]
     return np.pad(basis, ((0, 0), (0, missing))).astype(matrix.dtype)
@@ -123,6 +178,8 @@ def two_factors(matrix: Array, rank: int) -> tuple[Array, Array]:
         matrix: [T, D].
         rank: At most min(T, D).
 
+    A small rank of a large float32 matrix may come from a sketch, whose error is within 0.1 % of that.
+
     Returns:
         A [T, rank] and B [rank, D] in the matrix's dtype, the norms of A's columns and B's rows equal
         component by component: the square roots of the singular values.
@@ -130,8 +187,12 @@ def two_factors(matrix: Array, rank: int) -> tuple[Array, Array]:
     if matrix.shape[0] > matrix.shape[1]:
         b, a = two_factors(matrix.T, rank)
         return np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
-    basis = left_basis(matrix)[0][:, :rank].astype(matrix.dtype)
-    rows = basis.T @ matrix
+    sketched = worthwhile(matrix.shape[0], matrix.shape[1], rank) and _in_range(matrix)
+    found = leading_factors(matrix, rank) if sketched else None
+    if found is None:
+        basis = left_basis(matrix, rank=rank)[0].astype(matrix.dtype, copy=False)
+        found = basis, basis.T @ matrix
+    basis, rows = found
     values = np.sqrt(np.einsum("rd,rd->r", rows, rows, dtype=np.float64))
     scale = _shared_scale(values).astype(matrix.dtype)
     rows /= scale[:, None]

@@ -10,8 +10,11 @@ from onnxdecomp.errors import UsageError
 Modes: TypeAlias = tuple[tuple[int, int], ...]
 """(i_k, j_k): the k-th mode of the inputs and of the outputs."""
 
-_UNBALANCED = 4
-"""The largest ratio of two modes of one dimension at which splitting it so far is still worth it."""
+_MOST_PADDING = 8
+"""A dimension grows by at most one part in this."""
+
+_PAYS = 1.5
+"""How many times smaller its modes must add up for a dimension to be padded: that costs copies."""
 
 
 def balanced_factors(n: int, count: int) -> tuple[int, ...]:
@@ -28,17 +31,45 @@ def balanced_factors(n: int, count: int) -> tuple[int, ...]:
     raise AssertionError("n itself is a factor")
 
 
-def matrix_modes(inputs: int, outputs: int, order: int) -> Modes:
-    """At most `order` modes, at least two, as balanced as the dimensions' divisors allow.
+def padded_factors(n: int, count: int) -> tuple[int, ...]:
+    """The balanced factors of n or, where these are far from even, of the next size that has even ones.
 
-    The inputs' modes descend where the outputs' ascend, so that the products i_k j_k are even. A prime
-    dimension ends up as (n, 1): with both prime, the train is the SVD.
+    A core's size grows with its modes, so their sum is what counts; even ones have count * n^(1/count).
     """
-    for d in range(order, 1, -1):
-        ins, outs = balanced_factors(inputs, d), balanced_factors(outputs, d)
-        if d == 2 or all(modes[0] <= _UNBALANCED * modes[-1] for modes in (ins, outs)):
-            return tuple(zip(ins, reversed(outs), strict=True))
-    raise ValueError(f"a TT-matrix has at least two modes, not {order}")
+    exact = balanced_factors(n, count)
+    even = count * n ** (1 / count)
+    if sum(exact) < _PAYS * even:
+        return exact
+    for padded in range(n + 1, most_padded(n) + 1):
+        factors = balanced_factors(padded, count)
+        if sum(factors) <= 1.25 * even:
+            return factors if _PAYS * sum(factors) <= sum(exact) else exact
+    return exact
+
+
+def most_padded(n: int) -> int:
+    """The largest size that a dimension of n may be padded to."""
+    return n + n // _MOST_PADDING
+
+
+def matrix_modes(inputs: int, outputs: int, order: int) -> Modes:
+    """`order` modes whose products are the two dimensions, or a little more where that evens them out.
+
+    The inputs' modes descend where the outputs' ascend, so that the products i_k j_k are even. A small
+    prime stays one mode, (n, 1): with both such, a train of two cores is the SVD.
+    """
+    ins, outs = padded_factors(inputs, order), padded_factors(outputs, order)
+    return tuple(zip(ins, reversed(outs), strict=True))
+
+
+def sizes(modes: Modes) -> tuple[int, int]:
+    """The inputs and the outputs that the modes make."""
+    return math.prod(i for i, _ in modes), math.prod(j for _, j in modes)
+
+
+def fits(modes: Modes, inputs: int, outputs: int) -> bool:
+    """Whether the modes make a matrix of that size, with a little padding at most."""
+    return all(n <= size <= most_padded(n) for n, size in zip((inputs, outputs), sizes(modes), strict=True))
 
 
 def parse_modes(text: str) -> Modes:

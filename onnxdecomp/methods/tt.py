@@ -1,30 +1,23 @@
-"""Tensor train: a matrix as a train of small cores, a convolution as two or three convolutions."""
+"""Tensor train: a matrix as a train of small cores, a convolution as a channel train or a train of modes."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from onnxdecomp.chain import Chain, Convolve, MatMul, Reshape, Step, Transpose, pointwise
+from onnxdecomp.chain import Chain, Convolve, Narrow, Pad, Step, pointwise
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layer import Array, Layer
+from onnxdecomp.methods import modes as matrix
 from onnxdecomp.methods.base import Factors, Ranks
-from onnxdecomp.methods.linalg import (
-    column_basis,
-    finite_groups,
-    fraction_of,
-    pooled,
-    singular_values,
-    stacked,
-    tail_rank,
-)
-from onnxdecomp.methods.modes import Modes, matrix_modes, parse_modes
+from onnxdecomp.methods.contraction import conv_order, conv_steps, linear_order, linear_steps
+from onnxdecomp.methods.linalg import finite_groups, fraction_of, pooled, singular_values, stacked
+from onnxdecomp.methods.modes import Modes
 from onnxdecomp.methods.svd import channels, common_refusal
-
-Train: TypeAlias = list[Array]
+from onnxdecomp.methods.train import balanced, ranks_within, tt_svd
 
 
 @dataclass(frozen=True)
@@ -33,10 +26,10 @@ class Tt:
 
     Linear, the TT-matrix (Novikov et al. 2015): S = Π i_k and T = Π j_k, and core k has the shape
     [r_{k-1}, i_k, j_k, r_k] with r_0 = r_d = 1. The chain contracts one core after the other with the
-    activation, from the end that costs fewer multiplications; each core takes one MatMul and one
-    Transpose. Ranks are one number per bond; a fraction f below 1 is one cap for all bonds: the largest
-    whose cores hold at most f of the dense weight's parameters (TensorLy's convention for TT), as the
-    full bond ranks hold more parameters than the matrix itself.
+    activation, in the order of the fewest multiplications and without transposes (see
+    onnxdecomp.methods.contraction). Ranks are one number per bond; a fraction f below 1 is one cap for
+    all bonds: the largest whose cores hold at most f of the dense weight's parameters (TensorLy's
+    convention for TT), as the full bond ranks hold more parameters than the matrix itself.
 
     Convolution, the channel form: per group the train over (input channels, kernel, output channels)
     with cores [S, r_1], [r_1, *k, r_2], [r_2, T]: a 1x1 convolution [g r_1, S, 1…], the k-sized one
@@ -44,44 +37,58 @@ class Tt:
     Tucker-2 at the same ranks; the TT-SVD finds its point in one pass (a sequentially truncated HOSVD)
     where Tucker's HOOI iterates.
 
+    Convolution, the tensor form (Garipov et al. 2016): the channels are modes S = Π i_k, T = Π j_k as of
+    a TT-matrix, with the cores [r_{k-1}, i_k, j_k, r_k] and the kernel's core [r_d, *k] at the end of the
+    train (at its beginning in the paper). The kernel's core is a convolution from one channel to r_d
+    that all channels share, the others are 1x1 convolutions of few channels. Ranks as of a TT-matrix.
+
+    A dimension without even factors, such as a prime, is padded: the input gets zeros and the outputs that
+    stand for nothing are cut off. The train approximates the weight with zeros around it.
+
     Attributes:
-        order: d, the number of cores of a TT-matrix; 0 takes 2 for matrices of fewer than 2^16 elements,
-            else 3, fewer where a dimension has no balanced factors.
-        shape: The modes, "4x7x4x7:5x5x5x5" (inputs, then outputs), for a matrix of exactly that size.
+        form: Of a convolution: "channel" or "tensor".
+        order: d, the number of modes; 0 takes 2 for matrices of fewer than 2^16 elements, else 3.
+        shape: The modes, "4x7x4x7:5x5x5x5" (inputs, then outputs), for a matrix of that size or one that
+            is smaller by an eighth at most (padded).
     """
 
     name: ClassVar[str] = "tt"
-    summary: ClassVar[str] = "tensor train: TT-matrix of a linear layer, channel train of a convolution"
+    summary: ClassVar[str] = (
+        "tensor train: TT-matrix of a linear layer, channel or tensor train of a convolution"
+    )
     paper: ClassVar[str] = "Novikov et al. 2015, arXiv:1509.06569; Garipov et al. 2016, arXiv:1611.03214"
     rank_names: ClassVar[tuple[str, ...]] = ("bond 1", "bond 2", "…")
     takes: ClassVar[tuple[str, ...]] = (
-        "Conv 1-D/2-D/3-D, grouped",
+        "Conv 1-D/2-D/3-D, grouped in the channel form",
         "ConvTranspose",
         "Gemm",
         "MatMul",
-        "1x1 Conv (as svd)",
+        "1x1 Conv (as svd in the channel form)",
     )
 
+    form: Literal["channel", "tensor"] = "channel"
     order: int = 0
     shape: str = ""
 
     def __post_init__(self) -> None:
+        if self.form not in ("channel", "tensor"):
+            raise UsageError(f"tt: form {self.form!r}: give channel or tensor")
         if self.order < 0 or self.order == 1:
             raise UsageError(f"tt: order {self.order}: give 2 or more cores, or 0 for automatic")
         if self.shape:
-            parse_modes(self.shape)
+            matrix.parse_modes(self.shape)
 
     def refusal(self, layer: Layer) -> str | None:
         if layer.is_stack:
             return "a stack of matrices: use svd"
-        if layer.is_matrix and layer.conv is not None:
+        if layer.is_matrix and self._by_channels(layer):
             return "a 1x1 convolution: use svd"
         if (common := common_refusal(layer)) is not None:
             return common
-        if layer.conv is None and self.shape:
-            modes = parse_modes(self.shape)
-            sizes = math.prod(j for _, j in modes), math.prod(i for i, _ in modes)
-            if sizes != channels(layer):
+        if not self._by_channels(layer):
+            if layer.groups > 1:
+                return "groups: the tensor form takes a convolution without"
+            if not matrix.fits(self.modes(layer), layer.inputs, layer.outputs):
                 return f"the shape {self.shape} is of another size than {layer.inputs}:{layer.outputs}"
         return "full ranks of 1: nothing to reduce" if max(self.full_ranks(layer)) < 2 else None
 
@@ -91,7 +98,7 @@ class Tt:
 
     def fraction_ranks(self, layer: Layer, fraction: float) -> Ranks:
         full = self.full_ranks(layer)
-        if layer.conv is not None or fraction >= 1:
+        if self._by_channels(layer) or fraction >= 1:
             return tuple(fraction_of(f, fraction) for f in full)
 
         def size(cap: int) -> int:
@@ -111,22 +118,22 @@ class Tt:
 
     def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
         """TT-SVD with error/√(d-1) per bond; of several groups the largest ranks."""
-        share = error / math.sqrt(len(self._sizes(layer)) - 1)
-        trains = [_tt_svd(x, None, share) for x in self._tensors(layer)]
-        return tuple(max(t[b].shape[-1] for t in trains) for b in range(len(trains[0]) - 1))
+        found = [ranks_within(x, error) for x in self._tensors(layer)]
+        return tuple(max(ranks) for ranks in zip(*found, strict=True))
 
     def shapes(self, layer: Layer, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
-        if layer.conv is None:
-            bonds = (1, *ranks, 1)
-            return tuple((bonds[k], i, j, bonds[k + 1]) for k, (i, j) in enumerate(self.modes(layer)))
-        (r1, r2), g, ones = ranks, layer.groups, (1,) * len(layer.kernel)
-        t, s = channels(layer)
-        return (g * r1, s, *ones), (g * r2, r1, *layer.kernel), (g * t, r2, *ones)
+        if self._by_channels(layer):
+            (r1, r2), g, ones = ranks, layer.groups, (1,) * len(layer.kernel)
+            t, s = channels(layer)
+            return (g * r1, s, *ones), (g * r2, r1, *layer.kernel), (g * t, r2, *ones)
+        bonds = (1, *ranks, 1)
+        cores = tuple((bonds[k], i, j, bonds[k + 1]) for k, (i, j) in enumerate(self.modes(layer)))
+        return cores if layer.conv is None else (*cores, (ranks[-1], *layer.kernel))
 
     def fit(self, layer: Layer, ranks: Ranks, seed: int = 0) -> Factors:
         shapes = self.shapes(layer, ranks)
-        trains = [_balanced(_tt_svd(x, ranks, 0.0)) for x in self._tensors(layer)]
-        if layer.conv is None:
+        trains = [balanced(tt_svd(x, ranks)) for x in self._tensors(layer)]
+        if not self._by_channels(layer):
             (train,) = trains
             return tuple(core.reshape(shape) for core, shape in zip(train, shapes, strict=True))
         # [1, S, r1], [r1, K, r2], [r2, T, 1] to convolution weights, outputs first.
@@ -136,8 +143,9 @@ class Tt:
         return tuple(stacked(p, shape) for p, shape in zip((firsts, cores, lasts), shapes, strict=True))
 
     def assemble(self, layer: Layer, factors: Factors) -> Chain:
-        if layer.conv is None:
-            return Chain(_contraction(factors), layer.bias, layer.inputs)
+        if not self._by_channels(layer):
+            return self._through_modes(layer, factors)
+        assert layer.conv is not None
         g, d = layer.groups, len(layer.kernel)
         first, core, last = factors
         steps = (
@@ -147,111 +155,48 @@ class Tt:
         )
         return Chain(steps, layer.bias, layer.inputs, g)
 
+    def _through_modes(self, layer: Layer, cores: Factors) -> Chain:
+        inputs, outputs = matrix.sizes(self.modes(layer))
+        axis = -1 if layer.conv is None else 1
+        steps: list[Step] = [Pad(inputs - layer.inputs, axis, "pad")] if inputs > layer.inputs else []
+        if layer.conv is None:
+            steps += linear_steps(cores, linear_order(cores))
+        else:
+            steps += conv_steps(cores, layer.conv, conv_order(cores, layer.conv))
+        if outputs > layer.outputs:
+            steps.append(Narrow(layer.outputs, axis, "narrow"))
+        return Chain(tuple(steps), layer.bias, layer.inputs)
+
     def modes(self, layer: Layer) -> Modes:
-        """The (i_k, j_k) of a linear layer's TT-matrix."""
+        """The (i_k, j_k) of a linear layer's TT-matrix, or of a convolution's tensor form."""
         if self.shape:
-            return parse_modes(self.shape)
-        order = self.order or (2 if layer.weight.size < 1 << 16 else 3)
-        return matrix_modes(layer.inputs, layer.outputs, order)
+            return matrix.parse_modes(self.shape)
+        order = self.order or (2 if layer.inputs * layer.outputs < 1 << 16 else 3)
+        return matrix.matrix_modes(layer.inputs, layer.outputs, order)
+
+    def _by_channels(self, layer: Layer) -> bool:
+        return layer.conv is not None and self.form == "channel"
 
     def _sizes(self, layer: Layer) -> tuple[int, ...]:
         """Sizes of the tensor's axes that the train runs over."""
-        if layer.conv is None:
-            return tuple(i * j for i, j in self.modes(layer))
-        t, s = channels(layer)
-        return s, math.prod(layer.kernel), t
+        if self._by_channels(layer):
+            t, s = channels(layer)
+            return s, math.prod(layer.kernel), t
+        pairs = tuple(i * j for i, j in self.modes(layer))
+        return pairs if layer.conv is None else (*pairs, math.prod(layer.kernel))
 
     def _tensors(self, layer: Layer) -> list[Array]:
         """That tensor, one per group."""
-        groups, sizes = finite_groups(layer), self._sizes(layer)
-        if layer.conv is None:
-            ins, outs = zip(*self.modes(layer), strict=True)
-            d = len(ins)
-            pairs = [axis for k in range(d) for axis in (d + k, k)]
-            return [w.reshape(*outs, *ins).transpose(pairs).reshape(sizes) for w in groups]
-        return [np.moveaxis(w.reshape(*w.shape[:2], -1), 0, 2) for w in groups]
-
-
-def _tt_svd(tensor: Array, ranks: Ranks | None, share: float) -> Train:
-    """Cores [r_{k-1}, n_k, r_k] of these ranks or, without any, of the error `share` per bond."""
-    sizes = tensor.shape
-    # Projections keep the norm of what is left, so the bound per bond is one of the whole tensor.
-    allowed = share * math.sqrt(float(np.sum(np.square(tensor, dtype=np.float64))))
-    cores: Train = []
-    rest, left = tensor, 1
-    for bond, size in enumerate(sizes[:-1]):
-        rest = rest.reshape(left * size, -1)
-        if ranks is not None:
-            rank = ranks[bond]
-        else:
-            values = singular_values(rest)
-            norm = float(np.linalg.norm(values))
-            rank = tail_rank(values, allowed / norm) if norm else 1
-        core = column_basis(rest, rank)
-        rest = core.T @ rest
-        cores.append(core.reshape(left, size, rank))
-        left = rank
-    cores.append(rest.reshape(left, sizes[-1], 1))
-    return cores
-
-
-def _balanced(cores: Train) -> Train:
-    """The same tensor with one norm for all cores: no half-precision intermediate overflows."""
-    norms = [float(np.linalg.norm(c.astype(np.float64))) for c in cores]
-    if not all(norms):
-        return cores
-    mean = math.exp(sum(map(math.log, norms)) / len(norms))
-    return [c * np.asarray(mean / n, c.dtype) for c, n in zip(cores, norms, strict=True)]
-
-
-def _contraction(cores: Factors) -> tuple[Step, ...]:
-    """The steps of a TT-matrix with cores [r_{k-1}, i_k, j_k, r_k], from the cheaper end."""
-    inputs = math.prod(core.shape[1] for core in cores)
-    forward, backward = (Chain(tuple(walk(cores)), None, inputs) for walk in (_forward, _backward))
-    one = (1, inputs)
-    return (forward if forward.macs(one) <= backward.macs(one) else backward).steps
-
-
-def _forward(cores: Factors) -> list[Step]:
-    """Contract i_1 first; before core k the state is [i_k, i_{k+1}…i_d, j_1…j_{k-1}, r_{k-1}]."""
-    steps: list[Step] = []
-    size = math.prod(core.shape[1] for core in cores)
-    state: tuple[int, ...] = (size,)
-    for k, core in enumerate(cores):
-        before, i, j, after = core.shape
-        others = size // i  # i_{k+1}…i_d and j_1…j_{k-1} together
-        steps += _moved(state, (i, others, before), (1, 0, 2), (others, i * before))
-        steps.append(MatMul(core.transpose(1, 0, 2, 3).reshape(i * before, j * after), f"core{k + 1}"))
-        state, size = (others, j * after), others * j
-    return [*steps, *_moved(state, (size,), (0,), (size,))]
-
-
-def _backward(cores: Factors) -> list[Step]:
-    """Contract i_d first; before core k the state is [i_1…i_k, j_{k+2}…j_d, r_k, j_{k+1}]."""
-    steps: list[Step] = []
-    rest = math.prod(core.shape[1] for core in cores)
-    state: tuple[int, ...] = (rest,)
-    done = newest = 1
-    for k, core in reversed(list(enumerate(cores))):
-        before, i, j, after = core.shape
-        rest //= i
-        # The newest output mode goes in front of the older ones, r_k next to i_k.
-        axes = (rest, i, done, after, newest)
-        done *= newest
-        steps += _moved(state, axes, (0, 4, 2, 1, 3), (rest * done, i * after))
-        steps.append(MatMul(core.transpose(1, 3, 0, 2).reshape(i * after, before * j), f"core{k + 1}"))
-        state, newest = (rest * done, before * j), j
-    return [*steps, *_moved(state, (done, newest), (1, 0), (done * newest,))]
-
-
-def _moved(state: Ranks, axes: Ranks, perm: Ranks, target: Ranks) -> list[Step]:
-    """Read the state as `axes`, permute them and read the result as `target`, in the fewest steps."""
-    order = [p for p in perm if axes[p] != 1]
-    kept = sorted(order)
-    if order == kept:
-        return [Reshape(state, target)] if state != target else []
-    source = tuple(axes[axis] for axis in kept)
-    moved = tuple(axes[axis] for axis in order)
-    steps: list[Step] = [Reshape(state, source)] if state != source else []
-    steps.append(Transpose(tuple(kept.index(axis) for axis in order)))
-    return [*steps, Reshape(moved, target)] if moved != target else steps
+        groups = finite_groups(layer)
+        if self._by_channels(layer):
+            return [np.moveaxis(w.reshape(*w.shape[:2], -1), 0, 2) for w in groups]
+        modes = self.modes(layer)
+        ins, outs = zip(*modes, strict=True)
+        inputs, outputs = matrix.sizes(modes)
+        d = len(modes)
+        pairs = [axis for k in range(d) for axis in (d + k, k)]
+        (w,) = groups
+        w = w.reshape(layer.outputs, layer.inputs, -1)
+        if (outputs, inputs) != w.shape[:2]:
+            w = np.pad(w, ((0, outputs - layer.outputs), (0, inputs - layer.inputs), (0, 0)))
+        return [w.reshape(*outs, *ins, -1).transpose(*pairs, 2 * d).reshape(self._sizes(layer))]

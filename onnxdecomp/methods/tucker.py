@@ -119,9 +119,9 @@ class Tucker:
             if keep_out and keep_in:
                 a, b = hooi(w, ranks, self.tolerance, self.max_sweeps)
             elif keep_out:
-                a = left_basis(w, 0)[0][:, : ranks[0]].astype(w.dtype)
+                a = left_basis(w, 0, ranks[0])[0].astype(w.dtype)
             else:
-                b = left_basis(w, 1)[0][:, : ranks[1]].astype(w.dtype)
+                b = left_basis(w, 1, ranks[1])[0].astype(w.dtype)
             core = compress(w, a, 0) if keep_out else w
             core = compress(core, b, 1) if keep_in else core
             parts.append([f for f, kept in ((b.T, keep_in), (core, True), (a, keep_out)) if kept])
@@ -152,13 +152,13 @@ def hooi(w: Array, ranks: Ranks, tolerance: float, max_sweeps: int) -> tuple[Arr
     """
     total = float(np.sum(np.square(w, dtype=np.float64)))
     r_out, r_in = ranks
-    b = left_basis(w, 1)[0][:, :r_in].astype(w.dtype)
+    b = left_basis(w, 1, r_in)[0].astype(w.dtype)
     error = math.inf
     for _ in range(max(1, max_sweeps)):
-        a = left_basis(compress(w, b, 1), 0)[0][:, :r_out].astype(w.dtype)
-        basis, values = left_basis(compress(w, a, 0), 1)
-        b = basis[:, :r_in].astype(w.dtype)
-        kept = float(np.sum(np.square(values[:r_in])))
+        a = left_basis(compress(w, b, 1), 0, r_out)[0].astype(w.dtype)
+        basis, values = left_basis(compress(w, a, 0), 1, r_in)
+        b = basis.astype(w.dtype)
+        kept = float(np.sum(np.square(values, dtype=np.float64)))
         previous, error = error, math.sqrt(max(0.0, 1 - kept / total)) if total else 0.0
         if previous - error < tolerance:
             break

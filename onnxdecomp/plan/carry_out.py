@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.methods import get
-from onnxdecomp.methods.base import Factors
+from onnxdecomp.methods.base import Factors, Method
 from onnxdecomp.plan.plan import Choice, Plan
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.rewrite import Rewriter, Rewritten
@@ -23,11 +23,13 @@ def carry_out(
     plan: Plan,
     *,
     seed: int = 0,
+    requantize: bool = False,
     on_layer: Callable[[str], None] | None = None,
 ) -> tuple[Rewritten, ...]:
     """Rewrite the model in place as the plan says; the same plan, seed and model give the same bytes.
 
-    Layers that share a weight and are given the same method and ranks share the factors.
+    Layers that share a weight and are given the same method and ranks share the factors. With
+    `requantize`, layers whose weight was stored quantized get factors stored as int8.
 
     Raises:
         UsageError: The plan names a layer that the model has not.
@@ -44,8 +46,8 @@ def carry_out(
             raise UsageError(f"the plan is for another model: there is no layer {choice.layer!r} here")
         if on_layer:
             on_layer(choice.layer)
-        share = _share_key(site, choice) if users[id(site.root)] > 1 else None
         method = get(choice.method or "", **choice.options)
+        share = _share_key(site, choice, method) if users[id(site.root)] > 1 else None
         factors = fitted.get(share) if share is not None else None
         if factors is None:
             factors = method.fit(site.layer, choice.ranks, seed)
@@ -56,17 +58,23 @@ def carry_out(
             "pkg.onnxdecomp.method": method.name,
             "pkg.onnxdecomp.ranks": ",".join(map(str, choice.ranks)),
         }
-        done.append(rewriter.replace(site, method.assemble(site.layer, factors), metadata, share))
+        chain = method.assemble(site.layer, factors)
+        quantize = requantize and site.quantized and site.layer.dtype == "float32"
+        done.append(rewriter.replace(site, chain, metadata, share, quantize))
     return tuple(done)
 
 
-def _share_key(site: Site, choice: Choice) -> object:
-    """Equal for layers with the same factors: the weight's numbers, the method, its options and ranks."""
+def _share_key(site: Site, choice: Choice, method: Method) -> object:
+    """Equal for layers with the same factors: the weight's numbers, the method, its options and ranks.
+
+    What a method decides by the layer's attributes (which factor has the kernel) shows in the shapes.
+    """
     weight = site.layer.weight
     digest = hashlib.sha256(np.ascontiguousarray(weight).data).hexdigest()
     options = tuple(sorted(choice.options.items()))
     return (
         digest,
+        method.shapes(site.layer, choice.ranks),
         weight.shape,
         site.layer.groups,
         site.layer.dtype,

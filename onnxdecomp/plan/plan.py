@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from onnxdecomp.chain import Chain, Convolve, MatMul
+from onnxdecomp.chain import Chain, Convolve, MatMul, with_lookup
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Layer
+from onnxdecomp.layer import Dim, Layer
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Choice:
         reason: Why it stays, a phrase for people; empty where it is decomposed.
         before: The dense operator's cost; None for an operator whose weight could not be read.
         after: The chain's cost, also where that is the reason to stay.
+        weight: The canonical weight's shape (see Layer); () where it could not be read.
+        input: The activation's shape as far as it is known, or None.
     """
 
     layer: str
@@ -42,6 +44,8 @@ class Choice:
     reason: str = ""
     before: Cost | None = None
     after: Cost | None = None
+    weight: tuple[int, ...] = ()
+    input: tuple[Dim, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ def _choice(entry: Mapping[str, Any]) -> Choice:
         reason=str(entry["reason"]),
         before=cost(entry["before"]),
         after=cost(entry["after"]),
+        weight=tuple(int(size) for size in entry.get("weight", ())),
+        input=None if entry.get("input") is None else tuple(entry["input"]),
     )
 
 
@@ -98,4 +104,6 @@ def dense_chain(layer: Layer) -> Chain:
 
 def cost_of(chain: Chain, layer: Layer) -> Cost:
     """The chain's cost at the layer's shape, free dimensions bound as Layer.assumed_input_shape does."""
+    if layer.lookup:
+        chain = with_lookup(chain)
     return Cost(chain.params, chain.macs(layer.assumed_input_shape()))

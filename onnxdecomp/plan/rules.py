@@ -101,4 +101,5 @@ def _known(name: str, given: Mapping[str, str], *, single: bool) -> dict[str, st
     """The given options that a method has; all of them if it is the only one, so that it objects itself."""
     from onnxdecomp.methods import options
 
-    return dict(given) if single else {k: v for k, v in given.items() if k in options(name)}
+    known = {option.name for option in options(name)}
+    return dict(given) if single else {k: v for k, v in given.items() if k in known}

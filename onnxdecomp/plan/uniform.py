@@ -14,7 +14,7 @@ from onnxdecomp.plan.plan import Choice, Cost, Plan, cost_of, dense_chain
 from onnxdecomp.plan.rules import Rule
 from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.sites.base import Site, Skip
-from onnxdecomp.sites.emit import needs_rank
+from onnxdecomp.sites.rewrite import obstacle
 
 Saving = Literal["macs", "params", "both", "either", "none"]
 
@@ -67,7 +67,14 @@ def _smallest(costs: Sequence[Cost], request: Request) -> Cost:
 
 def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choice:
     layer = site.layer
-    stays = Choice(layer.name, layer.graph, layer.op_type, before=before)
+    stays = Choice(
+        layer.name,
+        layer.graph,
+        layer.op_type,
+        before=before,
+        weight=layer.weight.shape,
+        input=layer.input_shape,
+    )
     if not selected(layer.name, request.include, request.exclude):
         return replace(stays, reason="excluded by name")
     rule = next((rule for rule in request.rules if rule.fits(layer.name)), None)
@@ -97,10 +104,10 @@ def _with_method(site: Site, stays: Choice, method: Method, rank: RankSpec, requ
     if isinstance(ranks, str):
         return replace(stays, reason=ranks)
     chain = outline(fitting, layer, ranks)
-    if needs_rank(chain, site) and layer.input_shape is None:
-        return replace(stays, reason="the rank of its activation is unknown")
+    if reason := obstacle(chain, site):
+        return replace(stays, reason=reason)
     after = cost_of(chain, layer)
-    if why_not := _does_not_save(request.must_save, before, after):
+    if why_not := _does_not_save(request.must_save, before, after, layer.lookup):
         return replace(stays, reason=f"{fitting.name} at {_show(ranks)} {why_not}", ranks=ranks, after=after)
     return replace(stays, method=fitting.name, options=method_options(fitting), ranks=ranks, after=after)
 
@@ -116,10 +123,10 @@ def method_options(method: Method) -> dict[str, Any]:
     return asdict(method)  # type: ignore[call-overload,no-any-return]
 
 
-def _does_not_save(must_save: Saving, before: Cost, after: Cost) -> str:
+def _does_not_save(must_save: Saving, before: Cost, after: Cost, lookup: bool) -> str:
     macs, params = after.macs < before.macs, after.params < before.params
     enough = {
-        "macs": macs,
+        "macs": params if lookup else macs,
         "params": params,
         "both": macs and params,
         "either": macs or params,
@@ -127,6 +134,9 @@ def _does_not_save(must_save: Saving, before: Cost, after: Cost) -> str:
     }[must_save]
     if enough:
         return ""
+    if lookup:
+        share = f"{after.params / max(before.params, 1):.2f}x the parameters of the layer"
+        return f"needs MACs, a lookup none, and {share}" if must_save == "both" else f"needs {share}"
     return (
         f"needs {after.macs / max(before.macs, 1):.2f}x the MACs and "
         f"{after.params / max(before.params, 1):.2f}x the parameters of the layer"

@@ -74,6 +74,7 @@ def open_session(
     low_memory: bool = False,
     spinning: bool = True,
     record_nodes: bool = False,
+    integers: bool = True,
 ) -> ort.InferenceSession:
     """A session on `provider`, with the CPU only for what the provider does not take.
 
@@ -85,6 +86,7 @@ def open_session(
         low_memory: Give memory back after each run and keep one copy of each weight, but run slower.
         spinning: Whether idle threads wait busily: fast alone, a disturbance to other sessions.
         record_nodes: Keep what `placements` reads.
+        integers: Let kernels compute with the integers before a DequantizeLinear, rounding activations too.
 
     Raises:
         ModelError: ONNX Runtime does not load the model.
@@ -106,6 +108,8 @@ def open_session(
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not integers:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if record_nodes:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     source = model if isinstance(model, bytes) else str(model)

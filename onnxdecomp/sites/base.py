@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +12,10 @@ import onnx_ir as ir
 from onnxdecomp.graph.constants import Constant, resolve
 from onnxdecomp.graph.walk import Place
 from onnxdecomp.layer import Array, Dim, Layer
+
+if TYPE_CHECKING:
+    from onnxdecomp.chain import Chain
+    from onnxdecomp.sites.emit import Emitter
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """Element types of weights that are decomposed."""
@@ -23,6 +28,8 @@ class Linear:
     Attributes:
         left: The constant is the left operand: y = W x, features on the last axis but one.
         swapped: The activation is stored transposed: Gemm's transA (weight on the right) or transB (left).
+        rotated: Its first axis is the last but one of the product's (before `swapped`): FusedMatMul's
+            transBatchA or transBatchB.
         addend: A value added at the end that is no [T] bias: Gemm's C of another shape or computed.
         scale: What the addend is multiplied by: Gemm's beta.
         gemm: The operator was a Gemm (activations of rank 2).
@@ -30,9 +37,70 @@ class Linear:
 
     left: bool = False
     swapped: bool = False
+    rotated: bool = False
     addend: ir.Value | None = None
     scale: float = 1.0
     gemm: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """What ONNX Runtime's optimizer has fused into a FusedConv or FusedGemm after the product.
+
+    Attributes:
+        attributes: The node's attributes that say so, "activation" and those that begin with "activation_".
+        residual: FusedConv's Z, added before the activation, or None.
+    """
+
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    residual: ir.Value | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A node as it was before it was replaced; an absent input is None."""
+
+    domain: str
+    op_type: str
+    attributes: Mapping[str, Any]
+    inputs: tuple[ir.Value | None, ...]
+    outputs: tuple[str, ...]
+
+    @staticmethod
+    def of(node: ir.Node) -> Snapshot:
+        attributes = {name: attr.value for name, attr in node.attributes.items()}
+        names = tuple(output.name or "" for output in node.outputs)
+        return Snapshot(node.domain, node.op_type, attributes, tuple(node.inputs), names)
+
+
+class Form(Protocol):
+    """How an operator that is neither a convolution nor a product of matrices is linear in its weight."""
+
+    @property
+    def weight_at(self) -> int:
+        """The weight's position among the operator's inputs."""
+        ...
+
+    @property
+    def follow(self) -> tuple[int, ...]:
+        """Positions of further inputs whose shape follows the activation's, such as initial states."""
+        ...
+
+    def obstacle(self, chain: Chain, layer: Layer) -> str | None:
+        """Why the chain cannot take the operator's place, a phrase for people; None where it can."""
+        ...
+
+    def emit(self, chain: Chain, site: Site, emit: Emitter) -> None:
+        """The chain's nodes."""
+        ...
+
+    def stored(self, weight: Array) -> Array:
+        """The canonical weight in the operator's own layout."""
+        ...
+
+    def feeds(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
+        """Small random inputs by position: the activation, and those that may be computed."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +115,10 @@ class Site:
         weight: The operand that holds the weight (before any Transpose, Cast, … behind it is resolved).
         root: The value that stores it: layers with the same root and transformations share factors.
         bias: The constant bias as the graph has it, or None.
-        linear: For Gemm and MatMul.
+        linear: For Gemm and MatMul and their fused kinds.
+        fused: For FusedConv and FusedGemm.
+        form: For every operator that is neither a convolution nor a Gemm or MatMul.
+        quantized: The weight is stored quantized, behind a DequantizeLinear.
     """
 
     layer: Layer
@@ -58,10 +129,14 @@ class Site:
     root: ir.Value
     bias: ir.Value | None = None
     linear: Linear | None = None
+    fused: Fused | None = None
+    form: Form | None = None
+    quantized: bool = False
 
     @property
     def output(self) -> ir.Value:
-        return self.nodes[-1].outputs[0]
+        """The first output that is not left out, as a recurrent operator's may be."""
+        return named_output(self.nodes[-1])
 
     def current(self) -> Site:
         """The site as its nodes read now: rewriting the layer before it gave its activation a new value."""
@@ -73,7 +148,10 @@ class Site:
         linear = self.linear
         if linear is not None and linear.addend is not None:
             linear = replace(linear, addend=live(linear.addend))
-        return replace(self, x=live(self.x), linear=linear)
+        fused = self.fused
+        if fused is not None and fused.residual is not None:
+            fused = replace(fused, residual=live(fused.residual))
+        return replace(self, x=live(self.x), linear=linear, fused=fused)
 
 
 @dataclass(frozen=True)
@@ -104,7 +182,12 @@ class Scope:
 
 def node_name(node: ir.Node) -> str:
     """The node's name, or one made from its output where it has none."""
-    return node.name or f"{node.op_type}_{node.outputs[0].name}"
+    return node.name or f"{node.op_type}_{named_output(node).name}"
+
+
+def named_output(node: ir.Node) -> ir.Value:
+    """The node's first output that is not left out."""
+    return next((output for output in node.outputs if output.name), node.outputs[0])
 
 
 def dims(value: ir.Value) -> tuple[Dim, ...] | None:
@@ -129,3 +212,20 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """An attribute's Python value, or the default where it is absent."""
     found = node.attributes.get(name)
     return default if found is None else found.value
+
+
+def as_attributes(attributes: Mapping[str, Any]) -> dict[str, ir.Attr]:
+    """Attributes of a node as onnx_ir keeps them; finding their types out itself takes it far longer."""
+    return {name: _as_attribute(name, value) for name, value in attributes.items()}
+
+
+def _as_attribute(name: str, value: Any) -> ir.Attr:
+    if isinstance(value, int):
+        return ir.AttrInt64(name, int(value))
+    if isinstance(value, float):
+        return ir.AttrFloat32(name, value)
+    if isinstance(value, str):
+        return ir.AttrString(name, value)
+    if isinstance(value, tuple | list) and value and all(isinstance(item, int) for item in value):
+        return ir.AttrInt64s(name, value)
+    return ir.convenience.convert_attribute(name, value)

@@ -5,27 +5,47 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 import onnx_ir as ir
 
 from onnxdecomp.graph.walk import Place, places
 from onnxdecomp.sites.base import Scope, Site, Skip, node_name
+from onnxdecomp.sites.contraction import einsum_site
 from onnxdecomp.sites.conv import conv_site
+from onnxdecomp.sites.emit import MICROSOFT
+from onnxdecomp.sites.fused import fused_conv_site, fused_gemm_site
 from onnxdecomp.sites.linear import gemm_site, matmul_site
+from onnxdecomp.sites.lookup import gather_site
+from onnxdecomp.sites.recurrent import recurrent_site
 
-FINDERS: dict[str, Callable[[ir.Node, Scope], Site | str]] = {
-    "Conv": conv_site,
-    "ConvTranspose": conv_site,
-    "Gemm": gemm_site,
-    "MatMul": matmul_site,
+Finder: TypeAlias = Callable[[ir.Node, Scope], Site | str | None]
+"""What makes a site of a node; or the reason why not; or None where the operator holds no weight at all."""
+
+FINDERS: dict[tuple[str, str], Finder] = {
+    ("", "Conv"): conv_site,
+    ("", "ConvTranspose"): conv_site,
+    ("", "Gemm"): gemm_site,
+    ("", "MatMul"): matmul_site,
+    ("", "LSTM"): recurrent_site,
+    ("", "GRU"): recurrent_site,
+    ("", "RNN"): recurrent_site,
+    ("", "Gather"): gather_site,
+    ("", "Einsum"): einsum_site,
+    (MICROSOFT, "FusedConv"): fused_conv_site,
+    (MICROSOFT, "FusedGemm"): fused_gemm_site,
+    (MICROSOFT, "FusedMatMul"): matmul_site,
 }
-"""Operator type (of the ONNX domain) to what makes a site of it."""
+"""The finder of a domain's operator."""
 
 NOT_TAKEN = frozenset(
-    ("LSTM", "GRU", "RNN", "Einsum", "DeformConv", "ConvInteger", "MatMulInteger", "QLinearConv")
-    + ("QLinearMatMul", "QGemm", "FusedConv", "FusedMatMul", "FusedGemm", "MatMulNBits", "Attention")
+    ("DeformConv", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits")
+    + ("Attention", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized")
 )
 """Operators that carry weights and that no method takes: listed so that nobody wonders."""
+
+BLOCKED = "com.microsoft.nchwc"
+"""The domain of operators whose weights ONNX Runtime has laid out for one kind of processor."""
 
 OLDEST_OPSET = 7
 """Before it, Gemm and Add broadcast by an attribute and ONNX Runtime promises nothing."""
@@ -43,22 +63,26 @@ def find(model: ir.Model, *, freeze: bool = False) -> tuple[list[Site], list[Ski
     for place in places(model):
         scope = Scope(place, model.ir_version, _opset(model, place), freeze)
         for node in place.graph:
-            finder = FINDERS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-            if finder is None:
-                if node.op_type in NOT_TAKEN:
-                    reason = f"{node.op_type} is not decomposed"
-                    skips.append(Skip(node_name(node), node.op_type, place.path, reason))
-                continue
-            found = (
-                f"opset {scope.opset} is older than {OLDEST_OPSET}"
-                if scope.opset < OLDEST_OPSET
-                else finder(node, scope)
-            )
+            found = _look(node, scope)
             if isinstance(found, Site):
                 sites.append(found)
-            else:
+            elif found is not None:
                 skips.append(Skip(node_name(node), node.op_type, place.path, found))
     return _distinct(sites), skips
+
+
+def _look(node: ir.Node, scope: Scope) -> Site | str | None:
+    finder = FINDERS.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+    if finder is None:
+        if node.domain == BLOCKED and node.op_type == "Conv":
+            return "ONNX Runtime has laid it out for one kind of processor; save its model at a lower level"
+        return f"{node.op_type} is not decomposed" if node.op_type in NOT_TAKEN else None
+    parameters = [name for name, attr in node.attributes.items() if attr.is_ref()]
+    if parameters:
+        return None if node.op_type == "Gather" else f"its {parameters[0]} is a parameter of the function"
+    if scope.opset < OLDEST_OPSET:
+        return None if node.op_type == "Gather" else f"opset {scope.opset} is older than {OLDEST_OPSET}"
+    return finder(node, scope)
 
 
 def _distinct(sites: list[Site]) -> list[Site]:

@@ -1,4 +1,4 @@
-"""Gemm, MatMul and MatMul + Add as layers."""
+"""Gemm, MatMul and MatMul + Add as layers, FusedGemm and FusedMatMul too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxdecomp.sites.base import FLOATS, Linear, Scope, Site, attribute, dims, 
 
 
 def gemm_site(node: ir.Node, scope: Scope) -> Site | str:
-    """The site of a Gemm node, alpha folded into the weight, beta into a [T] bias; or why there is none."""
+    """The site of a Gemm or FusedGemm, alpha folded into the weight, beta into a [T] bias; or why not."""
     operand = _weight_operand(node, scope)
     if isinstance(operand, str):
         return operand
@@ -35,7 +35,7 @@ def gemm_site(node: ir.Node, scope: Scope) -> Site | str:
         shape = _swap(shape)
     layer = Layer(
         name=node_name(node),
-        op_type="Gemm",
+        op_type=node.op_type,
         weight=weight,
         bias=bias,
         graph=scope.place.path,
@@ -44,25 +44,52 @@ def gemm_site(node: ir.Node, scope: Scope) -> Site | str:
         dtype=operand.constant.dtype,
     )
     kept = bias_value if bias is not None and beta == 1.0 else None
-    return Site(layer, scope.place, (node,), operand.x, operand.value, operand.constant.root, kept, linear)
+    return Site(
+        layer,
+        scope.place,
+        (node,),
+        operand.x,
+        operand.value,
+        operand.constant.root,
+        kept,
+        linear,
+        quantized="DequantizeLinear" in operand.constant.via,
+    )
 
 
 def matmul_site(node: ir.Node, scope: Scope) -> Site | str:
-    """The site of a MatMul node, with the Add of a constant bias after it where there is one."""
+    """The site of a MatMul or FusedMatMul, with the Add of a constant bias after it where there is one.
+
+    FusedMatMul's alpha is folded into the weight; what it transposes of the constant is transposed here.
+    """
     operand = _weight_operand(node, scope)
     if isinstance(operand, str):
         return operand
     array = operand.constant.array
+    alpha = float(attribute(node, "alpha", 1.0))
+    trans, batch = (
+        [bool(attribute(node, f"{what}{side}", 0)) for side in "AB"] for what in ("trans", "transBatch")
+    )
     if array.ndim < 2:
         return "its weight is a vector: there is nothing to decompose"
     shape = dims(operand.x)
     if shape is not None and len(shape) < 2:
         return "its activation is a vector"
+    at = 0 if operand.left else 1
+    if batch[at] and array.ndim > 2:
+        array = np.moveaxis(array, 0, -2)
+    if trans[at]:
+        array = array.swapaxes(-1, -2)
+    rotated, swapped = batch[1 - at], trans[1 - at]
+    if shape is not None and rotated:
+        shape = (*shape[1:-1], shape[0], shape[-1])
     # Leading ones of the weight change nothing where the activation has as many dimensions.
     while array.ndim > 2 and array.shape[0] == 1 and shape is not None and len(shape) >= array.ndim:
         array = array[0]
     weight = working(array if operand.left else array.swapaxes(-1, -2))
-    if operand.left and shape is not None:
+    if alpha != 1.0:
+        weight = weight * weight.dtype.type(alpha)
+    if operand.left != swapped and shape is not None:
         shape = _swap(shape)
     nodes: tuple[ir.Node, ...] = (node,)
     bias, bias_value = None, None
@@ -71,7 +98,7 @@ def matmul_site(node: ir.Node, scope: Scope) -> Site | str:
         nodes, bias = (node, add), working(vector)
     layer = Layer(
         name=node_name(node),
-        op_type="MatMul",
+        op_type=node.op_type,
         weight=weight,
         bias=bias,
         graph=scope.place.path,
@@ -79,9 +106,16 @@ def matmul_site(node: ir.Node, scope: Scope) -> Site | str:
         output_shape=dims(nodes[-1].outputs[0]),
         dtype=operand.constant.dtype,
     )
-    linear = Linear(left=operand.left)
     return Site(
-        layer, scope.place, nodes, operand.x, operand.value, operand.constant.root, bias_value, linear
+        layer,
+        scope.place,
+        nodes,
+        operand.x,
+        operand.value,
+        operand.constant.root,
+        bias_value,
+        Linear(left=operand.left, swapped=swapped, rotated=rotated),
+        quantized="DequantizeLinear" in operand.constant.via,
     )
 
 

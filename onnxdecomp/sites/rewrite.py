@@ -8,21 +8,38 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.chain import Chain
+from onnxdecomp.chain import Chain, Convolve, with_lookup
 from onnxdecomp.graph.constants import discard
 from onnxdecomp.graph.walk import Place, node_names, value_names
 from onnxdecomp.layer import Array
-from onnxdecomp.sites.base import Site
-from onnxdecomp.sites.emit import Emitter, emit_conv, emit_linear
+from onnxdecomp.sites.base import Site, Snapshot
+from onnxdecomp.sites.emit import Emitter, emit_conv, emit_linear, needs_rank
+from onnxdecomp.sites.quantized import on_grid
 
 
 @dataclass(frozen=True, eq=False)
 class Rewritten:
-    """A layer that was replaced: its site just before, the chain, and the nodes that stand there now."""
+    """A layer that was replaced: its site just before, the chain, and the nodes that stand there now.
+
+    `before` is the site's first node as it was; `quantized` says that the factors are stored as int8.
+    """
 
     site: Site
     chain: Chain
     nodes: tuple[ir.Node, ...]
+    before: Snapshot
+    quantized: bool = False
+
+
+def obstacle(chain: Chain, site: Site) -> str | None:
+    """Why the chain cannot be put in the site's place, a phrase for people; None where it can."""
+    if site.form is not None:
+        return site.form.obstacle(chain, site.layer)
+    if chain.is_conv and site.fused is not None and not isinstance(chain.steps[-1], Convolve):
+        return f"{site.layer.op_type} needs a chain that ends in a convolution"
+    if needs_rank(chain, site) and site.layer.input_shape is None:
+        return "the rank of its activation is unknown"
+    return None
 
 
 @dataclass(eq=False)
@@ -37,17 +54,27 @@ class Rewriter:
         self._names = value_names(self.model) | node_names(self.model)
 
     def replace(
-        self, site: Site, chain: Chain, metadata: Mapping[str, str], share: object = None
+        self,
+        site: Site,
+        chain: Chain,
+        metadata: Mapping[str, str],
+        share: object = None,
+        quantize: bool = False,
     ) -> Rewritten:
         """Replace the site's nodes by the chain's.
 
         The last new node takes the name, the output name and the output's uses of the site's last node;
         the dense weight goes when nothing uses it any more. Sites replaced with the same `share` (any
-        hashable) have the same factors, which are stored once.
+        hashable) have the same factors, which are stored once. With `quantize`, factors are stored as int8,
+        and the chain that is returned has their values.
         """
         site = site.current()
+        before = Snapshot.of(site.nodes[0])
         last_old = site.nodes[-1]
-        old = site.output
+        if site.layer.lookup:
+            chain = with_lookup(chain)
+        if quantize:
+            chain = on_grid(chain)
         emit = Emitter(
             constant=lambda array, name, key: self._constant(site.place, array, name, key),
             unique=self._unique,
@@ -55,10 +82,17 @@ class Rewriter:
             dtype=_data_type(site.layer.dtype),
             metadata={"pkg.onnxdecomp.layer": site.layer.name, **metadata},
             share=share,
+            quantize=quantize,
+            opset=self._opset(site.place),
         )
-        (emit_conv if site.layer.conv is not None else emit_linear)(chain, site, emit)
+        if site.form is not None:
+            site.form.emit(chain, site, emit)
+        else:
+            (emit_conv if site.layer.conv is not None else emit_linear)(chain, site, emit)
         last = emit.nodes[-1]
-        new = last.outputs[0]
+        pairs = [(old, new) for old, new in zip(last_old.outputs, last.outputs, strict=True) if old.name]
+        if not last_old.outputs[0].name:
+            last.outputs[0].name = ""
         last.name = last_old.name or site.layer.name
         for key, value in last_old.metadata_props.items():
             last.metadata_props.setdefault(key, value)
@@ -68,13 +102,17 @@ class Rewriter:
             insertion_point=last_old,
             old_nodes=list(site.nodes),
             new_nodes=emit.nodes,
-            old_values=[old],
-            new_values=[new],
+            old_values=[old for old, _ in pairs],
+            new_values=[new for _, new in pairs],
         )
         discard(site.weight)
         if site.bias is not None:
             discard(site.bias)
-        return Rewritten(site, chain, tuple(emit.nodes))
+        return Rewritten(site, chain, tuple(emit.nodes), before, quantize)
+
+    def _opset(self, place: Place) -> int:
+        own = {} if place.function is None else place.function.opset_imports
+        return int(own.get("", self.model.opset_imports.get("", 17)))
 
     def _unique(self, wanted: str) -> str:
         name, count = wanted, 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,6 +17,8 @@ from onnxdecomp.plan.uniform import Request, Saving, plan_uniform
 from onnxdecomp.ranks.multiple import quantum
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.find import find
+from onnxdecomp.sites.quantized import OLDEST_OPSET
+from onnxdecomp.sites.rewrite import Rewritten
 from onnxdecomp.stage import Stage, StageResult
 
 
@@ -65,6 +67,10 @@ class Decompose(Stage):
     freeze_initializers: bool = field(
         default=False, metadata={"help": "treat initializers that are also graph inputs as constants"}
     )
+    requantize: bool = field(
+        default=False,
+        metadata={"help": "store the factors of quantized layers as int8 (activations stay floating point)"},
+    )
     provider: str = field(default="cpu", metadata={"help": "the provider that rank_multiple=auto aligns to"})
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
     on_layer: Callable[[int, int, str], None] | None = field(default=None, compare=False, repr=False)
@@ -85,22 +91,31 @@ class Decompose(Stage):
         total = len(plan.decomposed)
         count = iter(range(total))
         report = self.on_layer
+        opset = int(model.opset_imports.get("", 1))
         rewritten = carry_out(
             model,
             sites,
             plan,
             seed=self.seed,
+            requantize=self.requantize and opset >= OLDEST_OPSET,
             on_layer=(lambda layer: report(next(count), total, layer)) if report else None,
         )
-        return StageResult(model, bool(rewritten), rewritten=rewritten, record={"plan": plan.to_json()})
+        return StageResult(
+            model,
+            bool(rewritten),
+            notes=_notes(rewritten, self.requantize, opset),
+            rewritten=rewritten,
+            record={"plan": plan.to_json()},
+        )
 
     def _request(self) -> Request:
         defaults = Defaults(self.rank, self.options)
+        rules = (*(parse_rule(text, defaults) for text in self.layers), make_rule(self.method, defaults))
+        used = {method.name for rule in rules for method in rule.methods}
+        if unused := [name for name in self.options if name not in used]:
+            raise UsageError(f"options are given for method {unused[0]!r}, which no layer is given")
         return Request(
-            rules=(
-                *(parse_rule(text, defaults) for text in self.layers),
-                make_rule(self.method, defaults),
-            ),
+            rules=rules,
             multiple=self._multiple(),
             include=tuple(self.include),
             exclude=tuple(self.exclude),
@@ -118,3 +133,25 @@ class Decompose(Stage):
         if multiple < 1:
             raise UsageError(f"rank multiple {self.rank_multiple!r} is neither a positive number nor 'auto'")
         return multiple
+
+
+def _notes(rewritten: Sequence[Rewritten], requantize: bool, opset: int) -> tuple[str, ...]:
+    quantized = sum(done.site.quantized for done in rewritten)
+    stored = sum(done.quantized for done in rewritten)
+    advice = "re-quantize with --requantize"
+    if requantize and opset < OLDEST_OPSET:
+        advice = f"--requantize needs opset {OLDEST_OPSET}, this model has {opset}"
+    elif requantize:
+        advice = "--requantize stores factors of float32 layers only"
+    notes = []
+    if stored:
+        notes.append(f"{_factors_of(stored)} int8, the activations between them floating point")
+    if quantized > stored:
+        notes.append(f"{_factors_of(quantized - stored)} floating point ({advice})")
+    return tuple(notes)
+
+
+def _factors_of(count: int) -> str:
+    if count == 1:
+        return "1 layer was quantized; its factors are"
+    return f"{count} layers were quantized; their factors are"

@@ -7,7 +7,8 @@ from tensorly.decomposition import parafac
 
 from onnxdecomp.chain import Convolve
 from onnxdecomp.layer import Array
-from onnxdecomp.methods.cp import Cp, _dense, _start
+from onnxdecomp.methods.als import dense
+from onnxdecomp.methods.cp import Cp, _start
 from tests.methods.layers import conv_layer, error_of, fitted
 
 
@@ -30,7 +31,7 @@ def test_better_than_its_start_and_close_to_tensorly(rank: int) -> None:
     layer = conv_layer(20, 16, (3, 3), weight=planted(12, seed=0, noise=2.0))
     w = layer.weight.reshape(20, 16, 9)
     ours = error_of(Cp(), layer, (rank,))
-    start = np.linalg.norm(_dense(_start(w, rank)) - w) / np.linalg.norm(w)
+    start = np.linalg.norm(dense(_start(w, rank)) - w) / np.linalg.norm(w)
     assert ours < start < 1
     theirs = parafac(w.astype(np.float64), rank, n_iter_max=50, init="random", random_state=0)
     assert ours <= np.linalg.norm(cp_to_tensor(theirs) - w) / np.linalg.norm(w) * 1.03
@@ -38,7 +39,7 @@ def test_better_than_its_start_and_close_to_tensorly(rank: int) -> None:
 
 def test_start_is_exact_with_all_slices() -> None:
     w = np.random.default_rng(0).standard_normal((5, 6, 4))
-    np.testing.assert_allclose(_dense(_start(w, 20)), w, atol=1e-12)
+    np.testing.assert_allclose(dense(_start(w, 20)), w, atol=1e-12)
 
 
 def test_components_are_balanced_and_bounded() -> None:
@@ -80,3 +81,56 @@ def test_too_large_a_full_rank_is_refused() -> None:
     reason = Cp().refusal(conv_layer(1024, 1024, (9, 9), weight=weight))
     assert reason is not None
     assert "65536" in reason
+
+
+def trained_like(outputs: int, inputs: int, seed: int = 0) -> Array:
+    """A kernel whose channel and position spectra fall as those of trained ones do."""
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((outputs, inputs, 9))
+    for axis, size in enumerate(w.shape):
+        basis = np.linalg.qr(rng.standard_normal((size, size)))[0] * np.arange(1, size + 1) ** -0.5
+        w = np.moveaxis(np.tensordot(basis, w, axes=(1, axis)), 0, axis)
+    return w.reshape(outputs, inputs, 3, 3).astype(np.float32)
+
+
+@pytest.mark.parametrize("rank", [8, 24])
+def test_error_hardly_depends_on_the_seed(rank: int) -> None:
+    layer = conv_layer(48, 32, (3, 3), weight=trained_like(48, 32))
+    errors = []
+    for seed in range(20):
+        factors = Cp().fit(layer, (rank,), seed)
+        assert all(np.isfinite(f).all() for f in factors)
+        what = Cp().assemble(layer, factors).dense()
+        errors.append(np.linalg.norm(what - layer.weight) / np.linalg.norm(layer.weight))
+    assert len(set(errors)) == 20, "the seed does something"
+    assert (max(errors) - min(errors)) / np.mean(errors) < 0.02
+
+
+def test_half_precision_activations_stay_finite() -> None:
+    # Weights and inputs as large as a half precision layer can have them: sums below 65504.
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = trained_like(32, 24)
+    weight *= 20 / np.abs(weight).max()
+    layer = conv_layer(32, 24, (3, 3), weight=weight)
+    factors = [f.astype(np.float16) for f in Cp().fit(layer, (40,))]
+    groups = (1, 40, 1)
+    names = ["x", "first", "depthwise", "y"]
+    nodes = [helper.make_node("Conv", [names[i], f"w{i}"], [names[i + 1]], group=groups[i]) for i in range(3)]
+    half = TensorProto.FLOAT16
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", half, [1, 24, 9, 9])],
+        [helper.make_tensor_value_info(name, half, None) for name in names[1:]],
+        [numpy_helper.from_array(f, f"w{i}") for i, f in enumerate(factors)],
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    x = np.random.default_rng(0).standard_normal((1, 24, 9, 9)).astype(np.float16) * np.float16(40)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs = dict(zip(names[1:], session.run(None, {"x": x}), strict=True))
+    largest = {name: np.abs(value.astype(np.float32)).max() for name, value in outputs.items()}
+    # No intermediate is out of proportion to the input and the output.
+    assert largest["y"] > 1e3
+    assert max(largest["first"], largest["depthwise"]) < 3 * largest["y"]

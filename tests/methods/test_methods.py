@@ -32,6 +32,10 @@ METHODS = (
     get("tucker", sides="both"),
     get("tt"),
     get("tt", order=4),
+    get("tr"),
+    get("tr", order=2),
+    get("ht"),
+    get("ht", order=3),
     get("cp"),
     get("cp", split_kernel=True),
 )

@@ -112,6 +112,11 @@ def test_the_configuration_says_the_same() -> None:
         pipeline.build({"decompose": {"layers": ["fc=none"]}})
 
 
+def test_options_of_a_method_that_is_not_asked_for() -> None:
+    with pytest.raises(UsageError, match="options are given for method 'tt'"):
+        Decompose(method="svd", options={"tt": {"order": 2}})
+
+
 def test_small_layers_stay() -> None:
     assert plan(skip_below=0.9)["fc"].reason.startswith("too small")
     assert "needs 1.00x the MACs" in plan(skip_below=0)["fc"].reason

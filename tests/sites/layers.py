@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,13 @@ class Case:
 
 
 def run(model: onnx.ModelProto | ir.Model, feeds: dict[str, Array]) -> list[Array]:
-    """The outputs in ONNX Runtime."""
+    """The outputs in ONNX Runtime, quantized weights as the numbers that they stand for."""
     proto = ir.to_proto(model) if isinstance(model, ir.Model) else model
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
+    # Else a MatMul after a DequantizeLinear rounds its activation to 8 bits.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, feeds))
 
@@ -50,18 +53,29 @@ def make(
     dynamic: bool,
     dtype: str = "float32",
     opset: int = 17,
+    outputs: Sequence[str] = ("y",),
 ) -> Case:
-    """A model of these nodes from the inputs `feeds` to the output "y"."""
+    """A model of these nodes from the inputs `feeds` to the outputs; floating-point arrays become `dtype`."""
+    typed = {k: _as(v, dtype) for k, v in feeds.items()}
 
     def dims(name: str, array: Array) -> list[Any]:
         return [f"{name}_{axis}" for axis in range(array.ndim)] if dynamic else list(array.shape)
 
-    inputs = [helper.make_tensor_value_info(k, ELEMENT[dtype], dims(k, v)) for k, v in feeds.items()]
-    outputs = [helper.make_tensor_value_info("y", ELEMENT[dtype], None)]
-    initializers = [numpy_helper.from_array(v.astype(dtype), k) for k, v in weights.items()]
-    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    return Case(model, {k: v.astype(dtype) for k, v in feeds.items()})
+    inputs = [
+        helper.make_tensor_value_info(k, helper.np_dtype_to_tensor_dtype(v.dtype), dims(k, v))
+        for k, v in typed.items()
+    ]
+    results = [helper.make_tensor_value_info(name, ELEMENT[dtype], None) for name in outputs]
+    initializers = [numpy_helper.from_array(_as(v, dtype), k) for k, v in weights.items()]
+    graph = helper.make_graph(nodes, "g", inputs, results, initializers)
+    domains = {"": opset, **{node.domain: 1 for node in nodes if node.domain}}
+    imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=8)
+    return Case(model, typed)
+
+
+def _as(array: Array, dtype: str) -> Array:
+    return array.astype(dtype) if array.dtype.kind == "f" else array
 
 
 @st.composite
@@ -94,9 +108,13 @@ def convolutions(draw: st.DrawFn, transposed: bool = False, dtype: str = "float3
         extra = [draw(st.integers(0, stride - 1)) for stride in strides]
         if padding in ("pads", "none") and draw(st.booleans()):
             attributes["output_padding"] = extra
+        reached = []
         for axis in range(d):
             size = strides[axis] * (spatial[axis] - 1) + dilations[axis] * (kernel[axis] - 1) + 1
             assume(size - pads[axis] - pads[axis + d] >= 1)
+            reached.append((max(1, size - 5), size + strides[axis] - 1))
+        if draw(st.booleans()):
+            attributes["output_shape"] = [draw(st.integers(*sizes)) for sizes in reached]
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     shape = (ins * groups, outs, *kernel) if transposed else (outs * groups, ins, *kernel)
     weights = {"w": rng.standard_normal(shape)}

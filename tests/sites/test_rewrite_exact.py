@@ -37,7 +37,8 @@ def assert_exact(case: Case, method: str, tolerance: float = 1e-4) -> None:
         assert after.dtype == before.dtype
         difference = np.linalg.norm(after.astype(np.float64) - before)
         assert difference <= tolerance * np.linalg.norm(before) + 1e-30
-    assert model.graph.outputs[0].name == "y"
+    assert [out.name for out in model.graph.outputs] == [out.name for out in case.model.graph.output]
+    assert model.graph[-1].name == case.model.graph.node[-1].name
 
 
 @pytest.mark.parametrize("method", METHODS)

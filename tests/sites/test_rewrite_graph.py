@@ -118,10 +118,32 @@ def test_a_shared_weight_is_factorised_once() -> None:
     assert_same(proto, exact)
 
 
+def test_a_shared_weight_whose_layers_are_arranged_differently() -> None:
+    """A plain and a transposed convolution read one weight, but their kernels stand in other factors."""
+    other = helper.make_node("ConvTranspose", ["h", "w"], ["y"], name="two", pads=[1, 1, 1, 1])
+    proto = model([conv("x", "w", "h", "one"), other], [tensor("w", W)])
+    for method in ("svd", "tucker", "tt", "spatial"):
+        assert_same(proto, rewrite(proto, method=method)[0])
+
+
 def test_a_shared_weight_stays_for_the_node_that_keeps_it() -> None:
     proto = model([conv("x", "w", "h", "one"), conv("h", "w", "y", "two")], [tensor("w", W)])
     rewritten, _ = rewrite(proto, exclude=("two",))
     assert "w" in rewritten.graph.initializers
+    assert_same(proto, rewritten)
+
+
+def test_a_shared_square_weight_on_either_side() -> None:
+    """Their factors are equal but for a transposition, which a product from the left stores transposed."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="right"),
+        helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]),
+        helper.make_node("MatMul", ["wt", "x"], ["b"], name="left"),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    proto = model(nodes, [tensor("w", W[:6, :6, 0, 0])])
+    rewritten, result = rewrite(proto, method="svd")
+    assert len(result.rewritten) == 2
     assert_same(proto, rewritten)
 
 

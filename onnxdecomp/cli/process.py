@@ -1,0 +1,96 @@
+"""The process that a command runs in: its signals, its streams, and the noise of other libraries."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code of a command ended by Ctrl-C, as shells have it."""
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to end. No `except Exception` stops it, and every `finally` runs."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """Turn the first signal that would end the process into Interrupted, so that files are tidied up.
+
+    Later ones are ignored: tidying up must not be interrupted, and it is quick.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if not seen:
+            seen.append(number)
+            raise Interrupted(number)
+
+    before = {}
+    for name in _SIGNALS:
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        # What was ignored before (by nohup, say) stays ignored.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+@contextmanager
+def streams() -> Iterator[None]:
+    """Make stdout and stderr fit to be written to, whatever the caller did to them."""
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A character that the encoding lacks must not end the run.
+            stream.reconfigure(errors="backslashreplace")
+    yield
+
+
+@contextmanager
+def quiet(*, enabled: bool) -> Iterator[None]:
+    """Silence the warnings and log lines of other libraries; ours are lines of our own.
+
+    Warnings that the user asked Python for (-W, PYTHONWARNINGS) are shown.
+    """
+    if not enabled:
+        yield
+        return
+    import logging
+    import warnings
+
+    silent = logging.NullHandler()  # without any handler, Python prints warnings to stderr
+    logging.getLogger().addHandler(silent)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger().removeHandler(silent)
+
+
+def forget_stdout() -> None:
+    """After the reader of stdout went away: let Python's last flush go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,81 @@
+"""The files of a run: the original as a file, and the result, which gets its name last."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from onnxdecomp.errors import UsageError
+from onnxdecomp.graph.load import Source
+from onnxdecomp.graph.save import copy, data_path, save
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@contextlib.contextmanager
+def on_disk(model: str | Path | ir.Model | onnx.ModelProto) -> Iterator[Path]:
+    """The model as a file: everything that follows compares with that file.
+
+    A model in memory is written to a temporary one and stays as it is.
+    """
+    if isinstance(model, str | Path):
+        yield Path(model)
+        return
+    with _folder(None) as folder:
+        path = folder / "model.onnx"
+        if not isinstance(model, ir.Model):
+            model = ir.from_proto(model)
+        save(model, path)
+        yield path
+
+
+@contextlib.contextmanager
+def staged(model: ir.Model, target: Path | None, original: Path | None) -> Iterator[Path]:
+    """The result as a file, put in its place only if nothing that the caller does with it fails.
+
+    Args:
+        model: The result.
+        target: Where it goes in the end, or None.
+        original: The file that the result is a plain copy of, byte by byte where it is one file.
+    """
+    with _folder(target) as folder:
+        file = folder / ("model.onnx" if target is None else target.name)
+        if original is not None:
+            copy(original, file)
+        else:
+            save(model, file)
+        yield file
+        if target is None:
+            return
+        if data_path(file).exists():
+            # Two files are never replaced by two renames: a crash in between would mix them.
+            save(model, target, overwrite=True, external=True)
+            return
+        try:
+            file.replace(target)
+        except OSError as error:
+            raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def size(path: Path, made_from: Source | None = None) -> int:
+    """Bytes of a model file and its external data: of those it was loaded from, or those that `save` made."""
+    data = made_from.data if made_from is not None else (data_path(path),)
+    return path.stat().st_size + sum(file.stat().st_size for file in data if file.exists())
+
+
+@contextlib.contextmanager
+def _folder(target: Path | None) -> Iterator[Path]:
+    """A temporary folder, beside `target` if there is one: a file moves within its file system only."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".onnxdecomp-", dir=target.parent if target else None)
+    except OSError as error:
+        where = target or tempfile.gettempdir()
+        raise UsageError(f"{where}: cannot be written: {error.strerror or error}") from error
+    with folder as name:
+        yield Path(name)

@@ -1,0 +1,200 @@
+"""A model of the corpus on its way through the tests: prepared once, compressed many times."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from onnxdecomp import api, pipeline
+from onnxdecomp.graph.load import load
+from onnxdecomp.graph.save import save
+from onnxdecomp.layer import Array
+from tests.conftest import ROOT, corpus_root
+
+FROZEN = "+frozen"
+"""Behind a model's name: with initializers that are also graph inputs taken as constants."""
+
+PREPARE = {"pipeline": ["simplify", "normalise"]}
+REST = {"pipeline": ["decompose", "annotate", "check"]}
+
+
+def model_names() -> list[str]:
+    """Names of the corpus' models; one that says so where there is no corpus (its tests are skipped)."""
+    path = corpus_root() / "corpus.json"
+    if not path.is_file():
+        return ["no-corpus"]
+    return [str(entry["name"]) for entry in json.loads(path.read_text())["models"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One model.
+
+    Attributes:
+        name: As the corpus has it, and FROZEN behind it or not.
+        root: The corpus' folder.
+        folder: Where files are written.
+    """
+
+    name: str
+    root: Path
+    folder: Path
+    _sessions: dict[tuple[Path, bool], ort.InferenceSession] = field(default_factory=dict)
+
+    @property
+    def freeze(self) -> bool:
+        return self.name.endswith(FROZEN)
+
+    @cached_property
+    def entry(self) -> dict[str, Any]:
+        entry: dict[str, Any] = _tool(self.root).Corpus(self.root).entry(self.name.removesuffix(FROZEN))
+        return entry
+
+    @cached_property
+    def original(self) -> Path:
+        return self.root / "models" / str(self.entry["file"])
+
+    @cached_property
+    def prepared(self) -> Path:
+        """The simplified and normalised model: what all methods have in common."""
+        options = {"normalise": {"freeze_initializers": self.freeze}}
+        model = pipeline.run(load(self.original), pipeline.build(PREPARE, options)).model
+        folder = self.folder / "prepared"
+        folder.mkdir()
+        return save(model, folder / "model.onnx")
+
+    def compress(self, method: str, rank: str, **options: Any) -> api.Result:
+        """The prepared model, compressed."""
+        target = self.target("here", method, rank)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return api.compress(
+            self.prepared,
+            target,
+            verify=False,
+            bench=False,
+            overwrite=True,
+            **self._options(method, rank, **options),
+        )
+
+    def compress_elsewhere(self, methods: Sequence[str], rank: str, whole: str) -> str:
+        """The same for several methods in another process; for `whole` from the original file on.
+
+        Returns:
+            What the process printed to stderr: the errors.
+        """
+        jobs = []
+        for method in methods:
+            options = self._options(method, rank)
+            if method == whole:
+                del options["config"]
+            source = self.original if method == whole else self.prepared
+            jobs.append([str(source), str(self.target("elsewhere", method, rank)), options])
+        file = self.folder / "jobs.json"
+        file.write_text(json.dumps(jobs))
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONHASHSEED": "1",
+        }
+        command = [sys.executable, "-m", "tests.corpus.again", str(file)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        return done.stderr.strip()
+
+    def target(self, where: str, method: str, rank: str) -> Path:
+        # One file name for all: the name of external data is part of the model.
+        return self.folder / where / f"{method}-{rank}" / "model.onnx"
+
+    def _options(self, method: str, rank: str, **options: Any) -> dict[str, Any]:
+        wanted = {"method": method, "rank": rank, "config": REST, **options}
+        return {**wanted, "freeze_initializers": True} if self.freeze else wanted
+
+    @cached_property
+    def feeds(self) -> tuple[dict[str, Array], ...]:
+        """Two calibration samples."""
+        tool = _tool(self.root)
+        arrays = tool.calibration(tool.Corpus(self.root), self.entry["name"], 2)
+        inputs = self.entry["inputs"]
+        return tuple({spec["name"]: _fed(arrays[spec["name"]][k], spec) for spec in inputs} for k in range(2))
+
+    def outputs(self, path: Path, sample: int = 0, *, optimised: bool = True) -> list[Array]:
+        """What ONNX Runtime makes of a calibration sample, on one thread."""
+        found = self._sessions.get((path, optimised))
+        if found is None:
+            found = session(path, optimised=optimised)
+            if path == self.original:
+                self._sessions[path, optimised] = found
+        return [np.asarray(value) for value in found.run(None, self.feeds[sample])]
+
+    def expected(self, sample: int, *, optimised: bool = True) -> list[Array]:
+        """What the original makes of it."""
+        return self.outputs(self.original, sample, optimised=optimised)
+
+
+@cache
+def _tool(root: Path) -> ModuleType:
+    """The corpus' own corpus.py."""
+    spec = importlib.util.spec_from_file_location("corpus_tool", root / "corpus.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _fed(sample: Array, spec: dict[str, Any]) -> Array:
+    """The corpus' rule: a sample lacks the batch axis if it has one axis less than the input."""
+    sample = np.asarray(sample)
+    return sample[None] if sample.ndim == len(spec["shape"]) - 1 else sample
+
+
+def session(path: Path, *, optimised: bool = True) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a folder."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def interface(path: Path) -> list[bytes]:
+    """Inputs that must be fed, and outputs, as they stand in the file: name, type, every dimension."""
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    ports = [*(value for value in graph.input if value.name not in weights), *graph.output]
+    return [port.name.encode() + b" " + port.type.SerializeToString(deterministic=True) for port in ports]
+
+
+def objection(path: Path) -> str:
+    """What onnx's checker says; nothing if it is content."""
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        return str(error)
+    return ""
+
+
+def relative(actual: Array, expected: Array) -> float:
+    """Relative L2 error."""
+    norm = float(np.linalg.norm(np.asarray(expected, np.float64)))
+    missed = float(np.linalg.norm(np.asarray(actual, np.float64) - np.asarray(expected, np.float64)))
+    return missed / norm if norm else missed

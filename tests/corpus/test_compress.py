@@ -1,0 +1,209 @@
+"""Every model of the corpus by every method: valid, the same interface and bytes, exact at full rank."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxdecomp import api
+from onnxdecomp.errors import OnnxDecompError
+from onnxdecomp.graph.constants import OVERRIDABLE
+from onnxdecomp.methods import names
+from tests.corpus.case import FROZEN, Case, files, interface, model_names, objection, relative, session
+
+UNFROZEN = ("nanodet_m", "ultraface_version-RFB-320")
+"""All their weights are graph inputs at IR version 4 or later."""
+QUANTIZED = ("resnet20_qdq_int8", "squeezenet1.1_qdq_u8s8")
+ALL = [*model_names(), *(name + FROZEN for name in UNFROZEN if name in model_names())]
+
+EVERYWHERE = ("svd", "tucker", "cp", "tt")
+SMALL = (
+    *(
+        "resnet20_cifar10",
+        "mlperf_resnet8",
+        "winml_mnist",
+        "waifu2x_upconv7_photo_scale2x",
+        "basic_pitch_nmp",
+    ),
+    *("meshnet_model20chan3cls", "resnet44_fp16", "resnet20_qdq_int8", "dtln_model_2", "mlperf_ad01"),
+    *("silero_vad", "charrnn_shakespeare", "gtcrn"),
+)
+"""Where the other methods run too: quick, and between them every kind of layer and of storage.
+
+With HYPOTHESIS_PROFILE=thorough they run everywhere.
+"""
+
+REFUSED = (
+    r"depthwise: each output sees one input channel",
+    r"an empty weight",
+    r"(a full rank|full ranks) of 1: nothing to reduce",
+    r"(a|no|the|neither) [^;]+: use (svd|tucker)",  # not this method's kind of layer
+    r"a kernel along \d axes: at most 3 are split",
+    r"(LSTM|GRU|RNN|Einsum) is not decomposed",
+    re.escape(OVERRIDABLE),
+    r"output_shape chooses its padding from the input's size(, which is not fixed)?",
+    r"its chain does not (begin|end) (in|with) a product of matrices, which would become .+: use svd",
+    r"no operand is constant: .+",
+)
+"""Why an operator is left alone whatever the rank is."""
+NOT_WORTH_IT = (
+    r"too small: below [\d.]+ of the average layer in MACs and parameters",
+    r"\w+ at ranks? [\d, ]+ needs ([\d.]+x the MACs and )?[\d.]+x the parameters of the layer",
+)
+"""Why it is left alone at this rank; never with must_save="none"."""
+
+LOWERED = {"float32": 1e-5, "float16": 5e-3}
+EXACT = {"float32": 1e-4, "float16": 2e-2}
+"""Relative L2 error of each output at full rank."""
+EXACT_QUANTIZED = 5e-2
+"""A rounding error before a QuantizeLinear may become a whole step of it, in a few places."""
+OVERHEAD = 4096
+"""Bytes that the nodes of one chain may take in the file: names, attributes, metadata."""
+
+every_model = pytest.mark.parametrize("case", ALL, indirect=True)
+
+
+@every_model
+def test_half_rank(case: Case) -> None:
+    """--rank 0.5: a valid model that ONNX Runtime runs, or a documented refusal; a second run is the same."""
+    methods = _methods(case)
+    said = case.compress_elsewhere(methods, "0.5", whole="tucker")
+    problems = [f"{method}: {p}" for method in methods for p in _half_rank(case, method)]
+    assert not problems, "\n".join([*problems, said])
+
+
+@every_model
+def test_full_rank(case: Case) -> None:
+    """--rank 1.0 with must_save="none": every layer is decomposed and the outputs stay."""
+    problems = [f"{method}: {p}" for method in _methods(case) for p in _full_rank(case, method)]
+    assert not problems, "\n".join(problems)
+
+
+def _methods(case: Case) -> tuple[str, ...]:
+    everywhere = case.name in SMALL or os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+    return names() if everywhere else tuple(name for name in names() if name in EVERYWHERE)
+
+
+def _half_rank(case: Case, method: str) -> Iterator[str]:
+    try:
+        result = case.compress(method, "0.5")
+    except OnnxDecompError as error:
+        yield f"{type(error).__name__}: {error}"
+        return
+    yield from _undocumented(result, (*REFUSED, *NOT_WORTH_IT))
+    yield from _not_lowered(case, result)
+    yield from _not_valid(case, result)
+    yield from _not_smaller(case, result)
+    elsewhere = case.target("elsewhere", method, "0.5").parent
+    if result.changed:
+        assert result.path is not None
+        if files(result.path.parent) != files(elsewhere):
+            yield "a second run in another process gave other bytes"
+    elif method == "tucker" and (elsewhere / "model.onnx").read_bytes() != case.original.read_bytes():
+        yield "nothing was decomposed, and the file is not a copy of the original"
+    # Trains of linear layers save no multiplications at this rank, and other methods may take no layer.
+    if method in ("svd", "tucker", "cp") and result.changed == (case.name in UNFROZEN):
+        yield f"changed is {result.changed}"
+
+
+def _full_rank(case: Case, method: str) -> Iterator[str]:
+    try:
+        result = case.compress(method, "1.0", must_save="none")
+    except OnnxDecompError as error:
+        yield f"{type(error).__name__}: {error}"
+        return
+    yield from _undocumented(result, REFUSED)
+    yield from _not_lowered(case, result)
+    assert result.path is not None
+    for layer in result.layers:
+        if layer.rel_error is not None and layer.rel_error > 1e-5:
+            yield f"{layer.name}: its weight is off by {layer.rel_error:.3g}"
+    # ONNX Runtime fuses quantized layers into integer kernels, and those of some processors saturate: a model
+    # whose layers are float again is compared with what the original's operators say, not with the fusion.
+    quantized = case.name in QUANTIZED
+    for sample in range(2):
+        new = case.outputs(result.path, sample, optimised=not quantized)
+        old = case.expected(sample, optimised=not quantized)
+        for index, (actual, expected) in enumerate(zip(new, old, strict=True)):
+            limit = EXACT_QUANTIZED if quantized else EXACT[str(expected.dtype)]
+            error_ = relative(actual, expected)
+            if error_ > limit:
+                # Probabilities near zero are rounding errors: the original differs from itself too.
+                limit += relative(case.expected(sample, optimised=False)[index], expected)
+            if not error_ <= limit:
+                yield f"output {index} of sample {sample} is off by {error_:.3g}, above {limit:.3g}"
+
+
+def _undocumented(result: api.Result, documented: tuple[str, ...]) -> Iterator[str]:
+    for layer in result.layers:
+        if layer.status == "decomposed":
+            if layer.reason:
+                yield f"{layer.name} is decomposed and has a reason to stay: {layer.reason}"
+        elif not any(re.fullmatch(pattern, layer.reason) for pattern in documented):
+            yield f"{layer.name} stays for a reason that is not documented: {layer.reason!r}"
+
+
+def _not_lowered(case: Case, result: api.Result) -> Iterator[str]:
+    limit = LOWERED["float16" if "fp16" in case.name else "float32"]
+    for layer in result.layers:
+        if layer.status == "decomposed" and not (layer.lowering is not None and layer.lowering <= limit):
+            yield f"the lowering check of {layer.name} gave {layer.lowering}"
+    if len(result.lowering) != sum(layer.status == "decomposed" for layer in result.layers):
+        yield f"{len(result.lowering)} layers were checked"
+
+
+def _not_valid(case: Case, result: api.Result) -> Iterator[str]:
+    path = result.path
+    assert path is not None
+    if objection(path) and not objection(case.original):
+        yield f"onnx's checker objects: {objection(path)}"
+    if interface(path) != interface(case.original):
+        yield f"the interface is {interface(path)} and was {interface(case.original)}"
+    yield from _lost(case.original, path)
+    for actual in case.outputs(path):
+        if not np.isfinite(np.asarray(actual, np.float64)).all():
+            yield "an output is not finite"
+    one, two = session(path), session(case.original)
+    ports = [[(v.name, v.type, v.shape) for v in (*s.get_inputs(), *s.get_outputs())] for s in (one, two)]
+    if ports[0] != ports[1]:
+        yield f"ONNX Runtime sees {ports[0]} instead of {ports[1]}"
+
+
+def _lost(original: Path, path: Path) -> Iterator[str]:
+    """What else a model carries."""
+    before, after = (onnx.load(p, load_external_data=False) for p in (original, path))
+    for name in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        if getattr(after, name) != getattr(before, name):
+            yield f"{name} is {getattr(after, name)!r} and was {getattr(before, name)!r}"
+    opsets = [{o.domain: o.version for o in model.opset_import} for model in (before, after)]
+    if opsets[0] != opsets[1]:
+        yield f"its opsets are {opsets[1]} and were {opsets[0]}"
+    metadata = [{p.key: p.value for p in model.metadata_props} for model in (before, after)]
+    if not metadata[0].items() <= metadata[1].items():
+        yield f"metadata was lost: {metadata[1]} of {metadata[0]}"
+    if before.graph.name != after.graph.name:
+        yield f"its graph is named {after.graph.name!r} and was {before.graph.name!r}"
+
+
+def _not_smaller(case: Case, result: api.Result) -> Iterator[str]:
+    """The dense weights are gone from the file."""
+    assert result.path is not None
+    size = 2 if "fp16" in case.name else 4
+    saved = 0
+    for layer in result.layers:
+        if layer.status == "decomposed":
+            assert layer.params.before is not None
+            assert layer.params.after is not None
+            saved += size * (layer.params.before - layer.params.after) - OVERHEAD
+    # Behind DequantizeLinear a weight takes one byte; a shared weight is counted for each of its users.
+    if case.name in (*QUANTIZED, "basic_pitch_nmp"):
+        return
+    before, after = (sum(f.stat().st_size for f in p.parent.iterdir()) for p in (case.prepared, result.path))
+    if after > before - saved:
+        yield f"the file has {after} bytes, more than {before} - {saved}"
