@@ -26,6 +26,7 @@ METHODS: Mapping[str, str] = {
     "spatial": "onnxdecomp.methods.spatial:Spatial",
     "kronecker": "onnxdecomp.methods.kronecker:Kronecker",
     "btt": "onnxdecomp.methods.btt:Btt",
+    "tproduct": "onnxdecomp.methods.tproduct:Tproduct",
 }
 """Name to "module:Class"; imported on use."""
 
