@@ -173,9 +173,9 @@ def ring_als(tensor: Array, start: Ring, tolerance: float, max_sweeps: int) -> t
 def sweep_cost(cores: Ring) -> int:
     """Multiplications of one sweep: with the tensor, and within the halves."""
     h = len(cores) // 2
-    bonds = cores[0].shape[0] * cores[h].shape[0]
-    left, right = (math.prod(core.shape[1] for core in half) for half in (cores[:h], cores[h:]))
-    return int(bonds) * (3 * left * right + bonds * (left + right))
+    bonds = int(cores[0].shape[0] * cores[h].shape[0])
+    left, right = (math.prod(int(core.shape[1]) for core in half) for half in (cores[:h], cores[h:]))
+    return bonds * (3 * left * right + bonds * (left + right))
 
 
 def _sweep_half(matrix: Array, cores: Ring, h: int) -> None:

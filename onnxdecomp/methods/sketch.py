@@ -20,7 +20,7 @@ _LARGE = 2048
 
 
 def oversampled(rank: int) -> int:
-    """Columns of the sketch for a rank: more than the usual rank + 10, as the spectra of weights fall slowly."""
+    """Columns of the sketch for a rank: more than the usual rank + 10, as weights have slow spectra."""
     return rank + max(16, rank)
 
 

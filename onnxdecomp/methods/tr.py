@@ -28,10 +28,13 @@ from onnxdecomp.methods.ring import (
 from onnxdecomp.methods.sides import Sides, check_options, sides_of, sides_refusal, split
 
 _TRIAL = 10
-"""Sweeps that each start gets before the best goes on."""
+"""Sweeps that each start gets before the best goes on, if they are cheap enough."""
+
+_CANCELLED = 0.01
+"""The relative error below which a difference of squared norms in float32 is no measure of it."""
 
 _WORK = 1e11
-"""Multiplications that the trials, and then the best start, may take: some ten seconds of one core."""
+"""Multiplications that the trials, and the best start's sweeps, may take: some ten seconds of one core."""
 
 
 @dataclass(frozen=True)
@@ -155,19 +158,18 @@ class Tr:
         return tuple(np.stack(cores).astype(layer.weight.dtype) for cores in zip(*rings, strict=True))
 
     def _fit(self, tensor: Array, ranks: Ranks, seed: int) -> Ring:
-        starts = [(ring_error(tensor, ring), ring) for ring in _candidates(tensor, ranks)]
-        starts.sort(key=lambda start: start[0])
-        starts = starts[: self.starts]
+        starts = sorted(_candidates(tensor, ranks), key=lambda start: start[0])
+        rings = [ring for _, ring in starts[: self.starts]]
         if ranks[0] > 1:
             # The SVD leads a true ring into local minima that ALS from elsewhere often avoids.
             rng = np.random.default_rng(seed)
-            starts += [(1.0, random_ring(tensor, ranks, rng)) for _ in range(self.random_starts)]
-        cost = len(starts) * sweep_cost(starts[0][1])
-        trial = min(_TRIAL, int(_WORK / cost))
-        tries = [ring_als(tensor, ring, self.tolerance, trial) for _, ring in starts]
-        _, ring = min(tries, key=lambda found: found[0])
-        sweeps = min(self.max_sweeps, int(_WORK * len(starts) / cost))
-        return balanced(ring_als(tensor, ring, self.tolerance, sweeps)[1])
+            rings += [random_ring(tensor, ranks, rng) for _ in range(self.random_starts)]
+        best, cost = rings[0], sweep_cost(rings[0])
+        if cost * len(rings) * _TRIAL <= _WORK:
+            tries = [ring_als(tensor, ring, self.tolerance, _TRIAL) for ring in rings]
+            _, best = min(tries, key=lambda found: found[0])
+        sweeps = min(self.max_sweeps, int(_WORK / cost))
+        return balanced(ring_als(tensor, best, self.tolerance, sweeps)[1])
 
     def assemble(self, layer: Layer, factors: Factors) -> Chain:
         sides = self._sides(layer)
@@ -189,14 +191,18 @@ class Tr:
         return sides_of(layer, self.order, self.shape)
 
 
-def _candidates(tensor: Array, ranks: Ranks) -> Iterator[Ring]:
-    """TR-SVDs of at most these ranks, filled up with zeros: every shift, and several splits of each."""
+def _candidates(tensor: Array, ranks: Ranks) -> Iterator[tuple[float, Ring]]:
+    """TR-SVDs of at most these ranks, filled up with zeros: every shift, several splits; and their errors."""
     d = len(ranks)
     for shift in range(d):
         opened = open_at([tensor], shift)
         for pair in _pairs(len(opened.rests[0]), ranks[shift], ranks[(shift + 1) % d]):
             (ring,) = ring_svd(opened, pair, ranks)
-            yield _padded(ring, ranks)
+            # All cores but the one before the shift are isometries: that one has the norm of the whole.
+            kept = float(np.linalg.norm(ring[shift - 1].astype(np.float64)))
+            error = math.sqrt(max(0.0, 1 - (kept / opened.norm) ** 2)) if opened.norm else 0.0
+            padded = _padded(ring, ranks)
+            yield ring_error(tensor, padded) if error < _CANCELLED else error, padded
 
 
 def _pairs(useful: int, before: int, after: int) -> list[tuple[int, int]]:

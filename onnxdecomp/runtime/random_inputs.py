@@ -220,7 +220,7 @@ def _bound(
     }
 
 
-def _random(  # noqa: PLR0911  (one line a type)
+def _random(
     spec: TensorSpec, shape: tuple[int, ...], integers: tuple[int, int, int], rng: np.random.Generator
 ) -> Array:
     dtype = dtype_of(spec)

@@ -75,6 +75,7 @@ def open_session(
     spinning: bool = True,
     record_nodes: bool = False,
     integers: bool = True,
+    weights: Mapping[str, Array] | None = None,
 ) -> ort.InferenceSession:
     """A session on `provider`, with the CPU only for what the provider does not take.
 
@@ -86,6 +87,8 @@ def open_session(
         low_memory: Give memory back after each run and keep one copy of each weight, but run slower.
         spinning: Whether idle threads wait busily: fast alone, a disturbance to other sessions.
         record_nodes: Keep what `placements` reads.
+        weights: The numbers of initializers that the model declares as external data, by name; they are
+            not copied and must stay as they are while the session lives.
         integers: Let kernels compute with the integers before a DequantizeLinear, rounding activations too.
 
     Raises:
@@ -112,6 +115,9 @@ def open_session(
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if record_nodes:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
     source = model if isinstance(model, bytes) else str(model)
     try:
         with providers.quiet(provider):

@@ -14,6 +14,8 @@ import pytest
 from onnxdecomp import api
 from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.graph.constants import OVERRIDABLE
+from onnxdecomp.graph.load import load
+from onnxdecomp.graph.walk import slots
 from onnxdecomp.methods import names
 from tests.corpus.case import FROZEN, Case, files, interface, model_names, objection, relative, session
 
@@ -63,8 +65,6 @@ EXACT = {"float32": 1e-4, "float16": 2e-2}
 """Relative L2 error of each output at full rank."""
 EXACT_QUANTIZED = 5e-2
 """A rounding error before a QuantizeLinear may become a whole step of it, in a few places."""
-OVERHEAD = 4096
-"""Bytes that the nodes of one chain may take in the file: names, attributes, metadata."""
 
 every_model = pytest.mark.parametrize("case", ALL, indirect=True)
 
@@ -192,18 +192,15 @@ def _lost(original: Path, path: Path) -> Iterator[str]:
 
 
 def _not_smaller(case: Case, result: api.Result) -> Iterator[str]:
-    """The dense weights are gone from the file."""
-    assert result.path is not None
-    size = 2 if "fp16" in case.name else 4
-    saved = 0
-    for layer in result.layers:
-        if layer.status == "decomposed":
-            assert layer.params.before is not None
-            assert layer.params.after is not None
-            saved += size * (layer.params.before - layer.params.after) - OVERHEAD
-    # Behind DequantizeLinear a weight takes one byte; a shared weight is counted for each of its users.
+    """The dense weights are gone from the file, and nothing but the factors came."""
+    # A quantized weight held no floating point numbers; a shared one is counted for each of its users.
     if case.name in (*QUANTIZED, "basic_pitch_nmp"):
         return
-    before, after = (sum(f.stat().st_size for f in p.parent.iterdir()) for p in (case.prepared, result.path))
-    if after > before - saved:
-        yield f"the file has {after} bytes, more than {before} - {saved}"
+    assert result.path is not None
+    after, before = (
+        sum(slot.tensor.size for slot in slots(load(path)) if slot.tensor.dtype.is_floating_point())
+        for path in (result.path, case.prepared)
+    )
+    saved = result.record["totals"]["params"]
+    if before - after != saved["before"] - saved["after"]:
+        yield f"the model holds {after} numbers instead of {before}, but its layers' parameters are {saved}"

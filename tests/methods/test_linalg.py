@@ -94,8 +94,8 @@ def test_sketch_is_within_its_tolerance(shape: tuple[int, int], decay: float) ->
 
 
 def test_sketch_gives_up_on_a_flat_spectrum_and_on_an_exact_rank() -> None:
-    flat = np.random.default_rng(0).standard_normal((320, 400)).astype(np.float32)
-    assert sketch.leading_factors(flat, 10) is None
+    flat = np.random.default_rng(0).standard_normal((640, 900)).astype(np.float32)
+    assert sketch.leading_factors(flat, 20) is None
     assert sketch.leading_factors(with_spectrum(320, 400, np.ones(6)), 6) is None
 
 
@@ -109,9 +109,9 @@ def test_two_factors_of_a_large_matrix_are_sketched_or_exact(monkeypatch: pytest
         return found
 
     monkeypatch.setattr(linalg, "leading_factors", spied)
-    flat = np.random.default_rng(0).standard_normal((700, 400)).astype(np.float32)
-    for matrix in (flat, with_spectrum(700, 400, np.arange(1, 401) ** -1.0)):
-        assert abs(excess(matrix, two_factors(matrix, 5), 5)) < 1e-3
+    flat = np.random.default_rng(0).standard_normal((900, 640)).astype(np.float32)
+    for matrix in (flat, with_spectrum(900, 640, np.arange(1, 641) ** -1.0)):
+        assert abs(excess(matrix, two_factors(matrix, 20), 20)) < 1e-3
     assert taken == [False, True]
 
 

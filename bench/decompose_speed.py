@@ -1,0 +1,285 @@
+"""One weight at a time against TensorLy: seconds, memory and error at the same ranks.
+
+    python -m bench.decompose_speed [--threads 2] [--limit 120] [--only svd cp]
+
+The weights are seeded: Gaussian ("flat", the hardest for a truncation) or with the singular values of
+every mode falling as those of trained weights do ("decaying"). Each side of each case runs in a process
+of its own with the given number of threads; its clock starts when the weight is in memory and the
+imports are done. Reported are
+
+- wall seconds and CPU seconds of the decomposition (of all threads);
+- the peak of the resident memory beyond what the process held before it, the weight and imports (Linux);
+- the relative error |What - W| / |W|, from the factors.
+
+A side that takes longer than the limit is ended and reported as "> limit". The load of the machine
+before each run is kept in the JSON: wall times of a shared machine mean little, CPU times more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.provenance import ROOT, markdown, provenance, write
+from onnxdecomp.layer import Array, ConvSpec, Layer
+
+SIDES = ("onnxdecomp", "tensorly")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A weight, a method and its ranks.
+
+    Attributes:
+        method: Registered name.
+        shape: Of the weight.
+        ranks: For the method; () takes the method's ranks at `fraction`.
+        spectrum: "flat" or "decaying".
+        fraction: Of the weight's parameters, where the ranks are not given.
+    """
+
+    method: str
+    shape: tuple[int, ...]
+    ranks: tuple[int, ...]
+    spectrum: str
+    fraction: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """As in the table and for --case."""
+        ranks = ",".join(map(str, self.ranks)) or f"{self.fraction:g} of the parameters"
+        return f"{self.method} {'x'.join(map(str, self.shape))} rank {ranks}, {self.spectrum}"
+
+
+CASES = (
+    Case("svd", (4096, 1024), (256,), "decaying"),
+    Case("svd", (4096, 25088), (256,), "decaying"),
+    Case("svd", (4096, 25088), (2048,), "decaying"),
+    Case("tucker", (512, 512, 3, 3), (256, 256), "decaying"),
+    Case("tucker", (512, 512, 3, 3), (256, 256), "flat"),
+    Case("cp", (512, 512, 3, 3), (128,), "decaying"),
+    Case("cp", (512, 512, 3, 3), (256,), "decaying"),
+    Case("cp", (512, 512, 3, 3), (256,), "flat"),
+    Case("tt", (4096, 25088), (), "decaying", 0.01),
+    Case("tr", (512, 512, 3, 3), (), "decaying", 0.25),
+)
+
+
+def weight_of(case: Case) -> Array:
+    """The seeded weight in float32."""
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal(case.shape, dtype=np.float32)
+    if case.spectrum == "flat":
+        return w
+    flat = w.reshape(*case.shape[:2], -1)
+    for axis in (0, 1):
+        n = flat.shape[axis]
+        scale = (np.arange(1, n + 1) ** -0.5).astype(np.float32)
+        flat *= scale.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        for _ in range(3):  # reflections hide the order of the channels
+            direction = rng.standard_normal(n, dtype=np.float32)
+            v = np.asarray(direction / np.linalg.norm(direction))
+            along = np.tensordot(v, flat, axes=(0, axis))
+            flat -= 2 * np.expand_dims(along, axis) * v.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    return flat.reshape(case.shape)
+
+
+def layer_of(case: Case, weight: Array) -> Layer:
+    """The weight as a convolution or a Gemm."""
+    if weight.ndim == 2:
+        return Layer("layer", "Gemm", weight)
+    d = weight.ndim - 2
+    return Layer("layer", "Conv", weight, None, ConvSpec((1,) * d, (1,) * d, (1,) * (2 * d)))
+
+
+def ranks_of(case: Case, layer: Layer) -> tuple[int, ...]:
+    """The given ranks or those of the fraction."""
+    from onnxdecomp.methods import get
+
+    return case.ranks or get(case.method).fraction_ranks(layer, case.fraction)
+
+
+def ours(case: Case, weight: Array) -> Callable[[], Callable[[], Array]]:
+    """The decomposition to be timed; what it returns makes the approximation."""
+    from onnxdecomp.methods import get
+
+    layer, method = layer_of(case, weight), get(case.method)
+    ranks = ranks_of(case, layer)
+
+    def run() -> Callable[[], Array]:
+        factors = method.fit(layer, ranks)
+        return lambda: method.assemble(layer, factors).dense()
+
+    return run
+
+
+def theirs(case: Case, weight: Array) -> Callable[[], Callable[[], Array]]:
+    """The same with TensorLy's own functions at their defaults, CP with our number of sweeps."""
+    import tensorly as tl
+    from tensorly import decomposition as td
+
+    from onnxdecomp.methods import get
+
+    layer = layer_of(case, weight)
+    ranks = ranks_of(case, layer)
+    if case.method == "svd":
+
+        def svd() -> Callable[[], Array]:
+            u, s, v = tl.tenalg.svd_interface(weight, n_eigenvecs=ranks[0])
+            return lambda: (u * s) @ v
+
+        return svd
+    if case.method == "tucker":
+
+        def tucker() -> Callable[[], Array]:
+            (core, factors), _ = td.partial_tucker(weight, rank=list(ranks), modes=[0, 1], init="svd")
+            return lambda: np.asarray(tl.tenalg.multi_mode_dot(core, factors, modes=[0, 1]))
+
+        return tucker
+    if case.method == "cp":
+        folded = weight.reshape(*weight.shape[:2], -1)
+
+        def parafac() -> Callable[[], Array]:
+            found = td.parafac(folded, ranks[0], n_iter_max=50, init="random", random_state=0, tol=1e-3)
+            return lambda: np.asarray(tl.cp_to_tensor(found)).reshape(weight.shape)
+
+        return parafac
+    if case.method == "tt":
+        modes: Sequence[tuple[int, int]] = get("tt").modes(layer)  # type: ignore[attr-defined]
+        ins, outs = zip(*modes, strict=True)
+        tensor = np.ascontiguousarray(weight).reshape(*outs, *ins)
+
+        def tensor_train() -> Callable[[], Array]:
+            found = td.tensor_train_matrix(tensor, [1, *ranks, 1])
+            return lambda: np.asarray(found.to_tensor()).reshape(weight.shape)
+
+        return tensor_train
+    folded = weight.reshape(*weight.shape[:2], -1)
+
+    def tensor_ring() -> Callable[[], Array]:
+        found = td.tensor_ring(folded, [*ranks, ranks[0]])
+        return lambda: np.asarray(tl.tr_to_tensor(found)).reshape(weight.shape)
+
+    return tensor_ring
+
+
+def child(index: int, side: str) -> None:
+    """Run one side of one case in this process and print the result as JSON."""
+    case = CASES[index]
+    weight = weight_of(case)
+    run = (ours if side == "onnxdecomp" else theirs)(case, weight)
+    import scipy.linalg  # its import is no part of the decomposition
+
+    scipy.linalg.eigh(np.eye(3))
+    before = _restart_peak()
+    wall, cpu = time.perf_counter(), time.process_time()
+    dense = run()
+    result = {
+        "wall_s": time.perf_counter() - wall,
+        "cpu_s": time.process_time() - cpu,
+        "peak_bytes": _status("VmHWM") - before,
+    }
+    total = lost = 0.0
+    approximation = dense()
+    for row, approximate in zip(weight, approximation, strict=True):
+        total += float(np.sum(np.square(row, dtype=np.float64)))
+        lost += float(np.sum(np.square(row - approximate, dtype=np.float64)))
+    print(json.dumps({**result, "error": (lost / total) ** 0.5}))
+
+
+def _restart_peak() -> int:
+    """Set the high-water mark of the resident memory to what is resident now, and return that."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
+    """Bytes that the kernel gives for this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+
+
+def measure(index: int, side: str, threads: int, limit: float) -> dict[str, Any]:
+    """The result of one process, or {"limit_s": …} or {"failed": …}."""
+    count = str(threads)
+    environment = {**os.environ, "OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
+    command = [sys.executable, "-m", "bench.decompose_speed", "--child", str(index), side]
+    load = os.getloadavg()[0]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"limit_s": limit, "load": load}
+    if done.returncode:
+        return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr else "killed", "load": load}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {**result, "load": load}
+
+
+def main() -> None:
+    """Measure and write bench/results/decompose_speed.json and .md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--threads", type=int, default=2, help="threads of the linear algebra")
+    parser.add_argument("--limit", type=float, default=120, help="seconds for one side of a case")
+    parser.add_argument("--only", nargs="*", help="methods to run")
+    parser.add_argument("--child", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(int(options.child[0]), options.child[1])
+        return
+    from onnxdecomp.methods import names
+
+    rows = []
+    for index, case in enumerate(CASES):
+        if options.only and case.method not in options.only:
+            continue
+        if case.method not in names():
+            print(f"skipped: {case.name}: no method {case.method!r} is registered", file=sys.stderr)
+            continue
+        sides = {side: measure(index, side, options.threads, options.limit) for side in SIDES}
+        rows.append({"case": case.name, **sides})
+        print(_table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+    result = {**provenance(), "threads": options.threads, "limit_s": options.limit, "rows": rows}
+    write("decompose_speed", result, _table(rows))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = ["case"]
+    for quantity in ("wall s", "CPU s", "peak MB", "error"):
+        head += [f"{quantity}, {side}" for side in SIDES]
+    lines = []
+    for row in rows:
+        line = [row["case"]]
+        for key, form in (
+            ("wall_s", "{:.1f}"),
+            ("cpu_s", "{:.1f}"),
+            ("peak_bytes", "{:.0f}"),
+            ("error", "{:.5f}"),
+        ):
+            for side in SIDES:
+                line.append(_cell(row[side], key, form))
+        lines.append(line)
+    return markdown(head, lines)
+
+
+def _cell(result: Mapping[str, Any], key: str, form: str) -> str:
+    if "failed" in result:
+        return f"failed: {result['failed']}" if key == "wall_s" else "–"
+    if "limit_s" in result:
+        return f"> {result['limit_s']:.0f}" if key == "wall_s" else "–"
+    return form.format(result[key] / 1e6 if key == "peak_bytes" else result[key])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The lowering check: every rewritten layer, run alone in ONNX Runtime, does what its chain says.
+
+It separates two kinds of difference. What a low rank loses is a choice and shows in the verification of the
+whole model; what the *nodes* differ from the chain's own weight by is a defect, whatever the ranks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.errors import ModelError
+from onnxdecomp.layer import Array
+from onnxdecomp.lowering.alone import alone, run
+from onnxdecomp.lowering.feeds import fed, stored_type
+from onnxdecomp.lowering.reference import reference
+from onnxdecomp.sites.rewrite import Rewritten
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
+"""Largest relative L2 difference per element type; the half types round after every step of a chain."""
+
+
+@dataclass(frozen=True)
+class LoweringCheck:
+    """The check of one layer.
+
+    Attributes:
+        layer, graph: Which.
+        rel_error: ||nodes(x) - dense(x)|| / ||dense(x)|| for seeded random x; None where it could not run.
+        tolerance: What it may be at most.
+        reason: Why it could not run: an element type that no CPU kernel takes, say.
+    """
+
+    layer: str
+    graph: str
+    rel_error: float | None
+    tolerance: float
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.rel_error is None or self.rel_error <= self.tolerance
+
+
+def check_lowering(
+    rewritten: Sequence[Rewritten], *, opset: int, ir_version: int, seed: int = 0
+) -> tuple[LoweringCheck, ...]:
+    """Check every rewritten layer on the CPU provider."""
+    return tuple(_check(r, opset, ir_version, seed) for r in rewritten)
+
+
+def _check(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> LoweringCheck:
+    layer = rewritten.site.layer
+    tolerance = TOLERANCE[layer.dtype]
+    rng = np.random.default_rng(seed)
+    given = fed(rewritten, rng)
+    feeds = {value.name or "": array for value, array in given}
+    kind = ir.DataType.from_numpy(stored_type(layer))
+    try:
+        actual = run(alone(rewritten, given, kind, opset, ir_version), feeds)
+    except ModelError as error:
+        if layer.dtype == "float32" and _runs(rewritten, feeds, opset, ir_version):
+            raise ModelError(
+                f"{layer.name}: its rewritten nodes do not run ({error}); this is a bug in onnxdecomp"
+            ) from error
+        return LoweringCheck(layer.name, layer.graph, None, tolerance, str(error))
+    expected = reference(rewritten, feeds, opset, ir_version)
+    norm = float(np.linalg.norm(expected))
+    difference = float(np.linalg.norm(np.asarray(actual, np.float64) - expected))
+    error_ = difference / norm if norm else difference
+    return LoweringCheck(layer.name, layer.graph, error_, tolerance)
+
+
+def _runs(rewritten: Rewritten, feeds: dict[str, Array], opset: int, ir_version: int) -> bool:
+    """Whether the operator that was replaced runs: a kernel may lack an attribute, as layout is of LSTM's."""
+    try:
+        reference(rewritten, feeds, opset, ir_version)
+    except ModelError:
+        return False
+    return True
