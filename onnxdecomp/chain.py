@@ -390,7 +390,7 @@ class Chain:
         dtype = next((s.weight.dtype for s in self.steps if isinstance(s, WEIGHTED)), np.float32)
         size = self.inputs // self.groups
         if isinstance(first, MatMul) and first.weight.ndim > 2:
-            yield self._respond(np.eye(size, dtype=dtype)).swapaxes(-1, -2)
+            yield self.apply(np.eye(size, dtype=dtype)).swapaxes(-1, -2)
             return
         for start in range(0, size, rows):
             impulse = np.eye(min(rows, size - start), size, start, dtype=dtype)
@@ -398,15 +398,16 @@ class Chain:
                 # Every group is struck at once: the groups do not mix.
                 spatial = (1,) * self._spatial_rank()
                 struck = np.tile(impulse, (1, self.groups)).reshape(-1, self.inputs, *spatial)
-                block = self._respond(struck)
+                block = self.apply(struck)
                 yield block.reshape(len(impulse), -1, *block.shape[2:]).swapaxes(0, 1)
             else:
-                yield self._respond(impulse).reshape(len(impulse), -1).T
+                yield self.apply(impulse).reshape(len(impulse), -1).T
 
     def _spatial_rank(self) -> int:
         return next(step.spec.spatial_rank for step in self.steps if isinstance(step, Convolve))
 
-    def _respond(self, x: Array) -> Array:
+    def apply(self, x: Array) -> Array:
+        """The steps applied in NumPy, without the bias: to features, or to impulses of channels."""
         for step in self.steps:
             x = step.respond(x)
         return x

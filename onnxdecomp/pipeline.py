@@ -8,6 +8,7 @@ the pipelines that ask for it.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib
 import tomllib
 import typing
@@ -231,6 +232,8 @@ def run(
             model = result.model
         if result.modified:
             modified.append(stage.name)
+            # Nodes and values refer to each other in circles: weights that were replaced live until this.
+            gc.collect()
         if isinstance(result, StageResult):
             notes.extend(f"{stage.name}: {note}" for note in result.notes)
             rewritten.extend(result.rewritten)

@@ -6,18 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
-from onnxdecomp.chain import Chain
-from onnxdecomp.layer import Dim, Layer
+from onnxdecomp.layer import Dim
 from onnxdecomp.lowering import LoweringCheck
 from onnxdecomp.plan.plan import Cost, Plan
 from onnxdecomp.sites.rewrite import Rewritten
 
 SCHEMA_VERSION = 1
-
-_EXACT_ELEMENTS = 2**22
-_PROBES = 64
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def layer_records(
                 method=choice.method,
                 options=choice.options,
                 ranks=choice.ranks,
-                rel_error=weight_error(result.chain, result.site.layer) if result else None,
+                rel_error=result.rel_error if result else None,
                 lowering=check.rel_error if check else None,
                 params=_change(choice.before, after, "params"),
                 macs=_change(choice.before, after, "macs"),
@@ -106,29 +100,6 @@ def totals(layers: Sequence[LayerRecord]) -> dict[str, dict[str, int]]:
         }
         for what in ("params", "macs")
     }
-
-
-def weight_error(chain: Chain, layer: Layer) -> float:
-    """The relative Frobenius error of the weight that the chain stands for.
-
-    Exact up to a few million elements. For a larger matrix ||(What - W) Z|| / ||W Z|| with 64 seeded
-    Gaussian columns Z, which estimates the same ratio to about a percent without forming What.
-    """
-    weight = layer.weight
-    if layer.conv is not None or weight.ndim != 2 or weight.size <= _EXACT_ELEMENTS:
-        exact = weight.astype(np.float64)
-        return _ratio(chain.dense() - exact, exact)
-    z = np.random.default_rng(0).standard_normal((_PROBES, weight.shape[1])).astype(weight.dtype)
-    y = z
-    for step in chain.steps:
-        y = step.respond(y)
-    exact = z @ weight.T
-    return _ratio(y.reshape(exact.shape) - exact, exact)
-
-
-def _ratio(difference: Any, exact: Any) -> float:
-    norm = float(np.linalg.norm(exact))
-    return float(np.linalg.norm(difference)) / norm if norm else 0.0
 
 
 def _change(before: Cost | None, after: Cost | None, what: str) -> Change:

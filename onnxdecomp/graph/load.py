@@ -71,8 +71,25 @@ def load(path: str | Path) -> ir.Model:
     _check_names(model, path)
     data = attach(list(slots(model)), path)
     training = tuple(info.SerializeToString(deterministic=True) for info in proto.training_info)
+    _own_memory(model)
     model.graph.meta[_META] = Source(path, data, training)
     return model
+
+
+def _own_memory(model: ir.Model) -> None:
+    """Give every tensor memory of its own: as parsed, one that is left keeps the whole file in memory."""
+    for slot in slots(model):
+        parsed = slot.tensor
+        if not isinstance(parsed, ir.serde.TensorProtoTensor):
+            continue
+        if parsed.dtype == ir.DataType.STRING:
+            strings = parsed.numpy().reshape(-1).tolist()
+            own: ir.TensorProtocol = ir.StringTensor(strings, shape=ir.Shape(parsed.shape), name=parsed.name)
+        else:
+            own = ir.Tensor(parsed.numpy(), parsed.dtype, shape=ir.Shape(parsed.shape), name=parsed.name)
+        own.doc_string = parsed.doc_string
+        own.metadata_props.update(parsed.metadata_props)
+        slot.put(own)
 
 
 def sha256(path: str | Path) -> str:

@@ -9,13 +9,16 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.chain import WEIGHTED, Chain
-from onnxdecomp.layer import Array, ConvSpec
+from onnxdecomp.layer import Array, ConvSpec, Layer
 from onnxdecomp.lowering.alone import constant, run_one
 from onnxdecomp.lowering.feeds import features_last
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.conv import onnx_transposed
 from onnxdecomp.sites.emit import MICROSOFT, activation
 from onnxdecomp.sites.rewrite import Rewritten
+
+_LARGEST_DENSE = 2**23
+"""Elements from which a dense weight is not formed: it would take longer than all the rest of the check."""
 
 
 def reference(rewritten: Rewritten, feeds: dict[str, Array], opset: int, ir_version: int) -> Array:
@@ -30,12 +33,7 @@ def reference(rewritten: Rewritten, feeds: dict[str, Array], opset: int, ir_vers
         return _dense_conv(chain, site, layer.conv, feeds, opset, ir_version)
     assert site.linear is not None
     features = features_last(x, site).astype(np.float64)
-    y: Any = 0.0
-    start = 0
-    for block in chain.dense_blocks():
-        width = block.shape[-1]
-        y = y + features[..., start : start + width] @ block.swapaxes(-1, -2).astype(np.float64)
-        start += width
+    y: Any = _product(chain, layer, features)
     if chain.bias is not None:
         y = y + chain.bias
     if site.linear.left:
@@ -49,6 +47,14 @@ def reference(rewritten: Rewritten, feeds: dict[str, Array], opset: int, ir_vers
         x = np.asarray(y).astype(kind)
         return run_one("", op_type, attributes, [("x", x)], ("x",), ("y",), opset, ir_version)
     return np.asarray(y)
+
+
+def _product(chain: Chain, layer: Layer, features: Array) -> Array:
+    """The chain's weight applied to features [*lead, S]; of a very large one, step by step instead."""
+    if layer.weight.size > _LARGEST_DENSE and not layer.is_stack:
+        rows = chain.apply(features.reshape(-1, features.shape[-1]))
+        return rows.reshape(*features.shape[:-1], -1)
+    return features @ chain.dense().swapaxes(-1, -2).astype(np.float64)
 
 
 def _dense_operator(

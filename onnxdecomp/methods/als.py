@@ -62,7 +62,8 @@ def sweep(w: Array, factors: list[Array], update: Update, inner: int = 1) -> tup
         projected = _contracted(seen, factors[1:], mode - 1)
         factors[mode] = update(mode, factors, projected, _normal(grams, mode))
         grams[mode] = factors[mode].T @ factors[mode]
-    projected = (flat @ khatri_rao(factors[1:]).astype(w.dtype)).astype(np.float64)
+    right = khatri_rao([f.astype(w.dtype, copy=False) for f in factors[1:]])
+    projected = (flat @ right).astype(np.float64)
     normal = _normal(grams, 0)
     a = factors[0] = update(0, factors, projected, normal)
     model = float(np.vdot(normal, a.T @ a))
@@ -70,13 +71,19 @@ def sweep(w: Array, factors: list[Array], update: Update, inner: int = 1) -> tup
 
 
 def norm(w: Array) -> float:
-    """The Frobenius norm, accumulated in float64."""
-    return math.sqrt(float(np.sum(np.square(w, dtype=np.float64))))
+    """The Frobenius norm, accumulated in float64 without a copy in it."""
+    flat = w.reshape(len(w), -1)
+    return math.sqrt(float(np.einsum("ij,ij->", flat, flat, dtype=np.float64)))
 
 
 def distance(w: Array, factors: list[Array]) -> float:
-    """|w - what|, from the difference itself."""
-    return norm(dense(factors).astype(w.dtype, copy=False) - w)
+    """|w - what|, from the difference itself, a few rows of the first mode at a time."""
+    a, *others = (f.astype(w.dtype, copy=False) for f in factors)
+    right = khatri_rao(others).T
+    flat = w.reshape(len(w), -1)
+    step = max(1, _DOUBLE // flat.shape[1])
+    blocks = (norm(flat[i : i + step] - a[i : i + step] @ right) for i in range(0, len(w), step))
+    return math.hypot(*blocks)
 
 
 def dense(factors: list[Array]) -> Array:

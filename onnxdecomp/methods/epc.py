@@ -62,7 +62,7 @@ def correct(w: Array, factors: list[Array], bound: float, max_sweeps: int, toler
 
     Ends when a sweep lowers the sensitivity by less than the part `tolerance` of it.
     """
-    total = float(np.sum(np.square(w, dtype=np.float64)))
+    total = norm(w) ** 2
     # Of all scalings of a component the least sensitive has the same mean square in every factor.
     shares = np.sqrt([float(size) for size in w.shape])
 
@@ -119,7 +119,7 @@ def _shortest(projected: Array, normal: Array, weights: Array, explained: float)
     for _ in range(_BISECTIONS):
         middle = math.sqrt(low) * math.sqrt(high)
         low, high = (middle, high) if surplus(middle) > 0 else (low, middle)
-        if high < low * (1 + 1e-9):
+        if high < low * (1 + 1e-4):
             break
     corrected: Array = ((rotated / (values + low)) @ vectors.T) * scale
     return corrected

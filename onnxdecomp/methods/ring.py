@@ -27,6 +27,12 @@ _RIDGE = 1e-9
 _EXACT = 1e-6
 """The relative error at which a ring is exact as far as float32 can tell."""
 
+_LARGE = 1024
+"""The smaller side above which a basis of few vectors comes from subspace iteration."""
+
+_OVERSAMPLED = 16
+_POWERS = 3
+
 _ROWS = 1 << 22
 """Elements of the tensor that are compared at a time."""
 
@@ -103,12 +109,29 @@ def ring_svd(
             values = pooled(singular_values(z) for z in rest)
             lost = float(np.linalg.norm(values))
             rank = tail_rank(values, share * opened.norm / lost) if lost else 1
-        bases = [column_basis(z, rank) for z in rest]
+        bases = [_leading_basis(z, rank) for z in rest]
         for ring, basis in zip(cores, bases, strict=True):
             ring.append(basis.reshape(left, size, rank))
         rest = [basis.T @ z for basis, z in zip(bases, rest, strict=True)]
         left = rank
     return [ring[d - shift :] + ring[: d - shift] for ring in cores]
+
+
+def _leading_basis(matrix: Array, rank: int) -> Array:
+    """Orthonormal basis of the leading left singular vectors; of a large matrix, nearly the leading ones.
+
+    There by subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4) from a fixed seed.
+    """
+    side = min(matrix.shape)
+    wide = rank + _OVERSAMPLED
+    if side <= _LARGE or 4 * wide > side:
+        return column_basis(matrix, rank)
+    probe = np.random.default_rng(0).standard_normal((matrix.shape[1], wide)).astype(matrix.dtype)
+    for _ in range(_POWERS):
+        basis = np.linalg.qr(matrix @ probe)[0]
+        probe = np.linalg.qr(matrix.T @ basis)[0]
+    basis = np.linalg.qr(matrix @ probe)[0]
+    return np.asarray(basis @ column_basis(basis.T @ matrix, rank))
 
 
 def merged(cores: Sequence[Array], first: int) -> Array:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -15,11 +16,12 @@ from onnxdecomp.methods.base import Factors, Method
 from onnxdecomp.plan.plan import Choice, Plan
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.rewrite import Rewriter, Rewritten
+from onnxdecomp.weight_error import weight_error
 
 
 def carry_out(
     model: ir.Model,
-    sites: Sequence[Site],
+    sites: list[Site],
     plan: Plan,
     *,
     seed: int = 0,
@@ -28,6 +30,7 @@ def carry_out(
 ) -> tuple[Rewritten, ...]:
     """Rewrite the model in place as the plan says; the same plan, seed and model give the same bytes.
 
+    `sites` is emptied: every dense weight is let go of as soon as its factors stand in the model.
     Layers that share a weight and are given the same method and ranks share the factors. With
     `requantize`, layers whose weight was stored quantized get factors stored as int8.
 
@@ -37,11 +40,12 @@ def carry_out(
     """
     by_name = {(site.layer.graph, site.layer.name): site for site in sites}
     users = Counter(id(site.root) for site in sites)
+    sites.clear()
     fitted: dict[object, Factors] = {}
     rewriter = Rewriter(model)
     done = []
     for choice in plan.decomposed:
-        site = by_name.get((choice.graph, choice.layer))
+        site = by_name.pop((choice.graph, choice.layer), None)
         if site is None:
             raise UsageError(f"the plan is for another model: there is no layer {choice.layer!r} here")
         if on_layer:
@@ -60,7 +64,9 @@ def carry_out(
         }
         chain = method.assemble(site.layer, factors)
         quantize = requantize and site.quantized and site.layer.dtype == "float32"
-        done.append(rewriter.replace(site, chain, metadata, share, quantize))
+        error = weight_error(chain, site.layer)
+        rewritten = rewriter.replace(site, chain, metadata, share, quantize)
+        done.append(replace(rewritten, rel_error=error).without_weight())
     return tuple(done)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +21,9 @@ from onnxdecomp.sites.quantized import on_grid
 class Rewritten:
     """A layer that was replaced: its site just before, the chain, and the nodes that stand there now.
 
-    `before` is the site's first node as it was; `quantized` says that the factors are stored as int8.
+    `before` is the site's first node as it was; `quantized` says that the factors are stored as int8;
+    `rel_error` is ||What - W|| / ||W|| where it was measured. The site's weight may have been let go of
+    (`without_weight`): its shape is still that of the weight, its numbers are then zeros.
     """
 
     site: Site
@@ -29,6 +31,16 @@ class Rewritten:
     nodes: tuple[ir.Node, ...]
     before: Snapshot
     quantized: bool = False
+    rel_error: float | None = None
+
+    def without_weight(self) -> Rewritten:
+        """The same without a hold on the dense weight, so that its memory can be used again."""
+        layer = self.site.layer
+        hollow = np.broadcast_to(np.zeros((), layer.weight.dtype), layer.weight.shape)
+        root = self.site.root
+        if root.producer() is None and not root.is_initializer() and not root.is_graph_input():
+            root.const_value = None  # nothing uses it any more
+        return replace(self, site=replace(self.site, layer=replace(layer, weight=hollow)))
 
 
 def obstacle(chain: Chain, site: Site) -> str | None:

@@ -93,12 +93,11 @@ def trained_like(outputs: int, inputs: int, seed: int = 0) -> Array:
     return w.reshape(outputs, inputs, 3, 3).astype(np.float32)
 
 
-@pytest.mark.parametrize("rank", [8, 24])
-def test_error_hardly_depends_on_the_seed(rank: int) -> None:
-    layer = conv_layer(48, 32, (3, 3), weight=trained_like(48, 32))
+def test_error_hardly_depends_on_the_seed() -> None:
+    layer = conv_layer(32, 24, (3, 3), weight=trained_like(32, 24))
     errors = []
     for seed in range(20):
-        factors = Cp().fit(layer, (rank,), seed)
+        factors = Cp().fit(layer, (20,), seed)
         assert all(np.isfinite(f).all() for f in factors)
         what = Cp().assemble(layer, factors).dense()
         errors.append(np.linalg.norm(what - layer.weight) / np.linalg.norm(layer.weight))
