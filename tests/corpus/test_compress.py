@@ -26,17 +26,10 @@ ALL = [*model_names(), *(name + FROZEN for name in UNFROZEN if name in model_nam
 
 EVERYWHERE = ("svd", "tucker", "cp", "tt")
 SMALL = (
-    *(
-        "resnet20_cifar10",
-        "mlperf_resnet8",
-        "winml_mnist",
-        "waifu2x_upconv7_photo_scale2x",
-        "basic_pitch_nmp",
-    ),
-    *("meshnet_model20chan3cls", "resnet44_fp16", "resnet20_qdq_int8", "dtln_model_2", "mlperf_ad01"),
-    *("silero_vad", "charrnn_shakespeare", "gtcrn"),
+    *("mlperf_resnet8", "winml_mnist", "waifu2x_upconv7_photo_scale2x", "basic_pitch_nmp"),
+    *("meshnet_model20chan3cls", "dtln_model_2", "mlperf_ad01", "silero_vad", "charrnn_shakespeare", "gtcrn"),
 )
-"""Where the other methods run too: quick, and between them every kind of layer and of storage.
+"""Where the other methods run too: quick, and between them every kind of layer.
 
 With HYPOTHESIS_PROFILE=thorough they run everywhere.
 """
