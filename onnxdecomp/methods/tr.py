@@ -154,10 +154,13 @@ class Tr:
 
     def fit(self, layer: Layer, ranks: Ranks, seed: int = 0) -> Factors:
         tensors = split(layer, self._sides(layer))
-        rings = [self._fit(np.ascontiguousarray(x), ranks, seed) for x in tensors]
+        rings = [self._fit(x, ranks, seed) for x in tensors]
         return tuple(np.stack(cores).astype(layer.weight.dtype) for cores in zip(*rings, strict=True))
 
     def _fit(self, tensor: Array, ranks: Ranks, seed: int) -> Ring:
+        # Near 1, products with random cores cannot overflow; by a power of two, nothing is rounded.
+        exponent = int(np.frexp(np.abs(tensor).max())[1])
+        tensor = np.ldexp(tensor, -exponent, order="C")
         starts = sorted(_candidates(tensor, ranks), key=lambda start: start[0])
         rings = [ring for _, ring in starts[: self.starts]]
         if ranks[0] > 1:
@@ -169,7 +172,8 @@ class Tr:
             tries = [ring_als(tensor, ring, self.tolerance, _TRIAL) for ring in rings]
             _, best = min(tries, key=lambda found: found[0])
         sweeps = min(self.max_sweeps, int(_WORK / cost))
-        return balanced(ring_als(tensor, best, self.tolerance, sweeps)[1])
+        first, *others = ring_als(tensor, best, self.tolerance, sweeps)[1]
+        return balanced([np.ldexp(first.astype(np.float64), exponent), *others])
 
     def assemble(self, layer: Layer, factors: Factors) -> Chain:
         sides = self._sides(layer)
