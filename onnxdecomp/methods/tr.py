@@ -33,8 +33,8 @@ _TRIAL = 10
 _CANCELLED = 0.01
 """The relative error below which a difference of squared norms in float32 is no measure of it."""
 
-_WORK = 1e11
-"""Multiplications that the trials, and the best start's sweeps, may take: some ten seconds of one core."""
+_WORK = 2e10
+"""Multiplications that the trials, and the best start's sweeps, may take: a few seconds of one core."""
 
 
 @dataclass(frozen=True)

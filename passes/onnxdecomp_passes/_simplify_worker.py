@@ -22,8 +22,9 @@ Feeds: TypeAlias = dict[str, Array]
 _FOLDED_BYTES = "1MB"
 """The largest tensor that folding may make: an Expand or a Tile must not become a weight."""
 _FOLDED_ELEMENTS = 1 << 18
-_TRIAL_WEIGHTS = 1 << 28
-"""Numbers in the weights up to which the trial makes some up (1 GB in float32)."""
+_TRIAL_WEIGHTS = 1 << 23
+"""Numbers in the weights up to which the trial makes some up (32 MB in float32): it must not need more
+memory than the compression itself. Larger models have the verification of the result."""
 _FREE_SIZES = (32, 1, 64)
 """What free dimensions are bound to, until one suits the model."""
 _RANDOM_OPS = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli")
