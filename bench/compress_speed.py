@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -43,7 +42,7 @@ import onnx_ir as ir
 import psutil
 
 from bench.dense import weight_error
-from bench.provenance import ROOT, markdown, provenance, write
+from bench.provenance import RESULTS, ROOT, markdown, provenance, write
 from models import shapes
 
 BUILDERS: Mapping[str, Callable[[], ir.Model]] = {
@@ -289,25 +288,22 @@ def main() -> None:
         return
     if min(options.repeats, options.threads) < 1:
         parser.error("--repeats and --threads must be 1 or more")
-    with tempfile.TemporaryDirectory() as folder:
-        results = [
-            compare(
-                name,
-                Path(folder),
-                repeats=min(options.repeats, MOST_REPEATS.get(name, options.repeats)),
-                threads=options.threads,
-            )
-            for name in options.models
-        ]
-    write(
-        "compress_speed",
-        {**provenance(), "threads": options.threads, "method": METHOD, "rank": RANK, "results": results},
-        table(results),
-    )
-    geometric = math.prod(
-        r["ways"]["tensorly"]["job_s"] / r["ways"]["onnxdecomp"]["job_s"] for r in results
-    ) ** (1 / len(results))
-    print(f"\ngeometric mean of the speed-ups: {geometric:.1f}x")
+    for name in options.models:
+        with tempfile.TemporaryDirectory() as folder:
+            repeats = min(options.repeats, MOST_REPEATS.get(name, options.repeats))
+            found = compare(name, Path(folder), repeats=repeats, threads=options.threads)
+        # Network by network, so that an hour's run that is cut short leaves what it has measured.
+        results = {**_earlier(), name: {**provenance(), "threads": options.threads, **found}}
+        ordered = [results[known] for known in BUILDERS if known in results]
+        write("compress_speed", {"method": METHOD, "rank": RANK, "results": ordered}, table(ordered))
+
+
+def _earlier() -> dict[str, Any]:
+    """The results of earlier runs, by network; each says when and where it was measured."""
+    file = RESULTS / "compress_speed.json"
+    if not file.exists():
+        return {}
+    return {result["model"]: result for result in json.loads(file.read_text())["results"]}
 
 
 if __name__ == "__main__":
