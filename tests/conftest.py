@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Before NumPy is imported, here and in child processes: the tests run side by side, and linear algebra whose
+# threads fight for the cores takes many times longer.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # "ci" repeats itself: a red run is the change's fault. HYPOTHESIS_PROFILE=thorough looks further.
