@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.external import attach
 from onnxdecomp.graph.support import unreadable
+from onnxdecomp.graph.tensors import own_memory
 from onnxdecomp.graph.walk import operands, places, slots
 
 PROTOBUF_LIMIT = (1 << 31) - 1
@@ -71,25 +72,9 @@ def load(path: str | Path) -> ir.Model:
     _check_names(model, path)
     data = attach(list(slots(model)), path)
     training = tuple(info.SerializeToString(deterministic=True) for info in proto.training_info)
-    _own_memory(model)
+    own_memory(model)
     model.graph.meta[_META] = Source(path, data, training)
     return model
-
-
-def _own_memory(model: ir.Model) -> None:
-    """Give every tensor memory of its own: as parsed, one that is left keeps the whole file in memory."""
-    for slot in slots(model):
-        parsed = slot.tensor
-        if not isinstance(parsed, ir.serde.TensorProtoTensor):
-            continue
-        if parsed.dtype == ir.DataType.STRING:
-            strings = parsed.numpy().reshape(-1).tolist()
-            own: ir.TensorProtocol = ir.StringTensor(strings, shape=ir.Shape(parsed.shape), name=parsed.name)
-        else:
-            own = ir.Tensor(parsed.numpy(), parsed.dtype, shape=ir.Shape(parsed.shape), name=parsed.name)
-        own.doc_string = parsed.doc_string
-        own.metadata_props.update(parsed.metadata_props)
-        slot.put(own)
 
 
 def sha256(path: str | Path) -> str:

@@ -20,6 +20,7 @@ from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph.external import reference
 from onnxdecomp.graph.load import PROTOBUF_LIMIT, load, source
 from onnxdecomp.graph.shapes import as_declared
+from onnxdecomp.graph.tensors import own_memory
 from onnxdecomp.graph.walk import Slot, slots
 
 INLINE_LIMIT = 1_800_000_000
@@ -136,6 +137,7 @@ def _to_write(model: ir.Model) -> ir.Model:
     """A copy that shares the tensors, ready to be written."""
     clone = model.clone()
     as_declared(clone)
+    own_memory(clone)
     if clone.ir_version < 4:
         listed = set(clone.graph.inputs)
         clone.graph.inputs.extend(v for v in clone.graph.initializers.values() if v not in listed)
