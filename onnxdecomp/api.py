@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
 
     from onnxdecomp.benchmark import BenchResult
-    from onnxdecomp.runtime.inputs import Data
+    from onnxdecomp.data.read import Data
     from onnxdecomp.stage import Stage
     from onnxdecomp.verification import Verification
 
@@ -92,7 +92,7 @@ def compress(
         model: A file, or a model in memory, which is left as it is.
         output: The file to write; None writes none.
         config: A pipeline's configuration: a TOML file or the same as a mapping.
-        data: Inputs for the verification, with labels for accuracy (see onnxdecomp.runtime.inputs); without
+        data: Inputs for the verification, with labels for accuracy (see onnxdecomp.data.read); without
             it they are random.
         input_shapes: Shapes of inputs whose dimensions the model leaves free, by name.
         samples: At most so many samples of the data are compared.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxdecomp import jsonio
+from onnxdecomp.data.read import Data, read_feeds, repeatable
+from onnxdecomp.data.read import describe as describe_data
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime import providers as ep
-from onnxdecomp.runtime.inputs import Data, iterate, read_feeds
 from onnxdecomp.runtime.memory import peak_growth
 from onnxdecomp.runtime.random_inputs import bindings
 from onnxdecomp.runtime.session import (
@@ -119,7 +120,7 @@ def bench(
         duration: Seconds of a setting, all models together.
         iterations: Runs of each model, in place of `duration`.
         warmup: Untimed runs before.
-        data: Inputs (see onnxdecomp.runtime.inputs); random where None.
+        data: Inputs (see onnxdecomp.data.read); random where None.
         shapes: Shapes of inputs by name, for random inputs.
         seed: Of the random inputs, of the order and of the bootstrap.
         memory: Measure `peak_rss`, in a process of its own for each model and setting.
@@ -131,8 +132,8 @@ def bench(
         UsageError: The request makes no sense.
     """
     _check(models, batch_sizes, threads, duration, iterations)
-    if data is not None and not isinstance(data, str | Path):
-        data = tuple(iterate(data))  # every model and setting reads it anew
+    if data is not None:
+        data = repeatable(data, max(batch_sizes))  # every model and setting reads it anew
     settings = []
     for provider, count, batch in itertools.product(providers, threads, batch_sizes):
         settings.append(
@@ -151,8 +152,8 @@ def bench(
             )
         )
         advance()
-    source = str(data) if isinstance(data, str | Path) else "feeds of the caller"
-    return BenchResult(tuple(settings), source if data is not None else f"random, seed {seed}")
+    source = f"random, seed {seed}" if data is None else describe_data(data)
+    return BenchResult(tuple(settings), source)
 
 
 def _check(
@@ -237,8 +238,8 @@ def _feed(
     if data is not None:
         feeds = read_feeds(data, inputs, samples=batch)
         # Too few samples are used again: their values hardly matter for time.
-        repeated = type(feeds)((feeds.items * batch)[:batch], feeds.source, None, feeds.stackable)
-        feed = next(repeated.batches(batch))
+        items = tuple(itertools.islice(itertools.cycle(feeds), batch))
+        feed = next(replace(feeds, items=items, labels=None).batches(batch))
         reason = trial(feed)
         if reason:
             raise ModelError(f"{model} does not run on {feeds.source}: {reason}")

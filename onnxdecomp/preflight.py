@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxdecomp.data.read import Prepared, read_feeds
 from onnxdecomp.runtime import providers
-from onnxdecomp.runtime.inputs import read_feeds
 from onnxdecomp.runtime.session import inputs_of, open_session
 
 if TYPE_CHECKING:
-    from onnxdecomp.runtime.inputs import Data
+    from onnxdecomp.data.read import Data
 
 
 def check(model: Path, *, provider: str, data: Data | None) -> None:
     """Check that the model runs where it is to be verified and timed, and that the data fits it.
 
-    The model is loaded on the CPU, which every provider falls back on. Of data in files only the first
-    sample of each is looked at; other data are left for the verification, since they may be read once only.
+    The model is loaded on the CPU, which every provider falls back on. Of data given by name only the first
+    sample is looked at; other data are left for the verification, since they may be read once only.
 
     Raises:
         ProviderError: The provider does not start.
@@ -29,5 +29,5 @@ def check(model: Path, *, provider: str, data: Data | None) -> None:
         if not start.started:
             raise providers.not_started(start)
     session = open_session(model, low_memory=True)
-    if isinstance(data, str | Path):
+    if isinstance(data, str | Path | Prepared):
         read_feeds(data, inputs_of(session), samples=1)

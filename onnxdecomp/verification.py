@@ -12,9 +12,10 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 
 from onnxdecomp import jsonio
+from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.data.read import Data, read_feeds
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.layer import Array
-from onnxdecomp.runtime.inputs import Data, Feeds, read_feeds
 from onnxdecomp.runtime.interface import differences, interface_of, lost_defaults
 from onnxdecomp.runtime.metrics import Comparison, OutputError, ratio, score_rows
 from onnxdecomp.runtime.random_inputs import random_feeds
@@ -106,7 +107,7 @@ def verify(
 
     Args:
         original, new: Files, or serialised models.
-        data: See onnxdecomp.runtime.inputs; without it the inputs are random, at two different sizes of
+        data: See onnxdecomp.data.read; without it the inputs are random, at two different sizes of
             the dimensions that the original leaves free.
         shapes: Shapes of inputs by name, for random inputs.
         seed: Of the random inputs.

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from onnxdecomp.data.preprocess import NAMES
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -19,6 +21,12 @@ input_shape_option = click.option(
     metavar="NAME:1x3x224x224",
     help="Shape of an input whose dimensions the model leaves free. Repeatable.",
 )
+preprocess_option = click.option(
+    "--preprocess",
+    metavar="NAME",
+    help=f"How images in the data become inputs: {' | '.join(NAMES)}; with changes such as "
+    "imagenet:size=288:crop=1, or mean=0.5:std=0.25:bgr.",
+)
 
 
 def data_options(function: F) -> F:
@@ -29,7 +37,8 @@ def data_options(function: F) -> F:
         click.option(
             "--data",
             metavar="DATA",
-            help="Inputs: a .npz file, a folder of them, or ONNX test data (test_data_set_*).",
+            help="Inputs: a .npz file, a folder of them, ONNX test data (test_data_set_*), or "
+            "module:callable.",
         ),
     ):
         function = option(function)

@@ -15,9 +15,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layer import Array, Dim
-from onnxdecomp.runtime.inputs import Feeds
 from onnxdecomp.runtime.session import Feed, TensorSpec, dtype_of
 
 SIZES = (32, 64, 96, 128, 224, 16, 320, 256, 512, 160, 48, 640, 8, 4, 2, 1)

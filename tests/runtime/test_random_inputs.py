@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
-from onnxdecomp.runtime.inputs import Feeds
 from onnxdecomp.runtime.random_inputs import bindings, random_feeds
 from onnxdecomp.runtime.session import Feed, TensorSpec
 

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxdecomp.data.feeds import Feeds, FeedSource, Part, first_parts, join
+from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.session import Feed
+
+
+class Files:
+    """Parts of numbered feeds of 8 bytes, and how often each was opened and how many were open at once."""
+
+    def __init__(self, *counts: int) -> None:
+        self.counts = counts
+        self.opened = [0] * len(counts)
+        self.open = self.most_open = 0
+
+    def parts(self) -> list[Part]:
+        return [
+            Part(count, lambda index=index: self.read(index), np.full(2 * count, index))  # type: ignore[misc]
+            for index, count in enumerate(self.counts)
+        ]
+
+    def read(self, index: int) -> Iterator[Feed]:
+        self.opened[index] += 1
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            for k in range(self.counts[index]):
+                yield {"x": np.array([[100.0 * index + k]])}
+        finally:
+            self.open -= 1
+
+    def expected(self) -> list[float]:
+        return [100.0 * index + k for index, count in enumerate(self.counts) for k in range(count)]
+
+
+COUNTS = st.lists(st.integers(0, 5), max_size=6)
+
+
+def numbers(feeds: Feeds | FeedSource) -> list[float]:
+    return [feed["x"].item() for feed in feeds]
+
+
+@given(COUNTS, st.integers(0, 200))
+def test_every_iteration_gives_the_same_from_one_open_part(counts: list[int], hold: int) -> None:
+    files = Files(*counts)
+    feeds = join(files.parts(), "files", stackable=True, hold=hold)
+    assert len(feeds) == sum(counts)
+    for _ in range(3):
+        assert numbers(feeds) == files.expected()
+    assert [feeds[k]["x"].item() for k in range(len(feeds))] == files.expected()
+    assert files.most_open <= 1
+    assert files.open == 0
+
+
+@given(COUNTS, st.integers(0, 200))
+def test_what_fits_is_held_and_the_rest_read_again(counts: list[int], hold: int) -> None:
+    files = Files(*counts)
+    source = FeedSource(files.parts(), hold=hold)
+    for _ in range(4):
+        numbers(source)
+    held = [count for count, opened in zip(counts, files.opened, strict=True) if opened == 1]
+    again = [count for count, opened in zip(counts, files.opened, strict=True) if opened == 4]
+    assert len(held) + len(again) == len(counts)
+    assert 8 * sum(held) <= hold
+    assert all(8 * (sum(held) + count) > hold for count in again)
+
+
+@given(COUNTS, st.integers(0, 40))
+def test_the_first_feeds_with_their_labels(counts: list[int], count: int) -> None:
+    files = Files(*counts)
+    feeds = join(files.parts(), "files", stackable=False)
+    labels = np.repeat(np.arange(len(counts)), [2 * count for count in counts])
+    for first in (feeds.first(count), join(first_parts(files.parts(), count), "files", stackable=False)):
+        assert numbers(first) == files.expected()[:count]
+        found = [] if first.labels is None else first.labels.tolist()
+        assert found == labels[: 2 * count].tolist()
+    assert feeds.first(None) is feeds
+
+
+def test_a_part_is_closed_when_an_iteration_is_given_up() -> None:
+    files = Files(3, 3)
+    feeds = join(files.parts(), "files", stackable=False)
+    list(islice(feeds, 4))
+    assert files.open == 0
+
+
+def test_shapes_do_not_read_again_what_was_read() -> None:
+    files = Files(2, 3)
+    feeds = join(files.parts(), "files", stackable=False, hold=0)
+    assert feeds.shapes() == ({"x": (1, 1)},)
+    assert files.opened == [1, 1]
+    numbers(feeds)
+    assert feeds.shapes() == ({"x": (1, 1)},)
+    assert files.opened == [2, 2]
+    assert Feeds((), "none").shapes() == ()
+
+
+def test_batches_stack_neighbours_over_the_parts() -> None:
+    feeds = join(Files(2, 3).parts(), "files", stackable=True, hold=0)
+    assert [batch["x"].ravel().tolist() for batch in feeds.batches(2)] == [[0, 1], [100, 101], [102]]
+    assert len(list(Feeds(tuple(feeds), "held").batches(2))) == 5  # not stackable
+    odd = Feeds(({"x": np.ones((1, 2))}, {"x": np.ones((1, 3))}, {"x": np.ones((1, 3))}), "odd", None, True)
+    assert [batch["x"].shape for batch in odd.batches(4)] == [(1, 2), (2, 3)]
+
+
+def test_data_that_shrink_meanwhile_are_noticed() -> None:
+    source = FeedSource([Part(3, lambda: iter([{"x": np.zeros(1)}]))])
+    with pytest.raises(UsageError, match="changed"):
+        list(source)
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_an_index_out_of_range(index: int) -> None:
+    with pytest.raises(IndexError):
+        FeedSource(Files(1, 1).parts())[index]
