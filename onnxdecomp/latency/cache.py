@@ -1,0 +1,156 @@
+"""What was timed once, kept on disk.
+
+One SQLite file for all models, since a timing belongs to shapes and to a machine and not to a model. It is a
+convenience: what goes wrong with it becomes a note for the user, and the chains are timed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from onnxdecomp.chain import WEIGHTED, Chain, Convolve, Shape, Step
+from onnxdecomp.latency.neighbours import Neighbours
+from onnxdecomp.layer import Layer
+
+FILE = "latency-1.sqlite"
+"""Its number changes with what is stored."""
+
+_SECONDS = 5.0
+"""How long to wait for another process that writes."""
+
+_AT_ONCE = 500
+"""Keys asked for in one query: SQLite once took at most 999."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a timing depends on besides the model timed.
+
+    Attributes:
+        provider: The short name, see onnxdecomp.runtime.providers.
+        runtime: ONNX Runtime's version.
+        device: The processor's or graphics card's name.
+        threads: Threads within an operator; 0 for ONNX Runtime's own choice.
+    """
+
+    provider: str
+    runtime: str
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A chain's latency: that of its dense layer in milliseconds, and its ratio to that."""
+
+    dense_ms: float
+    ratio: float
+
+
+def where(provider: str, threads: int) -> Where:
+    """What timings on this machine depend on.
+
+    Raises:
+        UsageError: There is no such provider.
+    """
+    import onnxruntime
+
+    from onnxdecomp import environment
+    from onnxdecomp.runtime import providers
+
+    short = providers.short_name(providers.ort_name(provider))
+    return Where(short, onnxruntime.__version__, environment.device(short), threads)
+
+
+def cache_file() -> Path:
+    """$ONNXDECOMP_CACHE/…, else $XDG_CACHE_HOME/onnxdecomp/…, else ~/.cache/onnxdecomp/…"""
+    if own := os.environ.get("ONNXDECOMP_CACHE"):
+        return Path(own) / FILE
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "onnxdecomp" / FILE
+
+
+def key_of(
+    chain: Chain, dense: Chain, layer: Layer, input_shape: Shape, around: Neighbours, on: Where
+) -> str:
+    """Equal for chains that take the same time: shapes, attributes, neighbours and machine, no numbers."""
+    described = {
+        "chain": _described(chain),
+        "dense": _described(dense),
+        "op_type": layer.op_type,
+        "dtype": layer.dtype,
+        "input": list(input_shape),
+        "around": asdict(around),
+        "where": asdict(on),
+    }
+    text = json.dumps(described, sort_keys=True, default=int)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _described(chain: Chain) -> list[Any]:
+    return [[_step(step) for step in chain.steps], chain.bias is not None, chain.groups]
+
+
+def _step(step: Step) -> dict[str, Any]:
+    known: dict[str, Any] = {"step": type(step).__name__}
+    if isinstance(step, WEIGHTED):
+        known["weight"] = list(step.weight.shape)
+    if isinstance(step, Convolve):
+        known["spec"] = asdict(step.spec)
+    others = (f.name for f in fields(step) if f.name not in ("weight", "spec", "label", "params"))
+    return known | {name: getattr(step, name) for name in others}
+
+
+def load(keys: Iterable[str], file: Path) -> tuple[dict[str, Stored], str | None]:
+    """What is stored of these keys; and a note where the cache could not be read."""
+    if not file.exists():
+        return {}, None
+    wanted = list(dict.fromkeys(keys))
+    found: dict[str, Stored] = {}
+    try:
+        with closing(_open(file)) as database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'timings'").fetchone():
+                return {}, None
+            for start in range(0, len(wanted), _AT_ONCE):
+                part = wanted[start : start + _AT_ONCE]
+                marks = ",".join("?" * len(part))
+                rows = database.execute(
+                    f"SELECT key, dense_ms, ratio FROM timings WHERE key IN ({marks})", part
+                )
+                found |= {key: Stored(float(dense), float(ratio)) for key, dense, ratio in rows}
+    except (sqlite3.Error, OSError, TypeError, ValueError) as error:
+        return {}, _note(file, "not read", error)
+    return found, None
+
+
+def store(entries: Mapping[str, Stored], file: Path) -> str | None:
+    """Keep these, in place of what was stored under their keys; a note where that is not possible."""
+    if not entries:
+        return None
+    rows = [(key, entry.dense_ms, entry.ratio) for key, entry in entries.items()]
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(_open(file)) as database, database:
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS timings (key TEXT PRIMARY KEY, dense_ms REAL, ratio REAL)"
+            )
+            database.executemany("INSERT OR REPLACE INTO timings VALUES (?, ?, ?)", rows)
+    except (sqlite3.Error, OSError) as error:
+        return _note(file, "not written", error)
+    return None
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    return sqlite3.connect(file, timeout=_SECONDS)
+
+
+def _note(file: Path, what: str, error: Exception) -> str:
+    return f"the cache of timings {file} was {what} ({error}); delete it, or set ONNXDECOMP_CACHE"

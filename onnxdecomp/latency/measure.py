@@ -1,0 +1,284 @@
+"""Timing chains against the layers that they would replace.
+
+A chain's latency is kept as its ratio to the dense layer's, timed in turns with it: what slows a shared
+machine down slows both, and the ratio stays. What runs around the chain is timed too and taken off.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxdecomp.chain import Chain, Shape
+from onnxdecomp.errors import ModelError
+from onnxdecomp.latency.cache import Stored, Where, key_of, load, store, where
+from onnxdecomp.latency.neighbours import ALONE, Neighbours
+from onnxdecomp.latency.tiny import Tiny, chain_model, frame_model, noise, refusal
+from onnxdecomp.layer import Array, Layer
+from onnxdecomp.plan.plan import dense_chain
+from onnxdecomp.runtime.timing import Run, interleave
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+Progress = Callable[[int, int], object]
+"""Called as (chains done, chains in all)."""
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 100
+"""Rounds of a group: as many as PRECISION takes, in steps of MIN_ROUNDS."""
+
+PRECISION = 0.01
+"""The standard error of a ratio at which a group has been timed long enough."""
+
+HOPELESS = 2.0
+"""The ratio above which a chain is not timed more than twice: nobody will want it."""
+
+_TOGETHER = 16
+"""Chains timed in turns with one dense layer."""
+
+_LARGE = 1 << 25
+"""Numbers in the weights of chains that are timed together, to bound the memory."""
+
+SHORTEST_MS = 1e-3
+"""Milliseconds below which a dense layer's latency is not told apart from nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A chain to time.
+
+    Attributes:
+        layer: The layer that it would replace.
+        chain: The chain; its numbers do not matter (see methods.base.outline).
+        input_shape: The layer's activation, all sizes known; for a linear layer with the features last.
+        around: What stands around the layer.
+    """
+
+    layer: Layer
+    chain: Chain
+    input_shape: Shape
+    around: Neighbours = ALONE
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A chain's latency.
+
+    Attributes:
+        dense_ms: The dense layer's alone, milliseconds; NaN where not measured.
+        ratio: The chain's over the dense layer's, not negative; NaN where not measured.
+        numbers: The numbers that the chain stores over those of the dense layer.
+        reason: Why it was not measured, a phrase for people; empty where it was.
+        cached: Whether it was read from the cache.
+    """
+
+    dense_ms: float
+    ratio: float
+    numbers: float
+    reason: str = ""
+    cached: bool = False
+
+    @property
+    def ms(self) -> float:
+        """The chain's latency alone, milliseconds."""
+        return self.dense_ms * self.ratio
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A request with its keys: of itself, and of the dense layer it is timed in turns with."""
+
+    request: Request
+    dense: Chain
+    key: str
+    group: str
+
+
+def time_chains(
+    requests: Sequence[Request],
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    cache: Path | None = None,
+    seconds: float = 20.0,
+    progress: Progress | None = None,
+    note: Callable[[str], object] | None = None,
+) -> list[Timing]:
+    """The latency of each chain, in the order of the requests.
+
+    Equal chains at equal shapes are timed once. A chain that cannot be timed has the reason in its place.
+
+    Args:
+        requests: What to time.
+        provider, threads: Where; with several threads idle ones do not spin, as in benchmark.bench.
+        cache: The file of earlier timings (see cache.cache_file), or None for none.
+        seconds: About the time to take. However short, each chain runs MIN_ROUNDS times.
+        progress: Called as the work goes on.
+        note: Called with what a user should know, a sentence each time.
+
+    Raises:
+        ProviderError: The provider did not start.
+        UsageError: There is no such provider.
+    """
+    on = where(provider, threads)
+    jobs = [_job(request, on) for request in requests]
+    known: dict[str, Stored | str] = {}
+    if cache is not None:
+        stored, trouble = load((job.key for job in jobs), cache)
+        known |= stored
+        if trouble and note:
+            note(trouble)
+    before = frozenset(known)
+    left = {job.key: job for job in jobs if job.key not in known and not refusal(job.request.layer)}
+    total = len(left)
+    groups = list(_groups(left.values()))
+    end = time.perf_counter() + seconds
+    done = 0
+    for index, group in enumerate(groups):
+        share = max(0.0, end - time.perf_counter()) / (len(groups) - index)
+        timed = _time_group(group, on, share)
+        known |= timed
+        kept = {key: value for key, value in timed.items() if isinstance(value, Stored)}
+        if cache is not None and (trouble := store(kept, cache)):
+            cache = None
+            if note:
+                note(trouble)
+        done += len(group)
+        if progress:
+            progress(done, total)
+    return [_timing(job, known, before) for job in jobs]
+
+
+def _job(request: Request, on: Where) -> _Job:
+    around = request.around.on(on.provider)
+    request = replace(request, around=around)
+    dense = dense_chain(request.layer)
+    parts = (dense, request.layer, request.input_shape, around, on)
+    return _Job(request, dense, key_of(request.chain, *parts), key_of(dense, *parts))
+
+
+def _groups(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
+    """Jobs that are timed together: of one dense layer, few enough for the memory."""
+    by_layer: dict[str, list[_Job]] = {}
+    for job in jobs:
+        by_layer.setdefault(job.group, []).append(job)
+    for same in by_layer.values():
+        group: list[_Job] = []
+        for job in same:
+            numbers = sum(other.request.chain.params for other in (*group, job))
+            if group and (len(group) == _TOGETHER or numbers > _LARGE):
+                yield group
+                group = []
+            group.append(job)
+        yield group
+
+
+def _time_group(group: Sequence[_Job], on: Where, seconds: float) -> dict[str, Stored | str]:
+    """The timings of these jobs by key, or the reasons why there are none."""
+    first, dense = group[0].request, group[0].dense
+    opened = []
+    for model in (
+        frame_model(first.layer, first.input_shape, first.around),
+        chain_model(dense, first.layer, first.input_shape, first.around),
+    ):
+        run = runnable(model, on)
+        if isinstance(run, str):
+            return {job.key: run for job in group}
+        opened.append(run)
+    known: dict[str, Stored | str] = {}
+    places: dict[str, int] = {}
+    for job in group:
+        if job.key == job.group:
+            places[job.key] = 1
+            continue
+        request = job.request
+        run = runnable(chain_model(request.chain, request.layer, request.input_shape, request.around), on)
+        if isinstance(run, str):
+            known[job.key] = run
+            continue
+        places[job.key] = len(opened)
+        opened.append(run)
+    ms = _typical_times(opened, seconds)
+    frame = float(ms[0])
+    dense_ms = max(float(ms[1]) - frame, SHORTEST_MS)
+    for key, place in places.items():
+        ratio = 1.0 if place == 1 else max(float(ms[place]) - frame, 0.0) / dense_ms
+        known[key] = Stored(dense_ms, ratio)
+    return known
+
+
+def _typical_times(runs: Sequence[Run], seconds: float) -> Array:
+    """The typical time of each run in milliseconds; the first is the frame, the second the dense layer.
+
+    It is the mean of the middle half: on a busy machine runs of several threads come in two kinds, with
+    all of their cores and without, and a median jumps between the two.
+
+    Timed until the standard errors of all are small against the dense layer: on a quiet machine at once.
+    What is much slower than the dense layer is not timed any more once that is seen.
+    """
+    from scipy.stats import trim_mean
+
+    start = time.perf_counter()
+    typical = interleave(runs, iterations=2, warmup=0).samples.min(axis=1) / 1e6
+    worth = np.flatnonzero(typical - typical[0] <= HOPELESS * (typical[1] - typical[0]))
+    kept = np.union1d(worth, (0, 1))
+    samples = np.empty((len(kept), 0))
+    while True:
+        turns = [runs[index] for index in kept]
+        more = interleave(turns, iterations=MIN_ROUNDS, warmup=0, seed=samples.shape[1]).samples / 1e6
+        samples = np.concatenate((samples, more), axis=1)
+        typical[kept] = trim_mean(samples, 0.25, axis=1)
+        spread = np.median(np.abs(samples - typical[kept, None]), axis=1)
+        # Of the median of normal numbers, whose standard deviation is 1.48 times the median deviation.
+        errors = 1.253 * 1.483 * spread / math.sqrt(samples.shape[1])
+        precise = float(errors.max()) < PRECISION * max(float(typical[1] - typical[0]), SHORTEST_MS)
+        if precise or samples.shape[1] >= MAX_ROUNDS or time.perf_counter() - start > seconds:
+            return np.asarray(typical)
+
+
+def runnable(model: Tiny | str, on: Where) -> Run | str:
+    """What runs a tiny model once, warm; a reason in place of the model is handed on.
+
+    Raises:
+        ProviderError: The provider did not start.
+    """
+    from onnxdecomp.runtime import session
+
+    if isinstance(model, str):
+        return model
+    try:
+        opened = session.open_session(
+            model.model,
+            provider=on.provider,
+            threads=on.threads,
+            spinning=on.threads == 1,
+            weights=model.weights,
+        )
+        feed = {
+            spec.name: noise(tuple(int(size) for size in spec.shape)).astype(session.dtype_of(spec))  # type: ignore[arg-type]
+            for spec in session.inputs_of(opened)
+        }
+        session.run(opened, feed)
+    except (ModelError, TypeError) as error:
+        return f"its latency could not be measured: {error}"
+    return partial(_run, opened, feed, model)
+
+
+def _run(opened: ort.InferenceSession, feed: Mapping[str, Array], _: Tiny) -> object:
+    """Run once; the tiny model is held, for its weights must live as long as the session."""
+    return opened.run(None, feed)
+
+
+def _timing(job: _Job, known: Mapping[str, Stored | str], before: Collection[str]) -> Timing:
+    numbers = job.request.chain.params / max(job.dense.params, 1)
+    found = refusal(job.request.layer) or known[job.key]
+    if isinstance(found, str):
+        return Timing(math.nan, math.nan, numbers, found)
+    return Timing(found.dense_ms, found.ratio, numbers, cached=job.key in before)
