@@ -10,7 +10,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp.calibrate.observe import Calibration, centred, observe, unobservable
+from onnxdecomp.chain import WEIGHTED, Chain
 from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.fitting.fit import Fit, fit, stored
 from onnxdecomp.methods import get
 from onnxdecomp.methods.base import Factors, Method
 from onnxdecomp.plan.plan import Choice, Plan
@@ -26,13 +29,15 @@ def carry_out(
     *,
     seed: int = 0,
     requantize: bool = False,
+    calibration: Calibration | None = None,
     on_layer: Callable[[str], None] | None = None,
 ) -> tuple[Rewritten, ...]:
     """Rewrite the model in place as the plan says; the same plan, seed and model give the same bytes.
 
     `sites` is emptied: every dense weight is let go of as soon as its factors stand in the model.
     Layers that share a weight and are given the same method and ranks share the factors. With
-    `requantize`, layers whose weight was stored quantized get factors stored as int8.
+    `requantize`, layers whose weight was stored quantized get factors stored as int8. With a `calibration`
+    every layer that can be observed is fitted to what it sees by then, unless it shares its weight.
 
     Raises:
         UsageError: The plan names a layer that the model has not.
@@ -41,6 +46,7 @@ def carry_out(
     by_name = {(site.layer.graph, site.layer.name): site for site in sites}
     users = Counter(id(site.root) for site in sites)
     sites.clear()
+    original = model.clone() if calibration is not None else None
     fitted: dict[object, Factors] = {}
     rewriter = Rewriter(model)
     done = []
@@ -51,22 +57,30 @@ def carry_out(
         if on_layer:
             on_layer(choice.layer)
         method = get(choice.method or "", **choice.options)
-        share = _share_key(site, choice, method) if users[id(site.root)] > 1 else None
-        factors = fitted.get(share) if share is not None else None
-        if factors is None:
-            factors = method.fit(site.layer, choice.ranks, seed)
-            _check_range(factors, site)
-        if share is not None:
-            fitted[share] = factors
+        shared = users[id(site.root)] > 1
+        share = _share_key(site, choice, method) if shared else None
+        found: Fit | None = None
+        if calibration is not None and original is not None and not shared and not unobservable(site):
+            moments = observe(site.current(), model, original, calibration)
+            found = fit(method, site.layer, choice.ranks, *moments, seed=seed, centred=centred(site))
+            chain = stored(found.chain, site.layer)
+        else:
+            factors = fitted.get(share) if share is not None else None
+            if factors is None:
+                factors = method.fit(site.layer, choice.ranks, seed)
+            if share is not None:
+                fitted[share] = factors
+            chain = method.assemble(site.layer, factors)
+        _check_range(chain, site)
         metadata = {
             "pkg.onnxdecomp.method": method.name,
             "pkg.onnxdecomp.ranks": ",".join(map(str, choice.ranks)),
         }
-        chain = method.assemble(site.layer, factors)
         quantize = requantize and site.quantized and site.layer.dtype == "float32"
         error = weight_error(chain, site.layer)
         rewritten = rewriter.replace(site, chain, metadata, share, quantize)
-        done.append(replace(rewritten, rel_error=error).without_weight())
+        rewritten = replace(rewritten, rel_error=error, loss=None if found is None else found.loss)
+        done.append(rewritten.without_weight())
     return tuple(done)
 
 
@@ -90,8 +104,9 @@ def _share_key(site: Site, choice: Choice, method: Method) -> object:
     )
 
 
-def _check_range(factors: Factors, site: Site) -> None:
+def _check_range(chain: Chain, site: Site) -> None:
     limit = {"float16": 65504.0}.get(site.layer.dtype, np.inf)
+    factors = [step.weight for step in chain.steps if isinstance(step, WEIGHTED)]
     largest = max((float(np.abs(factor).max()) for factor in factors if factor.size), default=0.0)
     if not largest < limit:
         raise ModelError(

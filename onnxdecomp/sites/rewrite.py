@@ -22,8 +22,9 @@ class Rewritten:
     """A layer that was replaced: its site just before, the chain, and the nodes that stand there now.
 
     `before` is the site's first node as it was; `quantized` says that the factors are stored as int8;
-    `rel_error` is ||What - W|| / ||W|| where it was measured. The site's weight may have been let go of
-    (`without_weight`): its shape is still that of the weight, its numbers are then zeros.
+    `rel_error` is ||What - W|| / ||W|| where it was measured, and `loss` E|y - What x|² / E|y|² on the
+    calibration inputs, y centred, where the layer was fitted to them. The site's weight may have been let
+    go of (`without_weight`): its shape is still that of the weight, its numbers are then zeros.
     """
 
     site: Site
@@ -32,6 +33,7 @@ class Rewritten:
     before: Snapshot
     quantized: bool = False
     rel_error: float | None = None
+    loss: float | None = None
 
     def without_weight(self) -> Rewritten:
         """The same without a hold on the dense weight, so that its memory can be used again."""

@@ -1,0 +1,201 @@
+"""Observing a layer: the rows that it sees in the model as it is by now, and what it should make of them.
+
+The wanted output is the original layer's on the original's activations; the rows come from the compressed
+model, so that a layer corrects what the layers before it have lost (Zhang et al. 2015, "asymmetric"). Where
+the output goes into nothing but a sum with another branch, what that branch has lost is wanted too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.calibrate.rows import Positions, at_positions, conv_rows, draw_positions, output_sizes
+from onnxdecomp.calibrate.taps import open_taps
+from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.fitting.moments import Gatherer, Moments, features
+from onnxdecomp.fitting.problem import as_rows
+from onnxdecomp.layer import Array
+from onnxdecomp.lowering.feeds import features_last
+from onnxdecomp.sites.base import Site
+from onnxdecomp.sites.recurrent import Recurrent
+
+LARGEST = 6144
+"""Features of a row up to which second moments are held: 300 MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What layers are fitted to.
+
+    Attributes:
+        feeds: Inputs of the model.
+        synthetic: They are random numbers, for want of better ones.
+        batch: Feeds stacked for one run, where the model's batch size is free.
+        rows: At least so many rows are drawn per layer where there are as many, and 24 per feature.
+        held_out: The share of the batches that chooses the shrinkage.
+        provider, threads: Where the model is run.
+        seed: Of the positions.
+    """
+
+    feeds: Feeds
+    synthetic: bool = False
+    batch: int = 50
+    rows: int = 32768
+    held_out: float = 0.25
+    provider: str = "cpu"
+    threads: int = 0
+    seed: int = 0
+
+
+def unobservable(site: Site) -> str | None:
+    """Why no rows of this layer can be had, a phrase for people; None where they can."""
+    layer = site.layer
+    if site.place.path:
+        return "it stands in a subgraph or a function"
+    if site.form is not None and not isinstance(site.form, Recurrent):
+        return f"the input of {layer.op_type} is not made of rows"
+    if layer.is_stack:
+        return "its weight is a stack of matrices"
+    if layer.dtype not in ("float32", "float64", "float16"):
+        return f"ONNX Runtime gives no {layer.dtype} activations out"
+    if features(layer) > LARGEST:
+        return f"its rows have {features(layer)} numbers, more than {LARGEST}"
+    return None
+
+
+def centred(site: Site) -> bool:
+    """Whether the layer can take a bias for the means of its outputs without a further node."""
+    if site.form is not None:
+        return False
+    if site.layer.conv is not None:
+        return True
+    return site.layer.bias is not None
+
+
+def branch(site: Site) -> ir.Value | None:
+    """The other operand of the sum that the layer's output goes into, and nowhere else; or None."""
+    uses = list(site.output.uses())
+    if site.layer.conv is None or site.fused is not None or len(uses) != 1:
+        return None
+    node = uses[0][0]
+    if node.domain not in ("", "ai.onnx") or node.op_type != "Add" or node.graph is not site.nodes[-1].graph:
+        return None
+    if site.output.is_graph_output():
+        return None
+    (other,) = [value for value in node.inputs if value is not site.output] or [None]
+    if other is None or ir.convenience.get_const_tensor(other) is not None:
+        return None
+    same = other.shape is not None and site.output.shape is not None and other.shape == site.output.shape
+    return other if same else None
+
+
+def observe(
+    site: Site, now: ir.Model, original: ir.Model, calibration: Calibration
+) -> tuple[Moments, Moments | None]:
+    """Moments of a layer's rows, and of held-out ones (None where there are too few samples).
+
+    Args:
+        site: The layer as it stands in `now`.
+        now: The model with the layers before it replaced.
+        original: The model as it was, with values of the same names.
+        calibration: The inputs.
+    """
+    other = branch(site)
+    names = [site.x.name or "", *([other.name or ""] if other is not None else [])]
+    ours = open_taps(now, names, provider=calibration.provider, threads=calibration.threads)
+    theirs = open_taps(original, names, provider=calibration.provider, threads=calibration.threads)
+    gather = _Halves(site, calibration)
+    for index, feed in enumerate(calibration.feeds.batches(calibration.batch)):
+        seen, meant = ours.run(feed), theirs.run(feed)
+        rows, at = gather.rows(seen[0])
+        wanted = gather.wanted(gather.rows(meant[0], at)[0])
+        if other is not None:
+            wanted = wanted + at_positions(meant[1], at) - at_positions(seen[1], at)
+        gather.add(index, rows, wanted)
+    return gather.halves()
+
+
+def observe_unchanged(
+    model: ir.Model, sites: Sequence[Site], calibration: Calibration
+) -> list[tuple[Moments, Moments | None]]:
+    """Moments of several layers of one and the same model, in a single walk over the inputs."""
+    names = [site.x.name or "" for site in sites]
+    taps = open_taps(model, names, provider=calibration.provider, threads=calibration.threads)
+    place = {name: index for index, name in enumerate(taps.names)}
+    gathers = [_Halves(site, calibration) for site in sites]
+    for index, feed in enumerate(calibration.feeds.batches(calibration.batch)):
+        seen = taps.run(feed)
+        for name, gather in zip(names, gathers, strict=True):
+            rows, _ = gather.rows(seen[place[name]])
+            gather.add(index, rows, gather.wanted(rows))
+    return [gather.halves() for gather in gathers]
+
+
+def packs(sites: Sequence[Site], budget: int = 512 << 20) -> Iterator[list[Site]]:
+    """The sites in groups whose moments together take at most `budget` bytes (one site at least)."""
+    pack: list[Site] = []
+    held = 0
+    for site in sites:
+        d, g = features(site.layer), site.layer.groups
+        size = 2 * 8 * d * (g * d + site.layer.outputs)
+        if pack and held + size > budget:
+            yield pack
+            pack, held = [], 0
+        pack.append(site)
+        held += size
+    if pack:
+        yield pack
+
+
+class _Halves:
+    """Gathers a layer's rows, some batches apart from the others."""
+
+    def __init__(self, site: Site, calibration: Calibration) -> None:
+        layer = site.layer
+        self._site, self._layer = site, layer
+        self._rng = np.random.default_rng((calibration.seed, 1))
+        self._batches = math.ceil(len(calibration.feeds) / calibration.batch)
+        if not calibration.feeds.stackable:
+            self._batches = len(calibration.feeds)
+        wanted = max(calibration.rows, 24 * features(layer))
+        self._per_feed = math.ceil(wanted / max(1, len(calibration.feeds)))
+        self._every = round(1 / calibration.held_out) if calibration.held_out > 0 else 0
+        sizes = (layer.groups, layer.outputs, features(layer))
+        self._parts = [Gatherer(*sizes), Gatherer(*sizes)]
+        self._weight = as_rows(layer.weight, layer).astype(np.float32)
+        self._bias = layer.bias if centred(site) else None
+
+    def rows(self, x: Array, at: Positions | None = None) -> tuple[Array, Positions]:
+        """Rows [g, n, D] of an activation, at given positions or new ones, and the positions."""
+        x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
+        if self._layer.conv is not None:
+            if at is None:
+                sizes = output_sizes(self._layer, x)
+                at = draw_positions(sizes, max(1, round(self._per_feed)), self._rng)
+            return conv_rows(self._layer, x, at), at
+        if self._site.linear is not None:
+            x = features_last(x, self._site)
+        flat = x.reshape(-1, x.shape[-1])
+        if at is None:
+            most = self._per_feed * (len(x) if x.ndim > 1 else 1)
+            at = draw_positions((len(flat),), most, self._rng)
+        return flat[at[0]][None], at
+
+    def wanted(self, rows: Array) -> Array:
+        """What the layer itself makes of rows, [n, T]."""
+        y = rows @ self._weight.swapaxes(1, 2)  # [g, n, T/g]
+        y = y.swapaxes(0, 1).reshape(rows.shape[1], -1)
+        return y if self._bias is None else y + self._bias
+
+    def add(self, index: int, rows: Array, wanted: Array) -> None:
+        held = self._every and self._batches >= 4 and index % self._every == self._every - 1
+        self._parts[1 if held else 0].add(rows, wanted)
+
+    def halves(self) -> tuple[Moments, Moments | None]:
+        train, held = (part.moments() for part in self._parts)
+        return train, held if held.count else None

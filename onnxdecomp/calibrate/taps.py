@@ -1,0 +1,107 @@
+"""Taps: the values inside a graph that ONNX Runtime computes for given inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+
+from onnxdecomp.layer import Array
+from onnxdecomp.runtime import session
+from onnxdecomp.runtime.session import Feed
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_SHARED_BYTES = 1 << 16
+"""Constants from this size on are lent to ONNX Runtime; a model that holds them copies them."""
+
+
+@dataclass(eq=False)
+class Taps:
+    """A session that computes some values of a model's main graph, and only what they need.
+
+    Attributes:
+        names: The values' names, in the order in which `run` returns them.
+        inputs: The names of the model's inputs that they depend on.
+    """
+
+    names: tuple[str, ...]
+    inputs: frozenset[str]
+    _session: ort.InferenceSession
+    _lent: dict[str, Array] = field(default_factory=dict)
+
+    def run(self, feed: Feed) -> list[Array]:
+        """The values for one feed of the whole model.
+
+        Raises:
+            ModelError: ONNX Runtime fails on it.
+        """
+        return session.run(self._session, {k: v for k, v in feed.items() if k in self.inputs})
+
+    def over(self, feeds: Sequence[Feed]) -> Iterator[list[Array]]:
+        """The values for one feed after the other."""
+        for feed in feeds:
+            yield self.run(feed)
+
+
+def open_taps(model: ir.Model, names: Sequence[str], *, provider: str = "cpu", threads: int = 0) -> Taps:
+    """Taps on values of the main graph, which may be inputs of it; the model stays as it is.
+
+    Raises:
+        KeyError: The main graph has no such value.
+        ModelError: ONNX Runtime does not load what is left of the model.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    values = {value.name: value for value in graph.inputs}
+    values |= {out.name: out for node in graph for out in node.outputs if out.name}
+    graph.outputs.clear()
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        value = values[name]
+        if value.producer() is None:  # ONNX Runtime wants a node behind an output
+            node = ir.node("Identity", [value], name=f"{name}/tap")
+            node.outputs[0].name = f"{name}/tapped"
+            graph.append(node)
+            node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+            value = node.outputs[0]
+        if value.type is None:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        graph.outputs.append(value)
+    RemoveUnusedNodesPass()(copy)
+    RemoveUnusedFunctionsPass()(copy)  # type: ignore[no-untyped-call]
+    used = {v.name for node in graph.all_nodes() for v in node.inputs if v is not None}
+    for value in [v for v in graph.inputs if v.name not in used]:
+        graph.inputs.remove(value)
+    needed = frozenset(str(v.name) for v in graph.inputs if v.name not in graph.initializers)
+    lent = lend(copy)
+    opened = session.open_session(
+        ir.to_proto(copy).SerializeToString(),
+        provider=provider,
+        threads=threads,
+        integers=False,
+        spinning=False,
+        weights=lent,
+    )
+    return Taps(tuple(wanted), needed, opened, lent)
+
+
+def lend(model: ir.Model) -> dict[str, Array]:
+    """Take the large float32 constants out of the model; it then only says what they look like."""
+    lent = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.nbytes < _SHARED_BYTES:
+            continue
+        if value.is_graph_input():
+            continue
+        lent[name] = np.ascontiguousarray(tensor.numpy())
+        value.const_value = ir.ExternalTensor(
+            "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(lent[name].shape), name=name
+        )
+    return lent

@@ -1,0 +1,126 @@
+"""Fitting one layer: the start, the alternation, the shrinkage, the bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxdecomp.chain import WEIGHTED, Chain
+from onnxdecomp.fitting.alternate import alternate
+from onnxdecomp.fitting.backward import with_weight
+from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.fitting.problem import Problem, as_rows, problem
+from onnxdecomp.fitting.start import plain_start, reduced_start, whitened_start
+from onnxdecomp.layer import Array, Layer
+from onnxdecomp.methods.base import Method, Ranks
+
+SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1)
+"""The strengths that held-out samples choose among (see `problem`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Factors fitted to what a layer sees.
+
+    Attributes:
+        chain: In float64, with the bias that goes with it.
+        loss: E |y - What x|² over E |y|², y centred, on all rows.
+        plain_loss: The same of the plain fit, to the weight alone; its bias is corrected too.
+        held_out: The loss on held-out rows of a fit to the others, or None where none were held out.
+        shrinkage: The strength chosen.
+    """
+
+    chain: Chain
+    loss: float
+    plain_loss: float
+    held_out: float | None
+    shrinkage: float
+
+
+def fit(
+    method: Method,
+    layer: Layer,
+    ranks: Ranks,
+    train: Moments,
+    held_out: Moments | None = None,
+    *,
+    seed: int = 0,
+    sweeps: int = 4,
+    shrinkages: Sequence[float] = SHRINKAGES,
+    centred: bool = True,
+) -> Fit:
+    """The factors of least loss at these ranks, never of more than the plain fit's.
+
+    Args:
+        method, layer, ranks: As for `Method.fit`; the layer's weight must be no stack of matrices.
+        train, held_out: Moments of the layer's rows. Each strength of the shrinkage is fitted to the first
+            and judged by the second; the one that is best there is fitted to all.
+        seed: Of a method that starts at random.
+        sweeps: Of the alternation.
+        shrinkages: Strengths to choose among; with no held-out rows the first is taken.
+        centred: Give the means to the bias; else the layer's own bias stays and the wanted outputs are
+            without it.
+
+    Raises:
+        onnxdecomp.errors.ModelError: The weight holds NaN or infinite values.
+    """
+    weight = as_rows(layer.weight, layer)
+    everything = train if held_out is None else train + held_out
+    plain = plain_start(method, layer, ranks, weight, seed)
+    strength, outside = shrinkages[0], None
+    if held_out is not None:
+        judge = problem(held_out, weight, centred=centred)
+        # What was fitted at one strength starts the fit at the next.
+        chain = None
+        for candidate in shrinkages:
+            posed = problem(train, weight, candidate, centred=centred)
+            chain = alternate(chain or _start(method, layer, ranks, posed, plain, seed), posed, sweeps=1)
+            found = judge.relative(as_rows(chain.dense(), layer))
+            if outside is None or found < outside:
+                strength, outside = candidate, found
+    posed = problem(everything, weight, strength, centred=centred)
+    fitted = alternate(_start(method, layer, ranks, posed, plain, seed), posed, sweeps=sweeps)
+    judged = problem(everything, weight, centred=centred)
+    dense, plain_dense = (as_rows(chain.dense(), layer) for chain in (fitted, plain))
+    loss, plain_loss = judged.relative(dense), judged.relative(plain_dense)
+    if not loss <= plain_loss:
+        fitted, dense, loss = plain, plain_dense, plain_loss
+    if centred:
+        fitted = replace(fitted, bias=judged.bias(dense))
+    return Fit(fitted, loss, plain_loss, outside, strength)
+
+
+def stored(chain: Chain, layer: Layer) -> Chain:
+    """The chain in the layer's own working type, the norms of its factors balanced."""
+    kind = layer.weight.dtype
+    weighted = [step for step in chain.steps if isinstance(step, WEIGHTED)]
+    norms = [float(np.linalg.norm(step.weight)) for step in weighted]
+    mean = float(np.exp(np.mean(np.log(norms)))) if all(norms) else 0.0
+    scales = {id(s): mean / n if mean else 1.0 for s, n in zip(weighted, norms, strict=True)}
+    steps = tuple(
+        with_weight(step, (step.weight * scales[id(step)]).astype(kind))
+        if isinstance(step, WEIGHTED)
+        else step
+        for step in chain.steps
+    )
+    return replace(chain, steps=steps, bias=None if chain.bias is None else chain.bias.astype(kind))
+
+
+def _start(method: Method, layer: Layer, ranks: Ranks, posed: Problem, plain: Chain, seed: int) -> Chain:
+    """The best of the starts that the chain's form allows."""
+    if (reduced := reduced_start(plain, layer, posed)) is not None:
+        return reduced
+    whitened = whitened_start(method, layer, ranks, posed, seed)
+    starts = [plain] if whitened is None else [whitened, plain]
+    return min(starts, key=lambda chain: _loss(posed, chain, layer))
+
+
+def _loss(posed: Problem, chain: Chain, layer: Layer) -> float:
+    return posed.loss(as_rows(chain.dense(), layer))
+
+
+def dense_rows(chain: Chain, layer: Layer) -> Array:
+    """The chain's dense weight as [g, T/g, D]."""
+    return as_rows(chain.dense(), layer)

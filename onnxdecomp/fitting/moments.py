@@ -1,0 +1,78 @@
+"""Moments: sums over rows of a layer's input and wanted output, from which every loss can be computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxdecomp.layer import Array, Layer
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over n rows x [D] of the input and y [T/g] of the wanted output, each group of channels for itself.
+
+    Attributes:
+        count: n, the same for all groups.
+        xx: [g, D, D], the sum of x xT.
+        yx: [g, T/g, D], the sum of y xT.
+        x: [g, D], the sum of x.
+        y: [T], the sum of y.
+        yy: [T], the sum of y².
+    """
+
+    count: int
+    xx: Array
+    yx: Array
+    x: Array
+    y: Array
+    yy: Array
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.count + other.count,
+            self.xx + other.xx,
+            self.yx + other.yx,
+            self.x + other.x,
+            self.y + other.y,
+            self.yy + other.yy,
+        )
+
+
+def features(layer: Layer) -> int:
+    """D: the length of a row of one group."""
+    return int(layer.weight.size) // (layer.outputs)
+
+
+@dataclass(eq=False)
+class Gatherer:
+    """Adds rows up in place: memory is that of the moments, however many rows there are."""
+
+    groups: int
+    outputs: int
+    features: int
+
+    def __post_init__(self) -> None:
+        g, d, t = self.groups, self.features, self.outputs
+        self._count = 0
+        self._xx = np.zeros((g, d, d))
+        self._yx = np.zeros((g, t // g, d))
+        self._x, self._y, self._yy = np.zeros((g, d)), np.zeros(t), np.zeros(t)
+
+    def add(self, rows: Array, wanted: Array) -> None:
+        """Rows [g, n, D] in float32 or float64 and what the layer should make of them, [n, T]."""
+        g, n, _ = rows.shape
+        self._count += n
+        for group in range(g):
+            x = rows[group]
+            y = wanted[:, group * (self.outputs // g) : (group + 1) * (self.outputs // g)]
+            self._xx[group] += x.T @ x
+            self._yx[group] += y.T @ x
+            self._x[group] += x.sum(0, dtype=np.float64)
+        self._y += wanted.sum(0, dtype=np.float64)
+        self._yy += np.square(wanted, dtype=np.float64).sum(0)
+
+    def moments(self) -> Moments:
+        """What was gathered so far; not to be added to any more."""
+        return Moments(self._count, self._xx, self._yx, self._x, self._y, self._yy)

@@ -1,0 +1,138 @@
+"""The search: the plan that loses least within budgets, or costs least within a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxdecomp.plan.allocate import Allocation, Option, OutOfReach, allocate
+from onnxdecomp.plan.budget import Budget
+from onnxdecomp.plan.candidates import Candidate
+from onnxdecomp.plan.plan import Choice, Cost, Plan
+from onnxdecomp.plan.survey import Surveyed
+from onnxdecomp.plan.uniform import method_options
+from onnxdecomp.sites.base import Skip
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A plan and how it came about.
+
+    Attributes:
+        plan: The decision for every layer.
+        loss: The squared relative error of the output that is expected of it, layers added up.
+        bound: No plan of these candidates within the budgets loses less (or, where the loss is the budget,
+            costs less).
+        gap: How far above the bound this one is.
+        latency: Expected latency over the original's; None where nothing was timed.
+    """
+
+    plan: Plan
+    loss: float
+    bound: float
+    gap: float
+    latency: float | None
+
+
+def choose(
+    surveyed: Sequence[Surveyed],
+    skips: Sequence[Skip],
+    budgets: Sequence[Budget],
+    *,
+    whole_ms: float = 0.0,
+    size: int = 0,
+    max_loss: float | None = None,
+) -> Chosen | OutOfReach:
+    """One candidate, or none, for every layer.
+
+    Args:
+        surveyed: The layers, weighed.
+        skips: Operators that could not be read; the plan names them.
+        budgets: On MACs, parameters, bytes or latency.
+        whole_ms: The original's latency, where one is a budget.
+        size: The original's bytes, likewise.
+        max_loss: With it the loss is limited too, and what is least is the latency where that was
+            measured, else the MACs.
+    """
+    totals = {
+        "macs": float(sum(entry.dense.macs for entry in surveyed)),
+        "params": float(sum(entry.dense.params for entry in surveyed)),
+        "size": float(size),
+        "latency": whole_ms,
+    }
+    limits = [budget.allowed(totals[budget.quantity]) for budget in budgets]
+    kinds = [budget.quantity for budget in budgets]
+    # What no layer has: of the file beside the weights, of the latency beside the layers.
+    fixed = [totals[kind] - sum(_cost(entry, None, kind, whole_ms) for entry in surveyed) for kind in kinds]
+    objective = "latency" if any(entry.part for entry in surveyed) else "macs"
+    items = []
+    for entry in surveyed:
+        options = []
+        for index, loss in [(None, 0.0), *enumerate(entry.losses())]:
+            costs = [_cost(entry, index, kind, whole_ms) for kind in kinds]
+            if max_loss is None:
+                options.append(Option(tuple(costs), loss))
+            else:
+                aim = _cost(entry, index, objective, whole_ms or 1.0)
+                options.append(Option((loss, *costs), aim))
+        items.append(options)
+    if max_loss is not None:
+        found = allocate(items, [max_loss, *limits], fixed=[0.0, *(max(0.0, f) for f in fixed)])
+    else:
+        found = allocate(items, limits, fixed=[max(0.0, f) for f in fixed])
+    if isinstance(found, OutOfReach):
+        return found
+    return _chosen(surveyed, skips, found)
+
+
+def _chosen(surveyed: Sequence[Surveyed], skips: Sequence[Skip], found: Allocation) -> Chosen:
+    choices, loss, latency = [], 0.0, 1.0
+    for entry, index in zip(surveyed, found.choice, strict=True):
+        picked = None if index == 0 else index - 1
+        choices.append(_choice(entry, None if picked is None else entry.candidates[picked]))
+        if picked is not None:
+            loss += entry.losses()[picked]
+            latency += (entry.parts[picked] if entry.parts else entry.part) - entry.part
+    skipped = [Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason) for skip in skips]
+    timed = any(entry.part for entry in surveyed)
+    return Chosen(Plan((*choices, *skipped)), loss, found.bound, found.gap, latency if timed else None)
+
+
+def _choice(entry: Surveyed, candidate: Candidate | None) -> Choice:
+    layer = entry.site.layer
+    common: dict[str, Any] = {
+        "layer": layer.name,
+        "graph": layer.graph,
+        "op_type": layer.op_type,
+        "before": entry.dense,
+        "weight": layer.weight.shape,
+        "input": layer.input_shape,
+    }
+    if candidate is None:
+        return Choice(
+            **common, reason=entry.reason or "better kept: the budget is met with less loss elsewhere"
+        )
+    outline = candidate.outline
+    return Choice(
+        **common,
+        method=outline.method.name,
+        options=method_options(outline.method),
+        ranks=outline.ranks,
+        after=outline.cost,
+    )
+
+
+def _cost(entry: Surveyed, index: int | None, kind: str, whole_ms: float) -> float:
+    """What a layer costs with a candidate, or as it is, in a budget's unit."""
+    if kind == "latency":
+        part = entry.part if index is None or not entry.parts else entry.parts[index]
+        return part * whole_ms
+    cost: Cost = entry.dense if index is None else entry.candidates[index].outline.cost
+    if kind == "size":
+        return float(cost.params * _bytes(entry.site.layer.dtype))
+    return float(getattr(cost, kind))
+
+
+def _bytes(dtype: str) -> int:
+    return {"float64": 8, "float32": 4}.get(dtype, 2)

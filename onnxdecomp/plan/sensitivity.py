@@ -1,0 +1,129 @@
+"""Sensitivity: what a layer's loss does to the network's output.
+
+A layer's own relative error says little of what it does to the output. So some of its candidates are put
+into the original model, each alone, and the output is compared; in between, the effect is interpolated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.calibrate.observe import Calibration
+from onnxdecomp.calibrate.taps import open_taps
+from onnxdecomp.chain import Chain
+from onnxdecomp.fitting.fit import stored
+from onnxdecomp.layer import Array
+from onnxdecomp.runtime.session import Feed
+from onnxdecomp.sites.base import Site
+from onnxdecomp.sites.find import find
+from onnxdecomp.sites.rewrite import Rewriter
+
+_WORK = 2e10
+"""Multiply-accumulates of one look at the output: as many samples as that makes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """The original's outputs on some of the calibration inputs.
+
+    Attributes:
+        feeds: The inputs, batched.
+        names: The float outputs.
+        values: Per feed and name.
+    """
+
+    feeds: tuple[Feed, ...]
+    names: tuple[str, ...]
+    values: tuple[tuple[Array, ...], ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a layer's loss does to the output, from measured points.
+
+    Attributes:
+        points: (loss of the layer, squared relative error of the output), rising in the first.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def at(self, loss: float) -> float:
+        """The output's squared relative error where the layer loses that much; log-log interpolated."""
+        if loss <= 0:
+            return 0.0
+        if not self.points:
+            return loss
+        x = np.log([max(p, 1e-12) for p, _ in self.points])
+        y = np.log([max(e, 1e-12) for _, e in self.points])
+        at = math.log(max(loss, 1e-12))
+        if at <= x[0] or len(x) == 1:
+            return float(np.exp(y[0] + (at - x[0])))
+        if at >= x[-1]:
+            slope = max(1.0, float((y[-1] - y[0]) / max(x[-1] - x[0], 1e-9)))
+            return float(np.exp(y[-1] + slope * (at - x[-1])))
+        return float(np.exp(np.interp(at, x, y)))
+
+
+def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Outputs:
+    """The outputs of the model as it is.
+
+    Args:
+        model: The original.
+        calibration: The inputs; the last ones are taken.
+        macs: Multiply-accumulates of one sample.
+    """
+    names = tuple(
+        str(value.name)
+        for value in model.graph.outputs
+        if value.dtype is None or value.dtype.is_floating_point()
+    )
+    taps = open_taps(model, names, provider=calibration.provider, threads=calibration.threads)
+    batches = list(calibration.feeds.batches(calibration.batch))
+    size = max(1, len(calibration.feeds) // max(1, len(batches)))
+    count = int(np.clip(_WORK / max(macs, 1) / size, 1, max(1, 512 // size)))
+    feeds = tuple(batches[-count:])
+    return Outputs(feeds, names, tuple(tuple(taps.run(feed)) for feed in feeds))
+
+
+def output_error(model: ir.Model, outputs: Outputs, calibration: Calibration) -> float:
+    """The squared relative L2 error of a model's outputs, the mean over the outputs."""
+    taps = open_taps(model, outputs.names, provider=calibration.provider, threads=calibration.threads)
+    energy, error = np.zeros(len(outputs.names)), np.zeros(len(outputs.names))
+    for feed, values in zip(outputs.feeds, outputs.values, strict=True):
+        for index, (new, old) in enumerate(zip(taps.run(feed), values, strict=True)):
+            reference = old.astype(np.float64)
+            energy[index] += float(np.sum(np.square(reference)))
+            error[index] += float(np.sum(np.square(new.astype(np.float64) - reference)))
+    shares = [e / n if n > 0 else float(e > 0) for e, n in zip(error, energy, strict=True)]
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def effect(
+    model: ir.Model,
+    site: Site,
+    chains: Sequence[tuple[float, Chain]],
+    outputs: Outputs,
+    calibration: Calibration,
+) -> Effect:
+    """Measure the effect of one layer's chains, each with its loss."""
+    points = []
+    for loss, chain in chains:
+        error = output_error(replaced(model, site, chain), outputs, calibration)
+        points.append((loss, error))
+    return Effect(tuple(sorted(points)))
+
+
+def replaced(model: ir.Model, site: Site, chain: Chain) -> ir.Model:
+    """A copy of the model with one layer replaced."""
+    copy = model.clone()
+    sites, _ = find(copy, freeze=True)
+    key = (site.layer.graph, site.layer.name)
+    own = next(s for s in sites if (s.layer.graph, s.layer.name) == key)
+    own = replace(own, layer=replace(own.layer, weight=site.layer.weight))
+    Rewriter(copy).replace(own, stored(chain, site.layer), {})
+    return copy

@@ -1,0 +1,215 @@
+"""The survey: everything that is weighed before a plan is made, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from onnxdecomp.calibrate.observe import Calibration, observe_unchanged, packs, unobservable
+from onnxdecomp.chain import Chain
+from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.methods import for_layer, get
+from onnxdecomp.plan.candidates import (
+    QUICK,
+    Candidate,
+    Outline,
+    What,
+    candidates,
+    dense_cost,
+    methods_for,
+    outlines,
+)
+from onnxdecomp.plan.plan import Cost
+from onnxdecomp.plan.sensitivity import Effect, Outputs, effect, original_outputs
+from onnxdecomp.plan.uniform import selected
+from onnxdecomp.sites.base import Site
+
+Progress = Callable[[str, int, int], None]
+
+_POINTS = 3
+"""Candidates per layer whose effect on the output is measured."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which layers are looked at, and with what.
+
+    Attributes:
+        methods: Names, or ("auto",).
+        multiple: Ranks are multiples of it.
+        what: The cost along which candidates are laid out.
+        include, exclude: Shell patterns of layer names.
+        skip_below: Layers below this share of the average one in MACs and parameters are left alone.
+        worse: See `candidates`.
+        seed: Of methods that start at random.
+    """
+
+    methods: tuple[str, ...] = ("auto",)
+    multiple: int = 1
+    what: What = "macs"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    skip_below: float = 0.1
+    worse: float = 1.3
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Surveyed:
+    """One layer, weighed.
+
+    Attributes:
+        site: The layer.
+        dense: What it costs.
+        candidates: What could be done to it; empty where nothing can.
+        effect: What its loss does to the output.
+        part: Its share of the model's latency, 0 where not measured.
+        parts: Of each candidate, the share of the original model's latency that it would take.
+        reason: Why nothing can be done to it.
+    """
+
+    site: Site
+    dense: Cost
+    candidates: tuple[Candidate, ...] = ()
+    effect: Effect = field(default_factory=lambda: Effect(()))
+    part: float = 0.0
+    parts: tuple[float, ...] = ()
+    reason: str = ""
+
+    def losses(self) -> list[float]:
+        """Of each candidate, the squared relative error that it makes in the output."""
+        return [self.effect.at(candidate.loss) for candidate in self.candidates]
+
+
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """What is known of latency before anything is fitted: by the layer's place in the list of sites.
+
+    Attributes:
+        parts: The dense layer's share of the model's latency, and each outline's.
+    """
+
+    parts: Mapping[int, tuple[float, tuple[float, ...]]]
+    whole_ms: float
+
+
+Timer = Callable[[Sequence[Site], Sequence[Sequence[Outline]]], Timed]
+
+
+def survey(
+    model: ir.Model,
+    sites: Sequence[Site],
+    scope: Scope,
+    calibration: Calibration,
+    *,
+    timer: Timer | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[Surveyed], Outputs, float]:
+    """Weigh every layer of the model, which stays as it is.
+
+    Args:
+        model: Simplified and normalised, with activation shapes.
+        sites: Its layers.
+        scope: Which of them, and how.
+        calibration: Inputs. Synthetic ones show what an error does to the output, but nothing is fitted
+            to them.
+        timer: Measures the latency of outlines; those that take as long as the layer are dropped.
+        progress: Called as the work goes on.
+
+    Returns:
+        One entry per site; the original's outputs, for comparisons; and the original's latency in
+        milliseconds (0 without a timer).
+    """
+    report = progress or (lambda what, done, total: None)
+    dense = [dense_cost(site.layer) for site in sites]
+    reasons = _reasons(sites, dense, scope)
+    options: list[list[Outline]] = []
+    for site, reason in zip(sites, reasons, strict=True):
+        methods = [] if reason else methods_for(scope.methods, site)
+        what: What = "params" if site.layer.lookup else scope.what
+        options.append(outlines(site, methods, multiple=scope.multiple, what=what))
+    for index, own in enumerate(options):
+        if not own and not reasons[index]:
+            reasons[index] = _refusals(scope.methods, sites[index])
+    timed = None
+    takes: dict[int, float] = {}
+    if timer is not None:
+        report("time layers", 0, 0)
+        timed = timer(sites, options)
+        for index, own in enumerate(options):
+            if not own or index not in timed.parts:
+                continue
+            part, parts = timed.parts[index]
+            takes |= {id(option): value for option, value in zip(own, parts, strict=True)}
+            options[index] = [option for option in own if takes[id(option)] < part]
+            if not options[index]:
+                best = min(parts) / part if part > 0 else 1.0
+                reasons[index] = f"does not pay: the fastest chain takes {best:.2f}x of its time"
+    outputs = original_outputs(model, calibration, sum(cost.macs for cost in dense))
+    found = [Surveyed(s, c, reason=r) for s, c, r in zip(sites, dense, reasons, strict=True)]
+    todo = [index for index, own in enumerate(options) if own]
+    for done, (index, moments) in enumerate(_moments(model, sites, todo, calibration)):
+        site = sites[index]
+        report(f"weigh {site.layer.name}", done, len(todo))
+        what = "params" if site.layer.lookup else scope.what
+        weighed = candidates(site, options[index], moments, what=what, worse=scope.worse, seed=scope.seed)
+        measured = effect(model, site, _probes(weighed), outputs, calibration)
+        entry = replace(found[index], candidates=tuple(weighed), effect=measured)
+        if timed is not None and index in timed.parts:
+            parts = tuple(takes[id(candidate.outline)] for candidate in weighed)
+            entry = replace(entry, part=timed.parts[index][0], parts=parts)
+        # The numbers of the anchors have served; a plan is carried out anew.
+        light = tuple(replace(candidate, fitted=None) for candidate in entry.candidates)
+        found[index] = replace(entry, candidates=light)
+    return found, outputs, 0.0 if timed is None else timed.whole_ms
+
+
+def _moments(
+    model: ir.Model, sites: Sequence[Site], todo: Sequence[int], calibration: Calibration
+) -> Iterator[tuple[int, Moments | None]]:
+    """The moments of layers by their place, a pack at a time; None for those that cannot be observed."""
+    seen = {
+        id(sites[index]): index
+        for index in todo
+        if not calibration.synthetic and unobservable(sites[index]) is None
+    }
+    for pack in packs([sites[index] for index in seen.values()]):
+        for site, (train, held) in zip(pack, observe_unchanged(model, pack, calibration), strict=True):
+            yield seen[id(site)], train if held is None else train + held
+    for index in todo:
+        if id(sites[index]) not in seen:
+            yield index, None
+
+
+def _probes(weighed: Sequence[Candidate]) -> list[tuple[float, Chain]]:
+    """Fitted candidates, of little, middling and much loss."""
+    fitted = sorted((c for c in weighed if c.fitted is not None), key=lambda c: c.loss)
+    picks = {round(k * (len(fitted) - 1) / (_POINTS - 1)) for k in range(_POINTS)} if fitted else set()
+    return [(c.loss, c.fitted) for c in (fitted[k] for k in sorted(picks)) if c.fitted is not None]
+
+
+def _reasons(sites: Sequence[Site], dense: Sequence[Cost], scope: Scope) -> list[str]:
+    share = scope.skip_below / max(1, len(sites))
+    few_macs = share * sum(cost.macs for cost in dense)
+    few_params = share * sum(cost.params for cost in dense)
+    reasons = []
+    for site, cost in zip(sites, dense, strict=True):
+        if not selected(site.layer.name, scope.include, scope.exclude):
+            reasons.append("excluded by name")
+        elif cost.macs < few_macs and cost.params < few_params:
+            reasons.append(
+                f"too small: below {scope.skip_below:g} of the average layer in MACs and parameters"
+            )
+        else:
+            reasons.append("")
+    return reasons
+
+
+def _refusals(names: Sequence[str], site: Site) -> str:
+    """Why no method takes a layer."""
+    tried = QUICK if tuple(names) == ("auto",) else names
+    found = [for_layer(get(name), site.layer).refusal(site.layer) for name in tried]
+    reasons = dict.fromkeys(reason for reason in found if reason)
+    return "; ".join(reasons) or "no rank makes it cheaper"
