@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx_ir as ir
 
-from onnxdecomp import benchmark, environment, pipeline, preflight, verification
+from onnxdecomp import environment, pipeline, preflight, verification
+from onnxdecomp.data.read import read_feeds
+from onnxdecomp.equip import Gear, equip, read_plan
 from onnxdecomp.errors import GateError, ModelError, UnchangedError, UsageError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import check_target
 from onnxdecomp.lowering import LoweringCheck, check_lowering
+from onnxdecomp.plan.budget import parse_budgets
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
 from onnxdecomp.runrecord import describe_model, describe_output, run_record
+from onnxdecomp.settle import Watch, settle
 from onnxdecomp.staging import on_disk, staged
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
     from onnxdecomp.benchmark import BenchResult
     from onnxdecomp.data.read import Data
+    from onnxdecomp.pipeline import PipelineResult
     from onnxdecomp.stage import Stage
     from onnxdecomp.verification import Verification
 
@@ -69,6 +74,9 @@ def compress(
     output: str | Path | None = None,
     *,
     config: Config = None,
+    target: str | None = None,
+    calib: Data | None = None,
+    plan: Plan | Mapping[str, Any] | str | Path | None = None,
     data: Data | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     samples: int | None = None,
@@ -78,6 +86,7 @@ def compress(
     max_error: float | None = None,
     provider: str = "cpu",
     threads: int | None = None,
+    allow_slower: bool | None = None,
     seed: int | None = None,
     simplify: str | None = None,
     overwrite: bool = False,
@@ -92,14 +101,21 @@ def compress(
         model: A file, or a model in memory, which is left as it is.
         output: The file to write; None writes none.
         config: A pipeline's configuration: a TOML file or the same as a mapping.
+        target: What is to be reached: "macs=2x", "latency=1.5x", "error=0.05", "drop=0.01", … (see
+            onnxdecomp.plan.budget); the ranks are found. With none, no rank and no plan it is
+            "error=<max_error>", or 0.05.
+        calib: Calibration inputs without labels, which factors are fitted to (see onnxdecomp.data.read).
+        plan: Carry this plan out: a value, its JSON, or a file with it or with a run's record.
         data: Inputs for the verification, with labels for accuracy (see onnxdecomp.data.read); without
-            it they are random.
+            it those of `calib`, else they are random.
         input_shapes: Shapes of inputs whose dimensions the model leaves free, by name.
         samples: At most so many samples of the data are compared.
         verify: Compare the outputs with the original's.
         bench: Time the result against the original.
         bench_seconds: Seconds that timing may take, roughly.
         max_error: Largest relative L2 error of an output; above it GateError, and no file is written.
+        allow_slower: Take the result even if it was measured to be no faster than the original. None: only
+            where ranks, a plan, or a target of MACs, parameters or bytes were asked for.
         provider, threads: Where it is verified and timed; threads None is one per core.
         seed: Of everything random; None is the configuration's, or 0.
         simplify: "onnxsim", "onnxscript" or "none".
@@ -115,82 +131,90 @@ def compress(
             raised, the output is either complete or as it was before.
     """
     report = progress or _silent
-    target = None if output is None or dry_run else Path(output)
-    if target is not None:
-        check_target(target, overwrite=overwrite)
-    stages = _stages(config, seed, provider, simplify, decompose)
+    file = None if output is None or dry_run else Path(output)
+    if file is not None:
+        check_target(file, overwrite=overwrite)
+    wanted = _with_target(config, decompose, target, max_error)
+    given = None if plan is None else read_plan(plan)
+    stages = _stages(config, seed, provider, simplify, wanted)
     cores = threads or environment.cores()
     with on_disk(model) as path:
         report("load", 0, 0)
         working = load(path)
-        if target is not None:
-            check_target(target, model=working, overwrite=overwrite)
+        if file is not None:
+            check_target(file, model=working, overwrite=overwrite)
         before = describe_model(working, path, named=isinstance(model, str | Path))
-        if dry_run:
-            return _dry_run(before, working, stages, report)
-        if verify or bench:
+        if calib is not None:
+            calib = read_feeds(calib, preflight.inputs(path))
+        data = calib if data is None else data
+        if (verify or bench) and not dry_run:
             preflight.check(path, provider=provider, data=data)
-        stages = tuple(_with_progress(stage, report) for stage in stages)
-        ran = pipeline.run(working, stages, lambda stage: report(stage, 0, 0))
-        plan = Plan.from_json(ran.record.get("decompose", {}).get("plan", {"version": 1, "choices": []}))  # type: ignore[arg-type]
+        how: dict[str, Any] = {
+            "provider": provider,
+            "threads": cores,
+            "seed": seed or 0,
+            "shapes": input_shapes,
+        }
+        gear = Gear(path, calib, data, samples, timed=bench, report=report, **how)
+        if dry_run:
+            return _dry_run(before, working, equip(stages, gear, given), report)
+
+        def run(plan: Plan | None, fresh: ir.Model) -> PipelineResult:
+            return pipeline.run(fresh, equip(stages, gear, plan), lambda stage: report(stage, 0, 0))
+
+        watch = Watch(path, provider, cores, bench_seconds, seed or 0, input_shapes)
+        slower = allow_slower if allow_slower is not None else _about_size(given, stages)
+        settled = settle(
+            run(given, working), lambda plan: run(plan, load(path)), watch, enabled=bench and not slower
+        )
+        ran, plan_done, timed = settled.ran, settled.plan, settled.timed
+        notes = (*ran.notes, *settled.notes)
         report("check layers", 0, 0)
         checks = check_lowering(ran.rewritten, opset=before["opset"], ir_version=before["ir_version"])
         _require_lowered(checks)
-        layers = layer_records(plan, ran.rewritten, checks)
+        layers = layer_records(plan_done, ran.rewritten, checks)
         changed = bool(ran.rewritten)
         if not changed and fail_if_unchanged:
             raise UnchangedError(
-                f"nothing was decomposed: {_why_nothing(plan)}; 'onnxdecomp inspect' shows every layer"
+                f"nothing was decomposed: {_why_nothing(plan_done)}; 'onnxdecomp inspect' shows every layer"
             )
         result = ran.model if changed else load(path)
-        with staged(result, target, original=None if changed else path) as written:
-            checked = timed = None
+        with staged(result, file, original=None if changed else path) as written:
+            checked = None
             if verify:
                 report("verify", 0, 0)
                 checked = verification.verify(
-                    path,
-                    written,
-                    data=data,
-                    shapes=input_shapes,
-                    seed=seed or 0,
-                    provider=provider,
-                    threads=cores,
-                    samples=samples,
-                    max_error=max_error,
+                    path, written, data=data, samples=samples, max_error=max_error, **how
                 )
                 _require_verified(checked)
-            if bench and changed:
+            if bench and changed and timed is None:
                 report("time", 0, 0)
-                timed = benchmark.bench(
-                    [path, written],
-                    providers=(provider,),
-                    threads=(cores,),
-                    shapes=input_shapes,
-                    duration=bench_seconds,
-                    seed=seed or 0,
-                    memory=False,
-                )
+                timed = watch.time(written)
             record = run_record(
                 before,
-                plan=plan,
+                plan=plan_done,
                 layers=layers,
-                notes=ran.notes,
+                notes=notes,
                 where=environment.describe(provider, cores, ran=bool(verify or timed)),
-                output=describe_output(written, target),
+                output=describe_output(written, file),
                 verified=checked,
                 timed=timed,
                 passes=ran.record,
             )
             report("save", 0, 0)
-        return Result(result, plan, layers, checks, ran.notes, changed, target, checked, timed, record)
+        return Result(result, plan_done, layers, checks, notes, changed, file, checked, timed, record)
 
 
 def inspect(model: Source, *, simplify: str = "none", **decompose: Any) -> Result:
     """What `compress` would do to every layer, without doing it; the same options.
 
+    With neither a rank nor a target it shows what half of the ranks would do: a search takes its time.
+
     Raises:
         UsageError, ModelError: See onnxdecomp.errors.
     """
+    if not any(decompose.get(name) for name in ("rank", "target", "layers", "plan", "config")):
+        decompose["rank"] = "0.5"
     return compress(model, simplify=simplify, dry_run=True, **decompose)
 
 
@@ -228,10 +252,25 @@ def _stages(
     return pipeline.build(config, overrides)
 
 
-def _with_progress(stage: Any, report: Report) -> Any:
-    if stage.name != "decompose" or not hasattr(stage, "on_layer"):
-        return stage
-    return replace(stage, on_layer=lambda done, total, layer: report(f"decompose {layer}", done, total))
+def _with_target(
+    config: Config, decompose: Mapping[str, Any], target: str | None, max_error: float | None
+) -> dict[str, Any]:
+    """The decompose stage's options with the target; where nothing says how far to go, the largest error."""
+    if target is not None:
+        return {**decompose, "target": target}
+    if max_error is None or any(decompose.get(name) for name in ("rank", "layers")):
+        return dict(decompose)
+    stages = [stage for stage in pipeline.build(config, {}) if stage.name == "decompose"]
+    said = any(getattr(stage, name, "") for stage in stages for name in ("rank", "layers", "target"))
+    return dict(decompose) if said else {**decompose, "target": f"error={max_error}"}
+
+
+def _about_size(plan: Plan | None, stages: Sequence[Any]) -> bool:
+    """Whether ranks, a plan, or a target of MACs, parameters or bytes were asked for: not, then, speed."""
+    stage = next((stage for stage in stages if hasattr(stage, "searches")), None)
+    if plan is not None or stage is None or not stage.searches:
+        return True
+    return {budget.quantity for budget in parse_budgets(stage.goal)} <= {"macs", "params", "size"}
 
 
 def _dry_run(before: Mapping[str, Any], working: ir.Model, stages: Sequence[Any], report: Report) -> Result:
@@ -242,10 +281,12 @@ def _dry_run(before: Mapping[str, Any], working: ir.Model, stages: Sequence[Any]
     first = names.index("decompose")
     ran = pipeline.run(working, stages[:first], lambda name: report(name, 0, 0))
     report("plan", 0, 0)
-    plan, _ = stages[first].plan(ran.model)
-    layers = layer_records(plan, carried_out=False)
-    record = run_record(before, plan=plan, layers=layers, notes=ran.notes, passes=ran.record)
-    return Result(ran.model, plan, layers, (), ran.notes, False, None, None, None, record)
+    found, _ = stages[first].plan(ran.model)
+    layers = layer_records(found.plan, carried_out=False)
+    notes = (*ran.notes, *(f"decompose: {note}" for note in found.notes))
+    passes = {**ran.record, "decompose": {"search": found.record}} if found.record else ran.record
+    record = run_record(before, plan=found.plan, layers=layers, notes=notes, passes=passes)
+    return Result(ran.model, found.plan, layers, (), notes, False, None, None, None, record)
 
 
 def _require_lowered(checks: Sequence[LoweringCheck]) -> None:

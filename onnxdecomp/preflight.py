@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING
 
 from onnxdecomp.data.read import Prepared, read_feeds
 from onnxdecomp.runtime import providers
-from onnxdecomp.runtime.session import inputs_of, open_session
+from onnxdecomp.runtime.session import TensorSpec, inputs_of, open_session
 
 if TYPE_CHECKING:
     from onnxdecomp.data.read import Data
+
+
+def inputs(model: Path) -> tuple[TensorSpec, ...]:
+    """The inputs that must be fed.
+
+    Raises:
+        ModelError: ONNX Runtime does not load the model.
+    """
+    return inputs_of(open_session(model, low_memory=True))
 
 
 def check(model: Path, *, provider: str, data: Data | None) -> None:

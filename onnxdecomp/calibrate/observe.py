@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -50,6 +50,21 @@ class Calibration:
     provider: str = "cpu"
     threads: int = 0
     seed: int = 0
+
+
+_HELD = 1 << 26
+"""Numbers of one layer's activation that one run of the model may make."""
+
+
+def sized(calibration: Calibration, sites: Sequence[Site]) -> Calibration:
+    """The calibration with batches small enough for the activations, and enough of them to hold some out."""
+    largest = 1
+    for site in sites:
+        for shape in (site.layer.input_shape, site.layer.output_shape):
+            known = [dim for dim in shape or () if isinstance(dim, int)]
+            largest = max(largest, math.prod(known))
+    batch = min(calibration.batch, max(1, _HELD // largest), max(1, len(calibration.feeds) // 8))
+    return replace(calibration, batch=batch)
 
 
 def unobservable(site: Site) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from typing import TypeAlias
+
 import numpy as np
 
 from onnxdecomp.chain import conv_output_size
@@ -58,7 +59,7 @@ def conv_rows(layer: Layer, x: Array, at: Positions) -> Array:
                 place = at[axis] * spec.strides[axis] + offset[axis] * spec.dilations[axis] - begins[axis]
             valid &= (place >= 0) & (place < size)
             index.append(np.clip(place, 0, size - 1))
-        column = x[(slice(None), slice(None), *index)]  # type: ignore[arg-type]
+        column = x[(slice(None), slice(None), *index)]
         columns.append(np.where(valid, column, np.zeros((), x.dtype)) if not valid.all() else column)
     stacked = np.stack(columns, axis=-1)  # [N, S, P, K]
     g = spec.groups
@@ -73,7 +74,7 @@ def at_positions(y: Array, at: Positions) -> Array:
 
 
 def pad_begins(layer: Layer, x: Array) -> tuple[int, ...]:
-    """The padding before each spatial axis, for a convolution with `auto_pad` as its input's size makes it."""
+    """The padding before each spatial axis; with `auto_pad` as the input's size makes it."""
     spec = layer.conv
     assert spec is not None
     d = spec.spatial_rank

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPa
 
 from onnxdecomp.layer import Array
 from onnxdecomp.runtime import session
-from onnxdecomp.runtime.session import Feed
+from onnxdecomp.runtime.session import Feed, TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -43,10 +43,9 @@ class Taps:
         """
         return session.run(self._session, {k: v for k, v in feed.items() if k in self.inputs})
 
-    def over(self, feeds: Sequence[Feed]) -> Iterator[list[Array]]:
-        """The values for one feed after the other."""
-        for feed in feeds:
-            yield self.run(feed)
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that must be fed."""
+        return session.inputs_of(self._session)
 
 
 def open_taps(model: ir.Model, names: Sequence[str], *, provider: str = "cpu", threads: int = 0) -> Taps:

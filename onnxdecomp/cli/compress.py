@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from onnxdecomp.cli import options
-from onnxdecomp.cli.inputs import input_shape_option, parse_shapes
+from onnxdecomp.cli.inputs import input_shape_option, parse_shapes, preprocess_option
 from onnxdecomp.cli.output import json_option
 
 
@@ -24,13 +24,21 @@ from onnxdecomp.cli.output import json_option
 )
 @options.decomposition
 @click.option(
+    "--calib",
+    type=click.Path(),
+    metavar="DATA",
+    help="Inputs without labels that factors are fitted to, of the same forms as --eval.",
+)
+@click.option(
     "--eval",
     "data",
     type=click.Path(),
     metavar="DATA",
-    help="Inputs to verify with, and labels for accuracy: a .npz file, a folder of them, or ONNX test data "
-    "(test_data_set_*). Random inputs if not given.",
+    help="Inputs to verify with, and labels for accuracy: a .npz file, a folder of them, ONNX test data "
+    "(test_data_set_*), a folder of images, or module:callable. Those of --calib, or random ones, if not "
+    "given.",
 )
+@preprocess_option
 @click.option(
     "--samples", type=click.IntRange(min=1), metavar="N", help="Use at most so many samples of the data."
 )
@@ -39,7 +47,8 @@ from onnxdecomp.cli.output import json_option
     "--max-error",
     type=click.FloatRange(min=0),
     metavar="ERROR",
-    help="Exit with 1, writing nothing, if the relative L2 error of an output is above this.",
+    help="Exit with 1, writing nothing, if the relative L2 error of an output is above this; with neither "
+    "--rank nor --target also what the search may use up.",
 )
 @click.option(
     "--provider",
@@ -63,6 +72,18 @@ from onnxdecomp.cli.output import json_option
 @click.option(
     "--bench/--no-bench", default=True, show_default=True, help="Time the result against the original."
 )
+@click.option(
+    "--allow-slower/--never-slower",
+    default=None,
+    help="Whether the result may be no faster than the original; else layers are put back  [default: only if "
+    "--rank, --plan, or a target of MACs, parameters or size asks for it].",
+)
+@click.option(
+    "--plan",
+    type=click.Path(),
+    metavar="FILE",
+    help="Carry out the plan in this file: the --json of a --dry-run or of another run.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
 @json_option("the run's record")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
@@ -75,7 +96,9 @@ def command(
     model: str,
     output: str | None,
     config: str | None,
+    calib: str | None,
     data: str | None,
+    preprocess: str | None,
     samples: int | None,
     input_shape: tuple[str, ...],
     max_error: float | None,
@@ -83,6 +106,8 @@ def command(
     threads: int | None,
     verify: bool,
     bench: bool,
+    allow_slower: bool | None,
+    plan: str | None,
     dry_run: bool,
     json_target: str | None,
     overwrite: bool,
@@ -97,6 +122,7 @@ def command(
     from onnxdecomp import console, jsonio
     from onnxdecomp.api import compress
     from onnxdecomp.cli.show import show_plan, show_result
+    from onnxdecomp.data.read import prepared
 
     given = options.given(context, (*options.DECOMPOSE, "seed"))
     with console.progress("load") as advance:
@@ -104,7 +130,9 @@ def command(
             model,
             output or _default_output(model, config, given),
             config=config,
-            data=data,
+            calib=prepared(calib, preprocess) if calib is not None else None,
+            plan=plan,
+            data=prepared(data, preprocess) if data is not None else None,
             samples=samples,
             input_shapes=parse_shapes(input_shape),
             max_error=max_error,
@@ -112,6 +140,7 @@ def command(
             threads=threads,
             verify=verify,
             bench=bench,
+            allow_slower=allow_slower,
             dry_run=dry_run,
             overwrite=overwrite,
             fail_if_unchanged=fail_if_unchanged,

@@ -22,18 +22,24 @@ def decomposition(function: F) -> F:
         (
             click.option(
                 "--method",
-                default="tucker",
+                default="auto",
                 show_default=True,
                 metavar="NAME",
-                help="Decomposition; see 'onnxdecomp methods'. Several with commas: a layer gets the first "
-                "that fits.",
+                help="Decomposition; see 'onnxdecomp methods'. Several with commas: with --rank a layer gets "
+                "the first that fits, else the best. auto: the best of all (with --rank: tucker).",
+            ),
+            click.option(
+                "--target",
+                metavar="BUDGET",
+                help="What to reach; the ranks are searched for: macs=2x | params=4x | size=3x | "
+                "latency=1.5x | error=0.05 (of the output) | drop=0.01 (of the accuracy on --eval); several "
+                "with commas  [default: the fastest within error=0.05].",
             ),
             click.option(
                 "--rank",
-                default="0.5",
-                show_default=True,
                 metavar="SPEC",
-                help="16 | 16,32 | 0.5 (of full) | energy=0.95 | error=0.05 | evbmf.",
+                help="In place of a target, ranks: 16 | 16,32 | 0.5 (of full) | energy=0.95 | error=0.05 (of "
+                "the weight) | evbmf.",
             ),
             click.option(
                 "--layer",
@@ -45,10 +51,9 @@ def decomposition(function: F) -> F:
             ),
             click.option(
                 "--rank-multiple",
-                default="1",
-                show_default=True,
                 metavar="N|auto",
-                help="Round ranks to multiples of N; auto: of what the provider's kernels block by.",
+                help="Round ranks to multiples of N; auto: of what the provider's kernels block by  "
+                "[default: auto where latency counts, else 1].",
             ),
             click.option(
                 "--include",
@@ -155,6 +160,7 @@ DECOMPOSE = (
     "method",
     "options",
     "rank",
+    "target",
     "layers",
     "rank_multiple",
     "include",

@@ -159,7 +159,7 @@ def _mixes(step: Convolve | MatMul, responses: _Responses) -> bool:
     """Whether the step's groups are others than the layer's."""
     if isinstance(step, MatMul):
         return bool(step.weight.ndim > 2)
-    return step.spec.groups != responses.groups
+    return bool(step.spec.groups != responses.groups)
 
 
 def _basis(step: Convolve | MatMul, x: Array, responses: _Responses) -> Array:

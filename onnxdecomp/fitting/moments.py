@@ -11,7 +11,7 @@ from onnxdecomp.layer import Array, Layer
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Sums over n rows x [D] of the input and y [T/g] of the wanted output, each group of channels for itself.
+    """Sums over n rows x [D] of the input and y [T/g] of the wanted output, each group for itself.
 
     Attributes:
         count: n, the same for all groups.
@@ -59,13 +59,22 @@ class Gatherer:
         self._xx = np.zeros((g, d, d))
         self._yx = np.zeros((g, t // g, d))
         self._x, self._y, self._yy = np.zeros((g, d)), np.zeros(t), np.zeros(t)
+        # Sums are taken around the first rows' mean: products in float32 drown a variance far below it.
+        self._origin: tuple[Array, Array] | None = None
 
     def add(self, rows: Array, wanted: Array) -> None:
         """Rows [g, n, D] in float32 or float64 and what the layer should make of them, [n, T]."""
         g, n, _ = rows.shape
+        if n == 0:
+            return
+        if self._origin is None:
+            means = rows.mean(1, dtype=np.float64), wanted.mean(0, dtype=np.float64)
+            self._origin = means[0].astype(np.float32), means[1].astype(np.float32)
+        at_x, at_y = self._origin
         self._count += n
+        wanted = wanted - at_y
         for group in range(g):
-            x = rows[group]
+            x = rows[group] - at_x[group]
             y = wanted[:, group * (self.outputs // g) : (group + 1) * (self.outputs // g)]
             self._xx[group] += x.T @ x
             self._yx[group] += y.T @ x
@@ -75,4 +84,22 @@ class Gatherer:
 
     def moments(self) -> Moments:
         """What was gathered so far; not to be added to any more."""
+        if self._origin is not None:
+            self._around_zero(self._origin[0].astype(np.float64), self._origin[1].astype(np.float64))
+            self._origin = None
         return Moments(self._count, self._xx, self._yx, self._x, self._y, self._yy)
+
+    def _around_zero(self, at_x: Array, at_y: Array) -> None:
+        """The sums of x + at_x and y + at_y, in place and row by row: they may be large."""
+        n = self._count
+        self._yy += 2 * at_y * self._y + n * at_y**2
+        outputs, means = self._y.reshape(self.groups, -1), at_y.reshape(self.groups, -1)
+        for group, a in enumerate(at_x):
+            x = self._x[group].copy()
+            total = x + n * a
+            for row in range(self.features):
+                self._xx[group, row] += x[row] * a + a[row] * total
+            for row, (y, mean) in enumerate(zip(outputs[group], means[group], strict=True)):
+                self._yx[group, row] += y * a + mean * total
+            self._x[group] = total
+        self._y += n * at_y

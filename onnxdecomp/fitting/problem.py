@@ -21,7 +21,10 @@ from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.layer import Array, Layer
 
 _FLOOR = 1e-7
-"""Of the mean variance: the least shrinkage, which keeps G invertible."""
+"""Of the mean variance: the least shrinkage, which keeps G invertible in float64."""
+
+_ROUNDING = 1e-12
+"""Of the mean square: what the sums' rounding may leave of a variance of nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,7 @@ class Problem:
     """The quadratic of one layer; `V` is [g, T/g, D] throughout (see `as_rows`).
 
     Attributes:
-        second: G, [g, D, D], positive definite.
+        second: G, [g, D, D], positive definite up to the rounding of the sums.
         cross: C, [g, T/g, D].
         energy: E |y|², centred, of all outputs together.
         mean_in, mean_out: E[x] [g, D] and E[y] [T].
@@ -49,8 +52,12 @@ class Problem:
         return float(products) + self.energy + self.pull
 
     def relative(self, v: Array) -> float:
-        """The loss over E |y|²: 0 is exact, 1 as bad as a constant output; NaN where y is constant."""
-        return self.loss(v) / self.energy if self.energy > 0 else float("nan")
+        """The loss over E |y|²: 0 is exact, 1 as bad as a constant output.
+
+        Where y is constant, rows say nothing: then |V - W|² over |W|².
+        """
+        whole = self.energy or self.pull
+        return self.loss(v) / whole if whole > 0 else 0.0
 
     def gradient(self, v: Array) -> Array:
         """Half the gradient of the loss: V G - C."""
@@ -63,10 +70,7 @@ class Problem:
     @cached_property
     def best(self) -> Array:
         """The weight [g, T/g, D] of least loss: C G^-1."""
-        parts = [
-            scipy.linalg.solve(g, c.T, assume_a="pos").T for g, c in zip(self.second, self.cross, strict=True)
-        ]
-        return np.stack(parts)
+        return np.stack([_solved(g, c) for g, c in zip(self.second, self.cross, strict=True)])
 
 
 def problem(moments: Moments, weight: Array, shrinkage: float = 0.0, *, centred: bool = True) -> Problem:
@@ -86,13 +90,29 @@ def problem(moments: Moments, weight: Array, shrinkage: float = 0.0, *, centred:
     cross = moments.yx / n - outputs[:, :, None] * mean_in[:, None, :]
     d = second.shape[-1]
     scale = float(np.trace(second, axis1=1, axis2=2).mean()) / d
-    strength = (max(shrinkage, 0.0) + _FLOOR) * (scale or 1.0)
+    square = float(np.trace(moments.xx, axis1=1, axis2=2).mean()) / d / n
+    strength = (max(shrinkage, 0.0) + _FLOOR) * max(scale, 0.0) + _ROUNDING * square or 1.0
     second[:, np.arange(d), np.arange(d)] += strength
     cross += strength * weight
     energy = float(np.sum(moments.yy / n - mean_out**2))
-    return Problem(
-        second, cross, max(energy, 0.0), mean_in, mean_out, strength * float(np.sum(np.square(weight)))
-    )
+    if energy <= _ROUNDING * float(np.sum(moments.yy)) / n:
+        energy = 0.0
+    return Problem(second, cross, energy, mean_in, mean_out, strength * float(np.sum(np.square(weight))))
+
+
+def _solved(second: Array, cross: Array) -> Array:
+    """C G^-1 of one group.
+
+    With fewer rows than features, products summed in float32 may leave G slightly indefinite; directions
+    below its most negative eigenvalue then count as never seen.
+    """
+    try:
+        return np.asarray(scipy.linalg.solve(second, cross.T, assume_a="pos").T)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(second)
+        seen = values > 2 * abs(values[0])
+        basis = vectors[:, seen]
+        return np.asarray((cross @ basis / values[seen]) @ basis.T)
 
 
 def as_rows(weight: Array, layer: Layer) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -23,6 +23,7 @@ from onnxdecomp.plan.candidates import (
 )
 from onnxdecomp.plan.plan import Cost
 from onnxdecomp.plan.sensitivity import Effect, Outputs, effect, original_outputs
+from onnxdecomp.plan.timing import Stopwatch
 from onnxdecomp.plan.uniform import selected
 from onnxdecomp.sites.base import Site
 
@@ -83,28 +84,13 @@ class Surveyed:
         return [self.effect.at(candidate.loss) for candidate in self.candidates]
 
 
-@dataclass(frozen=True, eq=False)
-class Timed:
-    """What is known of latency before anything is fitted: by the layer's place in the list of sites.
-
-    Attributes:
-        parts: The dense layer's share of the model's latency, and each outline's.
-    """
-
-    parts: Mapping[int, tuple[float, tuple[float, ...]]]
-    whole_ms: float
-
-
-Timer = Callable[[Sequence[Site], Sequence[Sequence[Outline]]], Timed]
-
-
 def survey(
     model: ir.Model,
     sites: Sequence[Site],
     scope: Scope,
     calibration: Calibration,
     *,
-    timer: Timer | None = None,
+    stopwatch: Stopwatch | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Surveyed], Outputs, float]:
     """Weigh every layer of the model, which stays as it is.
@@ -115,12 +101,12 @@ def survey(
         scope: Which of them, and how.
         calibration: Inputs. Synthetic ones show what an error does to the output, but nothing is fitted
             to them.
-        timer: Measures the latency of outlines; those that take as long as the layer are dropped.
+        stopwatch: Measures the latency of outlines; those that take as long as the layer are dropped.
         progress: Called as the work goes on.
 
     Returns:
         One entry per site; the original's outputs, for comparisons; and the original's latency in
-        milliseconds (0 without a timer).
+        milliseconds (0 without a stopwatch).
     """
     report = progress or (lambda what, done, total: None)
     dense = [dense_cost(site.layer) for site in sites]
@@ -135,9 +121,9 @@ def survey(
             reasons[index] = _refusals(scope.methods, sites[index])
     timed = None
     takes: dict[int, float] = {}
-    if timer is not None:
+    if stopwatch is not None:
         report("time layers", 0, 0)
-        timed = timer(sites, options)
+        timed = stopwatch.time(model, sites, options)
         for index, own in enumerate(options):
             if not own or index not in timed.parts:
                 continue

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from onnxdecomp.calibrate.observe import Calibration, sized
+from onnxdecomp.calibrate.synthetic import synthetic
+from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.shapes import infer_shapes
+from onnxdecomp.plan.budget import parse_budgets
 from onnxdecomp.plan.carry_out import carry_out
 from onnxdecomp.plan.plan import Plan
+from onnxdecomp.plan.pursue import Pursued, pursue
 from onnxdecomp.plan.rules import Defaults, make_rule, parse_rule
+from onnxdecomp.plan.survey import Scope
+from onnxdecomp.plan.timing import Stopwatch
 from onnxdecomp.plan.uniform import Request, Saving, plan_uniform
 from onnxdecomp.ranks.multiple import quantum
 from onnxdecomp.sites.base import Site
@@ -30,8 +37,11 @@ class Decompose(Stage):
     summary: ClassVar[str] = "replace layers by chains of smaller ones"
 
     method: str = field(
-        default="tucker",
-        metadata={"help": "see 'onnxdecomp methods'; several with commas: a layer gets the first that fits"},
+        default="auto",
+        metadata={
+            "help": "see 'onnxdecomp methods'; several with commas: with a rank a layer gets the first that "
+            "fits, else the best; auto: all (with a rank tucker)"
+        },
     )
     options: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict, metadata={"help": "a table of options for each method"}
@@ -43,12 +53,22 @@ class Decompose(Stage):
         },
     )
     rank: str = field(
-        default="0.5",
-        metadata={"help": "16 | 16,32 | 0.5 (of full) | energy=0.95 | error=0.05 | evbmf"},
+        default="",
+        metadata={"help": "16 | 16,32 | 0.5 (of full) | energy=0.95 | error=0.05 | evbmf; none: see target"},
+    )
+    target: str = field(
+        default="",
+        metadata={
+            "help": "macs=2x | params=4x | size=3x | latency=1.5x | error=0.05 | drop=0.01: ranks are "
+            "searched for (with neither rank nor target: error=0.05)"
+        },
     )
     rank_multiple: str = field(
-        default="1",
-        metadata={"help": "round ranks to multiples of N; auto: what the provider's kernels block by"},
+        default="",
+        metadata={
+            "help": "round ranks to multiples of N; auto: what the provider's kernels block by (default: 1, "
+            "and auto where latency counts)"
+        },
     )
     include: tuple[str, ...] = field(
         default=(), metadata={"help": "only layers whose name matches a pattern"}
@@ -73,21 +93,60 @@ class Decompose(Stage):
     )
     provider: str = field(default="cpu", metadata={"help": "the provider that rank_multiple=auto aligns to"})
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
-    on_layer: Callable[[int, int, str], None] | None = field(default=None, compare=False, repr=False)
+    given: Plan | None = field(default=None, compare=False, repr=False)
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)
+    labelled: Feeds | None = field(default=None, compare=False, repr=False)
+    stopwatch: Stopwatch | None = field(default=None, compare=False, repr=False)
+    size: int = field(default=0, compare=False, repr=False)
+    on_layer: Callable[[str, int, int], None] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         # A mistake in the request is known before anything starts.
         self._request()
+        if self.target:
+            if self.rank:
+                raise UsageError("a rank and a target exclude each other: the target finds the ranks")
+            parse_budgets(self.target)
 
-    def plan(self, model: ir.Model) -> tuple[Plan, list[Site]]:
+    @property
+    def searches(self) -> bool:
+        """Whether ranks are found for a target, and not given."""
+        return self.given is None and not self.rank and not self.layers
+
+    @property
+    def goal(self) -> str:
+        """The target, or what it is where none is named."""
+        return self.target or "error=0.05"
+
+    def plan(self, model: ir.Model) -> tuple[Pursued, list[Site]]:
         """What would be done, without doing it (activation shapes are filled in)."""
         infer_shapes(model)
         sites, skips = find(model, freeze=self.freeze_initializers)
-        return plan_uniform(sites, skips, self._request()), sites
+        if self.given is not None:
+            return Pursued(self.given), sites
+        if not self.searches:
+            return Pursued(plan_uniform(sites, skips, self._request())), sites
+        calibration, notes = self._calibration(model, sites)
+        found = pursue(
+            model,
+            sites,
+            skips,
+            self._scope(),
+            parse_budgets(self.goal),
+            calibration,
+            lambda plan: self._trial(model, plan, calibration),
+            labelled=self.labelled,
+            stopwatch=self.stopwatch,
+            size=self.size,
+            progress=self.on_layer,
+        )
+        return replace(found, notes=(*notes, *found.notes)), sites
 
     def call(self, model: ir.Model) -> StageResult:
         """Plan and carry out; the plan goes into the record."""
-        plan, sites = self.plan(model)
+        pursued, sites = self.plan(model)
+        plan = pursued.plan
+        calibration = None if self.calibration is None else sized(self.calibration, sites)
         total = len(plan.decomposed)
         count = iter(range(total))
         report = self.on_layer
@@ -98,40 +157,75 @@ class Decompose(Stage):
             plan,
             seed=self.seed,
             requantize=self.requantize and opset >= OLDEST_OPSET,
-            on_layer=(lambda layer: report(next(count), total, layer)) if report else None,
+            calibration=calibration,
+            on_layer=(lambda layer: report(f"decompose {layer}", next(count), total)) if report else None,
         )
         return StageResult(
             model,
             bool(rewritten),
-            notes=_notes(rewritten, self.requantize, opset),
+            notes=(*pursued.notes, *_notes(rewritten, self.requantize, opset)),
             rewritten=rewritten,
-            record={"plan": plan.to_json()},
+            record={"plan": plan.to_json(), **({"search": pursued.record} if pursued.record else {})},
+        )
+
+    def _calibration(self, model: ir.Model, sites: Sequence[Site]) -> tuple[Calibration, tuple[str, ...]]:
+        if self.calibration is not None:
+            return sized(self.calibration, sites), ()
+        made = synthetic(model, seed=self.seed)
+        note = (
+            "no calibration inputs: errors were measured on random ones, and factors fitted to the weights "
+            "alone; give real inputs with --calib for far better accuracy"
+        )
+        return sized(made, sites), (note,)
+
+    def _trial(self, model: ir.Model, plan: Plan, calibration: Calibration) -> ir.Model:
+        copy = model.clone()
+        sites, _ = find(copy, freeze=self.freeze_initializers)
+        carry_out(
+            copy, sites, plan, seed=self.seed, calibration=None if calibration.synthetic else calibration
+        )
+        return copy
+
+    def _scope(self) -> Scope:
+        quantities = {budget.quantity for budget in parse_budgets(self.goal)}
+        timed = self.stopwatch is not None and not quantities <= {"macs", "params", "size"}
+        return Scope(
+            methods=tuple(self.method.split(",")),
+            multiple=self._multiple("auto" if timed else "1"),
+            what="params" if quantities <= {"params", "size"} else "macs",
+            include=tuple(self.include),
+            exclude=tuple(self.exclude),
+            skip_below=self.skip_below,
+            worse=4.0 if timed else 1.3,
+            seed=self.seed,
         )
 
     def _request(self) -> Request:
-        defaults = Defaults(self.rank, self.options)
-        rules = (*(parse_rule(text, defaults) for text in self.layers), make_rule(self.method, defaults))
+        defaults = Defaults(self.rank or "0.5", self.options)
+        method = "tucker" if self.method == "auto" else self.method
+        rules = (*(parse_rule(text, defaults) for text in self.layers), make_rule(method, defaults))
         used = {method.name for rule in rules for method in rule.methods}
         if unused := [name for name in self.options if name not in used]:
             raise UsageError(f"options are given for method {unused[0]!r}, which no layer is given")
         return Request(
             rules=rules,
-            multiple=self._multiple(),
+            multiple=self._multiple("1"),
             include=tuple(self.include),
             exclude=tuple(self.exclude),
             must_save=self.must_save,
             skip_below=self.skip_below,
         )
 
-    def _multiple(self) -> int:
-        if self.rank_multiple == "auto":
+    def _multiple(self, default: str) -> int:
+        text = self.rank_multiple or default
+        if text == "auto":
             return quantum(self.provider)
         try:
-            multiple = int(self.rank_multiple)
+            multiple = int(text)
         except ValueError:
             multiple = 0
         if multiple < 1:
-            raise UsageError(f"rank multiple {self.rank_multiple!r} is neither a positive number nor 'auto'")
+            raise UsageError(f"rank multiple {text!r} is neither a positive number nor 'auto'")
         return multiple
 
 

@@ -44,7 +44,8 @@ def net() -> onnx.ModelProto:
 
 
 def plan(**options: Any) -> dict[str, Any]:
-    made, _ = Decompose(**options).plan(ir.from_proto(net()))
+    found, _ = Decompose(**options).plan(ir.from_proto(net()))
+    made = found.plan
     return {choice.layer: choice for choice in made.choices}
 
 

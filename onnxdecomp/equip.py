@@ -1,0 +1,119 @@
+"""Equipping the decompose stage with what it cannot have as plain options: data, a plan, a stopwatch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxdecomp.errors import UsageError
+from onnxdecomp.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from onnxdecomp.data.feeds import Feeds
+    from onnxdecomp.data.read import Data
+    from onnxdecomp.stage import Stage
+
+Report = Callable[[str, int, int], None]
+
+
+def read_plan(plan: Plan | Mapping[str, Any] | str | Path) -> Plan:
+    """A plan, as it is, as `Plan.to_json` wrote it, or in a file; the record of a run holds one too.
+
+    Raises:
+        UsageError: The file cannot be read, or holds no plan.
+    """
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, Mapping):
+        held = plan.get("plan", plan)
+        return Plan.from_json(held if isinstance(held, Mapping) else {})
+    try:
+        value = json.loads(Path(plan).read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read the plan {plan}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"{plan} is no JSON: {error}") from error
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{plan} holds no plan")
+    return read_plan(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Gear:
+    """What the decompose stage may need.
+
+    Attributes:
+        path: The original.
+        calib: Calibration inputs, or None.
+        data: Inputs with labels, or None.
+        samples: At most so many of the labelled ones are used.
+        timed: Whether latency may be measured.
+        report: Progress.
+        provider, threads, seed: Where, and of what is random.
+        shapes: Shapes of inputs by name, for random inputs.
+    """
+
+    path: Path
+    calib: Feeds | None
+    data: Data | None
+    samples: int | None
+    timed: bool
+    report: Report
+    provider: str
+    threads: int
+    seed: int
+    shapes: Mapping[str, Sequence[int]] | None
+
+
+def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage, ...]:
+    """The stages, the decompose stage with calibration inputs, labels, the plan and a stopwatch.
+
+    Raises:
+        UsageError: The data do not fit the model.
+        ModelError: ONNX Runtime does not load the model, or it runs on no random input.
+    """
+    return tuple(_equipped(stage, gear, plan) if hasattr(stage, "searches") else stage for stage in stages)
+
+
+def _equipped(stage: Any, gear: Gear, plan: Plan | None) -> Stage:
+    from onnxdecomp.calibrate.observe import Calibration
+    from onnxdecomp.data.read import read_feeds
+    from onnxdecomp.plan.timing import Stopwatch
+    from onnxdecomp.runtime.session import inputs_of, open_session
+
+    changes: dict[str, Any] = {"given": plan, "on_layer": gear.report}
+    if gear.calib is not None:
+        # The activations are looked at on the CPU: every provider computes the same.
+        changes["calibration"] = Calibration(gear.calib, threads=gear.threads, seed=gear.seed)
+    made = replace(stage, **changes)
+    if not made.searches:
+        return made  # type: ignore[no-any-return]
+    opened = open_session(gear.path, threads=gear.threads)
+    changes = {"size": gear.path.stat().st_size}
+    if gear.data is not None and "drop" in made.goal:
+        changes["labelled"] = read_feeds(gear.data, inputs_of(opened), samples=gear.samples)
+    if gear.timed:
+        feeds = _random(opened, gear.shapes, gear.seed) if gear.calib is None else gear.calib
+        changes["stopwatch"] = Stopwatch(feeds[0], gear.provider, gear.threads)
+    return replace(made, **changes)  # type: ignore[no-any-return]
+
+
+def _random(opened: Any, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> Feeds:
+    from onnxdecomp.errors import ModelError
+    from onnxdecomp.runtime import session
+    from onnxdecomp.runtime.random_inputs import random_feeds
+
+    def trial(feed: session.Feed) -> str | None:
+        try:
+            session.run(opened, feed)
+        except ModelError as error:
+            return str(error)
+        return None
+
+    feeds = random_feeds(session.inputs_of(opened), trial, seed=seed, shapes=shapes, per_binding=1, count=1)
+    if isinstance(feeds, str):
+        raise ModelError(feeds)
+    return feeds

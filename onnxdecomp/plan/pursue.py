@@ -1,0 +1,268 @@
+"""Pursuing a goal: survey, choose, and where the goal is a loss, try, measure and choose again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.calibrate.observe import Calibration
+from onnxdecomp.calibrate.taps import open_taps
+from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.errors import UsageError
+from onnxdecomp.plan.allocate import OutOfReach
+from onnxdecomp.plan.budget import Budget
+from onnxdecomp.plan.plan import Plan
+from onnxdecomp.plan.search import Chosen, choose
+from onnxdecomp.plan.sensitivity import Outputs, output_error
+from onnxdecomp.plan.survey import Progress, Scope, Surveyed, survey
+from onnxdecomp.plan.timing import Stopwatch
+from onnxdecomp.runtime.metrics import score_rows
+from onnxdecomp.sites.base import Site, Skip
+
+TRIALS = 4
+"""Plans that are tried at most where the goal is a loss."""
+
+_ENOUGH = 0.8
+"""A trial that uses up this share of what may be lost is not improved on."""
+
+_MARGIN = 0.95
+"""Of an error measured on calibration inputs: on others it is a little larger."""
+
+Trial = Callable[[Plan], ir.Model]
+"""Carries a plan out on a copy of the model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pursued:
+    """The plan for a goal.
+
+    Attributes:
+        plan: The decision for every layer.
+        record: JSON-serialisable: what was weighed and how the plan came about.
+        notes: What a user should know.
+    """
+
+    plan: Plan
+    record: dict[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """How far a model is from the original, in the unit of a budget.
+
+    Attributes:
+        name: "error" or "drop".
+        of: Measures a model.
+    """
+
+    name: str
+    of: Callable[[ir.Model], float]
+
+
+def pursue(
+    model: ir.Model,
+    sites: Sequence[Site],
+    skips: Sequence[Skip],
+    scope: Scope,
+    budgets: Sequence[Budget],
+    calibration: Calibration,
+    trial: Trial,
+    *,
+    labelled: Feeds | None = None,
+    stopwatch: Stopwatch | None = None,
+    size: int = 0,
+    progress: Progress | None = None,
+) -> Pursued:
+    """Find the plan that meets the budgets: of least loss, or of least latency where they limit the loss.
+
+    Args:
+        model, sites, skips: Simplified and normalised; they stay as they are.
+        scope: What is looked at.
+        budgets: All are kept.
+        calibration: Inputs.
+        trial: Carries a plan out.
+        labelled: Samples with labels, for a budget on the drop of accuracy.
+        stopwatch: Measures latency; needed for a budget on it.
+        size: Bytes of the original, for a budget on them.
+        progress: Called as the work goes on.
+
+    Raises:
+        UsageError: A budget cannot be met; the line says what can.
+    """
+    surveyed, outputs, whole_ms = survey(
+        model, sites, scope, calibration, stopwatch=stopwatch, progress=progress
+    )
+    costs = [budget for budget in budgets if not budget.on_loss]
+    losses = [budget for budget in budgets if budget.on_loss]
+
+    def pick(max_loss: float | None) -> Chosen:
+        found = choose(surveyed, skips, costs, whole_ms=whole_ms, size=size, max_loss=max_loss)
+        if isinstance(found, OutOfReach):
+            raise UsageError(_out_of_reach(costs, found, surveyed, whole_ms, size))
+        return found
+
+    if not losses:
+        chosen = pick(None)
+        return Pursued(chosen.plan, _record(surveyed, chosen, whole_ms, ()))
+    measures = [_measure(budget, model, outputs, calibration, labelled) for budget in losses]
+    chosen, tries, notes = _try(pick, losses, measures, trial, progress)
+    return Pursued(chosen.plan, _record(surveyed, chosen, whole_ms, tries), notes)
+
+
+def _try(
+    pick: Callable[[float | None], Chosen],
+    losses: Sequence[Budget],
+    measures: Sequence[Measure],
+    trial: Trial,
+    progress: Progress | None,
+) -> tuple[Chosen, list[dict[str, float]], tuple[str, ...]]:
+    """Plans of rising and falling expected loss, until one uses up what may be lost, and not more."""
+    limits = [budget.limit * (_MARGIN if budget.quantity == "error" else 1.0) for budget in losses]
+    # What layers lose adds up to more than the network does once they are fitted to each other.
+    expected = min(
+        limit**2 * 1.5 if budget.quantity == "error" else limit * 2.0
+        for budget, limit in zip(losses, limits, strict=True)
+    )
+    best: Chosen | None = None
+    tries: list[dict[str, float]] = []
+    low, high = 0.0, float("inf")
+    for attempt in range(TRIALS):
+        if progress:
+            progress(f"try plan {attempt + 1}", attempt, TRIALS)
+        chosen = pick(expected)
+        if not chosen.plan.decomposed:
+            best = best or chosen
+            break
+        made = trial(chosen.plan)
+        used = [measure.of(made) for measure in measures]
+        share = max(
+            value / limit if limit > 0 else (0.0 if value <= 0 else float("inf"))
+            for value, limit in zip(used, limits, strict=True)
+        )
+        tries.append(
+            {"expected": chosen.loss}
+            | {measure.name: value for measure, value in zip(measures, used, strict=True)}
+        )
+        if share <= 1:
+            best, low = chosen, max(low, chosen.loss)
+            if share >= _ENOUGH:
+                break
+        else:
+            high = min(high, chosen.loss)
+        # The error goes with the root of the loss, the drop about with the loss.
+        power = 2.0 if any(budget.quantity == "error" for budget in losses) else 1.0
+        expected = chosen.loss * float(np.clip(0.92 / max(share, 1e-3), 0.1, 4.0)) ** power
+        if low > 0 and high < float("inf") and not low < expected < high:
+            expected = float(np.sqrt(low * high))
+        if high < float("inf") and low > 0.85 * high:
+            break
+    if best is None:
+        best = pick(0.0)
+        return best, tries, ("no plan that was tried keeps the loss asked for: every layer stays",)
+    return best, tries, ()
+
+
+def _measure(
+    budget: Budget,
+    model: ir.Model,
+    outputs: Outputs,
+    calibration: Calibration,
+    labelled: Feeds | None,
+) -> Measure:
+    if budget.quantity == "error":
+        return Measure("error", lambda made: float(np.sqrt(output_error(made, outputs, calibration))))
+    if labelled is None or labelled.labels is None:
+        raise UsageError("--target drop=… needs labels: give samples with labels by --eval")
+    before = accuracy(model, labelled, calibration)
+    return Measure("drop", lambda made: before - accuracy(made, labelled, calibration))
+
+
+def accuracy(model: ir.Model, labelled: Feeds, calibration: Calibration) -> float:
+    """The share of samples whose largest score is their label's.
+
+    Raises:
+        UsageError: The model's first output is no table of scores with a row per label.
+    """
+    name = str(model.graph.outputs[0].name)
+    taps = open_taps(model, [name], provider=calibration.provider, threads=calibration.threads)
+    rows = []
+    for feed in labelled.batches(calibration.batch):
+        scores = score_rows(taps.run(feed)[0])
+        if scores is None:
+            raise UsageError(f"the output {name!r} holds no scores of classes: a drop of accuracy is unknown")
+        rows.append(scores.argmax(1))
+    found = np.concatenate(rows)
+    labels = labelled.labels
+    if labels is None or len(labels) != len(found):
+        raise UsageError(f"{len(found)} rows of scores do not fit the labels")
+    return float(np.mean(found == labels))
+
+
+def _out_of_reach(
+    costs: Sequence[Budget],
+    found: OutOfReach,
+    surveyed: Sequence[Surveyed],
+    whole_ms: float,
+    size: int,
+) -> str:
+    totals: Mapping[str, float] = {
+        "macs": sum(entry.dense.macs for entry in surveyed),
+        "params": sum(entry.dense.params for entry in surveyed),
+        "size": size,
+        "latency": whole_ms,
+    }
+    least = found.least[-len(costs) :] if costs else ()
+    reach = ", ".join(
+        f"{budget.quantity}={totals[budget.quantity] / value:.3g}x"
+        for budget, value in zip(costs, least, strict=True)
+        if value > 0
+    )
+    asked = ",".join(map(str, costs))
+    return f"--target {asked} is out of reach: these methods and layers allow at most {reach}"
+
+
+def _record(
+    surveyed: Sequence[Surveyed], chosen: Chosen, whole_ms: float, tries: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    return {
+        "expected": {
+            "loss": chosen.loss,
+            "bound": chosen.bound,
+            "gap": chosen.gap,
+            "latency": chosen.latency,
+        },
+        "original_ms": whole_ms or None,
+        "tries": [dict(entry) for entry in tries],
+        "layers": [
+            {
+                "layer": entry.site.layer.name,
+                "graph": entry.site.layer.graph,
+                "part": entry.part or None,
+                "effect": [list(point) for point in entry.effect.points],
+                "candidates": [
+                    {
+                        "method": candidate.outline.method.name,
+                        "ranks": list(candidate.outline.ranks),
+                        "params": candidate.outline.cost.params,
+                        "macs": candidate.outline.cost.macs,
+                        "loss": candidate.loss,
+                        "output_loss": loss,
+                        "part": part,
+                    }
+                    for candidate, loss, part in zip(
+                        entry.candidates,
+                        entry.losses(),
+                        entry.parts or (None,) * len(entry.candidates),
+                        strict=True,
+                    )
+                ],
+            }
+            for entry in surveyed
+            if entry.candidates
+        ],
+    }

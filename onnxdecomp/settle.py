@@ -1,0 +1,136 @@
+"""Never slower: what does not pay in the whole model is put back, until the whole pays."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxdecomp import benchmark
+from onnxdecomp.benchmark import BenchResult
+from onnxdecomp.graph.save import save
+from onnxdecomp.pipeline import PipelineResult
+from onnxdecomp.plan.plan import Choice, Cost, Plan
+
+_ROUNDS = 3
+"""Times that half of the layers are put back, before all are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """The result that is not slower than the original.
+
+    Attributes:
+        ran: The pipeline's result; of no rewritten layer where nothing pays.
+        plan: What was carried out.
+        timed: The timing that shows it, or None where nothing is left to time.
+        notes: What was put back.
+    """
+
+    ran: PipelineResult
+    plan: Plan
+    timed: BenchResult | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """How models are timed against the original.
+
+    Attributes:
+        original: The file that came in.
+        provider, threads, seconds, seed, shapes: For benchmark.bench.
+    """
+
+    original: Path
+    provider: str
+    threads: int
+    seconds: float
+    seed: int
+    shapes: Mapping[str, Sequence[int]] | None
+
+    def time(self, new: Path) -> BenchResult:
+        """The two, interleaved."""
+        return benchmark.bench(
+            [self.original, new],
+            providers=(self.provider,),
+            threads=(self.threads,),
+            shapes=self.shapes,
+            duration=self.seconds,
+            seed=self.seed,
+            memory=False,
+        )
+
+    def time_model(self, model: ir.Model) -> BenchResult:
+        """The same for a model in memory."""
+        with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
+            new = Path(folder) / "model.onnx"
+            save(model, new)
+            return self.time(new)
+
+
+def settle(
+    ran: PipelineResult, again: Callable[[Plan], PipelineResult], watch: Watch, *, enabled: bool
+) -> Settled:
+    """Time the result against the original, and put layers back until it is faster.
+
+    Args:
+        ran: What the pipeline made of the original.
+        again: Runs the pipeline with another plan.
+        watch: Times.
+        enabled: Else the result is taken as it is.
+    """
+    record = ran.record.get("decompose", {})
+    plan = Plan.from_json(record.get("plan", {"version": 1, "choices": []}))  # type: ignore[arg-type]
+    gains = _gains(record.get("search"))
+    notes: list[str] = []
+    for left in reversed(range(_ROUNDS + 1)):
+        if not ran.rewritten or not enabled:
+            break
+        timed = watch.time_model(ran.model)
+        ratio = timed.settings[0].models[1].ratio
+        if ratio is not None and ratio.high < 1:
+            return Settled(ran, plan, timed, tuple(notes))
+        took = f"{ratio.value:.2f}x the original's time" if ratio else "no less than the original's time"
+        plan, put_back = _put_back(plan, gains, took, everything=left == 0)
+        notes.append(f"put back, for with them the model takes {took}: {', '.join(put_back)}")
+        ran = again(plan)
+    return Settled(ran, plan, None, tuple(notes))
+
+
+def _put_back(
+    plan: Plan, gains: Mapping[tuple[str, str], float], took: str, *, everything: bool
+) -> tuple[Plan, list[str]]:
+    """The plan without the half of its layers that gain least."""
+    ordered = sorted(
+        plan.decomposed, key=lambda choice: gains.get((choice.graph, choice.layer), _saved(choice))
+    )
+    worst = ordered if everything else ordered[: max(1, len(ordered) // 2)]
+    names = {(choice.graph, choice.layer) for choice in worst}
+    reason = f"does not pay on this provider: with it the model took {took}"
+
+    def kept(choice: Choice) -> Choice:
+        if (choice.graph, choice.layer) not in names:
+            return choice
+        return replace(choice, method=None, options={}, ranks=(), reason=reason, after=None)
+
+    return Plan(tuple(kept(choice) for choice in plan.choices)), [choice.layer for choice in worst]
+
+
+def _saved(choice: Choice) -> float:
+    """The share of MACs that a layer saves: what it gains where nothing was timed."""
+    before, after = choice.before or Cost(0, 0), choice.after or Cost(0, 0)
+    return (before.macs - after.macs) * 1e-12
+
+
+def _gains(search: object) -> dict[tuple[str, str], float]:
+    """What each layer was expected to take off the model's latency, at best."""
+    gains: dict[tuple[str, str], float] = {}
+    for layer in search.get("layers", []) if isinstance(search, Mapping) else []:
+        parts = [candidate["part"] for candidate in layer["candidates"] if candidate["part"] is not None]
+        if layer["part"] is not None and parts:
+            gains[layer["graph"], layer["layer"]] = layer["part"] - min(parts)
+    return gains
