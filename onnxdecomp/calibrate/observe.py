@@ -130,7 +130,8 @@ def observe(
         rows, at = gather.rows(seen[0])
         wanted = gather.wanted(gather.rows(meant[0], at)[0])
         if other is not None:
-            wanted = wanted + at_positions(meant[1], at) - at_positions(seen[1], at)
+            # The branch may be the layer's own input, which is then tapped once.
+            wanted = wanted + at_positions(meant[-1], at) - at_positions(seen[-1], at)
         gather.add(index, rows, wanted)
     return gather.halves()
 
@@ -179,10 +180,10 @@ class _Halves:
             self._batches = len(calibration.feeds)
         wanted = max(calibration.rows, 24 * features(layer))
         self._per_feed = math.ceil(wanted / max(1, len(calibration.feeds)))
-        self._every = round(1 / calibration.held_out) if calibration.held_out > 0 else 0
+        self._every = max(2, round(1 / calibration.held_out)) if calibration.held_out > 0 else 0
         sizes = (layer.groups, layer.outputs, features(layer))
         self._parts = [Gatherer(*sizes), Gatherer(*sizes)]
-        self._weight = as_rows(layer.weight, layer).astype(np.float32)
+        self._weight = as_rows(layer.weight, layer).astype(layer.weight.dtype)
         self._bias = layer.bias if centred(site) else None
 
     def rows(self, x: Array, at: Positions | None = None) -> tuple[Array, Positions]:
@@ -203,7 +204,7 @@ class _Halves:
 
     def wanted(self, rows: Array) -> Array:
         """What the layer itself makes of rows, [n, T]."""
-        y = rows @ self._weight.swapaxes(1, 2)  # [g, n, T/g]
+        y: Array = rows @ self._weight.swapaxes(1, 2)  # [g, n, T/g]
         y = y.swapaxes(0, 1).reshape(rows.shape[1], -1)
         return y if self._bias is None else y + self._bias
 

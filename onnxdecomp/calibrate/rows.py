@@ -7,6 +7,7 @@ position, or the features of a linear layer. Everything that is fitted to activa
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -26,12 +27,17 @@ def draw_positions(sizes: tuple[int, ...], count: int, rng: np.random.Generator)
 
 
 def output_sizes(layer: Layer, x: Array) -> tuple[int, ...]:
-    """The spatial sizes of a convolution's output for this input."""
-    assert layer.conv is not None
-    return tuple(
-        conv_output_size(size, kernel, layer.conv, axis)
-        for axis, (size, kernel) in enumerate(zip(x.shape[2:], layer.kernel, strict=True))
-    )
+    """The spatial sizes of a convolution's output for this input, as ONNX Runtime has it."""
+    spec = layer.conv
+    assert spec is not None
+    sizes = []
+    for axis, (size, kernel) in enumerate(zip(x.shape[2:], layer.kernel, strict=True)):
+        sizes.append(conv_output_size(size, kernel, spec, axis))
+        if spec.transposed and isinstance(spec.pads, str):
+            # A kernel shorter than its stride does not reach the size that ONNX gives SAME modes.
+            unpadded = conv_output_size(size, kernel, replace(spec, pads="VALID"), axis)
+            sizes[-1] = min(sizes[-1], unpadded)
+    return tuple(sizes)
 
 
 def conv_rows(layer: Layer, x: Array, at: Positions) -> Array:

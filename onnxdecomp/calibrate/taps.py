@@ -69,8 +69,6 @@ def open_taps(model: ir.Model, names: Sequence[str], *, provider: str = "cpu", t
             graph.append(node)
             node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
             value = node.outputs[0]
-        if value.type is None:
-            value.type = ir.TensorType(ir.DataType.FLOAT)
         graph.outputs.append(value)
     RemoveUnusedNodesPass()(copy)
     RemoveUnusedFunctionsPass()(copy)  # type: ignore[no-untyped-call]

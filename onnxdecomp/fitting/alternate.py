@@ -18,11 +18,18 @@ from onnxdecomp.fitting.backward import pull_back, weight_gradient, with_weight
 from onnxdecomp.fitting.problem import Problem
 from onnxdecomp.layer import Array
 
-_ITERATIONS = 12
+ITERATIONS = 12
 """Of conjugate gradients for one factor in one sweep."""
 
 
-def alternate(chain: Chain, problem: Problem, *, sweeps: int = 4, tolerance: float = 1e-3) -> Chain:
+def alternate(
+    chain: Chain,
+    problem: Problem,
+    *,
+    sweeps: int = 4,
+    tolerance: float = 1e-3,
+    iterations: int = ITERATIONS,
+) -> Chain:
     """The chain with factors of no larger loss, in float64; its bias is not touched.
 
     Args:
@@ -30,6 +37,7 @@ def alternate(chain: Chain, problem: Problem, *, sweeps: int = 4, tolerance: flo
         problem: The loss, in the layer's own groups.
         sweeps: At most so many rounds over all factors.
         tolerance: Ends when a round takes less than this share off the loss.
+        iterations: Of conjugate gradients for one factor in one round.
     """
     steps = _in_float64(chain)
     weighted = [index for index, step in enumerate(steps) if isinstance(step, WEIGHTED)]
@@ -38,7 +46,7 @@ def alternate(chain: Chain, problem: Problem, *, sweeps: int = 4, tolerance: flo
     for _ in range(sweeps):
         before = loss
         for index in weighted[:-1]:
-            steps[index] = _improved(steps, index, responses)
+            steps[index] = _improved(steps, index, responses, iterations)
         steps[weighted[-1]] = _last(steps, weighted[-1], responses)
         loss = problem.loss(responses.dense(steps))
         if before - loss <= tolerance * before:
@@ -95,7 +103,7 @@ class _Responses:
         return np.asarray(apart.transpose(2, 0, 1, 3).reshape(shape))
 
 
-def _improved(steps: Sequence[Step], index: int, responses: _Responses) -> Step:
+def _improved(steps: Sequence[Step], index: int, responses: _Responses, iterations: int = ITERATIONS) -> Step:
     """Conjugate gradients on one factor, from where it is."""
     problem = responses.problem
     seen = responses.inputs(steps)
@@ -114,14 +122,15 @@ def _improved(steps: Sequence[Step], index: int, responses: _Responses) -> Step:
             z = pull_back(steps[position], z, seen[position].shape)
         return weight_gradient(step, x, z)
 
-    weight = np.array(step.weight)
+    weight, single = np.array(step.weight), problem.single
     residual = -adjoint(problem.gradient(responses.rows(seen[-1])))
     direction, size = residual, float(np.vdot(residual, residual))
     first = size
-    for _ in range(_ITERATIONS):
+    for _ in range(iterations):
         if size <= 1e-10 * first or size == 0:
             break
-        curved = adjoint(forward(direction) @ problem.second)
+        # The direction's rounding is made up for: the next sweep starts from the exact gradient.
+        curved = adjoint((forward(direction).astype(single.dtype) @ single).astype(np.float64))
         curvature = float(np.vdot(direction, curved))
         if not curvature > 0:
             break

@@ -16,6 +16,7 @@ from onnxdecomp.chain import (
     Convolve,
     Fold,
     LeftMatMul,
+    Lookup,
     MatMul,
     Narrow,
     Pad,
@@ -78,12 +79,12 @@ def _(step: Convolve, x: Array, z: Array) -> Array:
 
 
 @pull_back.register
-def _(step: MatMul, z: Array, shape: Shape) -> Array:
+def _(step: MatMul | Lookup, z: Array, shape: Shape) -> Array:
     return np.asarray(z @ step.weight.swapaxes(-1, -2))
 
 
 @weight_gradient.register
-def _(step: MatMul, x: Array, z: Array) -> Array:
+def _(step: MatMul | Lookup, x: Array, z: Array) -> Array:
     return np.asarray(x.reshape(-1, x.shape[-1]).T @ z.reshape(-1, z.shape[-1]))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxdecomp.chain import WEIGHTED, Chain
-from onnxdecomp.fitting.alternate import alternate
+from onnxdecomp.fitting.alternate import ITERATIONS, alternate
 from onnxdecomp.fitting.backward import with_weight
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.problem import Problem, as_rows, problem
@@ -18,6 +18,10 @@ from onnxdecomp.methods.base import Method, Ranks
 
 SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1)
 """The strengths that held-out samples choose among (see `problem`)."""
+
+
+_FEW = 6
+"""Iterations where fits are only compared with each other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +51,7 @@ def fit(
     held_out: Moments | None = None,
     *,
     seed: int = 0,
-    sweeps: int = 4,
+    sweeps: int = 3,
     shrinkages: Sequence[float] = SHRINKAGES,
     centred: bool = True,
 ) -> Fit:
@@ -76,12 +80,14 @@ def fit(
         chain = None
         for candidate in shrinkages:
             posed = problem(train, weight, candidate, centred=centred)
-            chain = alternate(chain or _start(method, layer, ranks, posed, plain, seed), posed, sweeps=1)
+            start = chain or _start(method, layer, ranks, posed, plain, seed)
+            chain = alternate(start, posed, sweeps=1, iterations=_FEW)
             found = judge.relative(as_rows(chain.dense(), layer))
             if outside is None or found < outside:
                 strength, outside = candidate, found
     posed = problem(everything, weight, strength, centred=centred)
-    fitted = alternate(_start(method, layer, ranks, posed, plain, seed), posed, sweeps=sweeps)
+    start = _start(method, layer, ranks, posed, plain, seed)
+    fitted = alternate(start, posed, sweeps=sweeps, iterations=_FEW if sweeps == 1 else ITERATIONS)
     judged = problem(everything, weight, centred=centred)
     dense, plain_dense = (as_rows(chain.dense(), layer) for chain in (fitted, plain))
     loss, plain_loss = judged.relative(dense), judged.relative(plain_dense)

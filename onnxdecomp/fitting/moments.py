@@ -69,7 +69,7 @@ class Gatherer:
             return
         if self._origin is None:
             means = rows.mean(1, dtype=np.float64), wanted.mean(0, dtype=np.float64)
-            self._origin = means[0].astype(np.float32), means[1].astype(np.float32)
+            self._origin = means[0].astype(rows.dtype), means[1].astype(wanted.dtype)
         at_x, at_y = self._origin
         self._count += n
         wanted = wanted - at_y

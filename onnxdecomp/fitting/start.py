@@ -36,7 +36,9 @@ def whitened_start(method: Method, layer: Layer, ranks: Ranks, problem: Problem,
     whiten = (vectors / np.sqrt(values)[:, None, :]) @ vectors.swapaxes(1, 2)
     best = problem.best.reshape(groups, -1, s, d // s)
     white = np.einsum("gtsk,gsq->gtqk", best, colour, optimize=True).reshape(layer.weight.shape)
-    kind = layer.weight.dtype if np.isfinite(white.astype(layer.weight.dtype)).all() else np.dtype(np.float64)
+    with np.errstate(over="ignore"):
+        fits = np.isfinite(white.astype(layer.weight.dtype)).all()
+    kind = layer.weight.dtype if fits else np.dtype(np.float64)
     moved = replace(layer, weight=np.ascontiguousarray(white.astype(kind)))
     chain = method.assemble(moved, method.fit(moved, ranks, seed))
     first = chain.steps[0]

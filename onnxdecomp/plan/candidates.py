@@ -40,7 +40,7 @@ _SMALL = 1 << 13
 
 
 _SHRINKAGE = (1e-3,)
-_SWEEPS = 2
+_SWEEPS = 1
 
 
 @dataclass(frozen=True, eq=False)

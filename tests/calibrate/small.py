@@ -1,0 +1,82 @@
+"""Small networks for the tests of calibration, and inputs for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import helper
+
+from onnxdecomp.calibrate.observe import Calibration
+from onnxdecomp.calibrate.taps import open_taps
+from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.graph.shapes import infer_shapes
+from onnxdecomp.layer import Array
+from onnxdecomp.sites.base import Site
+from onnxdecomp.sites.find import find
+from tests.runtime.small import model as make
+from tests.runtime.small import value
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
+def loaded(proto: onnx.ModelProto) -> ir.Model:
+    """As a model is before its layers are looked for: with the shapes of its activations."""
+    model = ir.from_proto(proto)
+    infer_shapes(model)
+    return model
+
+
+def site_of(model: ir.Model, name: str = "layer") -> Site:
+    return next(site for site in find(model)[0] if site.layer.name == name)
+
+
+def calibration(feeds: Sequence[Mapping[str, Array]], **more: Any) -> Calibration:
+    """Of all rows that the feeds have, unless told otherwise."""
+    stackable = bool(more.pop("stackable", True))
+    settings = {"batch": 4, "rows": 10**7, "threads": 1, **more}
+    return Calibration(
+        Feeds(tuple(dict(feed) for feed in feeds), "the test", stackable=stackable), **settings
+    )
+
+
+def values(model: ir.Model, names: Sequence[str], feeds: Sequence[Mapping[str, Array]]) -> list[Array]:
+    """What the model computes for the feeds, one batch."""
+    feed = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+    taps = open_taps(model, names, threads=1)
+    found = dict(zip(taps.names, taps.run(feed), strict=True))
+    return [found[name] for name in names]
+
+
+def conv(name: str, x: str, y: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node("Conv", [x, f"{name}.w", f"{name}.b"], [y], name=name, **attributes)
+
+
+def residual(damaged: str = "", seed: int = 0) -> onnx.ModelProto:
+    """y = relu(second(relu(first(s))) + s) with s = relu(stem(x)); one layer's weight may be damaged."""
+    sizes = {"stem": (4, 3, 3, 3), "first": (6, 2, 3, 3), "second": (4, 6, 3, 3)}
+    weights: dict[str, Array] = {}
+    for index, (name, shape) in enumerate(sizes.items()):
+        weights[f"{name}.w"] = normal(*shape, seed=seed + index) / np.float32(3)
+        weights[f"{name}.b"] = normal(shape[0], seed=seed + index)
+    if damaged:
+        weights[f"{damaged}.w"] = weights[f"{damaged}.w"] + normal(*sizes[damaged], seed=9) / np.float32(5)
+    nodes = [
+        conv("stem", "x", "a", pads=[1, 1, 1, 1], strides=[2, 1]),
+        helper.make_node("Relu", ["a"], ["s"]),
+        conv("first", "s", "h", pads=[1, 1, 1, 1], group=2),
+        helper.make_node("Relu", ["h"], ["r"]),
+        conv("second", "r", "c", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c", "s"], ["t"], name="sum"),
+        helper.make_node("Relu", ["t"], ["y"]),
+    ]
+    return make(nodes, [value("x", ["N", 3, 8, 5])], [value("y", None)], weights)
+
+
+def images(count: int = 10) -> list[dict[str, Array]]:
+    return [{"x": normal(1, 3, 8, 5, seed=index)} for index in range(count)]
