@@ -97,7 +97,7 @@ def _equipped(stage: Any, gear: Gear, plan: Plan | None) -> Stage:
         changes["labelled"] = read_feeds(gear.data, inputs_of(opened), samples=gear.samples)
     if gear.timed:
         feeds = _random(opened, gear.shapes, gear.seed) if gear.calib is None else gear.calib
-        changes["stopwatch"] = Stopwatch(feeds[0], gear.provider, gear.threads)
+        changes["stopwatch"] = Stopwatch(gear.path, feeds[0], gear.provider, gear.threads)
     return replace(made, **changes)  # type: ignore[no-any-return]
 
 

@@ -16,7 +16,7 @@ from onnxdecomp.fitting.start import plain_start, reduced_start, whitened_start
 from onnxdecomp.layer import Array, Layer
 from onnxdecomp.methods.base import Method, Ranks
 
-SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1)
+SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The strengths that held-out samples choose among (see `problem`)."""
 
 
@@ -96,6 +96,18 @@ def fit(
     if centred:
         fitted = replace(fitted, bias=judged.bias(dense))
     return Fit(fitted, loss, plain_loss, outside, strength)
+
+
+def sketch(
+    method: Method, layer: Layer, ranks: Ranks, posed: Problem, *, seed: int = 0
+) -> tuple[Chain, float]:
+    """A fit good enough to compare methods and ranks by: the start and one short sweep; with its loss."""
+    start = whitened_start(method, layer, ranks, posed, seed)
+    if start is None:
+        start = plain_start(method, layer, ranks, as_rows(layer.weight, layer), seed)
+    start = reduced_start(start, layer, posed) or start
+    chain = alternate(start, posed, sweeps=1, iterations=_FEW)
+    return chain, max(0.0, posed.relative(as_rows(chain.dense(), layer)))
 
 
 def stored(chain: Chain, layer: Layer) -> Chain:

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxdecomp.chain import Chain, Convolve, MatMul
+from onnxdecomp.chain import Chain, Convolve, MatMul, Step
 from onnxdecomp.fitting.backward import with_weight
 from onnxdecomp.fitting.problem import Problem
 from onnxdecomp.layer import Array, Layer
-from onnxdecomp.methods.base import Method, Ranks
+from onnxdecomp.methods.base import Method, Ranks, outline
 
 _FLOOR = 1e-9
 """Of the largest eigenvalue: below it a direction of the input counts as never seen."""
@@ -28,6 +28,8 @@ def whitened_start(method: Method, layer: Layer, ranks: Ranks, problem: Problem,
     """
     groups, _, d = problem.cross.shape
     s = layer.inputs // layer.groups
+    if not _reads_channels(outline(method, layer, ranks).steps[0], s, groups):
+        return None
     second = problem.second.reshape(groups, s, d // s, s, d // s)
     covariance = np.einsum("gskqk->gsq", second) / (d // s)
     values, vectors = np.linalg.eigh(covariance)
@@ -42,15 +44,23 @@ def whitened_start(method: Method, layer: Layer, ranks: Ranks, problem: Problem,
     moved = replace(layer, weight=np.ascontiguousarray(white.astype(kind)))
     chain = method.assemble(moved, method.fit(moved, ranks, seed))
     first = chain.steps[0]
-    if isinstance(first, MatMul) and first.weight.shape == (s, first.weight.shape[-1]):
+    if isinstance(first, MatMul):
         weight: Array = whiten[0] @ first.weight.astype(np.float64)
-    elif isinstance(first, Convolve) and first.weight.shape[1] == s and first.spec.groups == groups:
+    else:
+        assert isinstance(first, Convolve)
         t, _, *kernel = first.weight.shape
         own = first.weight.astype(np.float64).reshape(groups, t // groups, s, -1)
         weight = np.einsum("gtsk,gsq->gtqk", own, whiten, optimize=True).reshape(t, s, *kernel)
-    else:
-        return None
     return replace(chain, steps=(with_weight(first, weight), *chain.steps[1:]))
+
+
+def _reads_channels(first: Step, channels: int, groups: int) -> bool:
+    """Whether a chain's first step reads all channels of each group, as they are."""
+    if isinstance(first, MatMul):
+        return bool(first.weight.ndim == 2 and first.weight.shape[0] == channels)
+    if isinstance(first, Convolve):
+        return bool(first.weight.shape[1] == channels and first.spec.groups == groups)
+    return False
 
 
 def plain_start(method: Method, layer: Layer, ranks: Ranks, weight: Array, seed: int) -> Chain:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from onnxdecomp.calibrate.observe import centred
 from onnxdecomp.chain import Chain
-from onnxdecomp.fitting.fit import fit
+from onnxdecomp.fitting.fit import sketch
 from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.fitting.problem import Problem, as_rows, problem
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods import METHODS, for_layer, get
 from onnxdecomp.methods.base import Method, Ranks, outline
@@ -39,8 +40,7 @@ _SMALL = 1 << 13
 """Numbers in a weight up to which every method is tried."""
 
 
-_SHRINKAGE = (1e-3,)
-_SWEEPS = 1
+_SHRINKAGE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,10 +141,11 @@ def candidates(
     what: What = "macs",
     worse: float = 1.3,
     seed: int = 0,
+    price: Callable[[Outline], float] | None = None,
 ) -> list[Candidate]:
     """The outlines with what they lose.
 
-    Every method is fitted where it costs about half of the layer. Those that lose there at most `worse`
+    Every method is fitted where its price is about half of the layer's. Those that lose there at most `worse`
     times what the best one does are fitted at some more ranks, and in between interpolated, log loss over
     log cost; the others are left out.
 
@@ -155,13 +156,21 @@ def candidates(
         what: The cost to interpolate over.
         worse: See above.
         seed: Of methods that start at random.
+        price: By which methods are compared, 1 being the layer's own: None is the share of `what`.
     """
+    posed = None
+    if moments is not None:
+        weight = as_rows(site.layer.weight, site.layer)
+        posed = problem(moments, weight, _SHRINKAGE, centred=centred(site))
     dense = getattr(dense_cost(site.layer), what)
+    paid = price or (lambda option: getattr(option.cost, what) / max(dense, 1))
     groups: dict[str, list[Outline]] = {}
     for option in options:
         groups.setdefault(option.method.name, []).append(option)
     firsts = {
-        name: _fitted(site, _nearest(own, dense / _ANCHORS[0], what), moments, seed)
+        name: _fitted(
+            site, min(own, key=lambda o: abs(math.log(max(paid(o), 1e-3) * _ANCHORS[0]))), posed, seed
+        )
         for name, own in groups.items()
     }
     least = min((first.loss for first in firsts.values()), default=0.0)
@@ -173,7 +182,7 @@ def candidates(
         for reduction in _ANCHORS[1:]:
             option = _nearest(own, dense / reduction, what)
             if option.ranks not in anchors:
-                anchors[option.ranks] = _fitted(site, option, moments, seed)
+                anchors[option.ranks] = _fitted(site, option, posed, seed)
         found += _interpolated(own, anchors, what)
     return found
 
@@ -187,22 +196,15 @@ def _nearest(options: Sequence[Outline], cost: float, what: What) -> Outline:
     return min(options, key=lambda o: abs(math.log(max(1, getattr(o.cost, what)) / max(1.0, cost))))
 
 
-def _fitted(site: Site, option: Outline, moments: Moments | None, seed: int) -> Candidate:
+def _fitted(site: Site, option: Outline, posed: Problem | None, seed: int) -> Candidate:
     layer, method = site.layer, option.method
-    if moments is None:
+    if posed is None:
         chain = method.assemble(layer, method.fit(layer, option.ranks, seed))
         return Candidate(option, weight_error(chain, layer) ** 2, chain)
-    found = fit(
-        method,
-        layer,
-        option.ranks,
-        moments,
-        seed=seed,
-        sweeps=_SWEEPS,
-        shrinkages=_SHRINKAGE,
-        centred=centred(site),
-    )
-    return Candidate(option, found.loss, found.chain)
+    chain, loss = sketch(method, layer, option.ranks, posed, seed=seed)
+    if centred(site):
+        chain = replace(chain, bias=posed.bias(as_rows(chain.dense(), layer)))
+    return Candidate(option, loss, chain)
 
 
 def _interpolated(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,18 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.plan.allocate import OutOfReach
 from onnxdecomp.plan.budget import Budget
 from onnxdecomp.plan.plan import Plan
-from onnxdecomp.plan.search import Chosen, choose
+from onnxdecomp.plan.search import Chosen, choose, totals
 from onnxdecomp.plan.sensitivity import Outputs, output_error
-from onnxdecomp.plan.survey import Progress, Scope, Surveyed, survey
+from onnxdecomp.plan.survey import Progress, Scope, Survey, survey
 from onnxdecomp.plan.timing import Stopwatch
 from onnxdecomp.runtime.metrics import score_rows
 from onnxdecomp.sites.base import Site, Skip
 
 TRIALS = 4
 """Plans that are tried at most where the goal is a loss."""
+
+_LOOKS = 4
+"""Times that a plan's latency is measured and the next one chosen accordingly."""
 
 _ENOUGH = 0.8
 """A trial that uses up this share of what may be lost is not improved on."""
@@ -94,24 +97,37 @@ def pursue(
     Raises:
         UsageError: A budget cannot be met; the line says what can.
     """
-    surveyed, outputs, whole_ms = survey(
-        model, sites, scope, calibration, stopwatch=stopwatch, progress=progress
-    )
+    weighed = survey(model, sites, scope, calibration, stopwatch=stopwatch, progress=progress)
     costs = [budget for budget in budgets if not budget.on_loss]
     losses = [budget for budget in budgets if budget.on_loss]
 
     def pick(max_loss: float | None) -> Chosen:
-        found = choose(surveyed, skips, costs, whole_ms=whole_ms, size=size, max_loss=max_loss)
-        if isinstance(found, OutOfReach):
-            raise UsageError(_out_of_reach(costs, found, surveyed, whole_ms, size))
-        return found
+        optimism, picked = 1.0, None
+        for _ in range(_LOOKS):
+            found = choose(weighed, skips, costs, size=size, max_loss=max_loss, optimism=optimism)
+            if isinstance(found, OutOfReach):
+                if picked is None:
+                    raise UsageError(_out_of_reach(costs, found, totals(weighed, size)))
+                break
+            picked = found
+            if stopwatch is None or not found.plan.decomposed or found.latency is None:
+                break
+            measured = stopwatch.time_plan(model, found.plan).value
+            picked = replace(found, measured=measured)
+            wanted = _wanted_latency(costs, weighed)
+            if wanted is None or measured <= wanted <= 1.03 * measured:
+                break
+            # Aimed a little below: what is measured again at the end differs by as much.
+            optimism *= 1.01 * measured / wanted
+        assert picked is not None
+        return picked
 
     if not losses:
         chosen = pick(None)
-        return Pursued(chosen.plan, _record(surveyed, chosen, whole_ms, ()))
-    measures = [_measure(budget, model, outputs, calibration, labelled) for budget in losses]
+        return Pursued(chosen.plan, _record(weighed, chosen, ()))
+    measures = [_measure(budget, model, weighed.outputs, calibration, labelled) for budget in losses]
     chosen, tries, notes = _try(pick, losses, measures, trial, progress)
-    return Pursued(chosen.plan, _record(surveyed, chosen, whole_ms, tries), notes)
+    return Pursued(chosen.plan, _record(weighed, chosen, tries), notes)
 
 
 def _try(
@@ -167,6 +183,14 @@ def _try(
     return best, tries, ()
 
 
+def _wanted_latency(costs: Sequence[Budget], weighed: Survey) -> float | None:
+    """The latency over the original's that a budget asks for."""
+    for budget in costs:
+        if budget.quantity == "latency" and weighed.original_ms:
+            return budget.allowed(weighed.original_ms) / weighed.original_ms
+    return None
+
+
 def _measure(
     budget: Budget,
     model: ir.Model,
@@ -203,22 +227,10 @@ def accuracy(model: ir.Model, labelled: Feeds, calibration: Calibration) -> floa
     return float(np.mean(found == labels))
 
 
-def _out_of_reach(
-    costs: Sequence[Budget],
-    found: OutOfReach,
-    surveyed: Sequence[Surveyed],
-    whole_ms: float,
-    size: int,
-) -> str:
-    totals: Mapping[str, float] = {
-        "macs": sum(entry.dense.macs for entry in surveyed),
-        "params": sum(entry.dense.params for entry in surveyed),
-        "size": size,
-        "latency": whole_ms,
-    }
+def _out_of_reach(costs: Sequence[Budget], found: OutOfReach, original: Mapping[str, float]) -> str:
     least = found.least[-len(costs) :] if costs else ()
     reach = ", ".join(
-        f"{budget.quantity}={totals[budget.quantity] / value:.3g}x"
+        f"{budget.quantity}={original[budget.quantity] / value:.3g}x"
         for budget, value in zip(costs, least, strict=True)
         if value > 0
     )
@@ -226,9 +238,7 @@ def _out_of_reach(
     return f"--target {asked} is out of reach: these methods and layers allow at most {reach}"
 
 
-def _record(
-    surveyed: Sequence[Surveyed], chosen: Chosen, whole_ms: float, tries: Sequence[Mapping[str, float]]
-) -> dict[str, Any]:
+def _record(weighed: Survey, chosen: Chosen, tries: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {
         "expected": {
             "loss": chosen.loss,
@@ -236,7 +246,8 @@ def _record(
             "gap": chosen.gap,
             "latency": chosen.latency,
         },
-        "original_ms": whole_ms or None,
+        "measured": {"latency": chosen.measured},
+        "original_ms": weighed.original_ms or None,
         "tries": [dict(entry) for entry in tries],
         "layers": [
             {
@@ -262,7 +273,7 @@ def _record(
                     )
                 ],
             }
-            for entry in surveyed
+            for entry in weighed.layers
             if entry.candidates
         ],
     }

@@ -10,7 +10,7 @@ from onnxdecomp.plan.allocate import Allocation, Option, OutOfReach, allocate
 from onnxdecomp.plan.budget import Budget
 from onnxdecomp.plan.candidates import Candidate
 from onnxdecomp.plan.plan import Choice, Cost, Plan
-from onnxdecomp.plan.survey import Surveyed
+from onnxdecomp.plan.survey import Survey, Surveyed
 from onnxdecomp.plan.uniform import method_options
 from onnxdecomp.sites.base import Skip
 
@@ -26,6 +26,7 @@ class Chosen:
             costs less).
         gap: How far above the bound this one is.
         latency: Expected latency over the original's; None where nothing was timed.
+        measured: The same measured, with factors of noise in the whole model; None where not done.
     """
 
     plan: Plan
@@ -33,38 +34,41 @@ class Chosen:
     bound: float
     gap: float
     latency: float | None
+    measured: float | None = None
 
 
 def choose(
-    surveyed: Sequence[Surveyed],
+    survey: Survey,
     skips: Sequence[Skip],
     budgets: Sequence[Budget],
     *,
-    whole_ms: float = 0.0,
     size: int = 0,
     max_loss: float | None = None,
+    optimism: float = 1.0,
 ) -> Chosen | OutOfReach:
     """One candidate, or none, for every layer.
 
     Args:
-        surveyed: The layers, weighed.
+        survey: The layers, weighed.
         skips: Operators that could not be read; the plan names them.
         budgets: On MACs, parameters, bytes or latency.
-        whole_ms: The original's latency, where one is a budget.
-        size: The original's bytes, likewise.
+        size: The original's bytes, where they are a budget.
         max_loss: With it the loss is limited too, and what is least is the latency where that was
             measured, else the MACs.
+        optimism: Measured latency over expected latency, of a plan like the one that is looked for.
     """
-    totals = {
-        "macs": float(sum(entry.dense.macs for entry in surveyed)),
-        "params": float(sum(entry.dense.params for entry in surveyed)),
-        "size": float(size),
-        "latency": whole_ms,
-    }
-    limits = [budget.allowed(totals[budget.quantity]) for budget in budgets]
+    surveyed, whole_ms = survey.layers, survey.whole_ms
+    now = totals(survey, size)
+    limits = [budget.allowed(now[budget.quantity]) for budget in budgets]
+    # Budgets are on the original as it came in; what the simplifier gained is there already.
+    now["latency"] = whole_ms
+    limits = [
+        limit / optimism if budget.quantity == "latency" else limit
+        for limit, budget in zip(limits, budgets, strict=True)
+    ]
     kinds = [budget.quantity for budget in budgets]
     # What no layer has: of the file beside the weights, of the latency beside the layers.
-    fixed = [totals[kind] - sum(_cost(entry, None, kind, whole_ms) for entry in surveyed) for kind in kinds]
+    fixed = [now[kind] - sum(_cost(entry, None, kind, whole_ms) for entry in surveyed) for kind in kinds]
     objective = "latency" if any(entry.part for entry in surveyed) else "macs"
     items = []
     for entry in surveyed:
@@ -83,10 +87,21 @@ def choose(
         found = allocate(items, limits, fixed=[max(0.0, f) for f in fixed])
     if isinstance(found, OutOfReach):
         return found
-    return _chosen(surveyed, skips, found)
+    return _chosen(survey, skips, found)
 
 
-def _chosen(surveyed: Sequence[Surveyed], skips: Sequence[Skip], found: Allocation) -> Chosen:
+def totals(survey: Survey, size: int) -> dict[str, float]:
+    """What the original has of every quantity that can be a budget."""
+    return {
+        "macs": float(sum(entry.dense.macs for entry in survey.layers)),
+        "params": float(sum(entry.dense.params for entry in survey.layers)),
+        "size": float(size),
+        "latency": survey.original_ms,
+    }
+
+
+def _chosen(survey: Survey, skips: Sequence[Skip], found: Allocation) -> Chosen:
+    surveyed = survey.layers
     choices, loss, latency = [], 0.0, 1.0
     for entry, index in zip(surveyed, found.choice, strict=True):
         picked = None if index == 0 else index - 1
@@ -96,7 +111,10 @@ def _chosen(surveyed: Sequence[Surveyed], skips: Sequence[Skip], found: Allocati
             latency += (entry.parts[picked] if entry.parts else entry.part) - entry.part
     skipped = [Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason) for skip in skips]
     timed = any(entry.part for entry in surveyed)
-    return Chosen(Plan((*choices, *skipped)), loss, found.bound, found.gap, latency if timed else None)
+    whole = survey.whole_ms / survey.original_ms if survey.original_ms else 1.0
+    return Chosen(
+        Plan((*choices, *skipped)), loss, found.bound, found.gap, latency * whole if timed else None
+    )
 
 
 def _choice(entry: Surveyed, candidate: Candidate | None) -> Choice:

@@ -84,6 +84,23 @@ class Surveyed:
         return [self.effect.at(candidate.loss) for candidate in self.candidates]
 
 
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """All that was weighed.
+
+    Attributes:
+        layers: One entry per site.
+        outputs: The original's outputs, for comparisons.
+        whole_ms: The latency of the original, simplified; 0 where it was not measured. Shares are of it.
+        original_ms: The latency of the original as it came in, likewise.
+    """
+
+    layers: tuple[Surveyed, ...]
+    outputs: Outputs
+    whole_ms: float = 0.0
+    original_ms: float = 0.0
+
+
 def survey(
     model: ir.Model,
     sites: Sequence[Site],
@@ -92,7 +109,7 @@ def survey(
     *,
     stopwatch: Stopwatch | None = None,
     progress: Progress | None = None,
-) -> tuple[list[Surveyed], Outputs, float]:
+) -> Survey:
     """Weigh every layer of the model, which stays as it is.
 
     Args:
@@ -104,9 +121,6 @@ def survey(
         stopwatch: Measures the latency of outlines; those that take as long as the layer are dropped.
         progress: Called as the work goes on.
 
-    Returns:
-        One entry per site; the original's outputs, for comparisons; and the original's latency in
-        milliseconds (0 without a stopwatch).
     """
     report = progress or (lambda what, done, total: None)
     dense = [dense_cost(site.layer) for site in sites]
@@ -140,7 +154,13 @@ def survey(
         site = sites[index]
         report(f"weigh {site.layer.name}", done, len(todo))
         what = "params" if site.layer.lookup else scope.what
-        weighed = candidates(site, options[index], moments, what=what, worse=scope.worse, seed=scope.seed)
+        price = None
+        if timed is not None and index in timed.parts:
+            own_part = timed.parts[index][0]
+            price = lambda option, own_part=own_part: takes[id(option)] / own_part  # noqa: E731
+        weighed = candidates(
+            site, options[index], moments, what=what, worse=scope.worse, seed=scope.seed, price=price
+        )
         measured = effect(model, site, _probes(weighed), outputs, calibration)
         entry = replace(found[index], candidates=tuple(weighed), effect=measured)
         if timed is not None and index in timed.parts:
@@ -149,7 +169,9 @@ def survey(
         # The numbers of the anchors have served; a plan is carried out anew.
         light = tuple(replace(candidate, fitted=None) for candidate in entry.candidates)
         found[index] = replace(entry, candidates=light)
-    return found, outputs, 0.0 if timed is None else timed.whole_ms
+    if timed is None:
+        return Survey(tuple(found), outputs)
+    return Survey(tuple(found), outputs, timed.whole_ms, timed.original_ms)
 
 
 def _moments(

@@ -6,9 +6,11 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx_ir as ir
 
+from onnxdecomp.benchmark import bench
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency.cache import cache_file
 from onnxdecomp.latency.measure import Request, time_chains
@@ -16,10 +18,18 @@ from onnxdecomp.latency.neighbours import neighbours
 from onnxdecomp.latency.predict import part_of_whole
 from onnxdecomp.latency.shapes import input_shapes
 from onnxdecomp.latency.shares import shares
-from onnxdecomp.plan.candidates import Outline
-from onnxdecomp.plan.plan import dense_chain
+from onnxdecomp.latency.tiny import filled
+from onnxdecomp.methods import get
+from onnxdecomp.methods.base import outline
+from onnxdecomp.plan.candidates import Outline, dense_cost
+from onnxdecomp.plan.plan import Plan, dense_chain
 from onnxdecomp.runtime.session import Feed
+from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.sites.base import Site
+from onnxdecomp.sites.find import find
+from onnxdecomp.sites.rewrite import Rewriter
+
+Parts: TypeAlias = Mapping[int, tuple[float, tuple[float, ...]]]
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,12 @@ class Timed:
     Attributes:
         parts: By the layer's place in the list of sites: its own share, and that of each outline.
         whole_ms: The original's latency, simplified and with all layers dense.
+        original_ms: The latency of the original as it came in.
     """
 
-    parts: Mapping[int, tuple[float, tuple[float, ...]]]
+    parts: Parts
     whole_ms: float
+    original_ms: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +52,7 @@ class Stopwatch:
     """How latency is measured.
 
     Attributes:
+        original: The file that came in.
         feed: One input of the model: its shapes are those that count.
         provider, threads: Where.
         cached: Use and add to the timings on this machine's disk.
@@ -47,6 +60,7 @@ class Stopwatch:
         note: Called with what a user should know.
     """
 
+    original: Path
     feed: Feed
     provider: str = "cpu"
     threads: int = 1
@@ -86,9 +100,57 @@ class Stopwatch:
             path = Path(folder) / "model.onnx"
             save(model, path)
             whole = shares(path, self.feed, dense, provider=self.provider, threads=self.threads)
+            before = whole.whole_ms / self._ratio(path).value
         parts = {}
         for index, (own, share) in enumerate(zip(options, whole.layers, strict=True)):
             taken = [next(timings) for _ in own]
             if share.part > 0 and own and not any(timing.reason for timing in taken):
                 parts[index] = (share.part, tuple(part_of_whole(share, timing) for timing in taken))
-        return Timed(parts, whole.whole_ms)
+        return Timed(parts | _guessed(sites, options, parts), whole.whole_ms, before)
+
+    def time_plan(self, model: ir.Model, plan: Plan) -> Ratio:
+        """The latency of the whole model under a plan over the original's, with factors of noise."""
+        copy = model.clone()
+        sites, _ = find(copy, freeze=True)
+        by_name = {(site.layer.graph, site.layer.name): site for site in sites}
+        rewriter = Rewriter(copy)
+        for choice in plan.decomposed:
+            site = by_name[choice.graph, choice.layer]
+            method = get(choice.method or "", **choice.options)
+            rewriter.replace(site, filled(outline(method, site.layer, choice.ranks)), {})
+        with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
+            path = Path(folder) / "model.onnx"
+            save(copy, path)
+            return self._ratio(path)
+
+    def _ratio(self, new: Path) -> Ratio:
+        timed = bench(
+            [self.original, new],
+            providers=(self.provider,),
+            threads=(self.threads,),
+            duration=1.0,
+            data=(self.feed,),
+            memory=False,
+        )
+        ratio = timed.settings[0].models[1].ratio
+        assert ratio is not None
+        return ratio
+
+
+def _guessed(
+    sites: Sequence[Site], options: Sequence[Sequence[Outline]], known: Parts
+) -> dict[int, tuple[float, tuple[float, ...]]]:
+    """Shares of layers that cannot run alone (recurrent ones): half of what is left, by their MACs.
+
+    The other half are their recurrences. Rough, but the whole model is timed in the end.
+    """
+    left = max(0.0, 1.0 - sum(part for part, _ in known.values()))
+    missing = [index for index, own in enumerate(options) if own and index not in known]
+    macs = {index: dense_cost(sites[index].layer).macs for index in missing}
+    total = sum(macs.values())
+    guessed = {}
+    for index in missing:
+        part = left / 2 * macs[index] / max(1, total)
+        shares = tuple(part * option.cost.macs / max(1, macs[index]) for option in options[index])
+        guessed[index] = (part, shares)
+    return guessed

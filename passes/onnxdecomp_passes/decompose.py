@@ -136,7 +136,7 @@ class Decompose(Stage):
             calibration,
             lambda plan: self._trial(model, plan, calibration),
             labelled=self.labelled,
-            stopwatch=self.stopwatch,
+            stopwatch=self.stopwatch if self._timed() else None,
             size=self.size,
             progress=self.on_layer,
         )
@@ -186,9 +186,14 @@ class Decompose(Stage):
         )
         return copy
 
+    def _timed(self) -> bool:
+        """Whether the goal is about latency, and it can be measured."""
+        quantities = {budget.quantity for budget in parse_budgets(self.goal)}
+        return self.stopwatch is not None and not quantities <= {"macs", "params", "size"}
+
     def _scope(self) -> Scope:
         quantities = {budget.quantity for budget in parse_budgets(self.goal)}
-        timed = self.stopwatch is not None and not quantities <= {"macs", "params", "size"}
+        timed = self._timed()
         return Scope(
             methods=tuple(self.method.split(",")),
             multiple=self._multiple("auto" if timed else "1"),
@@ -196,7 +201,7 @@ class Decompose(Stage):
             include=tuple(self.include),
             exclude=tuple(self.exclude),
             skip_below=self.skip_below,
-            worse=4.0 if timed else 1.3,
+            worse=2.0 if timed else 1.3,
             seed=self.seed,
         )
 
