@@ -68,6 +68,7 @@ def run_record(
         "model": dict(model),
         "output": None if output is None else dict(output),
         "plan": plan.to_json(),
+        "search": passes.get("decompose", {}).get("search"),
         "layers": jsonio.plain(layers),
         "totals": sums,
         "verify": None if verified is None else _verify(verified, model, output),

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxdecomp.calibrate.rows import Positions, at_positions, conv_rows, draw_positions, output_sizes
 from onnxdecomp.calibrate.taps import open_taps
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.fitting.fit import SHRINKAGES
 from onnxdecomp.fitting.moments import Gatherer, Moments, features
 from onnxdecomp.fitting.problem import as_rows
 from onnxdecomp.layer import Array
@@ -38,6 +39,8 @@ class Calibration:
         batch: Feeds stacked for one run, where the model's batch size is free.
         rows: At least so many rows are drawn per layer where there are as many, and 24 per feature.
         held_out: The share of the batches that chooses the shrinkage.
+        asymmetric: Fit to what layers see in the compressed model, else in the original.
+        shrinkages: The strengths to choose among.
         provider, threads: Where the model is run.
         seed: Of the positions.
     """
@@ -47,6 +50,8 @@ class Calibration:
     batch: int = 50
     rows: int = 32768
     held_out: float = 0.25
+    asymmetric: bool = True
+    shrinkages: tuple[float, ...] = SHRINKAGES
     provider: str = "cpu"
     threads: int = 0
     seed: int = 0
@@ -122,7 +127,8 @@ def observe(
     """
     other = branch(site)
     names = [site.x.name or "", *([other.name or ""] if other is not None else [])]
-    ours = open_taps(now, names, provider=calibration.provider, threads=calibration.threads)
+    compressed = now if calibration.asymmetric else original
+    ours = open_taps(compressed, names, provider=calibration.provider, threads=calibration.threads)
     theirs = open_taps(original, names, provider=calibration.provider, threads=calibration.threads)
     gather = _Halves(site, calibration)
     for index, feed in enumerate(calibration.feeds.batches(calibration.batch)):

@@ -62,7 +62,15 @@ def carry_out(
         found: Fit | None = None
         if calibration is not None and original is not None and not shared and not unobservable(site):
             moments = observe(site.current(), model, original, calibration)
-            found = fit(method, site.layer, choice.ranks, *moments, seed=seed, centred=centred(site))
+            found = fit(
+                method,
+                site.layer,
+                choice.ranks,
+                *moments,
+                seed=seed,
+                shrinkages=calibration.shrinkages,
+                centred=centred(site),
+            )
             chain = stored(found.chain, site.layer)
         else:
             factors = fitted.get(share) if share is not None else None

@@ -80,3 +80,31 @@ def residual(damaged: str = "", seed: int = 0) -> onnx.ModelProto:
 
 def images(count: int = 10) -> list[dict[str, Array]]:
     return [{"x": normal(1, 3, 8, 5, seed=index)} for index in range(count)]
+
+
+def network(nodes: list[onnx.NodeProto], weights: dict[str, Array], *outputs: str) -> ir.Model:
+    """From x [N, 4, 6, 6] to outputs of that shape."""
+    shape: list[int | str | None] = ["N", 4, 6, 6]
+    return loaded(make(nodes, [value("x", shape)], [value(y, shape) for y in outputs], weights))
+
+
+PLAIN = {"w": normal(5, 7), "c": normal(7)}
+MATMUL = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
+
+
+def matmul_model(nodes: list[onnx.NodeProto], weights: dict[str, Array], shape: Sequence[Any]) -> ir.Model:
+    """From x of that shape to y."""
+    return loaded(make(nodes, [value("x", shape)], [value("y", None)], weights))
+
+
+def gemm(operands: list[str], **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node("Gemm", operands, ["y"], name="layer", **attributes)
+
+
+def gru() -> ir.Model:
+    """In both directions, over x [steps, N, 5]."""
+    node = helper.make_node(
+        "GRU", ["x", "w", "r", "b"], ["y"], name="layer", hidden_size=3, direction="bidirectional"
+    )
+    weights = {"w": normal(2, 9, 5), "r": normal(2, 9, 3), "b": normal(2, 18)}
+    return matmul_model([node], weights, ["steps", "N", 5])

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxdecomp.cli.main import main
 from tests.conftest import ROOT
 
-QUICK = ("--simplify", "none", "--no-bench", "--rank", "4")
+QUICK = ("--simplify", "none", "--no-bench", "--method", "tucker", "--rank", "4")
 """Options of compress that make it fast on `network`."""
 
 

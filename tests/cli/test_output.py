@@ -107,6 +107,7 @@ RECORD = {
     "model": {"path", "sha256", "bytes", "opset", "ir_version"},
     "output": {"path", "sha256", "bytes"},
     "plan": {"version", "choices"},
+    "search": None,
     "layers": None,
     "totals": {"params", "macs", "bytes"},
     "verify": None,

@@ -93,7 +93,7 @@ def test_the_first_rule_that_fits_decides() -> None:
 
 
 def test_a_list_of_methods_takes_the_first_that_fits() -> None:
-    assert plan(method="tucker,svd")["conv2"].method == "tucker"
+    assert plan(method="tucker,svd", rank="0.5")["conv2"].method == "tucker"
     # At full rank Tucker costs more than the layer; so does the SVD, and both reasons are given.
     reason = plan(method="tucker,svd", rank="1.0")["conv2"].reason
     assert "tucker at ranks" in reason
@@ -119,5 +119,5 @@ def test_options_of_a_method_that_is_not_asked_for() -> None:
 
 
 def test_small_layers_stay() -> None:
-    assert plan(skip_below=0.9)["fc"].reason.startswith("too small")
-    assert "needs 1.00x the MACs" in plan(skip_below=0)["fc"].reason
+    assert plan(rank="0.5", skip_below=0.9)["fc"].reason.startswith("too small")
+    assert "needs 1.00x the MACs" in plan(rank="0.5", skip_below=0)["fc"].reason

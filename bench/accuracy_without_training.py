@@ -1,0 +1,216 @@
+"""What is left of a network's accuracy after compression without training, and what each ingredient brings.
+
+    python -m bench.accuracy_without_training [--corpus FOLDER] [--models NAME …] [--variants NAME …]
+
+FOLDER holds the corpus (default: $ONNXDECOMP_CORPUS, else ../shared/corpus). Factors are fitted to the
+corpus' calibration images, at most 1,000 without labels; accuracy is that on its 5,000 test images. Every row
+is compressed anew and measured; rows that a run does not make keep what an earlier run wrote.
+
+The variants add one ingredient after the other: `plain` fits factors to the weights; `symmetric` to what
+layers see in the original; `asymmetric` to what they see in the compressed prefix; `shrinkage` chooses its
+strength by held-out images. These have the same rank fraction in every layer, of the spatial method;
+`allocation` searches the ranks for the target, and `auto` the methods too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from bench.provenance import RESULTS, markdown, provenance, write
+from onnxdecomp import pipeline
+from onnxdecomp.calibrate.observe import Calibration, sized
+from onnxdecomp.data.read import read_feeds
+from onnxdecomp.errors import UsageError
+from onnxdecomp.graph.load import load
+from onnxdecomp.graph.save import save
+from onnxdecomp.graph.shapes import infer_shapes
+from onnxdecomp.plan.allocate import OutOfReach
+from onnxdecomp.plan.budget import Budget
+from onnxdecomp.plan.carry_out import carry_out
+from onnxdecomp.plan.plan import Plan
+from onnxdecomp.plan.rules import Defaults, make_rule
+from onnxdecomp.plan.search import choose
+from onnxdecomp.plan.survey import Scope, Survey, survey
+from onnxdecomp.plan.uniform import Request, plan_uniform
+from onnxdecomp.preflight import inputs
+from onnxdecomp.sites.find import find
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TARGETS: Mapping[str, tuple[float, ...]] = {
+    "resnet20_cifar10": (1.5, 2.0, 2.5),
+    "vgg16_half_cifar10": (2.0, 3.0, 5.0),
+}
+"""Factors by which multiply-accumulates are to fall."""
+
+VARIANTS = ("plain", "symmetric", "asymmetric", "shrinkage", "allocation", "auto")
+_IMAGES = 1000
+_WEAK = (1e-4,)
+
+
+def main() -> None:
+    """Measure and write bench/results/accuracy_without_training.json and .md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    given = os.environ.get("ONNXDECOMP_CORPUS", ROOT.parent / "shared" / "corpus")
+    parser.add_argument("--corpus", type=Path, default=Path(given))
+    parser.add_argument("--models", nargs="*", choices=sorted(TARGETS), default=sorted(TARGETS))
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    options = parser.parse_args()
+    rows = _earlier()
+    for name in options.models:
+        for row in measure(options.corpus, name, options.variants):
+            key = (row["model"], row["target"], row["variant"])
+            rows[key] = row
+            print(*row.values(), flush=True)
+    ordered = sorted(rows.values(), key=lambda r: (r["model"], r["target"], VARIANTS.index(r["variant"])))
+    write("accuracy_without_training", {**provenance(), "rows": ordered}, table(ordered))
+
+
+def measure(folder: Path, name: str, variants: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per target and variant."""
+    module = _corpus_module(folder)
+    corpus = module.Corpus(folder)
+    path = corpus.model_path(corpus.entry(name))
+    arrays = module.calibration(corpus, name, _IMAGES)
+    feeds = read_feeds(arrays, inputs(path))
+    stages = [stage for stage in pipeline.build(None, {}) if stage.name in ("simplify", "normalise")]
+    model = pipeline.run(load(path), stages).model
+    infer_shapes(model)
+    sites, _ = find(model)
+    calibration = sized(Calibration(feeds), sites)
+    surveys = _surveys(model, calibration, variants)
+    original = module.evaluate(corpus, name, None, None)["metric"]["top1"]
+    rows = []
+    for target in TARGETS[name]:
+        uniform = _uniform(model, target)
+        for variant in variants:
+            found = surveys.get(variant)
+            plan, gap = (uniform, None) if found is None else _searched(found, model, target)
+            start = time.perf_counter()
+            made = _carried_out(model, plan, _ingredients(calibration, variant))
+            seconds = time.perf_counter() - start
+            with tempfile.TemporaryDirectory() as place:
+                file = Path(place) / "new.onnx"
+                save(made, file)
+                top1 = module.evaluate(corpus, name, file, None)["metric"]["top1"]
+            rows.append(
+                {
+                    "model": name,
+                    "target": target,
+                    "variant": variant,
+                    "reached": _reduction(plan),
+                    "original_top1": original,
+                    "top1": top1,
+                    "points": 100 * (top1 - original),
+                    "gap": gap,
+                    "fit_seconds": seconds,
+                    "date": provenance()["date"],
+                }
+            )
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The change of accuracy in percentage points, a line per model and target."""
+    keys = dict.fromkeys((row["model"], row["target"]) for row in rows)
+    by_key = {(row["model"], row["target"], row["variant"]): row for row in rows}
+    lines = []
+    for model, target in keys:
+        cells = [model, f"{target:g}x"]
+        for variant in VARIANTS:
+            row = by_key.get((model, target, variant))
+            cells.append("" if row is None else f"{row['points']:+.2f}")
+        lines.append(cells)
+    return markdown(("model", "MACs", *VARIANTS), lines)
+
+
+def _surveys(model: ir.Model, calibration: Calibration, variants: Sequence[str]) -> dict[str, Survey]:
+    sites, _ = find(model)
+    methods = {"allocation": "spatial", "auto": "auto"}
+    return {
+        variant: survey(model, sites, Scope(methods=(methods[variant],)), calibration)
+        for variant in variants
+        if variant in methods
+    }
+
+
+def _ingredients(calibration: Calibration, variant: str) -> Calibration | None:
+    if variant == "plain":
+        return None
+    asymmetric = variant != "symmetric"
+    if variant in ("symmetric", "asymmetric"):
+        return replace(calibration, asymmetric=asymmetric, shrinkages=_WEAK)
+    return calibration
+
+
+def _uniform(model: ir.Model, target: float) -> Plan:
+    """The spatial method at the largest common rank fraction that meets the target."""
+    sites, skips = find(model)
+    low, high = 0.01, 1.0
+    best: Plan | None = None
+    for _ in range(12):
+        middle = (low + high) / 2
+        rule = make_rule("spatial", Defaults(str(middle)))
+        plan = plan_uniform(sites, skips, Request((rule,)))
+        if _reduction(plan) >= target:
+            best, low = plan, middle
+        else:
+            high = middle
+    assert best is not None
+    return best
+
+
+def _searched(found: Survey, model: ir.Model, target: float) -> tuple[Plan, float]:
+    _, skips = find(model)
+    chosen = choose(found, skips, [Budget("macs", target, relative=True)])
+    if isinstance(chosen, OutOfReach):
+        raise UsageError(f"macs={target}x: {chosen.reason}")
+    return chosen.plan, chosen.gap
+
+
+def _reduction(plan: Plan) -> float:
+    costs = [(choice.before, choice.after if choice.method else choice.before) for choice in plan.choices]
+    before = sum(a.macs for a, _ in costs if a is not None)
+    return before / sum(b.macs for _, b in costs if b is not None)
+
+
+def _carried_out(model: ir.Model, plan: Plan, calibration: Calibration | None) -> ir.Model:
+    copy = model.clone()
+    sites, _ = find(copy)
+    carry_out(copy, sites, plan, calibration=calibration)
+    return copy
+
+
+def _corpus_module(folder: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("corpus", folder / "corpus.py")
+    if spec is None or spec.loader is None or not (folder / "corpus.py").exists():
+        raise SystemExit(f"there is no corpus at {folder}: set ONNXDECOMP_CORPUS")
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["corpus"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _earlier() -> dict[tuple[str, float, str], dict[str, Any]]:
+    file = RESULTS / "accuracy_without_training.json"
+    if not file.exists():
+        return {}
+    rows = json.loads(file.read_text())["rows"]
+    return {(row["model"], row["target"], row["variant"]): row for row in rows}
+
+
+if __name__ == "__main__":
+    main()
