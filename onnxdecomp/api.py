@@ -136,6 +136,8 @@ def compress(
         check_target(file, overwrite=overwrite)
     wanted = _with_target(config, decompose, target, max_error)
     given = None if plan is None else read_plan(plan)
+    if given is not None and any(wanted.get(name) for name in ("rank", "layers", "target")):
+        raise UsageError("a plan says it all: give no rank, layer rule or target with it")
     stages = _stages(config, seed, provider, simplify, wanted)
     cores = threads or environment.cores()
     with on_disk(model) as path:
@@ -231,6 +233,8 @@ def default_output(model: str | Path, config: Config = None, **decompose: Any) -
     decompose.pop("simplify", None)
     stages = _stages(config, None, "cpu", None, decompose)
     methods = [str(getattr(stage, "method", "")) for stage in stages if stage.name == "decompose"]
+    if methods == ["auto"] and not all(getattr(stage, "searches", True) for stage in stages):
+        methods = ["tucker"]
     suffix = methods[0].replace(",", "-") if methods else "new"
     return Path(f"{Path(model).stem}.{suffix}.onnx")
 
@@ -256,8 +260,8 @@ def _with_target(
     config: Config, decompose: Mapping[str, Any], target: str | None, max_error: float | None
 ) -> dict[str, Any]:
     """The decompose stage's options with the target; where nothing says how far to go, the largest error."""
-    if target is not None:
-        return {**decompose, "target": target}
+    if target is not None:  # it wins over a rank of the configuration
+        return {"rank": "", "layers": (), **decompose, "target": target}
     if max_error is None or any(decompose.get(name) for name in ("rank", "layers")):
         return dict(decompose)
     stages = [stage for stage in pipeline.build(config, {}) if stage.name == "decompose"]

@@ -95,14 +95,15 @@ def settle(
         if ratio is not None and ratio.high < 1:
             return Settled(ran, plan, timed, tuple(notes))
         took = f"{ratio.value:.2f}x the original's time" if ratio else "no less than the original's time"
-        plan, put_back = _put_back(plan, gains, took, everything=left == 0)
+        reason = f"does not pay on {watch.provider}: with it the model took {took}"
+        plan, put_back = _put_back(plan, gains, reason, everything=left == 0)
         notes.append(f"put back, for with them the model takes {took}: {', '.join(put_back)}")
         ran = again(plan)
     return Settled(ran, plan, None, tuple(notes))
 
 
 def _put_back(
-    plan: Plan, gains: Mapping[tuple[str, str], float], took: str, *, everything: bool
+    plan: Plan, gains: Mapping[tuple[str, str], float], reason: str, *, everything: bool
 ) -> tuple[Plan, list[str]]:
     """The plan without the half of its layers that gain least."""
     ordered = sorted(
@@ -110,7 +111,6 @@ def _put_back(
     )
     worst = ordered if everything else ordered[: max(1, len(ordered) // 2)]
     names = {(choice.graph, choice.layer) for choice in worst}
-    reason = f"does not pay on this provider: with it the model took {took}"
 
     def kept(choice: Choice) -> Choice:
         if (choice.graph, choice.layer) not in names:

@@ -294,3 +294,30 @@ def test_labels_that_no_output_has_scores_for(folder: Path) -> None:
     images: dict[str, Any] = {"x": np.ones((4, 8, 8, 8), np.float32), "labels": np.zeros(4, np.int64)}
     with pytest.raises(UsageError, match="no scores"):
         onnxdecomp.compress("net.onnx", target="drop=0.01", data=images, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("given", "fragment"),
+    [
+        (("--target", "macs=2x", "--layer", "conv*=svd"), "exclude each other"),
+        (("--plan", "plan.json", "--rank", "4"), "a plan says it all"),
+        (("--target", "macs=2x", "--include", "nothing*"), "no layer matches 'nothing*'"),
+        (("--target", "drop=0.01"), "needs labels"),
+    ],
+)
+def test_requests_that_contradict_themselves(given: tuple[str, ...], fragment: str, run: Run) -> None:
+    Path("plan.json").write_text('{"version": 1, "choices": []}')
+    run(*given, "-o", "out.onnx").is_error(2, fragment)
+    assert not Path("out.onnx").exists()
+
+
+@pytest.mark.parametrize("ranks", [[0], [-1], [3, 3, 3, 3], ["x"]])
+def test_a_plan_with_wrong_ranks(ranks: list[Any], run: Run) -> None:
+    assert run("--target", "macs=2x", "--dry-run", "--json", "plan.json").code == 0
+    record = json.loads(Path("plan.json").read_text())
+    for choice in record["plan"]["choices"]:
+        if choice["method"]:
+            choice["ranks"] = ranks
+    Path("plan.json").write_text(json.dumps(record))
+    run("--plan", "plan.json", "-o", "out.onnx").is_error(2, "plan")
+    assert not Path("out.onnx").exists()

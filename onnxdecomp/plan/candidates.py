@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,14 +75,16 @@ class Candidate:
     fitted: Chain | None = None
 
 
-def methods_for(names: Sequence[str], site: Site) -> list[Method]:
+def methods_for(
+    names: Sequence[str], site: Site, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Method]:
     """The methods among `names` ("auto": all that are worth trying) that take this layer, each once."""
     layer = site.layer
     if tuple(names) == ("auto",):
         names = tuple(METHODS) if layer.weight.size <= _SMALL else QUICK
     found: dict[str, Method] = {}
     for name in names:
-        method = for_layer(get(name), layer)
+        method = for_layer(get(name, **(options or {}).get(name, {})), layer)
         if method.name in found or method.refusal(layer) is not None:
             continue
         if obstacle(outline(method, layer, method.fraction_ranks(layer, 0.5)), site) is None:

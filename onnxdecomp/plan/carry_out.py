@@ -57,6 +57,7 @@ def carry_out(
         if on_layer:
             on_layer(choice.layer)
         method = get(choice.method or "", **choice.options)
+        _check_ranks(choice, method, site)
         shared = users[id(site.root)] > 1
         share = _share_key(site, choice, method) if shared else None
         found: Fit | None = None
@@ -110,6 +111,16 @@ def _share_key(site: Site, choice: Choice, method: Method) -> object:
         options,
         choice.ranks,
     )
+
+
+def _check_ranks(choice: Choice, method: Method, site: Site) -> None:
+    full = method.full_ranks(site.layer) if method.refusal(site.layer) is None else None
+    if full is None or len(choice.ranks) != len(full) or min(choice.ranks) < 1:
+        ranks = ",".join(map(str, choice.ranks))
+        raise UsageError(
+            f"the plan is for another model: {method.name} takes no ranks {ranks} for the layer "
+            f"{choice.layer!r} here"
+        )
 
 
 def _check_range(chain: Chain, site: Site) -> None:

@@ -72,7 +72,7 @@ class Plan:
             raise UsageError("this is no onnxdecomp plan of version 1")
         try:
             return Plan(tuple(_choice(entry) for entry in value["choices"]))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"the plan is damaged: {error}") from error
 
 

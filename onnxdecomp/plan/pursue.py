@@ -23,7 +23,7 @@ from onnxdecomp.plan.timing import Stopwatch
 from onnxdecomp.runtime.metrics import score_rows
 from onnxdecomp.sites.base import Site, Skip
 
-TRIALS = 4
+TRIALS = 6
 """Plans that are tried at most where the goal is a loss."""
 
 _LOOKS = 4
@@ -31,6 +31,9 @@ _LOOKS = 4
 
 _ENOUGH = 0.8
 """A trial that uses up this share of what may be lost is not improved on."""
+
+_BOLD = 0.03
+"""The loss of the first plan that is tried for a drop of accuracy, at most."""
 
 _MARGIN = 0.95
 """Of an error measured on calibration inputs: on others it is a little larger."""
@@ -97,6 +100,8 @@ def pursue(
     Raises:
         UsageError: A budget cannot be met; the line says what can.
     """
+    if labelled is None and any(budget.quantity == "drop" for budget in budgets):
+        raise UsageError("--target drop=… needs labels: give samples with labels by --eval")
     weighed = survey(model, sites, scope, calibration, stopwatch=stopwatch, progress=progress)
     costs = [budget for budget in budgets if not budget.on_loss]
     losses = [budget for budget in budgets if budget.on_loss]
@@ -141,7 +146,7 @@ def _try(
     limits = [budget.limit * (_MARGIN if budget.quantity == "error" else 1.0) for budget in losses]
     # What layers lose adds up to more than the network does once they are fitted to each other.
     expected = min(
-        limit**2 * 1.5 if budget.quantity == "error" else limit * 2.0
+        limit**2 * 1.5 if budget.quantity == "error" else min(2.0 * limit, _BOLD)
         for budget, limit in zip(losses, limits, strict=True)
     )
     best: Chosen | None = None
@@ -201,7 +206,7 @@ def _measure(
     if budget.quantity == "error":
         return Measure("error", lambda made: float(np.sqrt(output_error(made, outputs, calibration))))
     if labelled is None or labelled.labels is None:
-        raise UsageError("--target drop=… needs labels: give samples with labels by --eval")
+        raise UsageError("--eval has no labels: --target drop=… needs them")
     before = accuracy(model, labelled, calibration)
     return Measure("drop", lambda made: before - accuracy(made, labelled, calibration))
 
@@ -235,6 +240,11 @@ def _out_of_reach(costs: Sequence[Budget], found: OutOfReach, original: Mapping[
         if value > 0
     )
     asked = ",".join(map(str, costs))
+    within = all(
+        value <= budget.allowed(original[budget.quantity]) for budget, value in zip(costs, least, strict=True)
+    )
+    if within:
+        return f"--target {asked} cannot be kept together with the other limits: {found.reason}"
     return f"--target {asked} is out of reach: these methods and layers allow at most {reach}"
 
 

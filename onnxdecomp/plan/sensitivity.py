@@ -26,6 +26,9 @@ from onnxdecomp.sites.rewrite import Rewriter
 _WORK = 2e10
 """Multiply-accumulates of one look at the output: as many samples as that makes."""
 
+_FEWEST, _MOST = 4, 512
+"""Samples of one look."""
+
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
@@ -74,7 +77,7 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
 
     Args:
         model: The original.
-        calibration: The inputs; the last ones are taken.
+        calibration: The inputs; the first ones are taken.
         macs: Multiply-accumulates of one sample.
     """
     names = tuple(
@@ -83,10 +86,8 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
         if value.dtype is None or value.dtype.is_floating_point()
     )
     taps = open_taps(model, names, provider=calibration.provider, threads=calibration.threads)
-    batches = list(calibration.feeds.batches(calibration.batch))
-    size = max(1, len(calibration.feeds) // max(1, len(batches)))
-    count = int(np.clip(_WORK / max(macs, 1) / size, 1, max(1, 512 // size)))
-    feeds = tuple(batches[-count:])
+    count = int(np.clip(_WORK / max(macs, 1), _FEWEST, _MOST))
+    feeds = tuple(calibration.feeds.first(count).batches(calibration.batch))
     return Outputs(feeds, names, tuple(tuple(taps.run(feed)) for feed in feeds))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration, observe_unchanged, packs, unobservable
 from onnxdecomp.chain import Chain
 from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.latency.shapes import input_shapes
 from onnxdecomp.methods import for_layer, get
 from onnxdecomp.plan.candidates import (
     QUICK,
@@ -21,10 +23,10 @@ from onnxdecomp.plan.candidates import (
     methods_for,
     outlines,
 )
-from onnxdecomp.plan.plan import Cost
+from onnxdecomp.plan.plan import Cost, dense_chain
 from onnxdecomp.plan.sensitivity import Effect, Outputs, effect, original_outputs
 from onnxdecomp.plan.timing import Stopwatch
-from onnxdecomp.plan.uniform import selected
+from onnxdecomp.plan.uniform import check_patterns, selected
 from onnxdecomp.sites.base import Site
 
 Progress = Callable[[str, int, int], None]
@@ -42,6 +44,7 @@ class Scope:
         multiple: Ranks are multiples of it.
         what: The cost along which candidates are laid out.
         include, exclude: Shell patterns of layer names.
+        options: The methods' options, by method.
         skip_below: Layers below this share of the average one in MACs and parameters are left alone.
         worse: See `candidates`.
         seed: Of methods that start at random.
@@ -52,6 +55,7 @@ class Scope:
     what: What = "macs"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     skip_below: float = 0.1
     worse: float = 1.3
     seed: int = 0
@@ -122,12 +126,14 @@ def survey(
         progress: Called as the work goes on.
 
     """
+    patterns = (*scope.include, *scope.exclude)
+    check_patterns(patterns, [site.layer.name for site in sites])
     report = progress or (lambda what, done, total: None)
     dense = [dense_cost(site.layer) for site in sites]
     reasons = _reasons(sites, dense, scope)
     options: list[list[Outline]] = []
     for site, reason in zip(sites, reasons, strict=True):
-        methods = [] if reason else methods_for(scope.methods, site)
+        methods = [] if reason else methods_for(scope.methods, site, scope.options)
         what: What = "params" if site.layer.lookup else scope.what
         options.append(outlines(site, methods, multiple=scope.multiple, what=what))
     for index, own in enumerate(options):
@@ -147,7 +153,7 @@ def survey(
             if not options[index]:
                 best = min(parts) / part if part > 0 else 1.0
                 reasons[index] = f"does not pay: the fastest chain takes {best:.2f}x of its time"
-    outputs = original_outputs(model, calibration, sum(cost.macs for cost in dense))
+    outputs = original_outputs(model, calibration, _real_macs(model, sites, calibration))
     found = [Surveyed(s, c, reason=r) for s, c, r in zip(sites, dense, reasons, strict=True)]
     todo = [index for index, own in enumerate(options) if own]
     for done, (index, moments) in enumerate(_moments(model, sites, todo, calibration)):
@@ -172,6 +178,14 @@ def survey(
     if timed is None:
         return Survey(tuple(found), outputs)
     return Survey(tuple(found), outputs, timed.whole_ms, timed.original_ms)
+
+
+def _real_macs(model: ir.Model, sites: Sequence[Site], calibration: Calibration) -> int:
+    """Multiply-accumulates of one calibration sample, at its own size."""
+    feed = calibration.feeds[0]
+    names = {value.name for value in model.graph.inputs}
+    shapes = input_shapes(model, {name: array.shape for name, array in feed.items() if name in names})
+    return sum(dense_chain(s.layer).macs(shapes[s.layer.graph, s.layer.name]) for s in sites)
 
 
 def _moments(

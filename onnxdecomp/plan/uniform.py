@@ -149,6 +149,16 @@ def _show(ranks: Ranks) -> str:
 
 def _check_patterns(sites: Sequence[Site], skips: Sequence[Skip], request: Request) -> None:
     names = [site.layer.name for site in sites] + [skip.name for skip in skips]
-    for pattern in (*request.include, *request.exclude, *(rule.match for rule in request.rules)):
+    rules = (rule.match for rule in request.rules)
+    check_patterns((*request.include, *request.exclude, *rules), names)
+
+
+def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse shell patterns that match no layer.
+
+    Raises:
+        UsageError: One of them matches none.
+    """
+    for pattern in patterns:
         if names and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise UsageError(f"no layer matches {pattern!r}; 'onnxdecomp inspect' lists their names")

@@ -104,8 +104,9 @@ class Decompose(Stage):
         # A mistake in the request is known before anything starts.
         self._request()
         if self.target:
-            if self.rank:
-                raise UsageError("a rank and a target exclude each other: the target finds the ranks")
+            if self.rank or self.layers:
+                what = "a rank" if self.rank else "rules for single layers"
+                raise UsageError(f"{what} and a target exclude each other: the target finds the ranks")
             parse_budgets(self.target)
 
     @property
@@ -200,6 +201,7 @@ class Decompose(Stage):
             what="params" if quantities <= {"params", "size"} else "macs",
             include=tuple(self.include),
             exclude=tuple(self.exclude),
+            options=self.options,
             skip_below=self.skip_below,
             worse=2.0 if timed else 1.3,
             seed=self.seed,
