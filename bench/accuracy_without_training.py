@@ -20,7 +20,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,13 @@ def main() -> None:
             key = (row["model"], row["target"], row["variant"])
             rows[key] = row
             print(*row.values(), flush=True)
-    ordered = sorted(rows.values(), key=lambda r: (r["model"], r["target"], VARIANTS.index(r["variant"])))
-    write("accuracy_without_training", {**provenance(), "rows": ordered}, table(ordered))
+            order = sorted(
+                rows.values(), key=lambda r: (r["model"], r["target"], VARIANTS.index(r["variant"]))
+            )
+            write("accuracy_without_training", {**provenance(), "rows": order}, table(order))
 
 
-def measure(folder: Path, name: str, variants: Sequence[str]) -> list[dict[str, Any]]:
+def measure(folder: Path, name: str, variants: Sequence[str]) -> Iterator[dict[str, Any]]:
     """One row per target and variant."""
     module = _corpus_module(folder)
     corpus = module.Corpus(folder)
@@ -91,7 +93,6 @@ def measure(folder: Path, name: str, variants: Sequence[str]) -> list[dict[str, 
     calibration = sized(Calibration(feeds), sites)
     surveys = _surveys(model, calibration, variants)
     original = module.evaluate(corpus, name, None, None)["metric"]["top1"]
-    rows = []
     for target in TARGETS[name]:
         uniform = _uniform(model, target)
         for variant in variants:
@@ -104,21 +105,18 @@ def measure(folder: Path, name: str, variants: Sequence[str]) -> list[dict[str, 
                 file = Path(place) / "new.onnx"
                 save(made, file)
                 top1 = module.evaluate(corpus, name, file, None)["metric"]["top1"]
-            rows.append(
-                {
-                    "model": name,
-                    "target": target,
-                    "variant": variant,
-                    "reached": _reduction(plan),
-                    "original_top1": original,
-                    "top1": top1,
-                    "points": 100 * (top1 - original),
-                    "gap": gap,
-                    "fit_seconds": seconds,
-                    "date": provenance()["date"],
-                }
-            )
-    return rows
+            yield {
+                "model": name,
+                "target": target,
+                "variant": variant,
+                "reached": _reduction(plan),
+                "original_top1": original,
+                "top1": top1,
+                "points": 100 * (top1 - original),
+                "gap": gap,
+                "fit_seconds": seconds,
+                "date": provenance()["date"],
+            }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
