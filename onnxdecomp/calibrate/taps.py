@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from onnxdecomp.layer import Array
 from onnxdecomp.runtime import session
+from onnxdecomp.runtime.lend import lend
 from onnxdecomp.runtime.session import Feed, TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-
-_SHARED_BYTES = 1 << 16
-"""Constants from this size on are lent to ONNX Runtime; a model that holds them copies them."""
 
 
 @dataclass(eq=False)
@@ -86,19 +83,3 @@ def open_taps(model: ir.Model, names: Sequence[str], *, provider: str = "cpu", t
         weights=lent,
     )
     return Taps(tuple(wanted), needed, opened, lent)
-
-
-def lend(model: ir.Model) -> dict[str, Array]:
-    """Take the large float32 constants out of the model; it then only says what they look like."""
-    lent = {}
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.nbytes < _SHARED_BYTES:
-            continue
-        if value.is_graph_input():
-            continue
-        lent[name] = np.ascontiguousarray(tensor.numpy())
-        value.const_value = ir.ExternalTensor(
-            "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(lent[name].shape), name=name
-        )
-    return lent

@@ -82,14 +82,14 @@ def fit(
             posed = problem(train, weight, candidate, centred=centred)
             start = chain or _start(method, layer, ranks, posed, plain, seed)
             chain = alternate(start, posed, sweeps=1, iterations=_FEW)
-            found = judge.relative(as_rows(chain.dense(), layer))
+            found = judge.relative(dense_rows(chain, layer))
             if outside is None or found < outside:
                 strength, outside = candidate, found
     posed = problem(everything, weight, strength, centred=centred)
     start = _start(method, layer, ranks, posed, plain, seed)
     fitted = alternate(start, posed, sweeps=sweeps, iterations=_FEW if sweeps == 1 else ITERATIONS)
     judged = problem(everything, weight, centred=centred)
-    dense, plain_dense = (as_rows(chain.dense(), layer) for chain in (fitted, plain))
+    dense, plain_dense = (dense_rows(chain, layer) for chain in (fitted, plain))
     loss, plain_loss = judged.relative(dense), judged.relative(plain_dense)
     if not loss <= plain_loss:
         fitted, dense, loss = plain, plain_dense, plain_loss
@@ -107,7 +107,7 @@ def sketch(
         start = plain_start(method, layer, ranks, as_rows(layer.weight, layer), seed)
     start = reduced_start(start, layer, posed) or start
     chain = alternate(start, posed, sweeps=1, iterations=_FEW)
-    return chain, max(0.0, posed.relative(as_rows(chain.dense(), layer)))
+    return chain, max(0.0, posed.relative(dense_rows(chain, layer)))
 
 
 def stored(chain: Chain, layer: Layer) -> Chain:
@@ -132,11 +132,7 @@ def _start(method: Method, layer: Layer, ranks: Ranks, posed: Problem, plain: Ch
         return reduced
     whitened = whitened_start(method, layer, ranks, posed, seed)
     starts = [plain] if whitened is None else [whitened, plain]
-    return min(starts, key=lambda chain: _loss(posed, chain, layer))
-
-
-def _loss(posed: Problem, chain: Chain, layer: Layer) -> float:
-    return posed.loss(as_rows(chain.dense(), layer))
+    return min(starts, key=lambda chain: posed.loss(dense_rows(chain, layer)))
 
 
 def dense_rows(chain: Chain, layer: Layer) -> Array:

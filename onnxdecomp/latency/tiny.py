@@ -20,6 +20,7 @@ from onnxdecomp.chain import WEIGHTED, Chain, Convolve, Shape, Step
 from onnxdecomp.graph.walk import Place
 from onnxdecomp.latency.neighbours import ALONE, Neighbours
 from onnxdecomp.layer import Array, Layer
+from onnxdecomp.runtime.lend import lend
 from onnxdecomp.sites.base import Linear, Site, as_attributes
 from onnxdecomp.sites.rewrite import Rewriter, obstacle
 
@@ -27,9 +28,6 @@ OPSET, IR_VERSION = 17, 8
 
 _TAKEN = frozenset(("Conv", "ConvTranspose", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"))
 _GEMMS = ("Gemm", "FusedGemm")
-_LENT_BYTES = 1 << 16
-"""Initializers from this size on are lent to ONNX Runtime."""
-
 _PERIOD = 1 << 14
 """Numbers drawn; longer arrays repeat them, which no kernel notices and is quicker."""
 
@@ -113,14 +111,7 @@ def noise(shape: Shape, scale: float = 1.0) -> Array:
 
 def _tiny(model: ir.Model) -> Tiny:
     """The model, its large numbers beside it: in it they would take thrice the memory."""
-    lent = {}
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.nbytes < _LENT_BYTES:
-            continue
-        lent[name] = np.ascontiguousarray(tensor.numpy())
-        shape = ir.Shape(lent[name].shape)
-        value.const_value = ir.ExternalTensor("lent", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+    lent = lend(model)
     return Tiny(bytes(ir.to_proto(model).SerializeToString()), lent)
 
 

@@ -12,9 +12,6 @@ from onnxdecomp.layer import Array
 from onnxdecomp.sites.base import as_attributes
 from onnxdecomp.sites.rewrite import Rewritten
 
-_SHARED_BYTES = 1 << 16
-"""Constants from this size on are lent to ONNX Runtime; a model that holds them copies them thrice."""
-
 
 def alone(
     rewritten: Rewritten,
@@ -102,27 +99,14 @@ def run(model: ir.Model, feeds: dict[str, Array]) -> Array:
         ModelError: ONNX Runtime does not take the model.
     """
     from onnxdecomp.runtime import session
+    from onnxdecomp.runtime.lend import lend
 
-    lent = _lend(model)
+    lent = lend(model)
     opened = session.open_session(
         ir.to_proto(model).SerializeToString(), low_memory=True, integers=False, weights=lent
     )
     outputs = session.run(opened, feeds)
     return outputs[0] if len(outputs) == 1 else np.concatenate([np.ravel(out) for out in outputs])
-
-
-def _lend(model: ir.Model) -> dict[str, Array]:
-    """Take the large float32 constants out of the model; it then only says what they look like."""
-    lent = {}
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.nbytes < _SHARED_BYTES:
-            continue
-        lent[name] = np.ascontiguousarray(tensor.numpy())
-        value.const_value = ir.ExternalTensor(
-            "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(lent[name].shape), name=name
-        )
-    return lent
 
 
 def run_one(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxdecomp.calibrate.observe import centred
 from onnxdecomp.chain import Chain
-from onnxdecomp.fitting.fit import sketch
+from onnxdecomp.fitting.fit import dense_rows, sketch
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.problem import Problem, as_rows, problem
 from onnxdecomp.layer import Layer
@@ -205,7 +205,7 @@ def _fitted(site: Site, option: Outline, posed: Problem | None, seed: int) -> Ca
         return Candidate(option, weight_error(chain, layer) ** 2, chain)
     chain, loss = sketch(method, layer, option.ranks, posed, seed=seed)
     if centred(site):
-        chain = replace(chain, bias=posed.bias(as_rows(chain.dense(), layer)))
+        chain = replace(chain, bias=posed.bias(dense_rows(chain, layer)))
     return Candidate(option, loss, chain)
 
 

@@ -59,13 +59,12 @@ def choose(
     """
     surveyed, whole_ms = survey.layers, survey.whole_ms
     now = totals(survey, size)
-    limits = [budget.allowed(now[budget.quantity]) for budget in budgets]
+    limits = [
+        budget.allowed(now[budget.quantity]) / (optimism if budget.quantity == "latency" else 1.0)
+        for budget in budgets
+    ]
     # Budgets are on the original as it came in; what the simplifier gained is there already.
     now["latency"] = whole_ms
-    limits = [
-        limit / optimism if budget.quantity == "latency" else limit
-        for limit, budget in zip(limits, budgets, strict=True)
-    ]
     kinds = [budget.quantity for budget in budgets]
     # What no layer has: of the file beside the weights, of the latency beside the layers.
     fixed = [now[kind] - sum(_cost(entry, None, kind, whole_ms) for entry in surveyed) for kind in kinds]

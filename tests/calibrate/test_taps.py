@@ -8,9 +8,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxdecomp.calibrate.taps import lend, open_taps
+from onnxdecomp.calibrate.taps import open_taps
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Array
+from onnxdecomp.runtime.lend import lend
 from tests.runtime.small import model as make
 from tests.runtime.small import value
 
