@@ -14,7 +14,7 @@ from onnxdecomp.data.read import describe as describe_data
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime import providers as ep
 from onnxdecomp.runtime.memory import peak_growth
-from onnxdecomp.runtime.random_inputs import bindings
+from onnxdecomp.runtime.random_inputs import bindings, trial_of
 from onnxdecomp.runtime.session import (
     Feed,
     inputs_of,
@@ -234,7 +234,7 @@ def _feed(
 ) -> Feed:
     """One feed of `batch` rows, or of as many as the model wants; alike for models of one interface."""
     inputs = inputs_of(session)
-    trial = _Trial(session)
+    trial = trial_of(lambda feed: run(session, feed))
     if data is not None:
         feeds = read_feeds(data, inputs, samples=batch)
         # Too few samples are used again: their values hardly matter for time.
@@ -248,20 +248,6 @@ def _feed(
     if isinstance(found, str):
         raise ModelError(f"{model}: {found}; give its shapes with --input-shape or data with --data")
     return found[0].feed(inputs, (seed,))
-
-
-class _Trial:
-    """Runs a session on a feed; the reason if it fails."""
-
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self.session = session
-
-    def __call__(self, feed: Feed) -> str | None:
-        try:
-            run(self.session, feed)
-        except ModelError as error:
-            return str(error)
-        return None
 
 
 def _plain(session: ort.InferenceSession, feed: Feed) -> Run:

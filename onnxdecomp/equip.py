@@ -104,15 +104,9 @@ def _equipped(stage: Any, gear: Gear, plan: Plan | None) -> Stage:
 def _random(opened: Any, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> Feeds:
     from onnxdecomp.errors import ModelError
     from onnxdecomp.runtime import session
-    from onnxdecomp.runtime.random_inputs import random_feeds
+    from onnxdecomp.runtime.random_inputs import random_feeds, trial_of
 
-    def trial(feed: session.Feed) -> str | None:
-        try:
-            session.run(opened, feed)
-        except ModelError as error:
-            return str(error)
-        return None
-
+    trial = trial_of(lambda feed: session.run(opened, feed))
     feeds = random_feeds(session.inputs_of(opened), trial, seed=seed, shapes=shapes, per_binding=1, count=1)
     if isinstance(feeds, str):
         raise ModelError(feeds)

@@ -18,7 +18,7 @@ from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.layer import Array
 from onnxdecomp.runtime.interface import differences, interface_of, lost_defaults
 from onnxdecomp.runtime.metrics import Comparison, OutputError, ratio, score_rows
-from onnxdecomp.runtime.random_inputs import random_feeds
+from onnxdecomp.runtime.random_inputs import random_feeds, trial_of
 from onnxdecomp.runtime.session import inputs_of, open_session, outputs_of, run
 
 Status: TypeAlias = Literal["passed", "failed", "skipped"]
@@ -209,13 +209,7 @@ def _record(
     session = open_session(original, provider=provider, threads=threads, low_memory=True)
     inputs = inputs_of(session)
 
-    def trial(feed: dict[str, Array]) -> str | None:
-        try:
-            run(session, feed)
-        except ModelError as error:
-            return str(error)
-        return None
-
+    trial = trial_of(lambda feed: run(session, feed))
     if data is not None:
         feeds = read_feeds(data, inputs, samples=samples)
         size = batch if feeds.stackable and trial(next(feeds.batches(batch))) is None else 1

@@ -7,8 +7,7 @@ import onnx_ir as ir
 from onnxdecomp.calibrate.observe import Calibration
 from onnxdecomp.calibrate.taps import open_taps
 from onnxdecomp.errors import ModelError
-from onnxdecomp.runtime.random_inputs import random_feeds
-from onnxdecomp.runtime.session import Feed
+from onnxdecomp.runtime.random_inputs import random_feeds, trial_of
 
 _SAMPLES = 8
 
@@ -21,14 +20,7 @@ def synthetic(model: ir.Model, *, seed: int = 0) -> Calibration:
     """
     taps = open_taps(model, [str(value.name) for value in model.graph.outputs], threads=1)
 
-    def trial(feed: Feed) -> str | None:
-        try:
-            taps.run(feed)
-        except ModelError as error:
-            return str(error)
-        return None
-
-    feeds = random_feeds(taps.specs(), trial, seed=seed, per_binding=_SAMPLES, count=1)
+    feeds = random_feeds(taps.specs(), trial_of(taps.run), seed=seed, per_binding=_SAMPLES, count=1)
     if isinstance(feeds, str):
         raise ModelError(f"{feeds}; give inputs with --calib")
     return Calibration(feeds, synthetic=True, seed=seed)

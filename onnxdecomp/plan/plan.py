@@ -95,6 +95,19 @@ def _choice(entry: Mapping[str, Any]) -> Choice:
     )
 
 
+def kept(layer: Layer, before: Cost, reason: str = "") -> Choice:
+    """The choice that leaves the layer as it is, and from which every other is made by filling it in."""
+    return Choice(
+        layer.name,
+        layer.graph,
+        layer.op_type,
+        reason=reason,
+        before=before,
+        weight=layer.weight.shape,
+        input=layer.input_shape,
+    )
+
+
 def dense_chain(layer: Layer) -> Chain:
     """The layer itself as a chain of one step."""
     if layer.conv is not None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from onnxdecomp.plan.allocate import Allocation, Option, OutOfReach, allocate
 from onnxdecomp.plan.budget import Budget
 from onnxdecomp.plan.candidates import Candidate
-from onnxdecomp.plan.plan import Choice, Cost, Plan
+from onnxdecomp.plan.plan import Choice, Cost, Plan, kept
 from onnxdecomp.plan.survey import Survey, Surveyed
 from onnxdecomp.plan.uniform import method_options
 from onnxdecomp.sites.base import Skip
@@ -118,21 +117,12 @@ def _chosen(survey: Survey, skips: Sequence[Skip], found: Allocation) -> Chosen:
 
 def _choice(entry: Surveyed, candidate: Candidate | None) -> Choice:
     layer = entry.site.layer
-    common: dict[str, Any] = {
-        "layer": layer.name,
-        "graph": layer.graph,
-        "op_type": layer.op_type,
-        "before": entry.dense,
-        "weight": layer.weight.shape,
-        "input": layer.input_shape,
-    }
     if candidate is None:
-        return Choice(
-            **common, reason=entry.reason or "better kept: the budget is met with less loss elsewhere"
-        )
+        reason = entry.reason or "better kept: the budget is met with less loss elsewhere"
+        return kept(layer, entry.dense, reason)
     outline = candidate.outline
-    return Choice(
-        **common,
+    return replace(
+        kept(layer, entry.dense),
         method=outline.method.name,
         options=method_options(outline.method),
         ranks=outline.ranks,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from onnxdecomp.errors import UsageError
 from onnxdecomp.methods import for_layer
 from onnxdecomp.methods.base import Method, Ranks, outline
-from onnxdecomp.plan.plan import Choice, Cost, Plan, cost_of, dense_chain
+from onnxdecomp.plan.plan import Choice, Cost, Plan, cost_of, dense_chain, kept
 from onnxdecomp.plan.rules import Rule
 from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.sites.base import Site, Skip
@@ -67,14 +67,7 @@ def _smallest(costs: Sequence[Cost], request: Request) -> Cost:
 
 def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choice:
     layer = site.layer
-    stays = Choice(
-        layer.name,
-        layer.graph,
-        layer.op_type,
-        before=before,
-        weight=layer.weight.shape,
-        input=layer.input_shape,
-    )
+    stays = kept(layer, before)
     if not selected(layer.name, request.include, request.exclude):
         return replace(stays, reason="excluded by name")
     rule = next((rule for rule in request.rules if rule.fits(layer.name)), None)

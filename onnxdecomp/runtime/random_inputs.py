@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 
 from onnxdecomp.data.feeds import Feeds
-from onnxdecomp.errors import UsageError
+from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.layer import Array, Dim
 from onnxdecomp.runtime.session import Feed, TensorSpec, dtype_of
 
@@ -54,6 +54,19 @@ class Binding:
         """Random arrays: normal floats, images of 0..255 in uint8, small integers."""
         rng = np.random.default_rng(seed)
         return {spec.name: _random(spec, self.shapes[spec.name], self.integers, rng) for spec in inputs}
+
+
+def trial_of(run: Callable[[Feed], object]) -> Trial:
+    """What says why a feed makes `run` raise ModelError."""
+
+    def trial(feed: Feed) -> str | None:
+        try:
+            run(feed)
+        except ModelError as error:
+            return str(error)
+        return None
+
+    return trial
 
 
 def random_feeds(
