@@ -24,6 +24,7 @@ import onnx_ir as ir
 import onnxdecomp
 from bench.provenance import markdown, provenance, write
 from onnxdecomp import benchmark, pipeline
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency.measure import Request, Timing, time_chains
@@ -34,7 +35,7 @@ from onnxdecomp.latency.shares import shares
 from onnxdecomp.latency.tiny import noise
 from onnxdecomp.methods import get
 from onnxdecomp.methods.base import outline
-from onnxdecomp.plan.plan import Plan, dense_chain
+from onnxdecomp.plan.plan import Plan
 from onnxdecomp.sites.find import find
 
 ROOT = Path(__file__).resolve().parent.parent

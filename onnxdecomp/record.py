@@ -31,6 +31,7 @@ class LayerRecord:
         status: "decomposed", "kept", or "planned" (to be decomposed, in a dry run).
         reason: Why it was kept.
         method, options, ranks: What replaced it.
+        repaired: It was kept, with other numbers that make up for what layers before it have lost.
         rel_error: ||What - W|| / ||W||, of the weights (estimated to about 1 % for very large matrices).
         lowering: ||nodes(x) - What x|| / ||What x|| in ONNX Runtime; None where not decomposed.
         params, macs: Cost before and after (after = before where it was kept).
@@ -45,6 +46,7 @@ class LayerRecord:
     method: str | None
     options: Mapping[str, Any]
     ranks: tuple[int, ...]
+    repaired: bool
     rel_error: float | None
     lowering: float | None
     params: Change
@@ -66,20 +68,22 @@ def layer_records(
     records = []
     for choice in plan.choices:
         key = (choice.graph, choice.layer)
-        result = done.get(key) if choice.method else None
+        result = done.get(key)
         check = checked.get(key)
         planned = choice.method is not None and not carried_out
-        after = choice.after if result or planned else choice.before
+        decomposed = result is not None and choice.method is not None
+        after = choice.after if decomposed or planned else choice.before
         records.append(
             LayerRecord(
                 name=choice.layer,
                 graph=choice.graph,
                 op=choice.op_type,
-                status="decomposed" if result else "planned" if planned else "kept",
+                status="decomposed" if decomposed else "planned" if planned else "kept",
                 reason=choice.reason,
                 method=choice.method,
                 options=choice.options,
                 ranks=choice.ranks,
+                repaired=result is not None and not decomposed,
                 rel_error=result.rel_error if result else None,
                 lowering=check.rel_error if check else None,
                 params=_change(choice.before, after, "params"),

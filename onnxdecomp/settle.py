@@ -117,7 +117,9 @@ def _put_back(
             return choice
         return replace(choice, method=None, options={}, ranks=(), reason=reason, after=None)
 
-    return Plan(tuple(kept(choice) for choice in plan.choices)), [choice.layer for choice in worst]
+    return replace(plan, choices=tuple(kept(choice) for choice in plan.choices)), [
+        choice.layer for choice in worst
+    ]
 
 
 def _saved(choice: Choice) -> float:

@@ -8,14 +8,17 @@ the output goes into nothing but a sum with another branch, what that branch has
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp.calibrate.activation import Aim
+from onnxdecomp.calibrate.branch import branch
 from onnxdecomp.calibrate.rows import Positions, at_positions, conv_rows, draw_positions, output_sizes
 from onnxdecomp.calibrate.taps import open_taps
+from onnxdecomp.calibrate.window import Window
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.fitting.fit import SHRINKAGES
 from onnxdecomp.fitting.moments import Gatherer, Moments, features
@@ -40,6 +43,7 @@ class Calibration:
         rows: At least so many rows are drawn per layer where there are as many, and 24 per feature.
         held_out: The share of the batches that chooses the shrinkage.
         asymmetric: Fit to what layers see in the compressed model, else in the original.
+        rectified: Spend nothing on what the activation behind a layer forgives.
         shrinkages: The strengths to choose among.
         provider, threads: Where the model is run.
         seed: Of the positions.
@@ -51,6 +55,7 @@ class Calibration:
     rows: int = 32768
     held_out: float = 0.25
     asymmetric: bool = True
+    rectified: bool = True
     shrinkages: tuple[float, ...] = SHRINKAGES
     provider: str = "cpu"
     threads: int = 0
@@ -59,6 +64,10 @@ class Calibration:
 
 _HELD = 1 << 26
 """Numbers of one layer's activation that one run of the model may make."""
+
+
+_TRIAL, _FEWEST = 1e11, 16
+"""Multiply-accumulates of the samples that a trial is fitted to, and the fewest samples."""
 
 
 def sized(calibration: Calibration, sites: Sequence[Site]) -> Calibration:
@@ -70,6 +79,17 @@ def sized(calibration: Calibration, sites: Sequence[Site]) -> Calibration:
             largest = max(largest, math.prod(known))
     batch = min(calibration.batch, max(1, _HELD // largest), max(1, len(calibration.feeds) // 8))
     return replace(calibration, batch=batch)
+
+
+def shortened(calibration: Calibration, macs: int) -> Calibration:
+    """The calibration with as many samples as a trial of a plan has time for.
+
+    Args:
+        calibration: The whole.
+        macs: Multiply-accumulates of one sample.
+    """
+    count = max(_FEWEST, int(_TRIAL / max(macs, 1)))
+    return replace(calibration, feeds=calibration.feeds.first(count))
 
 
 def unobservable(site: Site) -> str | None:
@@ -97,47 +117,50 @@ def centred(site: Site) -> bool:
     return site.layer.bias is not None
 
 
-def branch(site: Site) -> ir.Value | None:
-    """The other operand of the sum that the layer's output goes into, and nowhere else; or None."""
-    uses = list(site.output.uses())
-    if site.layer.conv is None or site.fused is not None or len(uses) != 1:
-        return None
-    node = uses[0][0]
-    if node.domain not in ("", "ai.onnx") or node.op_type != "Add" or node.graph is not site.nodes[-1].graph:
-        return None
-    if site.output.is_graph_output():
-        return None
-    (other,) = [value for value in node.inputs if value is not site.output] or [None]
-    if other is None or ir.convenience.get_const_tensor(other) is not None:
-        return None
-    same = other.shape is not None and site.output.shape is not None and other.shape == site.output.shape
-    return other if same else None
+def window(model: ir.Model, calibration: Calibration) -> Window:
+    """A window of the model's activations on the calibration inputs."""
+    return Window(
+        model,
+        calibration.feeds,
+        batch=calibration.batch,
+        provider=calibration.provider,
+        threads=calibration.threads,
+    )
 
 
 def observe(
-    site: Site, now: ir.Model, original: ir.Model, calibration: Calibration
+    site: Site,
+    now: Window,
+    original: Window,
+    calibration: Calibration,
+    pending: Collection[ir.Node] = (),
+    aim: Aim | None = None,
 ) -> tuple[Moments, Moments | None]:
     """Moments of a layer's rows, and of held-out ones (None where there are too few samples).
 
     Args:
-        site: The layer as it stands in `now`.
-        now: The model with the layers before it replaced.
-        original: The model as it was, with values of the same names.
+        site: The layer as it stands in the model of `now`.
+        now: Of the model with the layers before it replaced; to fit to what layers see in the original, a
+            second window of that.
+        original: Of the model as it was, with values of the same names.
         calibration: The inputs.
+        pending: The nodes of `now` that will still be replaced, this layer's among them.
+        aim: Changes the wanted outputs; the rows are those of every other look, so their second moments
+            are left out.
     """
     other = branch(site)
     names = [site.x.name or "", *([other.name or ""] if other is not None else [])]
-    compressed = now if calibration.asymmetric else original
-    ours = open_taps(compressed, names, provider=calibration.provider, threads=calibration.threads)
-    theirs = open_taps(original, names, provider=calibration.provider, threads=calibration.threads)
-    gather = _Halves(site, calibration)
-    for index, feed in enumerate(calibration.feeds.batches(calibration.batch)):
-        seen, meant = ours.run(feed), theirs.run(feed)
+    gather = _Halves(site, calibration, second=aim is None)
+    looks = zip(now.look(names, pending), original.look(names), strict=True)
+    for index, (seen, meant) in enumerate(looks):
         rows, at = gather.rows(seen[0])
         wanted = gather.wanted(gather.rows(meant[0], at)[0])
         if other is not None:
             # The branch may be the layer's own input, which is then tapped once.
-            wanted = wanted + at_positions(meant[-1], at) - at_positions(seen[-1], at)
+            added = at_positions(seen[-1], at)
+            wanted = wanted + at_positions(meant[-1], at) - added
+        if aim is not None:
+            wanted = aim(rows, wanted, added if other is not None else None)
         gather.add(index, rows, wanted)
     return gather.halves()
 
@@ -177,7 +200,7 @@ def packs(sites: Sequence[Site], budget: int = 512 << 20) -> Iterator[list[Site]
 class _Halves:
     """Gathers a layer's rows, some batches apart from the others."""
 
-    def __init__(self, site: Site, calibration: Calibration) -> None:
+    def __init__(self, site: Site, calibration: Calibration, *, second: bool = True) -> None:
         layer = site.layer
         self._site, self._layer = site, layer
         self._rng = np.random.default_rng((calibration.seed, 1))
@@ -188,7 +211,7 @@ class _Halves:
         self._per_feed = math.ceil(wanted / max(1, len(calibration.feeds)))
         self._every = max(2, round(1 / calibration.held_out)) if calibration.held_out > 0 else 0
         sizes = (layer.groups, layer.outputs, features(layer))
-        self._parts = [Gatherer(*sizes), Gatherer(*sizes)]
+        self._parts = [Gatherer(*sizes, second=second), Gatherer(*sizes, second=second)]
         self._weight = as_rows(layer.weight, layer).astype(layer.weight.dtype)
         self._bias = layer.bias if centred(site) else None
 

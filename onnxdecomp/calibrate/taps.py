@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ class Taps:
 
     Attributes:
         names: The values' names, in the order in which `run` returns them.
-        inputs: The names of the model's inputs that they depend on.
+        inputs: The names of the model's inputs, and of the values given, that they depend on.
     """
 
     names: tuple[str, ...]
@@ -33,7 +33,7 @@ class Taps:
     _lent: dict[str, Array] = field(default_factory=dict)
 
     def run(self, feed: Feed) -> list[Array]:
-        """The values for one feed of the whole model.
+        """The values for one feed of the whole model, with the values that were said to be known.
 
         Raises:
             ModelError: ONNX Runtime fails on it.
@@ -45,8 +45,22 @@ class Taps:
         return session.inputs_of(self._session)
 
 
-def open_taps(model: ir.Model, names: Sequence[str], *, provider: str = "cpu", threads: int = 0) -> Taps:
+def open_taps(
+    model: ir.Model,
+    names: Sequence[str],
+    *,
+    provider: str = "cpu",
+    threads: int = 0,
+    known: Mapping[str, Array] | None = None,
+) -> Taps:
     """Taps on values of the main graph, which may be inputs of it; the model stays as it is.
+
+    Args:
+        model: The model.
+        names: Of the values.
+        provider, threads: Where it is computed.
+        known: Values of the main graph that will be fed; nothing before them is computed. The arrays only
+            show their types and ranks.
 
     Raises:
         KeyError: The main graph has no such value.
@@ -57,6 +71,14 @@ def open_taps(model: ir.Model, names: Sequence[str], *, provider: str = "cpu", t
     values = {value.name: value for value in graph.inputs}
     values |= {out.name: out for node in graph for out in node.outputs if out.name}
     graph.outputs.clear()
+    for name, array in (known or {}).items():
+        computed = values[name]
+        computed.name = f"{name}/computed"
+        values[name] = fed = ir.Input(
+            name, ir.Shape([None] * array.ndim), ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        )
+        computed.replace_all_uses_with(fed)
+        graph.inputs.append(fed)
     wanted = list(dict.fromkeys(names))
     for name in wanted:
         value = values[name]

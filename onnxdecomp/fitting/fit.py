@@ -98,6 +98,15 @@ def fit(
     return Fit(fitted, loss, plain_loss, outside, strength)
 
 
+def refit(found: Fit, layer: Layer, moments: Moments, *, centred: bool = True, sweeps: int = 2) -> Fit:
+    """The fit carried on with other wanted outputs, at the strength that it chose."""
+    posed = problem(moments, as_rows(layer.weight, layer), found.shrinkage, centred=centred)
+    chain = alternate(found.chain, posed, sweeps=sweeps)
+    if centred:
+        chain = replace(chain, bias=posed.bias(dense_rows(chain, layer)))
+    return replace(found, chain=chain)
+
+
 def sketch(
     method: Method, layer: Layer, ranks: Ranks, posed: Problem, *, seed: int = 0
 ) -> tuple[Chain, float]:

@@ -15,7 +15,7 @@ class Moments:
 
     Attributes:
         count: n, the same for all groups.
-        xx: [g, D, D], the sum of x xT.
+        xx: [g, D, D], the sum of x xT; [g, 0, 0] where it was not asked for.
         yx: [g, T/g, D], the sum of y xT.
         x: [g, D], the sum of x.
         y: [T], the sum of y.
@@ -47,16 +47,20 @@ def features(layer: Layer) -> int:
 
 @dataclass(eq=False)
 class Gatherer:
-    """Adds rows up in place: memory is that of the moments, however many rows there are."""
+    """Adds rows up in place: memory is that of the moments, however many rows there are.
+
+    Without `second` the sum of x xT is left out.
+    """
 
     groups: int
     outputs: int
     features: int
+    second: bool = True
 
     def __post_init__(self) -> None:
         g, d, t = self.groups, self.features, self.outputs
         self._count = 0
-        self._xx = np.zeros((g, d, d))
+        self._xx = np.zeros((g, d, d) if self.second else (g, 0, 0))
         self._yx = np.zeros((g, t // g, d))
         self._x, self._y, self._yy = np.zeros((g, d)), np.zeros(t), np.zeros(t)
         # Sums are taken around the first rows' mean: products in float32 drown a variance far below it.
@@ -76,7 +80,8 @@ class Gatherer:
         for group in range(g):
             x = rows[group] - at_x[group]
             y = wanted[:, group * (self.outputs // g) : (group + 1) * (self.outputs // g)]
-            self._xx[group] += x.T @ x
+            if self.second:
+                self._xx[group] += x.T @ x
             self._yx[group] += y.T @ x
             self._x[group] += x.sum(0, dtype=np.float64)
         self._y += wanted.sum(0, dtype=np.float64)
@@ -97,7 +102,7 @@ class Gatherer:
         for group, a in enumerate(at_x):
             x = self._x[group].copy()
             total = x + n * a
-            for row in range(self.features):
+            for row in range(self.features if self.second else 0):
                 self._xx[group, row] += x[row] * a + a[row] * total
             for row, (y, mean) in enumerate(zip(outputs[group], means[group], strict=True)):
                 self._yx[group, row] += y * a + mean * total

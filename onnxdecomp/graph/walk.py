@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -64,6 +64,21 @@ def operands(node: ir.Node) -> Iterator[ir.Value]:
     for _, graph in node_graphs(node):
         for inner in graph:
             yield from operands(inner)
+
+
+def upstream(graph: ir.Graph, values: Iterable[ir.Value], known: Collection[ir.Value] = ()) -> set[ir.Node]:
+    """The nodes of a graph that compute these values, from values that are known or are inputs."""
+    found: set[ir.Node] = set()
+    todo = list(values)
+    while todo:
+        value = todo.pop()
+        node = value.producer()
+        # What a subgraph computes for itself is no node of the graph around it.
+        if node is None or value in known or node in found or node.graph is not graph:
+            continue
+        found.add(node)
+        todo += operands(node)
+    return found
 
 
 def value_names(model: ir.Model) -> set[str]:

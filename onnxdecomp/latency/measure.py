@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxdecomp.chain import Chain, Shape
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.errors import ModelError
 from onnxdecomp.latency.cache import Stored, Where, key_of, load, store, where
 from onnxdecomp.latency.neighbours import ALONE, Neighbours
 from onnxdecomp.latency.tiny import Tiny, chain_model, frame_model, noise, refusal
 from onnxdecomp.layer import Array, Layer
-from onnxdecomp.plan.plan import dense_chain
 from onnxdecomp.runtime.timing import Run, interleave
 
 if TYPE_CHECKING:

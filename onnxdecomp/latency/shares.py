@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.latency.cache import Where, where
 from onnxdecomp.latency.measure import SHORTEST_MS, Request, runnable
 from onnxdecomp.latency.tiny import chain_model, frame_model
 from onnxdecomp.layer import Array
-from onnxdecomp.plan.plan import dense_chain
 from onnxdecomp.runtime.timing import Run
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 30

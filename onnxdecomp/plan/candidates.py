@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from onnxdecomp.calibrate.observe import centred
 from onnxdecomp.chain import Chain
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.fitting.fit import dense_rows, sketch
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.problem import Problem, as_rows, problem
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods import METHODS, for_layer, get
 from onnxdecomp.methods.base import Method, Ranks, outline
-from onnxdecomp.plan.plan import Cost, cost_of, dense_chain
+from onnxdecomp.plan.plan import Cost, cost_of
 from onnxdecomp.ranks.multiple import round_to_multiple
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.rewrite import obstacle

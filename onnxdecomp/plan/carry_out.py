@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibrate.observe import Calibration, centred, observe, unobservable
+from onnxdecomp.calibrate.branch import branch
+from onnxdecomp.calibrate.normalisation import normalisations
+from onnxdecomp.calibrate.observe import Calibration, unobservable
 from onnxdecomp.chain import WEIGHTED, Chain
 from onnxdecomp.errors import ModelError, UsageError
-from onnxdecomp.fitting.fit import Fit, fit, stored
+from onnxdecomp.fitting.fit import Fit, stored
+from onnxdecomp.graph.walk import upstream
 from onnxdecomp.methods import get
 from onnxdecomp.methods.base import Factors, Method
+from onnxdecomp.plan.fitter import Fitter
 from onnxdecomp.plan.plan import Choice, Plan
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.rewrite import Rewriter, Rewritten
@@ -43,54 +47,112 @@ def carry_out(
         UsageError: The plan names a layer that the model has not.
         ModelError: A weight holds NaN or infinite values, or its factors do not fit the element type.
     """
-    by_name = {(site.layer.graph, site.layer.name): site for site in sites}
+    work = _stations(model, sites, plan, repair=calibration is not None and plan.repair)
     users = Counter(id(site.root) for site in sites)
     sites.clear()
-    original = model.clone() if calibration is not None else None
-    fitted: dict[object, Factors] = {}
+    fitter = Fitter.of(model, calibration) if calibration is not None else None
+    shared_factors: dict[object, Factors] = {}
     rewriter = Rewriter(model)
     done = []
-    for choice in plan.decomposed:
-        site = by_name.pop((choice.graph, choice.layer), None)
-        if site is None:
-            raise UsageError(f"the plan is for another model: there is no layer {choice.layer!r} here")
+    while work:
+        pending = {node for station in work for node in station.nodes}
+        station = work.popleft()
+        if station.site is None:
+            assert fitter is not None
+            fitter.renormalise(station.nodes[0], pending)
+            continue
+        site, choice = station.site.current(), station.choice
+        assert choice is not None
+        alone = users[id(site.root)] == 1
+        fitting = fitter if alone and not unobservable(site) else None
+        if choice.method is None:
+            mended = None if fitting is None or site.quantized else fitting.repair(site, pending)
+            if mended is not None:
+                done.append(_put(rewriter, site, mended, {"pkg.onnxdecomp.repaired": "true"}))
+            continue
         if on_layer:
             on_layer(choice.layer)
-        method = get(choice.method or "", **choice.options)
+        method = get(choice.method, **choice.options)
         _check_ranks(choice, method, site)
-        shared = users[id(site.root)] > 1
-        share = _share_key(site, choice, method) if shared else None
-        found: Fit | None = None
-        if calibration is not None and original is not None and not shared and not unobservable(site):
-            moments = observe(site.current(), model, original, calibration)
-            found = fit(
-                method,
-                site.layer,
-                choice.ranks,
-                *moments,
-                seed=seed,
-                shrinkages=calibration.shrinkages,
-                centred=centred(site),
-            )
-            chain = stored(found.chain, site.layer)
-        else:
-            factors = fitted.get(share) if share is not None else None
-            if factors is None:
-                factors = method.fit(site.layer, choice.ranks, seed)
-            if share is not None:
-                fitted[share] = factors
-            chain = method.assemble(site.layer, factors)
-        _check_range(chain, site)
         metadata = {
             "pkg.onnxdecomp.method": method.name,
             "pkg.onnxdecomp.ranks": ",".join(map(str, choice.ranks)),
         }
         quantize = requantize and site.quantized and site.layer.dtype == "float32"
-        error = weight_error(chain, site.layer)
-        rewritten = rewriter.replace(site, chain, metadata, share, quantize)
-        rewritten = replace(rewritten, rel_error=error, loss=None if found is None else found.loss)
-        done.append(rewritten.without_weight())
+        if fitting is not None:
+            found = fitting.fit(site, method, choice.ranks, seed, pending)
+            done.append(_put(rewriter, site, found, metadata, quantize=quantize))
+            continue
+        share = None if alone else _share_key(site, choice, method)
+        factors = shared_factors.get(share) if share is not None else None
+        if factors is None:
+            factors = method.fit(site.layer, choice.ranks, seed)
+        if share is not None:
+            shared_factors[share] = factors
+        chain = method.assemble(site.layer, factors)
+        done.append(_put(rewriter, site, chain, metadata, share=share, quantize=quantize))
     return tuple(done)
+
+
+@dataclass(frozen=True, eq=False)
+class _Station:
+    """Something that is done: to a layer, or to a normalisation (then without a choice and a site)."""
+
+    nodes: tuple[ir.Node, ...]
+    choice: Choice | None = None
+    site: Site | None = None
+
+
+def _stations(model: ir.Model, sites: Sequence[Site], plan: Plan, *, repair: bool) -> deque[_Station]:
+    """What there is to do, in the graph's order.
+
+    A layer whose output is added to another branch comes after the layers of that branch: it makes up for
+    what they lose, and nothing that it was fitted to changes any more.
+    """
+    by_name = {(site.layer.graph, site.layer.name): site for site in sites}
+    place = {node: position for position, node in enumerate(model.graph)}
+    found: list[tuple[int, _Station]] = []
+    position = 0
+    for choice in plan.choices:
+        site = by_name.get((choice.graph, choice.layer))
+        if site is None:
+            if choice.method is not None:
+                raise UsageError(f"the plan is for another model: there is no layer {choice.layer!r} here")
+            continue
+        # A layer inside a subgraph comes where the plan has it.
+        position = max(position, place.get(site.nodes[-1], 0))
+        if choice.method is not None or (repair and found and not choice.fixed):
+            found.append((position, _Station(site.nodes, choice, site)))
+    if repair and found:
+        first = found[0][0]
+        found += [(place[node], _Station((node,))) for node in normalisations(model) if place[node] > first]
+    at = {node: position for position, station in found for node in station.nodes}
+
+    def turn(position: int, station: _Station) -> tuple[int, bool]:
+        other = None if station.site is None else branch(station.site)
+        before = upstream(model.graph, [] if other is None else [other])
+        last = max((at[node] for node in before if node in at), default=-1)
+        return max(position, last), last > position
+
+    return deque(station for _, station in sorted(found, key=lambda pair: turn(*pair)))
+
+
+def _put(
+    rewriter: Rewriter,
+    site: Site,
+    found: Fit | Chain,
+    metadata: Mapping[str, str],
+    *,
+    share: object = None,
+    quantize: bool = False,
+) -> Rewritten:
+    """Put a chain in a layer's place, in the layer's type."""
+    chain = stored(found.chain, site.layer) if isinstance(found, Fit) else found
+    _check_range(chain, site)
+    error = weight_error(chain, site.layer)
+    rewritten = rewriter.replace(site, chain, metadata, share, quantize)
+    loss = found.loss if isinstance(found, Fit) else None
+    return replace(rewritten, rel_error=error, loss=loss).without_weight()
 
 
 def _share_key(site: Site, choice: Choice, method: Method) -> object:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from onnxdecomp.chain import Chain, Convolve, MatMul, with_lookup
+from onnxdecomp.chain import Chain, with_lookup
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layer import Dim, Layer
 
@@ -33,6 +33,7 @@ class Choice:
         after: The chain's cost, also where that is the reason to stay.
         weight: The canonical weight's shape (see Layer); () where it could not be read.
         input: The activation's shape as far as it is known, or None.
+        fixed: It was asked to stay: its numbers are not repaired either.
     """
 
     layer: str
@@ -46,20 +47,29 @@ class Choice:
     after: Cost | None = None
     weight: tuple[int, ...] = ()
     input: tuple[Dim, ...] | None = None
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One choice per operator that carries a weight, in graph order."""
+    """One choice per operator that carries a weight, in graph order.
+
+    Attributes:
+        choices: The choices.
+        repair: Whether layers that are kept get other numbers, and BatchNormalization other statistics,
+            where layers before them have changed what they see and calibration inputs show it.
+    """
 
     choices: tuple[Choice, ...]
+    repair: bool = True
 
     @property
     def decomposed(self) -> tuple[Choice, ...]:
         return tuple(choice for choice in self.choices if choice.method is not None)
 
     def to_json(self) -> dict[str, Any]:
-        return {"version": 1, "choices": [asdict(choice) for choice in self.choices]}
+        choices = [asdict(choice) for choice in self.choices]
+        return {"version": 1, "repair": self.repair, "choices": choices}
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Plan:
@@ -71,7 +81,8 @@ class Plan:
         if value.get("version") != 1 or not isinstance(value.get("choices"), list):
             raise UsageError("this is no onnxdecomp plan of version 1")
         try:
-            return Plan(tuple(_choice(entry) for entry in value["choices"]))
+            choices = tuple(_choice(entry) for entry in value["choices"])
+            return Plan(choices, repair=bool(value.get("repair", False)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"the plan is damaged: {error}") from error
 
@@ -92,6 +103,7 @@ def _choice(entry: Mapping[str, Any]) -> Choice:
         after=cost(entry["after"]),
         weight=tuple(int(size) for size in entry.get("weight", ())),
         input=None if entry.get("input") is None else tuple(entry["input"]),
+        fixed=bool(entry.get("fixed", False)),
     )
 
 
@@ -106,13 +118,6 @@ def kept(layer: Layer, before: Cost, reason: str = "") -> Choice:
         weight=layer.weight.shape,
         input=layer.input_shape,
     )
-
-
-def dense_chain(layer: Layer) -> Chain:
-    """The layer itself as a chain of one step."""
-    if layer.conv is not None:
-        return Chain((Convolve(layer.weight, layer.conv),), layer.bias, layer.inputs, layer.groups)
-    return Chain((MatMul(layer.weight.swapaxes(-1, -2)),), layer.bias, layer.inputs)
 
 
 def cost_of(chain: Chain, layer: Layer) -> Cost:

@@ -119,7 +119,7 @@ def _choice(entry: Surveyed, candidate: Candidate | None) -> Choice:
     layer = entry.site.layer
     if candidate is None:
         reason = entry.reason or "better kept: the budget is met with less loss elsewhere"
-        return kept(layer, entry.dense, reason)
+        return replace(kept(layer, entry.dense, reason), fixed=entry.fixed)
     outline = candidate.outline
     return replace(
         kept(layer, entry.dense),

@@ -7,14 +7,15 @@ into the original model, each alone, and the output is compared; in between, the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibrate.observe import Calibration
+from onnxdecomp.calibrate.observe import Calibration, window
 from onnxdecomp.calibrate.taps import open_taps
+from onnxdecomp.calibrate.window import Window
 from onnxdecomp.chain import Chain
 from onnxdecomp.fitting.fit import stored
 from onnxdecomp.layer import Array
@@ -38,11 +39,13 @@ class Outputs:
         feeds: The inputs, batched.
         names: The float outputs.
         values: Per feed and name.
+        window: On the original with these inputs.
     """
 
     feeds: tuple[Feed, ...]
     names: tuple[str, ...]
     values: tuple[tuple[Array, ...], ...]
+    window: Window
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,34 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
     )
     taps = open_taps(model, names, provider=calibration.provider, threads=calibration.threads)
     count = int(np.clip(_WORK / max(macs, 1), _FEWEST, _MOST))
-    feeds = tuple(calibration.feeds.first(count).batches(calibration.batch))
-    return Outputs(feeds, names, tuple(tuple(taps.run(feed)) for feed in feeds))
+    some = replace(calibration, feeds=calibration.feeds.first(count))
+    feeds = tuple(some.feeds.batches(calibration.batch))
+    values = tuple(tuple(taps.run(feed)) for feed in feeds)
+    return Outputs(feeds, names, values, window(model, some))
 
 
-def output_error(model: ir.Model, outputs: Outputs, calibration: Calibration) -> float:
-    """The squared relative L2 error of a model's outputs, the mean over the outputs."""
-    taps = open_taps(model, outputs.names, provider=calibration.provider, threads=calibration.threads)
+def output_error(
+    model: ir.Model, outputs: Outputs, calibration: Calibration, known: Sequence[Feed] = ()
+) -> float:
+    """The squared relative L2 error of a model's outputs, the mean over the outputs.
+
+    Args:
+        model: The model.
+        outputs: What the original gives.
+        calibration: Where the model is run.
+        known: Values inside the model, by name for each of the feeds, that need not be computed.
+    """
+    known = known or [{} for _ in outputs.feeds]
+    taps = open_taps(
+        model,
+        outputs.names,
+        provider=calibration.provider,
+        threads=calibration.threads,
+        known=known[0] if known else {},
+    )
     energy, error = np.zeros(len(outputs.names)), np.zeros(len(outputs.names))
-    for feed, values in zip(outputs.feeds, outputs.values, strict=True):
-        for index, (new, old) in enumerate(zip(taps.run(feed), values, strict=True)):
+    for feed, inner, values in zip(outputs.feeds, known, outputs.values, strict=True):
+        for index, (new, old) in enumerate(zip(taps.run(feed | inner), values, strict=True)):
             reference = old.astype(np.float64)
             energy[index] += float(np.sum(np.square(reference)))
             error[index] += float(np.sum(np.square(new.astype(np.float64) - reference)))
@@ -110,11 +131,24 @@ def effect(
     chains: Sequence[tuple[float, Chain]],
     outputs: Outputs,
     calibration: Calibration,
+    pending: Collection[ir.Node] = (),
 ) -> Effect:
-    """Measure the effect of one layer's chains, each with its loss."""
+    """Measure the effect of one layer's chains, each with its loss; only what follows the layer is computed.
+
+    Args:
+        model: The original.
+        site: The layer.
+        chains: With their losses.
+        outputs: What the original gives.
+        calibration: Where models are run.
+        pending: The nodes of this layer and of all that will be measured later.
+    """
     points = []
+    if chains:
+        for _ in outputs.window.look([site.x.name or ""] if not site.place.path else [], pending):
+            pass
     for loss, chain in chains:
-        error = output_error(replaced(model, site, chain), outputs, calibration)
+        error = output_error(replaced(model, site, chain), outputs, calibration, outputs.window.held())
         points.append((loss, error))
     return Effect(tuple(sorted(points)))
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration, observe_unchanged, packs, unobservable
 from onnxdecomp.chain import Chain
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.latency.shapes import input_shapes
 from onnxdecomp.methods import for_layer, get
@@ -23,7 +24,7 @@ from onnxdecomp.plan.candidates import (
     methods_for,
     outlines,
 )
-from onnxdecomp.plan.plan import Cost, dense_chain
+from onnxdecomp.plan.plan import Cost
 from onnxdecomp.plan.sensitivity import Effect, Outputs, effect, original_outputs
 from onnxdecomp.plan.timing import Stopwatch
 from onnxdecomp.plan.uniform import check_patterns, selected
@@ -73,6 +74,7 @@ class Surveyed:
         part: Its share of the model's latency, 0 where not measured.
         parts: Of each candidate, the share of the original model's latency that it would take.
         reason: Why nothing can be done to it.
+        fixed: It was asked to stay as it is.
     """
 
     site: Site
@@ -82,6 +84,7 @@ class Surveyed:
     part: float = 0.0
     parts: tuple[float, ...] = ()
     reason: str = ""
+    fixed: bool = False
 
     def losses(self) -> list[float]:
         """Of each candidate, the squared relative error that it makes in the output."""
@@ -153,8 +156,11 @@ def survey(
             if not options[index]:
                 best = min(parts) / part if part > 0 else 1.0
                 reasons[index] = f"does not pay: the fastest chain takes {best:.2f}x of its time"
-    outputs = original_outputs(model, calibration, _real_macs(model, sites, calibration))
-    found = [Surveyed(s, c, reason=r) for s, c, r in zip(sites, dense, reasons, strict=True)]
+    outputs = original_outputs(model, calibration, real_macs(model, sites, calibration))
+    found = [
+        Surveyed(s, c, reason=r, fixed=not selected(s.layer.name, scope.include, scope.exclude))
+        for s, c, r in zip(sites, dense, reasons, strict=True)
+    ]
     todo = [index for index, own in enumerate(options) if own]
     for done, (index, moments) in enumerate(_moments(model, sites, todo, calibration)):
         site = sites[index]
@@ -167,7 +173,8 @@ def survey(
         weighed = candidates(
             site, options[index], moments, what=what, worse=scope.worse, seed=scope.seed, price=price
         )
-        measured = effect(model, site, _probes(weighed), outputs, calibration)
+        pending = {node for later in todo[done:] for node in sites[later].nodes}
+        measured = effect(model, site, _probes(weighed), outputs, calibration, pending)
         entry = replace(found[index], candidates=tuple(weighed), effect=measured)
         if timed is not None and index in timed.parts:
             parts = tuple(takes[id(candidate.outline)] for candidate in weighed)
@@ -180,7 +187,7 @@ def survey(
     return Survey(tuple(found), outputs, timed.whole_ms, timed.original_ms)
 
 
-def _real_macs(model: ir.Model, sites: Sequence[Site], calibration: Calibration) -> int:
+def real_macs(model: ir.Model, sites: Sequence[Site], calibration: Calibration) -> int:
     """Multiply-accumulates of one calibration sample, at its own size."""
     feed = calibration.feeds[0]
     names = {value.name for value in model.graph.inputs}
@@ -191,18 +198,19 @@ def _real_macs(model: ir.Model, sites: Sequence[Site], calibration: Calibration)
 def _moments(
     model: ir.Model, sites: Sequence[Site], todo: Sequence[int], calibration: Calibration
 ) -> Iterator[tuple[int, Moments | None]]:
-    """The moments of layers by their place, a pack at a time; None for those that cannot be observed."""
-    seen = {
-        id(sites[index]): index
-        for index in todo
-        if not calibration.synthetic and unobservable(sites[index]) is None
-    }
-    for pack in packs([sites[index] for index in seen.values()]):
-        for site, (train, held) in zip(pack, observe_unchanged(model, pack, calibration), strict=True):
-            yield seen[id(site)], train if held is None else train + held
+    """The moments of layers in their order, a pack at a time; None for those that cannot be observed."""
+
+    def hidden(site: Site) -> bool:
+        return calibration.synthetic or unobservable(site) is not None
+
+    def observed() -> Iterator[Moments]:
+        for pack in packs([sites[index] for index in todo if not hidden(sites[index])]):
+            for train, held in observe_unchanged(model, pack, calibration):
+                yield train if held is None else train + held
+
+    moments = observed()
     for index in todo:
-        if id(sites[index]) not in seen:
-            yield index, None
+        yield index, None if hidden(sites[index]) else next(moments)
 
 
 def _probes(weighed: Sequence[Candidate]) -> list[tuple[float, Chain]]:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from onnxdecomp.benchmark import bench
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency.cache import cache_file
 from onnxdecomp.latency.measure import Request, time_chains
@@ -22,7 +23,7 @@ from onnxdecomp.latency.tiny import filled
 from onnxdecomp.methods import get
 from onnxdecomp.methods.base import outline
 from onnxdecomp.plan.candidates import Outline, dense_cost
-from onnxdecomp.plan.plan import Plan, dense_chain
+from onnxdecomp.plan.plan import Plan
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.sites.base import Site

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.errors import UsageError
 from onnxdecomp.methods import for_layer
 from onnxdecomp.methods.base import Method, Ranks, outline
-from onnxdecomp.plan.plan import Choice, Cost, Plan, cost_of, dense_chain, kept
+from onnxdecomp.plan.plan import Choice, Cost, Plan, cost_of, kept
 from onnxdecomp.plan.rules import Rule
 from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.sites.base import Site, Skip
@@ -69,10 +70,10 @@ def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choic
     layer = site.layer
     stays = kept(layer, before)
     if not selected(layer.name, request.include, request.exclude):
-        return replace(stays, reason="excluded by name")
+        return replace(stays, reason="excluded by name", fixed=True)
     rule = next((rule for rule in request.rules if rule.fits(layer.name)), None)
     if rule is None or not rule.methods:
-        return replace(stays, reason="kept as asked" if rule else "no rule fits its name")
+        return replace(stays, reason="kept as asked" if rule else "no rule fits its name", fixed=True)
     if before.macs < smallest.macs and before.params < smallest.params:
         reason = f"too small: below {request.skip_below:g} of the average layer in MACs and parameters"
         return replace(stays, reason=reason)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from onnxdecomp.calibrate.branch import branch
 from onnxdecomp.calibrate.observe import (
     LARGEST,
-    branch,
     centred,
     packs,
     sized,

@@ -11,12 +11,14 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from onnxdecomp.calibrate.branch import branch
 from onnxdecomp.calibrate.observe import (
-    branch,
+    Calibration,
     centred,
     observe,
     observe_unchanged,
     unobservable,
+    window,
 )
 from onnxdecomp.calibrate.rows import conv_rows, draw_positions, output_sizes
 from onnxdecomp.fitting.moments import Moments, features
@@ -44,6 +46,12 @@ from tests.runtime.small import model as make
 from tests.runtime.small import value
 
 FEEDS = images()
+
+
+def look(
+    site: Site, now: ir.Model, original: ir.Model, settings: Calibration
+) -> tuple[Moments, Moments | None]:
+    return observe(site, window(now, settings), window(original, settings), settings)
 
 
 def together(halves: tuple[Moments, Moments | None]) -> Moments:
@@ -83,7 +91,7 @@ def test_a_layer_of_an_unchanged_model_wants_what_it_makes(name: str) -> None:
     model = loaded(residual())
     site = site_of(model, name)
     x, y = values(model, [str(site.x.name), str(site.output.name)], FEEDS)
-    found = together(observe(site, model, model, calibration(FEEDS)))
+    found = together(look(site, model, model, calibration(FEEDS)))
     check(found, every_row(site, x), pixels(y))
     w = as_rows(site.layer.weight, site.layer)
     assert problem(found, w).relative(w) == pytest.approx(0, abs=1e-6)
@@ -98,7 +106,7 @@ def test_a_layer_after_damage_makes_up_for_it(damaged: str) -> None:
     site = site_of(now, "second")
     (r,) = values(now, ["r"], FEEDS)
     meant, should, lost = (*values(original, ["c", "s"], FEEDS), *values(now, ["s"], FEEDS))
-    found = together(observe(site, now, original, calibration(FEEDS)))
+    found = together(look(site, now, original, calibration(FEEDS)))
     check(found, every_row(site, r), pixels(meant + should - lost))
     (t,) = values(original, ["t"], FEEDS)
     np.testing.assert_allclose(found.y, pixels(t - lost).sum(0), rtol=1e-3, atol=1e-2)
@@ -110,7 +118,7 @@ def test_a_layer_with_no_branch_wants_its_own_output_only() -> None:
     site = site_of(now, "first")
     assert branch(site) is None
     (s,), (h,) = values(now, ["s"], FEEDS), values(original, ["h"], FEEDS)
-    found = together(observe(site, now, original, calibration(FEEDS)))
+    found = together(look(site, now, original, calibration(FEEDS)))
     check(found, every_row(site, s), pixels(h))
 
 
@@ -119,7 +127,7 @@ def test_a_fit_to_damaged_inputs_repairs_the_output() -> None:
     original, now = loaded(residual()), loaded(residual("stem"))
     site = site_of(now, "second")
     feeds = images(60)
-    found = together(observe(site, now, original, calibration(feeds)))
+    found = together(look(site, now, original, calibration(feeds)))
     posed = problem(found, as_rows(site.layer.weight, site.layer))
     best, own = posed.best, as_rows(site.layer.weight, site.layer)
     (r, s), (t,) = values(now, ["r", "s"], feeds), values(original, ["t"], feeds)
@@ -153,7 +161,7 @@ def test_a_branch_that_is_the_layers_own_input() -> None:
     assert branch(site) is site.x
     feeds = [{"x": normal(1, 4, 6, 6, seed=k)} for k in range(4)]
     (s,), (y,) = values(now, ["s"], feeds), values(original, ["y"], feeds)
-    found = together(observe(site, now, original, calibration(feeds)))
+    found = together(look(site, now, original, calibration(feeds)))
     check(found, every_row(site, s), pixels(y - s))
 
 
@@ -188,7 +196,7 @@ def test_linear_layers_however_their_operands_lie(
     site = site_of(model)
     feeds = [{"x": x}, {"x": 2 * x}]
     exact = [values(model, ["x", "y"], [feed]) for feed in feeds]
-    found = together(observe(site, model, model, calibration(feeds, stackable=False)))
+    found = together(look(site, model, model, calibration(feeds, stackable=False)))
     all_rows = np.concatenate([np.einsum(rows, a).reshape(-1, 5) for a, _ in exact])
     wanted = np.concatenate([np.einsum(made, b).reshape(-1, 7) for _, b in exact])
     check(found, all_rows[None], wanted)
@@ -203,12 +211,12 @@ def test_a_linear_layers_bias_is_wanted_where_it_can_be_given() -> None:
     model = matmul_model(bias_after, PLAIN, ["N", 5])
     site = site_of(model)
     assert centred(site)
-    found = together(observe(site, model, model, calibration(feeds)))
+    found = together(look(site, model, model, calibration(feeds)))
     check(found, feeds[0]["x"][None], feeds[0]["x"] @ PLAIN["w"] + PLAIN["c"])
     model = matmul_model([gemm(["x", "w", "m"])], {"w": PLAIN["w"], "m": normal(4, 1)}, [4, 5])
     site = site_of(model)
     assert not centred(site)
-    found = together(observe(site, model, model, calibration(feeds)))
+    found = together(look(site, model, model, calibration(feeds)))
     check(found, feeds[0]["x"][None], feeds[0]["x"] @ PLAIN["w"])
 
 
@@ -217,7 +225,7 @@ def test_a_recurrent_layers_input_projection() -> None:
     site = site_of(model)
     assert unobservable(site) is None
     feeds = [{"x": normal(6, 2, 5, seed=k)} for k in range(3)]
-    found = together(observe(site, model, model, calibration(feeds, stackable=False)))
+    found = together(look(site, model, model, calibration(feeds, stackable=False)))
     rows = np.concatenate([feed["x"].reshape(-1, 5) for feed in feeds])
     check(found, rows[None], rows @ normal(2, 9, 5).reshape(18, 5).T)
 
@@ -227,7 +235,7 @@ def test_half_precision_is_observed_in_float32() -> None:
     weight = PLAIN["w"].astype(np.float16)
     model = loaded(make([MATMUL], [value("x", ["N", 5], half)], [value("y", ["N", 7], half)], {"w": weight}))
     x = normal(6, 5).astype(np.float16)
-    found = together(observe(site_of(model), model, model, calibration([{"x": x}])))
+    found = together(look(site_of(model), model, model, calibration([{"x": x}])))
     wide = x.astype(np.float64)
     check(found, wide[None], wide @ weight.astype(np.float64))
 
@@ -239,7 +247,7 @@ def test_double_precision_stays() -> None:
         make([MATMUL], [value("x", ["N", 5], double)], [value("y", ["N", 7], double)], {"w": weight})
     )
     x = np.random.default_rng(1).standard_normal((6, 5))
-    found = together(observe(site_of(model), model, model, calibration([{"x": x}])))
+    found = together(look(site_of(model), model, model, calibration([{"x": x}])))
     np.testing.assert_allclose(found.yx[0], (x @ weight).T @ x, rtol=1e-12, atol=1e-12)
 
 
@@ -247,7 +255,7 @@ def test_double_precision_stays() -> None:
 def test_held_out_batches_are_others(held_out: float, every: int) -> None:
     model = matmul_model([MATMUL], {"w": PLAIN["w"]}, ["N", 5])
     feeds = [{"x": normal(1, 5, seed=k)} for k in range(20)]
-    train, held = observe(site_of(model), model, model, calibration(feeds, batch=2, held_out=held_out))
+    train, held = look(site_of(model), model, model, calibration(feeds, batch=2, held_out=held_out))
     batches = [np.concatenate([feed["x"] for feed in feeds[k : k + 2]]) for k in range(0, 20, 2)]
     outside = [batch for index, batch in enumerate(batches) if index % every == every - 1]
     inside = [batch for index, batch in enumerate(batches) if index % every != every - 1]
@@ -261,7 +269,7 @@ def test_held_out_batches_are_others(held_out: float, every: int) -> None:
 def test_nothing_is_held_out_of_few_batches_or_on_request(how: Mapping[str, Any]) -> None:
     model = matmul_model([MATMUL], {"w": PLAIN["w"]}, ["N", 5])
     feeds = [{"x": normal(1, 5, seed=k)} for k in range(20)]
-    train, held = observe(site_of(model), model, model, calibration(feeds, **how))
+    train, held = look(site_of(model), model, model, calibration(feeds, **how))
     assert held is None
     assert train.count == 20
 
@@ -272,15 +280,15 @@ def test_rows_are_drawn_as_many_as_it_takes() -> None:
     model = loaded(make(nodes, [value("x", ["N", 3, 20, 20])], [value("y", None)], weights))
     site = site_of(model)
     feeds = [{"x": normal(1, 3, 20, 20, seed=k)} for k in range(8)]
-    of = {rows: observe(site, model, model, calibration(feeds, rows=rows)) for rows in (10, 1000, 10**6)}
+    of = {rows: look(site, model, model, calibration(feeds, rows=rows)) for rows in (10, 1000, 10**6)}
     counts = {rows: together(halves).count for rows, halves in of.items()}
     least = 24 * features(site.layer)
     assert least <= counts[10] <= least + 8
     assert 1000 <= counts[1000] <= 1008
     assert counts[10**6] == 8 * 400
-    again = together(observe(site, model, model, calibration(feeds, rows=10)))
+    again = together(look(site, model, model, calibration(feeds, rows=10)))
     np.testing.assert_array_equal(again.xx, together(of[10]).xx)
-    other = together(observe(site, model, model, calibration(feeds, rows=10, seed=1)))
+    other = together(look(site, model, model, calibration(feeds, rows=10, seed=1)))
     assert np.any(other.xx != again.xx)
 
 
@@ -290,7 +298,7 @@ def test_several_layers_in_one_walk() -> None:
     settings = calibration(images(16), rows=50)
     found = observe_unchanged(model, [*sites, sites[1]], settings)
     for site, (train, held) in zip([*sites, sites[1]], found, strict=True):
-        alone, apart = observe(site, model, model, settings)
+        alone, apart = look(site, model, model, settings)
         assert held is not None
         assert apart is not None
         for ours, theirs in ((train, alone), (held, apart)):

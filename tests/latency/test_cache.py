@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxdecomp import environment
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.errors import UsageError
 from onnxdecomp.latency.cache import FILE, Stored, Where, cache_file, key_of, load, store, where
 from onnxdecomp.latency.neighbours import ALONE, Neighbours
@@ -19,7 +20,6 @@ from onnxdecomp.latency.tiny import filled
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods import get
 from onnxdecomp.methods.base import outline
-from onnxdecomp.plan.plan import dense_chain
 from tests.latency.layers import conv, linear
 
 ON = Where("cpu", "1.31.0", "a processor", 2)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from onnxdecomp.chain import Chain
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.latency import measure
 from onnxdecomp.latency.cache import FILE, key_of, load, where
 from onnxdecomp.latency.measure import MAX_ROUNDS, MIN_ROUNDS, Request, time_chains
@@ -18,7 +19,6 @@ from onnxdecomp.latency.neighbours import Neighbours
 from onnxdecomp.layer import Array, Layer
 from onnxdecomp.methods import get
 from onnxdecomp.methods.base import outline
-from onnxdecomp.plan.plan import dense_chain
 from onnxdecomp.runtime.timing import Run, Timings
 from tests.latency.layers import conv, linear
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.latency import shares as module
 from onnxdecomp.latency.measure import Request
 from onnxdecomp.latency.neighbours import neighbours
 from onnxdecomp.latency.shapes import input_shapes
 from onnxdecomp.latency.shares import Share, shares
-from onnxdecomp.plan.plan import dense_chain
 from onnxdecomp.sites.find import find
 from tests.latency.layers import linear, model, weight
 

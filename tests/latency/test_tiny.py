@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxdecomp.chain import Chain
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.latency.neighbours import Neighbours
 from onnxdecomp.latency.tiny import Tiny, chain_model, filled, frame_model, noise
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods import get
 from onnxdecomp.methods.base import outline
-from onnxdecomp.plan.plan import dense_chain
 from onnxdecomp.runtime.session import inputs_of, open_session, run
 from tests.latency.layers import conv, linear
 

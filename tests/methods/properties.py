@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Array, Layer, relative_error
 from onnxdecomp.methods.base import Method, Ranks, outline
-from onnxdecomp.plan.plan import dense_chain
 from onnxdecomp.sites.find import find
 from onnxdecomp.sites.rewrite import Rewriter
 from tests.methods.layers import error_of, fitted

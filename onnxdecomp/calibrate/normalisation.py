@@ -1,0 +1,97 @@
+"""BatchNormalization that was not folded away: its statistics, measured anew behind layers that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.calibrate.window import Window
+from onnxdecomp.graph.constants import discard
+from onnxdecomp.graph.walk import unique_name, value_names
+from onnxdecomp.layer import Array
+from onnxdecomp.sites.base import attribute
+
+_MEAN, _VARIANCE = 3, 4
+"""Positions among the operator's inputs."""
+
+_UNHARMED = 1e-4
+"""Of the standard deviation: what moments may differ by without a change."""
+
+
+def normalisations(model: ir.Model) -> list[ir.Node]:
+    """The BatchNormalization nodes of the main graph with constant statistics, for inference."""
+    found = []
+    for node in model.graph:
+        if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
+            continue
+        if attribute(node, "training_mode", 0) or sum(1 for out in node.outputs if out.name) != 1:
+            continue
+        if all(value is not None and _constant(value) is not None for value in node.inputs[_MEAN:]):
+            found.append(node)
+    return found
+
+
+def renormalise(
+    model: ir.Model, node: ir.Node, now: Window, original: Window, pending: Collection[ir.Node]
+) -> bool:
+    """Give each channel of the output the mean and variance that it has in the original.
+
+    With m and v the moments of the operator's input, now and in the original, the stored variance is scaled
+    by v_now / v_original, and the stored mean moved so that (m - mean) / deviation is what it was.
+
+    Args:
+        model: Of `now`.
+        node: As it stands there.
+        now, original: Windows on both models, where the input has the same name.
+        pending: As for `Window.look`.
+
+    Returns:
+        Whether anything was changed.
+    """
+    name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
+    looks = list(zip(now.look([name], pending), original.look([name]), strict=True))
+    mean_now, var_now = _moments([ours[0] for ours, _ in looks])
+    mean_then, var_then = _moments([theirs[0] for _, theirs in looks])
+    deviation = np.sqrt(np.maximum(var_then, 1e-30))
+    moved = np.abs(mean_now - mean_then) / deviation, np.abs(np.sqrt(var_now) / deviation - 1)
+    if max(float(change.max()) for change in moved) <= _UNHARMED:
+        return False
+    scale = np.where(var_then > 0, var_now / np.maximum(var_then, 1e-30), 1.0)
+    mean, variance = (_constant(node.inputs[index]) for index in (_MEAN, _VARIANCE))
+    assert mean is not None
+    assert variance is not None
+    _store(model, node, _MEAN, (mean_now - (mean_then - mean) * np.sqrt(scale)).astype(mean.dtype))
+    _store(model, node, _VARIANCE, (variance * scale).astype(variance.dtype))
+    return True
+
+
+def _store(model: ir.Model, node: ir.Node, index: int, array: Array) -> None:
+    """Another constant in the place of an operand, which others may read as well."""
+    old = node.inputs[index]
+    assert old is not None
+    tensor = ir.Tensor(array, name=unique_name(f"{old.name}/repaired", value_names(model)))
+    kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+    value = ir.Value(name=tensor.name, const_value=tensor, type=kind, shape=shape)
+    model.graph.register_initializer(value)
+    node.replace_input_with(index, value)
+    discard(old)
+
+
+def _moments(batches: list[Array]) -> tuple[Array, Array]:
+    """Mean and variance of each channel, [C], over everything else."""
+    count = sum(x.size // x.shape[1] for x in batches)
+    axes = [(0, *range(2, x.ndim)) for x in batches]
+    total = sum(x.sum(axis, dtype=np.float64) for x, axis in zip(batches, axes, strict=True))
+    mean = np.asarray(total) / count
+    spread = 0.0
+    for x, axis in zip(batches, axes, strict=True):
+        centre = mean.reshape(-1, *(1,) * (x.ndim - 2))
+        spread = spread + np.square(x - centre, dtype=np.float64).sum(axis)
+    return mean, np.asarray(spread) / count
+
+
+def _constant(value: ir.Value | None) -> Array | None:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()

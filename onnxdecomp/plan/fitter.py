@@ -1,0 +1,90 @@
+"""Fitting the layers of a model one after the other, each to what it sees by then."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from onnxdecomp.calibrate.activation import activation, aim
+from onnxdecomp.calibrate.normalisation import renormalise
+from onnxdecomp.calibrate.observe import Calibration, centred, observe, window
+from onnxdecomp.calibrate.window import Window
+from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
+from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.fitting.repair import repair
+from onnxdecomp.methods.base import Method, Ranks
+from onnxdecomp.sites.base import Site
+
+ROUNDS = 2
+"""Fits anew to what the activation behind a layer leaves to be wanted."""
+
+
+_TRUSTED = 1.25
+"""Loss on held-out rows over that on all, up to which a fit is taken to say what others would say."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitter:
+    """The model that is rewritten, and the original, up to where the work stands.
+
+    Attributes:
+        calibration: The inputs.
+        model: The one that is rewritten.
+        now, original: Windows on what the layers see, and on what they saw.
+    """
+
+    calibration: Calibration
+    model: ir.Model
+    now: Window
+    original: Window
+
+    @staticmethod
+    def of(model: ir.Model, calibration: Calibration) -> Fitter:
+        """For a model in which nothing was rewritten yet."""
+        original = model.clone()
+        seen = model if calibration.asymmetric else original
+        return Fitter(calibration, model, window(seen, calibration), window(original, calibration))
+
+    def fit(self, site: Site, method: Method, ranks: Ranks, seed: int, pending: Collection[ir.Node]) -> Fit:
+        """The factors of a layer that is decomposed; `pending` as for `Window.look`."""
+        train, held = observe(site, self.now, self.original, self.calibration, pending)
+        found = fit(
+            method,
+            site.layer,
+            ranks,
+            train,
+            held,
+            seed=seed,
+            shrinkages=self.calibration.shrinkages,
+            centred=centred(site),
+        )
+        return self._rectified(site, found, train if held is None else train + held, pending)
+
+    def repair(self, site: Site, pending: Collection[ir.Node]) -> Fit | None:
+        """Other numbers for a layer that is kept, or None where they would be of no use."""
+        train, held = observe(site, self.now, self.original, self.calibration, pending)
+        found = repair(site.layer, train, held, shrinkages=self.calibration.shrinkages, centred=centred(site))
+        if found is None or not found.shrinkage:
+            return found
+        return self._rectified(site, found, train if held is None else train + held, pending)
+
+    def renormalise(self, node: ir.Node, pending: Collection[ir.Node]) -> bool:
+        """Other statistics for a BatchNormalization."""
+        return renormalise(self.model, node, self.now, self.original, pending)
+
+    def _rectified(self, site: Site, found: Fit, moments: Moments, pending: Collection[ir.Node]) -> Fit:
+        """The fit carried on with what the activation behind the layer forgives."""
+        act = activation(site)
+        # Where the fit does worse on rows that it has not seen, it would learn which of its own are cut off.
+        trusted = found.held_out is None or found.held_out <= _TRUSTED * found.loss
+        rounds = ROUNDS if act is not None and trusted and self.calibration.rectified else 0
+        for _ in range(rounds):
+            assert act is not None
+            bias = found.chain.bias if centred(site) else None
+            wanted = aim(act, dense_rows(found.chain, site.layer), bias)
+            train, held = observe(site, self.now, self.original, self.calibration, pending, wanted)
+            both = train if held is None else train + held
+            found = refit(found, site.layer, replace(both, xx=moments.xx), centred=centred(site))
+        return found
