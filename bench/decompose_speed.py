@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from bench.provenance import ROOT, markdown, provenance, write
+from onnxdecomp.blas import one_pool
 from onnxdecomp.layer import Array, ConvSpec, Layer
 
 SIDES = ("onnxdecomp", "tensorly")
@@ -120,7 +121,8 @@ def ours(case: Case, weight: Array) -> Callable[[], Callable[[], Array]]:
     ranks = ranks_of(case, layer)
 
     def run() -> Callable[[], Array]:
-        factors = method.fit(layer, ranks)
+        with one_pool():
+            factors = method.fit(layer, ranks)
         if case.method == "tt":  # sending the identity through the train would take minutes
             return lambda: _matrix_of_train(factors)
         return lambda: method.assemble(layer, factors).dense()

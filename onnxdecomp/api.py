@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import onnx_ir as ir
 
 from onnxdecomp import environment, pipeline, preflight, verification
+from onnxdecomp.blas import one_pool
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.equip import Gear, equip, read_plan
 from onnxdecomp.errors import GateError, ModelError, UnchangedError, UsageError
@@ -140,7 +141,7 @@ def compress(
         raise UsageError("a plan says it all: give no rank, layer rule or target with it")
     stages = _stages(config, seed, provider, simplify, wanted)
     cores = threads or environment.cores()
-    with on_disk(model) as path:
+    with on_disk(model) as path, one_pool():
         report("load", 0, 0)
         working = load(path)
         if file is not None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxdecomp.blas import one_thread
 from onnxdecomp.chain import Chain, Convolve, pointwise
 from onnxdecomp.layer import Array, ConvSpec, Layer
 from onnxdecomp.methods.als import alternate, as_double, balanced, dense, distance
@@ -102,6 +103,7 @@ class Cp:
         groups = finite_groups(layer)
         return tuple(pooled(singular_values(w, axis) for w in groups) for axis in (0, 1))
 
+    @one_thread()
     def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
         """Bisection to within 3 %, each step a whole fit: seconds to minutes on a large layer."""
         (full,) = self.full_ranks(layer)
@@ -133,6 +135,7 @@ class Cp:
         depthwise = [(g * r, 1, *kernel) for kernel, _ in self._depthwise(layer)]
         return (g * r, s, *ones), *depthwise, (g * t, r, *ones)
 
+    @one_thread()
     def fit(self, layer: Layer, ranks: Ranks, seed: int = 0) -> Factors:
         (r,), (full,) = ranks, self.full_ranks(layer)
         modes = self._modes(layer)
