@@ -22,6 +22,7 @@ from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
 from onnxdecomp.runrecord import describe_model, describe_output, run_record
 from onnxdecomp.settle import Watch, settle
+from onnxdecomp.sites.find import FINDERS
 from onnxdecomp.staging import on_disk, staged
 
 if TYPE_CHECKING:
@@ -306,10 +307,8 @@ def _require_lowered(checks: Sequence[LoweringCheck]) -> None:
 
 def _why_nothing(plan: Plan) -> str:
     reasons = sorted({choice.reason for choice in plan.choices if choice.reason})
-    return (
-        "; ".join(reasons[:3])
-        or "the model has no Conv, ConvTranspose, Gemm or MatMul with a constant weight"
-    )
+    operators = ", ".join(name for _, name in FINDERS)
+    return "; ".join(reasons[:3]) or f"the model has none of these with a constant weight: {operators}"
 
 
 def _require_verified(checked: Verification) -> None:

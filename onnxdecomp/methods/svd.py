@@ -53,6 +53,8 @@ class Svd:
         "Gemm",
         "MatMul",
         "batched MatMul",
+        "LSTM, GRU, RNN",
+        "Gather",
     )
 
     order: Literal["auto", "kernel-first", "channel-first"] = "auto"

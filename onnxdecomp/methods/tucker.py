@@ -48,7 +48,7 @@ class Tucker:
     takes: ClassVar[tuple[str, ...]] = (
         "Conv 1-D/2-D/3-D, grouped",
         "ConvTranspose",
-        "Gemm, MatMul, 1x1 Conv (as svd)",
+        "Gemm, MatMul, batched MatMul, 1x1 Conv, LSTM, GRU, RNN, Gather (as svd)",
     )
 
     sides: Literal["auto", "both"] = "auto"
