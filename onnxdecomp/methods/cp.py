@@ -67,7 +67,7 @@ class Cp:
 
     name: ClassVar[str] = "cp"
     summary: ClassVar[str] = "canonical polyadic: 1x1, depthwise, 1x1 convolutions"
-    paper: ClassVar[str] = "Lebedev et al. 2015, arXiv:1412.6553"
+    paper: ClassVar[str] = "Lebedev et al. 2015, arXiv:1412.6553; Phan et al. 2020, arXiv:2008.05441"
     rank_names: ClassVar[tuple[str, ...]] = ("rank",)
     takes: ClassVar[tuple[str, ...]] = (
         "Conv 1-D/2-D/3-D, grouped",
