@@ -1,6 +1,8 @@
-"""One weight at a time against TensorLy: seconds, memory and error at the same ranks.
+"""One weight at a time against TensorLy and TensorLy-Torch: seconds, memory and error at the same ranks.
 
-    python -m bench.decompose_speed [--threads 2] [--limit 60] [--only svd cp]
+    python -m bench.decompose_speed [--threads 1 2] [--limit 60] [--only svd cp] [--torch-python PYTHON]
+
+With --only the other rows of the result stay as they are.
 
 The weights are seeded: Gaussian ("flat", the hardest for a truncation) or with the singular values of
 every mode falling as those of trained weights do ("decaying"). Each side of each case runs in a process
@@ -10,6 +12,14 @@ imports are done. Reported are
 - wall seconds and CPU seconds of the decomposition (of all threads);
 - the peak of the resident memory beyond what the process held before it, the weight and imports (Linux);
 - the relative error |What - W| / |W|, from the factors.
+
+TensorLy-Torch's factorized tensors are initialised from the same weight at its defaults. Its CP splits the
+kernel into two modes, as Lebedev et al. 2015 do; it has no SVD and no tensor ring. PyTorch is pinned and
+large, so it has an environment of its own, whose Python is named by --torch-python:
+
+    python -m venv torch-env && torch-env/bin/pip install . torch==2.13.0 tensorly-torch opt_einsum
+
+Without it that side is left out, and the JSON says why. T3F is not compared: it needs TensorFlow.
 
 A side whose decomposition takes more CPU seconds than the limit is ended by the kernel and reported as
 "> limit". The load of the machine before each run is kept in the JSON: wall times of a shared machine mean
@@ -34,10 +44,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.provenance import ROOT, markdown, provenance, write
+from bench.provenance import RESULTS, ROOT, markdown, provenance, write
+from onnxdecomp.blas import one_pool
 from onnxdecomp.layer import Array, ConvSpec, Layer
 
-SIDES = ("onnxdecomp", "tensorly")
+SIDES = ("onnxdecomp", "tensorly", "tltorch")
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,8 @@ def ours(case: Case, weight: Array) -> Callable[[], Callable[[], Array]]:
     ranks = ranks_of(case, layer)
 
     def run() -> Callable[[], Array]:
-        factors = method.fit(layer, ranks)
+        with one_pool():
+            factors = method.fit(layer, ranks)
         if case.method == "tt":  # sending the identity through the train would take minutes
             return lambda: _matrix_of_train(factors)
         return lambda: method.assemble(layer, factors).dense()
@@ -189,11 +201,44 @@ def theirs(case: Case, weight: Array) -> Callable[[], Callable[[], Array]]:
     return tensor_ring
 
 
+def torch_side(case: Case, weight: Array) -> Callable[[], Callable[[], Array]]:
+    """The same with TensorLy-Torch's factorized tensors."""
+    import torch
+    from tltorch.factorized_tensors import FactorizedTensor, TensorizedTensor
+
+    from onnxdecomp.methods import get
+
+    layer = layer_of(case, weight)
+    ranks = ranks_of(case, layer)
+    tensor = torch.from_numpy(weight)
+    if case.method == "tt":
+        modes: Sequence[tuple[int, int]] = get("tt").modes(layer)  # type: ignore[attr-defined]
+        ins, outs = zip(*modes, strict=True)
+
+        def train() -> Callable[[], Array]:
+            bonds = [1, *ranks, 1]
+            found = TensorizedTensor.from_matrix(tensor, outs, ins, bonds, factorization="blocktt")
+            return lambda: np.asarray(found.to_matrix().detach().numpy())
+
+        return train
+    kernel = weight.shape[2:]
+    rank = (*ranks, *kernel) if case.method == "tucker" else ranks[0]
+
+    def factorized() -> Callable[[], Array]:
+        found = FactorizedTensor.from_tensor(tensor, rank, factorization=case.method)
+        return lambda: np.asarray(found.to_tensor().detach().numpy())
+
+    return factorized
+
+
+RUNNERS = {"onnxdecomp": ours, "tensorly": theirs, "tltorch": torch_side}
+
+
 def child(index: int, side: str, limit: float) -> None:
     """Run one side of one case in this process and print the result as JSON."""
     case = CASES[index]
     weight = weight_of(case)
-    run = (ours if side == "onnxdecomp" else theirs)(case, weight)
+    run = RUNNERS[side](case, weight)
     import scipy.linalg  # its import is no part of the decomposition
 
     scipy.linalg.eigh(np.eye(3))
@@ -228,12 +273,16 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def measure(index: int, side: str, threads: int, limit: float) -> dict[str, Any]:
-    """The result of one process, or {"limit_s": …} or {"failed": …}."""
+def measure(index: int, side: str, threads: int, limit: float, python: str | None) -> dict[str, Any]:
+    """The result of one process of that interpreter, or {"limit_s": …}, {"failed": …} or {"skipped": …}."""
+    if side == "tltorch" and CASES[index].method in ("svd", "tr"):
+        return {"skipped": f"TensorLy-Torch has no factorization for {CASES[index].method}"}
+    if not python:
+        return {"skipped": "no --torch-python was given"}
     count = str(threads)
     environment = {**os.environ, "OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
     command = [
-        sys.executable,
+        python,
         "-m",
         "bench.decompose_speed",
         "--limit",
@@ -255,9 +304,10 @@ def measure(index: int, side: str, threads: int, limit: float) -> dict[str, Any]
 def main() -> None:
     """Measure and write bench/results/decompose_speed.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--threads", type=int, default=2, help="threads of the linear algebra")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the linear algebra")
     parser.add_argument("--limit", type=float, default=60, help="CPU seconds for one side of a case")
     parser.add_argument("--only", nargs="*", help="methods to run")
+    parser.add_argument("--torch-python", metavar="PYTHON", help="an interpreter that has TensorLy-Torch")
     parser.add_argument("--child", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -265,27 +315,45 @@ def main() -> None:
         return
     from onnxdecomp.methods import names
 
-    rows = []
+    pythons = dict.fromkeys(SIDES, sys.executable) | {"tltorch": options.torch_python}
+    rows = _earlier() if options.only else {}
     for index, case in enumerate(CASES):
         if options.only and case.method not in options.only:
             continue
         if case.method not in names():
             print(f"skipped: {case.name}: no method {case.method!r} is registered", file=sys.stderr)
             continue
-        sides = {side: measure(index, side, options.threads, options.limit) for side in SIDES}
-        rows.append({"case": case.name, **sides})
-        print(_table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-    result = {**provenance(), "threads": options.threads, "limit_s": options.limit, "rows": rows}
-    write("decompose_speed", result, _table(rows))
+        for threads in options.threads:
+            limits = threads, options.limit
+            sides = {side: measure(index, side, *limits, python) for side, python in pythons.items()}
+            row = {"case": case.name, "threads": threads, "limit_s": options.limit, **sides}
+            print(_table([row]).splitlines()[-1], file=sys.stderr, flush=True)
+            rows[case.name, threads] = row
+            _keep(rows)
+
+
+def _keep(rows: Mapping[tuple[str, int], dict[str, Any]]) -> None:
+    """Write the result files."""
+    order = [case.name for case in CASES]
+    listed = [rows[key] for key in sorted(rows, key=lambda key: (order.index(key[0]), key[1]))]
+    write("decompose_speed", {**provenance(), "rows": listed}, _table(listed))
+
+
+def _earlier() -> dict[tuple[str, int], dict[str, Any]]:
+    """The rows of the result file, by case and threads."""
+    path = RESULTS / "decompose_speed.json"
+    known = {case.name for case in CASES}
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return {(row["case"], row["threads"]): row for row in rows if row["case"] in known and "threads" in row}
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = ["case"]
+    head = ["case", "threads"]
     for quantity in ("wall s", "CPU s", "peak MB", "error"):
         head += [f"{quantity}, {side}" for side in SIDES]
     lines = []
     for row in rows:
-        line = [row["case"]]
+        line = [row["case"], str(row["threads"])]
         for key, form in (
             ("wall_s", "{:.1f}"),
             ("cpu_s", "{:.1f}"),
@@ -299,6 +367,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(result: Mapping[str, Any], key: str, form: str) -> str:
+    if "skipped" in result:
+        return ""
     if "failed" in result:
         return f"failed: {result['failed']}" if key == "wall_s" else "–"
     if "limit_s" in result:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import onnx_ir as ir
 
 from onnxdecomp import environment, pipeline, preflight, verification
+from onnxdecomp.blas import one_pool
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.equip import Gear, equip, read_plan
 from onnxdecomp.errors import GateError, ModelError, UnchangedError, UsageError
@@ -21,6 +22,7 @@ from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
 from onnxdecomp.runrecord import describe_model, describe_output, run_record
 from onnxdecomp.settle import Watch, settle
+from onnxdecomp.sites.find import FINDERS
 from onnxdecomp.staging import on_disk, staged
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ def compress(
         raise UsageError("a plan says it all: give no rank, layer rule or target with it")
     stages = _stages(config, seed, provider, simplify, wanted)
     cores = threads or environment.cores()
-    with on_disk(model) as path:
+    with on_disk(model) as path, one_pool():
         report("load", 0, 0)
         working = load(path)
         if file is not None:
@@ -305,10 +307,8 @@ def _require_lowered(checks: Sequence[LoweringCheck]) -> None:
 
 def _why_nothing(plan: Plan) -> str:
     reasons = sorted({choice.reason for choice in plan.choices if choice.reason})
-    return (
-        "; ".join(reasons[:3])
-        or "the model has no Conv, ConvTranspose, Gemm or MatMul with a constant weight"
-    )
+    operators = ", ".join(name for _, name in FINDERS)
+    return "; ".join(reasons[:3]) or f"the model has none of these with a constant weight: {operators}"
 
 
 def _require_verified(checked: Verification) -> None:

@@ -13,7 +13,11 @@ from onnxdecomp.cli.output import json_option
 @click.command()
 @json_option("the list")
 def command(json_target: str | None) -> None:
-    """List the decompositions and the layers that they take."""
+    """List the decompositions and the layers that they take.
+
+    FusedConv, FusedGemm, FusedMatMul and an Einsum that is a matrix product count as the Conv, Gemm or MatMul
+    that they are; LSTM, GRU and RNN are their input projections, Gather is an embedding table.
+    """
     from onnxdecomp import console, jsonio
     from onnxdecomp.methods import describe
 

@@ -70,6 +70,15 @@ class Method(Protocol):
         ...
 
 
+@runtime_checkable
+class Pooling(Protocol):
+    """A method that cuts the weight into several matrices of one size, each of which gets the rank."""
+
+    def parts(self, layer: Layer) -> int:
+        """How many matrices of one group each of the `spectra` is pooled from."""
+        ...
+
+
 def outline(method: Method, layer: Layer, ranks: Ranks) -> Chain:
     """The chain without its numbers: its parameters and MACs cost nothing to ask for."""
     # Broadcast zeros have a shape but no memory.

@@ -96,6 +96,10 @@ class Btt:
             squares += np.maximum(np.linalg.eigvalsh(_gram(_wide(chunk)))[:, ::-1], 0).sum(0)
         return (np.sqrt(squares),)
 
+    def parts(self, layer: Layer) -> int:
+        b, _, c, _ = self.sizes(layer)
+        return b * c
+
     def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
         return (tail_rank(self.spectra(layer)[0], error),)
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxdecomp.blas import one_thread
 from onnxdecomp.chain import Chain, Convolve, pointwise
 from onnxdecomp.layer import Array, ConvSpec, Layer
 from onnxdecomp.methods.als import alternate, as_double, balanced, dense, distance
@@ -32,6 +33,8 @@ _POLISH = 3
 _MIN_SWEEPS = 5
 _NOISE = 0.02
 """Noise in the start, relative to each column's root mean square."""
+_SMALL = 1 << 13
+"""Elements of a tensor up to which several starts take less than a second."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Cp:
     error-preserving correction (Phan et al. 2020, arXiv:2008.05441) gives up to half a hundredth of the
     error for the factors of least sensitivity, so that no components grow to cancel each other: see
     onnxdecomp/methods/epc.py. The full rank, where one mode is copied and the others are one-hot, is
-    constructed, not fitted. The seed draws the noise in the start, nothing else.
+    constructed, not fitted. The seed draws the noise in the start, nothing else. The fit of a small tensor at
+    a large rank depends on it by some percent of its error, so the best of several is taken there.
 
     Attributes:
         split_kernel: One depthwise convolution per spatial axis.
@@ -58,22 +62,24 @@ class Cp:
         max_sweeps: At most so many sweeps.
         effort: Multiply-adds that the sweeps on one layer may take, in units of 10^9; on a large layer
             at a large rank they cut the number of sweeps, never below 5.
+        starts: Tensors of up to 8192 elements (of one group) are fitted from so many starts.
     """
 
     name: ClassVar[str] = "cp"
     summary: ClassVar[str] = "canonical polyadic: 1x1, depthwise, 1x1 convolutions"
-    paper: ClassVar[str] = "Lebedev et al. 2015, arXiv:1412.6553"
+    paper: ClassVar[str] = "Lebedev et al. 2015, arXiv:1412.6553; Phan et al. 2020, arXiv:2008.05441"
     rank_names: ClassVar[tuple[str, ...]] = ("rank",)
     takes: ClassVar[tuple[str, ...]] = (
         "Conv 1-D/2-D/3-D, grouped",
         "ConvTranspose",
-        "Gemm, MatMul, 1x1 Conv (as svd)",
+        "Gemm, MatMul, batched MatMul, 1x1 Conv, LSTM, GRU, RNN, Gather (as svd)",
     )
 
     split_kernel: bool = False
     tolerance: float = 1e-3
     max_sweeps: int = 50
     effort: float = 40.0
+    starts: int = 4
 
     def refusal(self, layer: Layer) -> str | None:
         if layer.conv is None or layer.is_matrix:
@@ -102,6 +108,7 @@ class Cp:
         groups = finite_groups(layer)
         return tuple(pooled(singular_values(w, axis) for w in groups) for axis in (0, 1))
 
+    @one_thread()
     def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
         """Bisection to within 3 %, each step a whole fit: seconds to minutes on a large layer."""
         (full,) = self.full_ranks(layer)
@@ -133,6 +140,7 @@ class Cp:
         depthwise = [(g * r, 1, *kernel) for kernel, _ in self._depthwise(layer)]
         return (g * r, s, *ones), *depthwise, (g * t, r, *ones)
 
+    @one_thread()
     def fit(self, layer: Layer, ranks: Ranks, seed: int = 0) -> Factors:
         (r,), (full,) = ranks, self.full_ranks(layer)
         modes = self._modes(layer)
@@ -185,11 +193,14 @@ class Cp:
             return [np.zeros((n, rank), w.dtype) for n in w.shape]
         inner = tuple(min(rank, n, w.size // n) for n in w.shape[:2])
         if inner == w.shape[:2]:
-            factors = self._refined(w, _perturbed(_start(w, rank), seed))
+            rng, start = np.random.default_rng(seed), _start(w, rank)
+            tries = max(1, self.starts) if w.size <= _SMALL else 1
+            fitted = (self._refined(w, _perturbed(start, rng)) for _ in range(tries))
+            factors = min(fitted, key=lambda found: distance(w, found))
         else:
             a, b = hooi(w, inner, 1e-3, 3)
             core = compress(compress(w, a, 0), b, 1)
-            small = self._refined(core, _perturbed(_start(core, rank), seed))
+            small = self._refined(core, _perturbed(_start(core, rank), np.random.default_rng(seed)))
             factors = alternate(w, [a @ small[0], b @ small[1], *small[2:]], 0.0, _POLISH)
         return balanced(stabilise(as_double(w), factors, self._sweeps(w, rank, correction=True)))
 
@@ -266,8 +277,7 @@ def _start(w: Array, rank: int) -> list[Array]:
     return [a[:, chosen], b[:, chosen], *kernels]
 
 
-def _perturbed(factors: list[Array], seed: int) -> list[Array]:
+def _perturbed(factors: list[Array], rng: np.random.Generator) -> list[Array]:
     """The start moved off the saddle points that an orthogonal one may be, as for symmetric tensors."""
-    rng = np.random.default_rng(seed)
     sizes = [_NOISE * np.sqrt(np.mean(np.square(f), axis=0)) for f in factors]
     return [f + size * rng.standard_normal(f.shape) for f, size in zip(factors, sizes, strict=True)]

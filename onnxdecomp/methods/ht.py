@@ -20,7 +20,7 @@ from onnxdecomp.methods.tree import Tree, Vertex, balanced_tree, hierarchical_sv
 
 @dataclass(frozen=True)
 class Ht:
-    """Hierarchical Tucker decomposition by the hierarchical SVD (Grasedyck 2010; Cohen et al. 2016).
+    """Hierarchical Tucker decomposition by the hierarchical SVD (Grasedyck 2010; Cohen et al. 2016, 2017).
 
     The weight of each group is a tensor over the input modes s_1…s_p (S = Π s_k), the kernel as one mode
     K, and the output modes t_1…t_q (T = Π t_k). The root of the binary dimension tree has the inputs and
@@ -44,9 +44,18 @@ class Ht:
 
     name: ClassVar[str] = "ht"
     summary: ClassVar[str] = "hierarchical Tucker: bases of the modes and a tree of transfer tensors"
-    paper: ClassVar[str] = "Grasedyck 2010, doi:10.1137/090764189; Cohen et al. 2016, arXiv:1509.05009"
+    paper: ClassVar[str] = (
+        "Grasedyck 2010, doi:10.1137/090764189; Cohen et al. 2016, arXiv:1509.05009; "
+        "Cohen et al. 2017, arXiv:1705.02302"
+    )
     rank_names: ClassVar[tuple[str, ...]] = ("edge 1", "edge 2", "…")
-    takes: ClassVar[tuple[str, ...]] = ("Conv 1-D/2-D/3-D, grouped", "ConvTranspose", "Gemm", "MatMul")
+    takes: ClassVar[tuple[str, ...]] = (
+        "Conv 1-D/2-D/3-D, grouped",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "LSTM, GRU, RNN, Gather (at ranks that leave the modes on that side whole)",
+    )
 
     order: int = 0
     shape: str = ""

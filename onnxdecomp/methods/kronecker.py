@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from onnxdecomp.chain import Chain, MatMul, Reshape, Step, Transpose
+from onnxdecomp.chain import Chain, MatMul, Narrow, Pad, Reshape, Step, Transpose
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layer import Array, Layer
 from onnxdecomp.methods.base import Factors, Ranks
 from onnxdecomp.methods.linalg import finite_groups, fraction_of, singular_values, tail_rank, two_factors
+from onnxdecomp.methods.modes import most_padded, padded_factors
 from onnxdecomp.methods.svd import channels, common_refusal
+
+Split: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+"""(t1, t2), (s1, s2): the factors of the outputs and of the inputs."""
+
+_PAYS = 1.5
+"""How many times smaller the terms must be for a dimension to be padded: that costs copies."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,13 @@ class Kronecker:
     cost r (S t2 + T s1) multiplications, so small ranks are what this method is for.
 
     Attributes:
-        shape: The sizes, "s1xs2:t1xt2" (inputs, then outputs), for a matrix of exactly that size. Without
-            it, of all factorisations of T and S the one with the fewest parameters t1 s1 + t2 s2 per
-            term, among equal ones the most even. Where that is t2 = s1 = 1 (a prime dimension, mostly),
-            the terms are outer products and the method is the SVD: refused. Nothing is padded: rows
-            of zeros would have to be sliced off again, in a copy of the whole output.
+        shape: The sizes, "s1xs2:t1xt2" (inputs, then outputs), for a matrix of that size or one that is
+            smaller by an eighth at most (padded). Without it, of all factorisations of T and S the one with
+            the fewest parameters t1 s1 + t2 s2 per term, among equal ones the most even. A dimension without
+            even factors, such as a prime, is padded with zeros as for a TT-matrix where the terms would be
+            outer products (t2 = s1 = 1) or half as large again: it costs a copy of the input or of the
+            output. Where they are outer products all the same (a small prime, mostly), the method is the
+            SVD: refused.
     """
 
     name: ClassVar[str] = "kronecker"
@@ -58,9 +67,10 @@ class Kronecker:
         if (common := common_refusal(layer)) is not None:
             return common
         (t1, t2), (s1, s2) = self.sizes(layer)
-        if (t1 * t2, s1 * s2) != channels(layer):
+        sizes = zip(channels(layer), (t1 * t2, s1 * s2), strict=True)
+        if not all(n <= size <= most_padded(n) for n, size in sizes):
             return f"the shape {self.shape} is of another size than {layer.inputs}:{layer.outputs}"
-        if (t2, s1) == (1, 1) or (t1, s2) == (1, 1):
+        if _is_outer(((t1, t2), (s1, s2))):
             return f"the Kronecker products of a {t1 * t2} x {s1 * s2} matrix are outer ones: use svd"
         return "a full rank of 1: nothing to reduce" if self.full_ranks(layer)[0] < 2 else None
 
@@ -88,26 +98,32 @@ class Kronecker:
 
     def assemble(self, layer: Layer, factors: Factors) -> Chain:
         a, b = factors
+        (t1, t2), (s1, s2) = self.sizes(layer)
+        before: tuple[Step, ...] = (Pad(s1 * s2 - layer.inputs, -1, "pad"),) if s1 * s2 > layer.inputs else ()
+        after: tuple[Step, ...] = (Narrow(layer.outputs, -1, "narrow"),) if t1 * t2 > layer.outputs else ()
         chains = [
-            Chain(steps, layer.bias, layer.inputs) for steps in (_inner_first(a, b), _outer_first(a, b))
+            Chain((*before, *steps, *after), layer.bias, layer.inputs)
+            for steps in (_inner_first(a, b), _outer_first(a, b))
         ]
         row = (1, layer.inputs)
         # Among equal products, what moves the smaller activation.
         return min(chains, key=lambda chain: (chain.macs(row), chain.traffic(row)))
 
-    def sizes(self, layer: Layer) -> tuple[tuple[int, int], tuple[int, int]]:
+    def sizes(self, layer: Layer) -> Split:
         """(t1, t2), (s1, s2) for a linear layer."""
-        return parse_shape(self.shape) if self.shape else balanced_shape(*channels(layer))
+        return parse_shape(self.shape) if self.shape else padded_shape(*channels(layer))
 
     def _rearranged(self, layer: Layer) -> Array:
         """[(t1 s1), (t2 s2)]: row (i, j) is the block of W that A[i, j] scales."""
         (t1, t2), (s1, s2) = self.sizes(layer)
         (w,) = finite_groups(layer)
+        if (t1 * t2, s1 * s2) != w.shape:
+            w = np.pad(w, ((0, t1 * t2 - w.shape[0]), (0, s1 * s2 - w.shape[1])))
         rearranged: Array = w.reshape(t1, t2, s1, s2).transpose(0, 2, 1, 3).reshape(t1 * s1, t2 * s2)
         return rearranged
 
 
-def parse_shape(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
+def parse_shape(text: str) -> Split:
     """((t1, t2), (s1, s2)) of "16x48:32x24", the factors of the inputs and of the outputs.
 
     Raises:
@@ -124,10 +140,10 @@ def parse_shape(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
     return (t1, t2), (s1, s2)
 
 
-def balanced_shape(outputs: int, inputs: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def balanced_shape(outputs: int, inputs: int) -> Split:
     """The factorisation with the fewest numbers t1 s1 + t2 s2; among equal ones the most even."""
 
-    def badness(split: tuple[tuple[int, int], tuple[int, int]]) -> tuple[int, float, int]:
+    def badness(split: Split) -> tuple[int, float, int]:
         (t1, t2), (s1, s2) = split
         uneven = abs(math.log(t1 / t2)) + abs(math.log(s1 / s2))
         # Of a pair of mirror images the one with the tall A: it contracts the longer axis first.
@@ -137,6 +153,24 @@ def balanced_shape(outputs: int, inputs: int) -> tuple[tuple[int, int], tuple[in
         (((t, outputs // t), (s, inputs // s)) for t in _divisors(outputs) for s in _divisors(inputs)),
         key=badness,
     )
+
+
+def padded_shape(outputs: int, inputs: int) -> Split:
+    """The balanced shape; where its terms are outer products or large, that of a size with even factors."""
+    exact = balanced_shape(outputs, inputs)
+    padded = balanced_shape(*(math.prod(padded_factors(n, 2)) for n in (outputs, inputs)))
+
+    def numbers(split: Split) -> int:
+        (t1, t2), (s1, s2) = split
+        return t1 * s1 + t2 * s2
+
+    return padded if _is_outer(exact) or _PAYS * numbers(padded) <= numbers(exact) else exact
+
+
+def _is_outer(split: Split) -> bool:
+    """Whether the Kronecker products are outer products of vectors: a sum of them is an SVD."""
+    (t1, t2), (s1, s2) = split
+    return (t2, s1) == (1, 1) or (t1, s2) == (1, 1)
 
 
 def _divisors(n: int) -> list[int]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxdecomp.blas import threads_for
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Array, Layer
 from onnxdecomp.methods.sketch import leading_factors, worthwhile
@@ -121,11 +122,12 @@ def _eigh(matrix: Array, rank: int) -> tuple[Array, Array]:
     import scipy.linalg
 
     n = len(matrix)
-    if 4 * rank > n:
-        values, basis = scipy.linalg.eigh(matrix.T, driver="evd", overwrite_a=True, check_finite=False)
+    whole = 4 * rank > n
+    how: dict[str, Any] = {"driver": "evd"} if whole else {"subset_by_index": (n - rank, n - 1)}
+    with threads_for(n):
+        values, basis = scipy.linalg.eigh(matrix.T, overwrite_a=True, check_finite=False, **how)
+    if whole:
         return values[::-1], basis[:, ::-1]
-    part = (n - rank, n - 1)
-    values, basis = scipy.linalg.eigh(matrix.T, subset_by_index=part, overwrite_a=True, check_finite=False)
     # The vectors of near eigenvalues are less orthogonal than their precision: a Newton-Schulz step.
     basis = basis @ (1.5 * np.eye(rank, dtype=basis.dtype) - 0.5 * (basis.T @ basis))
     return values[::-1], basis[:, ::-1]
@@ -139,20 +141,28 @@ def _in_range(tensor: Array) -> bool:
 
 def singular_values(tensor: Array, axis: int = 0) -> Array:
     """The min(n, D) singular values of the unfolding along `axis`, descending, in float64."""
-    import scipy.linalg
-
     matrix = unfold(tensor, axis)
     if matrix.size <= _SMALL:
+        import scipy.linalg
+
         values: Array = scipy.linalg.svdvals(matrix.astype(np.float64), check_finite=False)
         return values
     smaller = 0 if matrix.shape[0] <= matrix.shape[1] else 1
     if matrix.shape[smaller] >= _SINGLE_VALUES and _in_range(matrix):
         single = gram(matrix, smaller, np.float32).astype(np.float32)
-        eigenvalues = scipy.linalg.eigvalsh(single.T, overwrite_a=True, check_finite=False)[::-1]
+        eigenvalues = _eigenvalues(single)
         if eigenvalues[-1] > _FLOOR_VALUES * eigenvalues[0]:
             return np.sqrt(eigenvalues.astype(np.float64))
-    eigenvalues = scipy.linalg.eigvalsh(gram(matrix, smaller).T, overwrite_a=True, check_finite=False)[::-1]
-    return np.sqrt(np.maximum(eigenvalues, 0))
+    return np.sqrt(np.maximum(_eigenvalues(gram(matrix, smaller)), 0))
+
+
+def _eigenvalues(matrix: Array) -> Array:
+    """All eigenvalues, descending; overwrites the matrix."""
+    import scipy.linalg
+
+    with threads_for(len(matrix)):
+        values: Array = scipy.linalg.eigvalsh(matrix.T, overwrite_a=True, check_finite=False)
+    return values[::-1]
 
 
 def column_basis(matrix: Array, rank: int) -> Array:

@@ -52,13 +52,14 @@ def most_padded(n: int) -> int:
     return n + n // _MOST_PADDING
 
 
-def matrix_modes(inputs: int, outputs: int, order: int) -> Modes:
-    """`order` modes whose products are the two dimensions, or a little more where that evens them out.
+def matrix_modes(inputs: int, outputs: int, order: int, padded: bool = True) -> Modes:
+    """`order` modes whose products are the two dimensions or, if `padded`, a bit more where that is evener.
 
     The inputs' modes descend where the outputs' ascend, so that the products i_k j_k are even. A small
     prime stays one mode, (n, 1): with both such, a train of two cores is the SVD.
     """
-    ins, outs = padded_factors(inputs, order), padded_factors(outputs, order)
+    factors = padded_factors if padded else balanced_factors
+    ins, outs = factors(inputs, order), factors(outputs, order)
     return tuple(zip(ins, reversed(outs), strict=True))
 
 

@@ -216,12 +216,22 @@ def _sweep_half(matrix: Array, cores: Ring, h: int) -> None:
         y = seen.reshape(left.shape[1], size, right.shape[1], c, a)
         y = np.tensordot(left, y, ((0, 1), (4, 0)))
         y = np.tensordot(y, right, ((2, 3), (1, 2)))
-        gram = np.tensordot(outer, left, (1, 0))
-        gram = np.tensordot(gram, left, ((2, 3), (0, 1)))
-        # [c, c', b, b'] so far; close the right side the same way
-        gram = np.tensordot(gram, right, (0, 2))
-        gram = np.tensordot(gram, right, ((0, 4), (2, 1)))
-        cores[k] = _solve(gram.transpose(0, 2, 1, 3), y.transpose(0, 2, 1)).transpose(0, 2, 1)
+        gram = _closed(outer, left) if k > 0 else outer
+        gram = gram.transpose(1, 0, 3, 2)  # the right side outermost: [b, c, b', c']
+        gram = _closed(gram, right.transpose(2, 1, 0)) if k < h - 1 else gram
+        cores[k] = _solve(gram, y.transpose(0, 2, 1)).transpose(0, 2, 1)
+
+
+def _closed(gram: Array, core: Array) -> Array:
+    """gram [x, y, x', y'] with a core [y, n, z] at both of its y: [x, z, x', z']."""
+    x, (y, n, z) = len(gram), core.shape
+    if y * z <= x * x * n:  # the smaller of two intermediate results
+        own = np.tensordot(core, core, (1, 1))
+        closed = np.tensordot(gram, own, ((1, 3), (0, 2)))
+    else:
+        half = np.tensordot(gram, core, (1, 0))
+        closed = np.tensordot(half, core, ((2, 3), (0, 1)))
+    return closed.transpose(0, 2, 1, 3)
 
 
 def _solve(gram: Array, target: Array) -> Array:

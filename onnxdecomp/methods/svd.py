@@ -28,8 +28,8 @@ Order = Literal["kernel-first", "channel-first"]
 class Svd:
     """Truncated singular value decomposition of the weight as a matrix.
 
-    Linear [T, S]: factors [S, r] and [r, T], two MatMuls. A stack of matrices [*stack, T, S] has factors
-    [*stack, S, r] and [*stack, r, T] with one rank for all.
+    Linear [T, S]: factors [S, r] and [r, T], two MatMuls (Girshick 2015). A stack of matrices [*stack, T, S]
+    has factors [*stack, S, r] and [*stack, r, T] with one rank for all.
 
     Convolution [T, S/g, *k], per group: kernel-first is the k-sized convolution to g r channels and a
     1x1 one to T (factors [g r, S/g, *k] and [T, r, 1…]; Denton et al. 2014, Zhang et al. 2015);
@@ -45,7 +45,10 @@ class Svd:
 
     name: ClassVar[str] = "svd"
     summary: ClassVar[str] = "two thin factors by truncated singular value decomposition"
-    paper: ClassVar[str] = "Denton et al. 2014, arXiv:1404.0736; Zhang et al. 2015, arXiv:1505.06798"
+    paper: ClassVar[str] = (
+        "Denton et al. 2014, arXiv:1404.0736; Girshick 2015, arXiv:1504.08083; "
+        "Zhang et al. 2015, arXiv:1505.06798"
+    )
     rank_names: ClassVar[tuple[str, ...]] = ("rank",)
     takes: ClassVar[tuple[str, ...]] = (
         "Conv 1-D/2-D/3-D, grouped",
@@ -53,6 +56,8 @@ class Svd:
         "Gemm",
         "MatMul",
         "batched MatMul",
+        "LSTM, GRU, RNN",
+        "Gather",
     )
 
     order: Literal["auto", "kernel-first", "channel-first"] = "auto"

@@ -109,6 +109,7 @@ class Tproduct:
         "ConvTranspose",
         "Gemm",
         "MatMul",
+        "LSTM, GRU, RNN, Gather (where the other side is sliced)",
     )
 
     slices: int = 0
@@ -141,6 +142,9 @@ class Tproduct:
     def spectra(self, layer: Layer) -> tuple[Array, ...]:
         slices = self._frontal(layer)[1]
         return (pooled(singular_values(slab) for slab in slices.reshape(-1, *slices.shape[2:])),)
+
+    def parts(self, layer: Layer) -> int:
+        return self.slicing(layer).count
 
     def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
         """The smallest rank that meets the error: the slices' tails are the error, exactly."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from onnxdecomp.blas import one_thread
 from onnxdecomp.chain import Chain
 from onnxdecomp.layer import Array, Layer
 from onnxdecomp.methods.base import Factors, Ranks
@@ -152,6 +153,7 @@ class Tr:
         ends = (*ranks[1:], ranks[0])
         return tuple((layer.groups, a, n, b) for a, n, b in zip(ranks, sizes, ends, strict=True))
 
+    @one_thread()
     def fit(self, layer: Layer, ranks: Ranks, seed: int = 0) -> Factors:
         tensors = split(layer, self._sides(layer))
         rings = [self._fit(x, ranks, seed) for x in tensors]

@@ -16,6 +16,7 @@ from onnxdecomp.methods.base import Factors, Ranks
 from onnxdecomp.methods.contraction import conv_order, conv_steps, linear_order, linear_steps
 from onnxdecomp.methods.linalg import finite_groups, fraction_of, pooled, singular_values, stacked
 from onnxdecomp.methods.modes import Modes
+from onnxdecomp.methods.network import KERNEL, Node, cheapest, contract
 from onnxdecomp.methods.svd import channels, common_refusal
 from onnxdecomp.methods.train import balanced, ranks_within, tt_svd
 
@@ -40,16 +41,18 @@ class Tt:
     Convolution, the tensor form (Garipov et al. 2016): the channels are modes S = Π i_k, T = Π j_k as of
     a TT-matrix, with the cores [r_{k-1}, i_k, j_k, r_k] and the kernel's core [r_d, *k] at the end of the
     train (at its beginning in the paper). The kernel's core is a convolution from one channel to r_d
-    that all channels share, the others are 1x1 convolutions of few channels. Ranks as of a TT-matrix.
+    that all channels share, the others are 1x1 convolutions of few channels. Ranks as of a TT-matrix. With
+    groups each has a train of its own, and the cores [g, r_{k-1}, i_k, j_k, r_k] are grouped convolutions.
 
     A dimension without even factors, such as a prime, is padded: the input gets zeros and the outputs that
-    stand for nothing are cut off. The train approximates the weight with zeros around it.
+    stand for nothing are cut off. The train approximates the weight with zeros around it. The channels of a
+    group are not padded.
 
     Attributes:
         form: Of a convolution: "channel" or "tensor".
         order: d, the number of modes; 0 takes 2 for matrices of fewer than 2^16 elements, else 3.
         shape: The modes, "4x7x4x7:5x5x5x5" (inputs, then outputs), for a matrix of that size or one that
-            is smaller by an eighth at most (padded).
+            is smaller by an eighth at most (padded); of one group.
     """
 
     name: ClassVar[str] = "tt"
@@ -59,7 +62,7 @@ class Tt:
     paper: ClassVar[str] = "Novikov et al. 2015, arXiv:1509.06569; Garipov et al. 2016, arXiv:1611.03214"
     rank_names: ClassVar[tuple[str, ...]] = ("bond 1", "bond 2", "…")
     takes: ClassVar[tuple[str, ...]] = (
-        "Conv 1-D/2-D/3-D, grouped in the channel form",
+        "Conv 1-D/2-D/3-D, grouped",
         "ConvTranspose",
         "Gemm",
         "MatMul",
@@ -86,10 +89,10 @@ class Tt:
         if (common := common_refusal(layer)) is not None:
             return common
         if not self._by_channels(layer):
-            if layer.groups > 1:
-                return "groups: the tensor form takes a convolution without"
-            if not matrix.fits(self.modes(layer), layer.inputs, layer.outputs):
-                return f"the shape {self.shape} is of another size than {layer.inputs}:{layer.outputs}"
+            t, s = channels(layer)
+            exact = matrix.sizes(self.modes(layer)) == (s, t)
+            if not (exact if layer.groups > 1 else matrix.fits(self.modes(layer), s, t)):
+                return f"the shape {self.shape} is of another size than {s}:{t}"
         return "full ranks of 1: nothing to reduce" if max(self.full_ranks(layer)) < 2 else None
 
     def full_ranks(self, layer: Layer) -> Ranks:
@@ -127,15 +130,21 @@ class Tt:
             t, s = channels(layer)
             return (g * r1, s, *ones), (g * r2, r1, *layer.kernel), (g * t, r2, *ones)
         bonds = (1, *ranks, 1)
-        cores = tuple((bonds[k], i, j, bonds[k + 1]) for k, (i, j) in enumerate(self.modes(layer)))
-        return cores if layer.conv is None else (*cores, (ranks[-1], *layer.kernel))
+        cores: list[tuple[int, ...]] = [
+            (bonds[k], i, j, bonds[k + 1]) for k, (i, j) in enumerate(self.modes(layer))
+        ]
+        if layer.conv is not None:
+            cores.append((ranks[-1], *layer.kernel))
+        groups = (layer.groups,) if layer.groups > 1 else ()
+        return tuple((*groups, *core) for core in cores)
 
     def fit(self, layer: Layer, ranks: Ranks, seed: int = 0) -> Factors:
         shapes = self.shapes(layer, ranks)
         trains = [balanced(tt_svd(x, ranks)) for x in self._tensors(layer)]
         if not self._by_channels(layer):
-            (train,) = trains
-            return tuple(core.reshape(shape) for core, shape in zip(train, shapes, strict=True))
+            return tuple(
+                stacked(p, shape) for p, shape in zip(zip(*trains, strict=True), shapes, strict=True)
+            )
         # [1, S, r1], [r1, K, r2], [r2, T, 1] to convolution weights, outputs first.
         firsts = [a[0].T for a, _, _ in trains]
         cores = [b.transpose(2, 0, 1) for _, b, _ in trains]
@@ -156,6 +165,8 @@ class Tt:
         return Chain(steps, layer.bias, layer.inputs, g)
 
     def _through_modes(self, layer: Layer, cores: Factors) -> Chain:
+        if layer.groups > 1:
+            return _in_groups(layer, cores)
         inputs, outputs = matrix.sizes(self.modes(layer))
         axis = -1 if layer.conv is None else 1
         steps: list[Step] = [Pad(inputs - layer.inputs, axis, "pad")] if inputs > layer.inputs else []
@@ -171,8 +182,9 @@ class Tt:
         """The (i_k, j_k) of a linear layer's TT-matrix, or of a convolution's tensor form."""
         if self.shape:
             return matrix.parse_modes(self.shape)
-        order = self.order or (2 if layer.inputs * layer.outputs < 1 << 16 else 3)
-        return matrix.matrix_modes(layer.inputs, layer.outputs, order)
+        t, s = channels(layer)
+        order = self.order or (2 if s * t < 1 << 16 else 3)
+        return matrix.matrix_modes(s, t, order, padded=layer.groups == 1)
 
     def _by_channels(self, layer: Layer) -> bool:
         return layer.conv is not None and self.form == "channel"
@@ -190,13 +202,32 @@ class Tt:
         groups = finite_groups(layer)
         if self._by_channels(layer):
             return [np.moveaxis(w.reshape(*w.shape[:2], -1), 0, 2) for w in groups]
+        return [self._by_modes(w.reshape(*w.shape[:2], -1), layer) for w in groups]
+
+    def _by_modes(self, w: Array, layer: Layer) -> Array:
+        """The weight [T, S, K] of a group with its modes paired."""
         modes = self.modes(layer)
         ins, outs = zip(*modes, strict=True)
         inputs, outputs = matrix.sizes(modes)
         d = len(modes)
         pairs = [axis for k in range(d) for axis in (d + k, k)]
-        (w,) = groups
-        w = w.reshape(layer.outputs, layer.inputs, -1)
         if (outputs, inputs) != w.shape[:2]:
-            w = np.pad(w, ((0, outputs - layer.outputs), (0, inputs - layer.inputs), (0, 0)))
-        return [w.reshape(*outs, *ins, -1).transpose(*pairs, 2 * d).reshape(self._sizes(layer))]
+            w = np.pad(w, ((0, outputs - w.shape[0]), (0, inputs - w.shape[1]), (0, 0)))
+        return w.reshape(*outs, *ins, -1).transpose(*pairs, 2 * d).reshape(self._sizes(layer))
+
+
+def _in_groups(layer: Layer, cores: Factors) -> Chain:
+    """The cheapest of some orders of the grouped cores [g, r_{k-1}, i_k, j_k, r_k], …, [g, r_d, *kernel]."""
+    *channel_cores, kernel = cores
+    d = len(channel_cores)
+    nodes = [
+        Node(core[:, 0], ("s0", "t0", "r0"), "core1")
+        if k == 0
+        else Node(core, (f"r{k - 1}", f"s{k}", f"t{k}", f"r{k}"), f"core{k + 1}")
+        for k, core in enumerate(channel_cores)
+    ]
+    spatial = Node(kernel.reshape(*kernel.shape[:2], -1), (f"r{d - 1}", KERNEL), "kernel")
+    inputs = {f"s{k}": core.shape[2] for k, core in enumerate(channel_cores)}
+    outputs = [f"t{k}" for k in range(d)]
+    orders = [[*nodes, spatial], [*nodes[::-1], spatial], [spatial, *nodes], [spatial, *nodes[::-1]]]
+    return cheapest([contract(layer, order, inputs, outputs) for order in orders], layer)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from onnxdecomp.blas import one_thread
 from onnxdecomp.chain import Chain, Convolve, Step, pointwise
 from onnxdecomp.layer import Array, Layer
 from onnxdecomp.methods.base import Factors, Ranks
@@ -47,7 +48,7 @@ class Tucker:
     takes: ClassVar[tuple[str, ...]] = (
         "Conv 1-D/2-D/3-D, grouped",
         "ConvTranspose",
-        "Gemm, MatMul, 1x1 Conv (as svd)",
+        "Gemm, MatMul, batched MatMul, 1x1 Conv, LSTM, GRU, RNN, Gather (as svd)",
     )
 
     sides: Literal["auto", "both"] = "auto"
@@ -110,6 +111,7 @@ class Tucker:
             shapes.append((g * t, out, *ones))
         return tuple(shapes)
 
+    @one_thread()
     def fit(self, layer: Layer, ranks: Ranks, seed: int = 0) -> Factors:
         keep_out, keep_in = self._sides(layer, ranks)
         parts: list[list[Array]] = []

@@ -8,7 +8,7 @@ from typing import Literal
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layer import Layer
-from onnxdecomp.methods.base import Method, Ranks
+from onnxdecomp.methods.base import Method, Pooling, Ranks
 from onnxdecomp.ranks.multiple import round_to_multiple
 
 Rule = Literal["ranks", "fraction", "energy", "error", "evbmf"]
@@ -131,13 +131,15 @@ def _from_spectra(method: Method, layer: Layer, spec: RankSpec) -> Ranks:
     from onnxdecomp.ranks.evbmf import evbmf
 
     matrices = math.prod(layer.weight.shape[:-2]) if layer.is_stack else layer.groups
+    if isinstance(method, Pooling):
+        matrices *= method.parts(layer)
     size = layer.weight.size // matrices
     ranks = []
     for values in method.spectra(layer):
         if spec.rule == "energy":
             ranks.append(tail_rank(values, math.sqrt(1 - spec.amount)))
         else:
-            # Pooled over the groups; one of them has the mean of the squares.
+            # Pooled over the matrices; one of them has the mean of the squares.
             short = len(values)
             ranks.append(max(1, evbmf(values / math.sqrt(matrices), short, size // short)))
     full = method.full_ranks(layer)

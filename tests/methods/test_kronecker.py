@@ -8,7 +8,7 @@ import scipy.linalg
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.chain import MatMul, Transpose
+from onnxdecomp.chain import MatMul, Narrow, Pad, Transpose
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layer import Array, Layer
 from onnxdecomp.methods.base import outline
@@ -121,6 +121,24 @@ def test_balanced_shapes() -> None:
         assert t1 * s1 + t2 * s2 == fewest
 
 
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "kinds"),
+    [(64, 48, set()), (61, 48, {Narrow}), (64, 53, {Pad}), (61, 53, {Pad, Narrow})],
+)
+def test_primes_are_padded(outputs: int, inputs: int, kinds: set[type]) -> None:
+    method, layer = Kronecker(), linear_layer(outputs, inputs)
+    (t1, t2), (s1, s2) = method.sizes(layer)
+    assert outputs <= t1 * t2 <= outputs * 9 // 8
+    assert inputs <= s1 * s2 <= inputs * 9 // 8
+    chain = fitted(method, layer, (3,))
+    assert {type(step) for step in chain.steps if isinstance(step, Pad | Narrow)} == kinds
+    w = np.pad(layer.weight.astype(np.float64), ((0, t1 * t2 - outputs), (0, s1 * s2 - inputs)))
+    u, values, vt = scipy.linalg.svd(rearranged(w, t1, s1), full_matrices=False)
+    best = (u[:, :3] * values[:3]) @ vt[:3]
+    whole = best.reshape(t1, s1, t2, s2).transpose(0, 2, 1, 3).reshape(w.shape)
+    np.testing.assert_allclose(chain.dense(), whole[:outputs, :inputs], atol=1e-5)
+
+
 def test_determinism_scale_and_nan() -> None:
     layer = linear_layer(24, 35)
     properties.check_determinism(Kronecker(), layer, (5,))
@@ -144,8 +162,11 @@ def test_refusals() -> None:
     assert reason(conv_layer(6, 8, (1, 1))) == "a convolution: use svd"
     assert reason(conv_layer(6, 8, (3, 3))) == "a convolution: use tucker"
     assert reason(linear_layer(6, 8, (2,))) == "a stack of matrices: use svd"
-    outer = "the Kronecker products of a 1021 x 12 matrix are outer ones: use svd"
-    assert reason(linear_layer(1021, 12)) == outer
+    outer = "the Kronecker products of a 7 x 12 matrix are outer ones: use svd"
+    assert reason(linear_layer(7, 12)) == outer
+    assert reason(linear_layer(1021, 12)) == ""  # padded
+    assert reason(linear_layer(11, 19), "4x5:3x4") == ""  # padded
+    assert "another size than 17:12" in reason(linear_layer(12, 17), "4x5:3x4")
     assert reason(linear_layer(6, 8), "1x8:6x1").endswith("use svd")
     assert "another size than 8:6" in reason(linear_layer(6, 8), "2x5:2x3")
     assert reason(linear_layer(6, 8), "2x4:2x3") == ""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnxdecomp.chain import Convolve, Fold, MatMul, Permute
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layer import Array, Layer
-from onnxdecomp.methods.ring import Ring, merged, open_at, ring_als, ring_error, ring_svd, splits
+from onnxdecomp.methods.ring import Ring, _closed, merged, open_at, ring_als, ring_error, ring_svd, splits
 from onnxdecomp.methods.sides import Sides, parse_sides, sides_of
 from onnxdecomp.methods.tr import Tr
 from tests.methods.layers import conv_layer, error_of, fitted, linear_layer
@@ -227,3 +227,11 @@ def test_large_sides_take_subspace_iteration(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("onnxdecomp.methods.ring._LARGE", 8)
     monkeypatch.setattr("onnxdecomp.methods.ring._OVERSAMPLED", 4)
     assert error_of(method, smooth, (1, 6, 10, 6)) == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [1, 40])  # either way of contracting
+def test_normal_equations_are_closed_by_a_core(size: int) -> None:
+    rng = np.random.default_rng(0)
+    gram, core = rng.standard_normal((2, 6, 2, 6)), rng.standard_normal((6, size, 5))
+    expected = np.einsum("xyuv,ynz,vnw->xzuw", gram, core, core)
+    np.testing.assert_allclose(_closed(gram, core), expected, atol=1e-10)

@@ -23,7 +23,7 @@ from tests.sites.layers import Case, convolutions, gemms, make, matmuls, run
 from tests.sites.test_rewrite_exact import decompose
 
 MODAL = (Tt(form="tensor"), Tt(form="tensor", order=3))
-"""Options under which every layer without groups is a train of modes."""
+"""Options under which every layer is a train of modes."""
 
 
 @st.composite
@@ -34,7 +34,10 @@ def layers(draw: st.DrawFn) -> Layer:
     if not kernel:
         return linear_layer(2 * outputs, inputs, seed=seed)
     transposed, stride = draw(st.booleans()), draw(st.integers(1, 2))
-    return conv_layer(outputs, inputs, kernel, transposed=transposed, stride=stride, seed=seed)
+    g = draw(st.sampled_from([1, 1, 2, 3]))
+    return conv_layer(
+        g * outputs, g * inputs, kernel, groups=g, transposed=transposed, stride=stride, seed=seed
+    )
 
 
 @pytest.mark.parametrize("tt", MODAL, ids=str)
@@ -123,6 +126,20 @@ def test_no_step_moves_data_about() -> None:
         assert not any(isinstance(step, Transpose | Permute) for step in steps)
 
 
+def test_groups_have_trains_of_their_own() -> None:
+    tt = Tt(form="tensor", shape="4x3:2x4")
+    layer = conv_layer(16, 24, (3, 3), groups=2)
+    assert tt.shapes(layer, (3, 2)) == ((2, 1, 4, 2, 3), (2, 3, 3, 4, 2), (2, 2, 3, 3))
+    chain = fitted(tt, layer, (3, 2))
+    assert chain.params == 2 * (24 + 72 + 18) + 16
+    for group in range(2):
+        half = replace(layer, weight=layer.weight[8 * group : 8 * group + 8])
+        assert layer.conv is not None
+        alone = replace(half, conv=replace(layer.conv, groups=1), bias=None)
+        expected = fitted(tt, alone, (3, 2)).dense()
+        np.testing.assert_allclose(chain.dense()[8 * group : 8 * group + 8], expected, atol=1e-5)
+
+
 def test_published_parameter_counts() -> None:
     """A 784 x 625 layer with the modes (4, 7, 4, 7) x (5, 5, 5, 5), as Novikov et al. 2015 count it."""
     tt = Tt(shape="4x7x4x7:5x5x5x5")
@@ -189,8 +206,11 @@ def test_refusals() -> None:
     assert Tt(shape="4x5:3x4").refusal(linear_layer(12, 20)) is None
     assert Tt(shape="4x5:3x4").refusal(linear_layer(11, 19)) is None  # padded
     assert Tt().refusal(linear_layer(12, 20, (2,))) == "a stack of matrices: use svd"
-    grouped = conv_layer(8, 8, (3,), groups=2)
-    assert Tt(form="tensor").refusal(grouped) == "groups: the tensor form takes a convolution without"
+    grouped = conv_layer(24, 40, (3,), groups=2)
+    assert Tt(form="tensor", shape="4x5:3x4").refusal(grouped) is None
+    reason = Tt(form="tensor", shape="4x5:3x4").refusal(conv_layer(22, 38, (3,), groups=2))
+    assert reason is not None
+    assert "another size than 19:11" in reason
     assert Tt().refusal(grouped) is None
     pointwise = conv_layer(8, 8, (1, 1))
     assert Tt().refusal(pointwise) == "a 1x1 convolution: use svd"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,3 +195,12 @@ def test_evbmf_of_layers(groups: int) -> None:
     assert choose(get("cp"), layer, parse("evbmf")) == (6,)
     noise = linear_layer(40, 60)
     assert choose(get("svd"), noise, parse("evbmf")) == (1,)
+
+
+@pytest.mark.parametrize("name", ["btt", "tproduct", "kronecker", "svd"])
+def test_evbmf_of_methods_that_cut_the_matrix(name: str) -> None:
+    layer, method = linear_layer(256, 192), get(name)
+    planted = method.assemble(layer, method.fit(layer, (4,))).dense()
+    noise = np.random.default_rng(1).standard_normal(planted.shape, dtype=np.float32)
+    noisy = replace(layer, weight=planted / planted.std() + 0.2 * noise)
+    assert choose(method, noisy, parse("evbmf")) == (4,)

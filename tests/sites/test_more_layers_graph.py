@@ -17,6 +17,7 @@ from onnxdecomp_passes.decompose import Decompose
 from onnxdecomp.graph.load import load
 from onnxdecomp.layer import Array
 from onnxdecomp.lowering import check_lowering
+from onnxdecomp.methods import get, names
 from onnxdecomp.sites.find import find
 from onnxdecomp.stage import StageResult
 from tests.sites.layers import Case, make, run
@@ -60,6 +61,28 @@ def lstm(inputs: list[str], outputs: list[str], name: str = "lstm", **attributes
 
 LSTM = {"w": normal(1, 12, 8), "r": normal(1, 12, 3)}
 X = {"x": normal(4, 2, 8)}
+
+
+def one_layer(kind: str) -> Case:
+    """A model of one layer that every method can take the rank of."""
+    if kind == "LSTM":
+        w, r = normal(1, 64, 24), normal(1, 64, 16)
+        node = helper.make_node("LSTM", ["x", "w", "r"], ["y", "", ""], name="layer", hidden_size=16)
+        return make([node], {"w": w, "r": r}, {"x": normal(4, 2, 24)}, True)
+    if kind == "Gather":
+        node = helper.make_node("Gather", ["t", "x"], ["y"], name="layer", axis=0)
+        return make([node], {"t": normal(300, 36)}, {"x": RNG.integers(0, 300, (3, 5))}, True)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
+    return make([node], {"w": normal(4, 24, 36)}, {"x": normal(4, 3, 24)}, True)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "Gather", "batched MatMul"])
+@pytest.mark.parametrize("method", names())
+def test_methods_take_what_they_say(method: str, kind: str) -> None:
+    case = one_layer(kind)
+    model, result = rewrite(case, method=method, skip_below=0.0)
+    assert bool(result.rewritten) == (kind in ", ".join(get(method).takes))
+    assert_same(case, model)
 
 
 def test_names_of_a_recurrent_operator() -> None:
