@@ -15,6 +15,15 @@ from typing import Any
 from bench.provenance import ROOT
 from onnxdecomp.layer import Array
 
+_MOST = 1000
+_ALL_THERE_IS = frozenset(
+    (
+        *("resnet20_cifar10", "vgg16_half_cifar10", "squeezenet1.1"),
+        *("nsnet2", "magika_standard_v3_3", "mlperf_ad01"),
+    )
+)
+"""Networks with few or small samples: all are taken, _MOST at most."""
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -31,8 +40,8 @@ class Corpus:
         return Path(self._opened.model_path(self._opened.entry(name)))
 
     def calibration(self, name: str) -> dict[str, Array]:
-        """Calibration inputs without labels, samples on the first axis; of CIFAR-10 1,000 images."""
-        count = 1000 if "cifar10" in name else None
+        """Calibration inputs without labels, samples on the first axis."""
+        count = _MOST if name in _ALL_THERE_IS else None
         return dict(self._module.calibration(self._opened, name, count))
 
     def evaluate(self, name: str, file: Path | None = None) -> Mapping[str, Any]:

@@ -204,7 +204,9 @@ def _in_a_process(job: Job, limit: float, cache: Path) -> None:
     except subprocess.TimeoutExpired:
         job.write("failed", reason=f"not done after {limit:g} s")
     said = json.loads(job.file(".json").read_text())
-    what = said.get("reason") or loss(said["evaluation"])
+    what = (
+        said.get("reason") or f"{loss(said['evaluation'])} error {said['evaluation']['rel_l2']:.2%}".strip()
+    )
     print(
         f"{job.model} {job.goal} {job.way}: {time.perf_counter() - start:.0f} s, {said['status']}, {what}",
         flush=True,

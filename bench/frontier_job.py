@@ -101,6 +101,7 @@ def carry_out(job: Job) -> None:
         peak_bytes=memory,
         plan=made.plan.to_json(),
         search=search,
+        speedup=(made.record["latency"] or {}).get("speedup"),
         notes=made.notes,
         evaluation=corpus.evaluate(job.model, job.file(".onnx")),
     )

@@ -88,9 +88,9 @@ def _fewer(row: Mapping[str, Any]) -> str:
 
 
 def loss(evaluation: Mapping[str, Any]) -> str:
-    """The change of the task's metric, in its unit; of a task without one the error of the outputs."""
+    """The change of the task's metric, in its unit; empty where the task has none."""
     before, after = evaluation["original"], evaluation["metric"]
     for name, unit, scale in (("top1", "points", 100.0), ("psnr", "dB", 1.0), ("psnr_y", "dB", 1.0)):
         if name in before:
             return f"{scale * (after[name] - before[name]):+.2f} {unit}"
-    return f"{evaluation['rel_l2']:.2%}"
+    return ""
