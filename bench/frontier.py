@@ -34,9 +34,8 @@ from typing import Any
 from bench.corpus import Corpus, add_option
 from bench.frontier_job import SEARCHED, THREADS, WAYS, Job
 from bench.frontier_tables import BATCHES, TIMED_THREADS, frontier_table, loss, ranks_table
-from bench.latency_prediction import dense as simplified
 from bench.provenance import RESULTS, ROOT, provenance, write
-from bench.realised import Dense, realised_share
+from bench.realised import Dense, realised_share, simplified
 from onnxdecomp import benchmark
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.plan.plan import Plan

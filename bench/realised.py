@@ -20,7 +20,10 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from onnxdecomp import pipeline
 from onnxdecomp.chain import Chain, Shape
+from onnxdecomp.graph.load import load
+from onnxdecomp.graph.save import save
 from onnxdecomp.latency.measure import Request
 from onnxdecomp.latency.neighbours import neighbours
 from onnxdecomp.latency.shapes import input_shapes
@@ -51,7 +54,7 @@ class Dense:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        return tuple(find(self.model)[0])
+        return tuple(find(self.model, freeze=True)[0])
 
     @cached_property
     def layers(self) -> dict[Key, Layer]:
@@ -101,6 +104,18 @@ class Dense:
         if not rewritten or any(part <= 0 for part, _ in rewritten):
             return None
         return 1.0 - sum(part * (1.0 - self.macs(c) / self.dense_macs(c)) for part, c in rewritten)
+
+
+def simplified(source: Path, target: Path) -> ir.Model:
+    """A model simplified and normalised as compress does it, initializers frozen; it is written too."""
+    stages = [
+        stage
+        for stage in pipeline.build(None, {"normalise": {"freeze_initializers": True}})
+        if stage.name in ("simplify", "normalise")
+    ]
+    model = pipeline.run(load(source), stages, lambda _: None).model
+    save(model, target)
+    return model
 
 
 def chain_of(choice: Choice, layer: Layer) -> Chain:
