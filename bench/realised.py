@@ -114,7 +114,7 @@ def simplified(source: Path, target: Path) -> ir.Model:
         if stage.name in ("simplify", "normalise")
     ]
     model = pipeline.run(load(source), stages, lambda _: None).model
-    save(model, target)
+    save(model, target, overwrite=True)
     return model
 
 
