@@ -1,10 +1,11 @@
 """What is left of a network's accuracy after compression without training, and what each ingredient brings.
 
-    python -m bench.accuracy_without_training [--corpus FOLDER] [--models NAME …] [--variants NAME …]
+    python -m bench.accuracy_without_training [--models NAME …] [--variants NAME …] [--targets FACTOR …]
 
-FOLDER holds the corpus (default: $ONNXDECOMP_CORPUS, else ../shared/corpus). Factors are fitted to the
-corpus' calibration images, at most 1,000 without labels; accuracy is that on its 5,000 test images. Every row
-is compressed anew and measured; rows that a run does not make keep what an earlier run wrote.
+Factors are fitted to the corpus' calibration images, at most 1,000 without labels; accuracy is that on its
+5,000 test images. Every row is compressed anew and measured; rows that a run does not make keep what an
+earlier run wrote. --corpus FOLDER says where the corpus is (default: $ONNXDECOMP_CORPUS, else
+../shared/corpus).
 
 The variants add one ingredient after the other: `plain` fits factors to the weights; `symmetric` to what
 layers see in the original; `asymmetric` to what they see in the compressed prefix; `shrinkage` chooses its
@@ -15,18 +16,17 @@ strength by held-out images. These have the same rank fraction in every layer, o
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from bench.corpus import Corpus, add_option
 from bench.provenance import RESULTS, markdown, provenance, write
 from onnxdecomp import pipeline
 from onnxdecomp.calibrate.observe import Calibration, sized
@@ -46,45 +46,75 @@ from onnxdecomp.plan.uniform import Request, plan_uniform
 from onnxdecomp.preflight import inputs
 from onnxdecomp.sites.find import find
 
-ROOT = Path(__file__).resolve().parent.parent
-
 TARGETS: Mapping[str, tuple[float, ...]] = {
     "resnet20_cifar10": (1.5, 2.0, 2.5),
     "vgg16_half_cifar10": (2.0, 3.0, 5.0),
 }
 """Factors by which multiply-accumulates are to fall."""
 
-VARIANTS = ("plain", "symmetric", "asymmetric", "shrinkage", "allocation", "auto")
-_IMAGES = 1000
+
+@dataclass(frozen=True)
+class Variant:
+    """What one column is made with.
+
+    Attributes:
+        search: The methods that a search chooses ranks for; "" for the same rank fraction in every layer.
+        fitted: Whether factors are fitted to what layers see.
+        asymmetric, shrinkages: As in Calibration; None leaves what is there.
+    """
+
+    search: str = ""
+    fitted: bool = True
+    asymmetric: bool = True
+    shrinkages: tuple[float, ...] | None = None
+
+    def calibration(self, whole: Calibration) -> Calibration | None:
+        """What the factors are fitted to, or None for the weights."""
+        if not self.fitted:
+            return None
+        strengths = whole.shrinkages if self.shrinkages is None else self.shrinkages
+        return replace(whole, asymmetric=self.asymmetric, shrinkages=strengths)
+
+
 _WEAK = (1e-4,)
+VARIANTS: Mapping[str, Variant] = {
+    "plain": Variant(fitted=False),
+    "symmetric": Variant(asymmetric=False, shrinkages=_WEAK),
+    "asymmetric": Variant(shrinkages=_WEAK),
+    "shrinkage": Variant(),
+    "allocation": Variant(search="spatial"),
+    "auto": Variant(search="auto"),
+}
+"""The columns, each with an ingredient more than the one before."""
 
 
 def main() -> None:
     """Measure and write bench/results/accuracy_without_training.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    given = os.environ.get("ONNXDECOMP_CORPUS", ROOT.parent / "shared" / "corpus")
-    parser.add_argument("--corpus", type=Path, default=Path(given))
+    add_option(parser)
     parser.add_argument("--models", nargs="*", choices=sorted(TARGETS), default=sorted(TARGETS))
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--targets", nargs="*", type=float, help="of those of a model only these factors")
     options = parser.parse_args()
     rows = _earlier()
     for name in options.models:
-        for row in measure(options.corpus, name, options.variants):
+        targets = [factor for factor in TARGETS[name] if not options.targets or factor in options.targets]
+        for row in measure(options.corpus, name, options.variants, targets):
             key = (row["model"], row["target"], row["variant"])
             rows[key] = row
             print(*row.values(), flush=True)
             order = sorted(
-                rows.values(), key=lambda r: (r["model"], r["target"], VARIANTS.index(r["variant"]))
+                rows.values(), key=lambda r: (r["model"], r["target"], list(VARIANTS).index(r["variant"]))
             )
             write("accuracy_without_training", {**provenance(), "rows": order}, table(order))
 
 
-def measure(folder: Path, name: str, variants: Sequence[str]) -> Iterator[dict[str, Any]]:
+def measure(
+    corpus: Corpus, name: str, variants: Sequence[str], targets: Sequence[float]
+) -> Iterator[dict[str, Any]]:
     """One row per target and variant."""
-    module = _corpus_module(folder)
-    corpus = module.Corpus(folder)
-    path = corpus.model_path(corpus.entry(name))
-    arrays = module.calibration(corpus, name, _IMAGES)
+    path = corpus.model(name)
+    arrays = corpus.calibration(name)
     feeds = read_feeds(arrays, inputs(path))
     stages = [stage for stage in pipeline.build(None, {}) if stage.name in ("simplify", "normalise")]
     model = pipeline.run(load(path), stages).model
@@ -92,19 +122,19 @@ def measure(folder: Path, name: str, variants: Sequence[str]) -> Iterator[dict[s
     sites, _ = find(model)
     calibration = sized(Calibration(feeds), sites)
     surveys = _surveys(model, calibration, variants)
-    original = module.evaluate(corpus, name, None, None)["metric"]["top1"]
-    for target in TARGETS[name]:
+    original = corpus.evaluate(name)["metric"]["top1"]
+    for target in targets:
         uniform = _uniform(model, target)
         for variant in variants:
             found = surveys.get(variant)
             plan, gap = (uniform, None) if found is None else _searched(found, model, target)
             start = time.perf_counter()
-            made = _carried_out(model, plan, _ingredients(calibration, variant))
+            made = _carried_out(model, plan, VARIANTS[variant].calibration(calibration))
             seconds = time.perf_counter() - start
             with tempfile.TemporaryDirectory() as place:
                 file = Path(place) / "new.onnx"
                 save(made, file)
-                top1 = module.evaluate(corpus, name, file, None)["metric"]["top1"]
+                top1 = corpus.evaluate(name, file)["metric"]["top1"]
             yield {
                 "model": name,
                 "target": target,
@@ -135,21 +165,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _surveys(model: ir.Model, calibration: Calibration, variants: Sequence[str]) -> dict[str, Survey]:
     sites, _ = find(model)
-    methods = {"allocation": "spatial", "auto": "auto"}
+    searched = {variant: VARIANTS[variant].search for variant in variants if VARIANTS[variant].search}
     return {
-        variant: survey(model, sites, Scope(methods=(methods[variant],)), calibration)
-        for variant in variants
-        if variant in methods
+        variant: survey(model, sites, Scope(methods=(methods,)), calibration)
+        for variant, methods in searched.items()
     }
-
-
-def _ingredients(calibration: Calibration, variant: str) -> Calibration | None:
-    if variant == "plain":
-        return None
-    asymmetric = variant != "symmetric"
-    if variant in ("symmetric", "asymmetric"):
-        return replace(calibration, asymmetric=asymmetric, shrinkages=_WEAK)
-    return calibration
 
 
 def _uniform(model: ir.Model, target: float) -> Plan:
@@ -188,18 +208,6 @@ def _carried_out(model: ir.Model, plan: Plan, calibration: Calibration | None) -
     sites, _ = find(copy)
     carry_out(copy, sites, plan, calibration=calibration)
     return copy
-
-
-def _corpus_module(folder: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("corpus", folder / "corpus.py")
-    if spec is None or spec.loader is None or not (folder / "corpus.py").exists():
-        raise SystemExit(f"there is no corpus at {folder}: set ONNXDECOMP_CORPUS")
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["corpus"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _earlier() -> dict[tuple[str, float, str], dict[str, Any]]:

@@ -33,7 +33,8 @@ def input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[t
             for output in node.outputs:
                 _free(output)
     infer_shapes(bound)
-    sites, _ = find(bound)
+    # What is a layer to the caller only because initializers are frozen is wanted too.
+    sites, _ = find(bound, freeze=True)
     return {(s.layer.graph, s.layer.name): s.layer.assumed_input_shape() for s in sites}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.plan.allocate import OutOfReach
 from onnxdecomp.plan.budget import Budget
+from onnxdecomp.plan.look import look
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.plan.search import Chosen, choose, totals
 from onnxdecomp.plan.sensitivity import Outputs, output_error
@@ -25,9 +26,6 @@ from onnxdecomp.sites.base import Site, Skip
 
 TRIALS = 6
 """Plans that are tried at most where the goal is a loss."""
-
-_LOOKS = 4
-"""Times that a plan's latency is measured and the next one chosen accordingly."""
 
 _ENOUGH = 0.8
 """A trial that uses up this share of what may be lost is not improved on."""
@@ -106,33 +104,27 @@ def pursue(
     costs = [budget for budget in budgets if not budget.on_loss]
     losses = [budget for budget in budgets if budget.on_loss]
 
+    wanted = _wanted_latency(costs, weighed)
+
+    def measure(plan: Plan) -> float:
+        assert stopwatch is not None
+        return stopwatch.time_plan(model, plan).value
+
     def pick(max_loss: float | None) -> Chosen:
-        optimism, picked = 1.0, None
-        for _ in range(_LOOKS):
-            found = choose(weighed, skips, costs, size=size, max_loss=max_loss, optimism=optimism)
-            if isinstance(found, OutOfReach):
-                if picked is None:
-                    raise UsageError(_out_of_reach(costs, found, totals(weighed, size)))
-                break
-            picked = found
-            if stopwatch is None or not found.plan.decomposed or found.latency is None:
-                break
-            measured = stopwatch.time_plan(model, found.plan).value
-            picked = replace(found, measured=measured)
-            wanted = _wanted_latency(costs, weighed)
-            if wanted is None or measured <= wanted <= 1.03 * measured:
-                break
-            # Aimed a little below: what is measured again at the end differs by as much.
-            optimism *= 1.01 * measured / wanted
-        assert picked is not None
-        return picked
+        def best(optimism: float) -> Chosen | OutOfReach:
+            return choose(weighed, skips, costs, size=size, max_loss=max_loss, optimism=optimism)
+
+        found = best(1.0) if stopwatch is None else look(best, measure, wanted)
+        if isinstance(found, OutOfReach):
+            raise UsageError(_out_of_reach(costs, found, totals(weighed, size)))
+        return found
 
     if not losses:
         chosen = pick(None)
-        return Pursued(chosen.plan, _record(weighed, chosen, ()))
+        return Pursued(chosen.plan, _record(weighed, chosen, ()), _missed(chosen, wanted))
     measures = [_measure(budget, model, weighed.outputs, calibration, labelled) for budget in losses]
     chosen, tries, notes = _try(pick, losses, measures, trial, progress)
-    return Pursued(chosen.plan, _record(weighed, chosen, tries), notes)
+    return Pursued(chosen.plan, _record(weighed, chosen, tries), (*notes, *_missed(chosen, wanted)))
 
 
 def _try(
@@ -194,6 +186,16 @@ def _wanted_latency(costs: Sequence[Budget], weighed: Survey) -> float | None:
         if budget.quantity == "latency" and weighed.original_ms:
             return budget.allowed(weighed.original_ms) / weighed.original_ms
     return None
+
+
+def _missed(chosen: Chosen, wanted: float | None) -> tuple[str, ...]:
+    """What is said of a plan that is slower than asked for."""
+    if wanted is None or chosen.measured is None or chosen.measured <= wanted:
+        return ()
+    return (
+        f"the target of {1 / wanted:.3g}x in latency was missed: of the plans that were measured, the "
+        f"fastest is {1 / chosen.measured:.3g}x as fast as the original",
+    )
 
 
 def _measure(

@@ -51,6 +51,14 @@ def test_shapes_follow_from_the_inputs() -> None:
         input_shapes(made, {"x": (1, 3, 8)})
 
 
+def test_shapes_of_layers_with_frozen_weights() -> None:
+    made = small()
+    made.ir_version = 8
+    made.graph.inputs.append(made.graph.initializers["w1"])
+    assert [site.layer.name for site in find(made)[0]] == ["b"]
+    assert set(input_shapes(made, {"x": (1, 3, 33, 17)})) == {("", "a"), ("", "b")}
+
+
 def test_shares_of_a_model_are_parts_of_it() -> None:
     made = small()
     layers = requests(made)

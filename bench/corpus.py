@@ -1,0 +1,70 @@
+"""The corpus of real models, where there is one: its files, and its own ways to calibrate and evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bench.provenance import ROOT
+from onnxdecomp.layer import Array
+
+_MOST = 1000
+_ALL_THERE_IS = frozenset(
+    (
+        *("resnet20_cifar10", "vgg16_half_cifar10", "squeezenet1.1"),
+        *("nsnet2", "magika_standard_v3_3", "mlperf_ad01"),
+    )
+)
+"""Networks with few or small samples: all are taken, _MOST at most."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The corpus in `folder`: corpus.json, corpus.py, models/ and data/.
+
+    Raises:
+        SystemExit: There is none (on first use).
+    """
+
+    folder: Path
+
+    def model(self, name: str) -> Path:
+        """The file of a model."""
+        return Path(self._opened.model_path(self._opened.entry(name)))
+
+    def calibration(self, name: str) -> dict[str, Array]:
+        """Calibration inputs without labels, samples on the first axis."""
+        count = _MOST if name in _ALL_THERE_IS else None
+        return dict(self._module.calibration(self._opened, name, count))
+
+    def evaluate(self, name: str, file: Path | None = None) -> Mapping[str, Any]:
+        """The task's metric of a model and of the original (None: of that alone), and how far they differ."""
+        return dict(self._module.evaluate(self._opened, name, file, None))
+
+    @cached_property
+    def _module(self) -> Any:
+        path = self.folder / "corpus.py"
+        spec = importlib.util.spec_from_file_location("corpus", path)
+        if spec is None or spec.loader is None or not path.exists():
+            raise SystemExit(f"there is no corpus at {self.folder}: set ONNXDECOMP_CORPUS")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["corpus"] = module  # its dataclasses look for their module there
+        spec.loader.exec_module(module)
+        return module
+
+    @cached_property
+    def _opened(self) -> Any:
+        return self._module.Corpus(self.folder)
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """--corpus FOLDER: by default $ONNXDECOMP_CORPUS, else ../shared/corpus beside the repository."""
+    given = os.environ.get("ONNXDECOMP_CORPUS", ROOT.parent / "shared" / "corpus")
+    parser.add_argument("--corpus", type=lambda text: Corpus(Path(text)), default=Corpus(Path(given)))

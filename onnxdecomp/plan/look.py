@@ -1,0 +1,52 @@
+"""Looking at plans: what is expected of a plan is corrected by what is measured of it, a few times over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from onnxdecomp.plan.allocate import OutOfReach
+from onnxdecomp.plan.plan import Plan
+from onnxdecomp.plan.search import Chosen
+
+LOOKS = 4
+"""Times that a plan's latency is measured and the next one chosen accordingly."""
+
+_CLOSE = 1.03
+"""A plan that is faster than wanted by at most this factor is not improved on."""
+
+_ASIDE = 1.01
+"""Aimed a little below what is wanted: what is measured again at the end differs by as much."""
+
+
+def look(
+    choose: Callable[[float], Chosen | OutOfReach], measure: Callable[[Plan], float], wanted: float | None
+) -> Chosen | OutOfReach:
+    """The plan of least loss among those that were measured to be as fast as wanted; else the fastest.
+
+    Args:
+        choose: The best plan where plans take so many times what is expected of them.
+        measure: The latency of a plan over the original's.
+        wanted: The most that it may be; None takes the first plan, measured.
+    """
+    seen: list[Chosen] = []
+    optimism = 1.0
+    for _ in range(LOOKS):
+        found = choose(optimism)
+        if isinstance(found, OutOfReach) or not found.plan.decomposed or found.latency is None:
+            # Only the first is what was asked for: the others hang on the measurement before them.
+            if not seen:
+                return found
+            break
+        measured = measure(found.plan)
+        seen.append(replace(found, measured=measured))
+        if wanted is None or measured <= wanted <= _CLOSE * measured:
+            break
+        optimism = _ASIDE * measured / found.latency
+
+    def rank(chosen: Chosen) -> tuple[bool, float]:
+        assert chosen.measured is not None
+        missed = wanted is not None and chosen.measured > wanted
+        return missed, chosen.measured if missed else chosen.loss
+
+    return min(seen, key=rank)
