@@ -10,7 +10,8 @@ earlier run wrote. --corpus FOLDER says where the corpus is (default: $ONNXDECOM
 The variants add one ingredient after the other: `plain` fits factors to the weights; `symmetric` to what
 layers see in the original; `asymmetric` to what they see in the compressed prefix; `shrinkage` chooses its
 strength by held-out images. These have the same rank fraction in every layer, of the spatial method;
-`allocation` searches the ranks for the target, and `auto` the methods too.
+`allocation` searches the ranks for the target; `activation` spends nothing on what the Relu behind a layer
+forgives; `repair` fits kept layers too; and `auto` searches the methods, which is what the tool does.
 """
 
 from __future__ import annotations
@@ -60,12 +61,15 @@ class Variant:
     Attributes:
         search: The methods that a search chooses ranks for; "" for the same rank fraction in every layer.
         fitted: Whether factors are fitted to what layers see.
-        asymmetric, shrinkages: As in Calibration; None leaves what is there.
+        repair: Whether kept layers make up for what was lost.
+        asymmetric, rectified, shrinkages: As in Calibration; None leaves what is there.
     """
 
     search: str = ""
     fitted: bool = True
+    repair: bool = False
     asymmetric: bool = True
+    rectified: bool = False
     shrinkages: tuple[float, ...] | None = None
 
     def calibration(self, whole: Calibration) -> Calibration | None:
@@ -73,7 +77,7 @@ class Variant:
         if not self.fitted:
             return None
         strengths = whole.shrinkages if self.shrinkages is None else self.shrinkages
-        return replace(whole, asymmetric=self.asymmetric, shrinkages=strengths)
+        return replace(whole, asymmetric=self.asymmetric, rectified=self.rectified, shrinkages=strengths)
 
 
 _WEAK = (1e-4,)
@@ -83,7 +87,9 @@ VARIANTS: Mapping[str, Variant] = {
     "asymmetric": Variant(shrinkages=_WEAK),
     "shrinkage": Variant(),
     "allocation": Variant(search="spatial"),
-    "auto": Variant(search="auto"),
+    "activation": Variant(search="spatial", rectified=True),
+    "repair": Variant(search="spatial", rectified=True, repair=True),
+    "auto": Variant(search="auto", rectified=True, repair=True),
 }
 """The columns, each with an ingredient more than the one before."""
 
@@ -129,6 +135,7 @@ def measure(
             found = surveys.get(variant)
             plan, gap = (uniform, None) if found is None else _searched(found, model, target)
             start = time.perf_counter()
+            plan = replace(plan, repair=VARIANTS[variant].repair)
             made = _carried_out(model, plan, VARIANTS[variant].calibration(calibration))
             seconds = time.perf_counter() - start
             with tempfile.TemporaryDirectory() as place:
@@ -166,10 +173,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _surveys(model: ir.Model, calibration: Calibration, variants: Sequence[str]) -> dict[str, Survey]:
     sites, _ = find(model)
     searched = {variant: VARIANTS[variant].search for variant in variants if VARIANTS[variant].search}
-    return {
-        variant: survey(model, sites, Scope(methods=(methods,)), calibration)
-        for variant, methods in searched.items()
+    made = {
+        methods: survey(model, sites, Scope(methods=(methods,)), calibration)
+        for methods in dict.fromkeys(searched.values())
     }
+    return {variant: made[methods] for variant, methods in searched.items()}
 
 
 def _uniform(model: ir.Model, target: float) -> Plan:

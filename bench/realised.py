@@ -22,6 +22,7 @@ import onnx_ir as ir
 
 from onnxdecomp import pipeline
 from onnxdecomp.chain import Chain, Shape
+from onnxdecomp.dense import dense_chain
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency.measure import Request
@@ -31,7 +32,7 @@ from onnxdecomp.latency.shares import shares
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods import get
 from onnxdecomp.methods.base import outline
-from onnxdecomp.plan.plan import Choice, Plan, dense_chain
+from onnxdecomp.plan.plan import Choice, Plan
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.find import find

@@ -14,7 +14,7 @@ from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.problem import Problem, as_rows, problem
 from onnxdecomp.fitting.start import plain_start, reduced_start, whitened_start
 from onnxdecomp.layer import Array, Layer
-from onnxdecomp.methods.base import Method, Ranks
+from onnxdecomp.methods.base import Method, Ranks, outline
 
 SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The strengths that held-out samples choose among (see `problem`)."""
@@ -81,13 +81,13 @@ def fit(
         for candidate in shrinkages:
             posed = problem(train, weight, candidate, centred=centred)
             start = chain or _start(method, layer, ranks, posed, plain, seed)
-            chain = alternate(start, posed, sweeps=1, iterations=_FEW)
+            chain = _improved(start, layer, posed, sweeps=1)
             found = judge.relative(dense_rows(chain, layer))
             if outside is None or found < outside:
                 strength, outside = candidate, found
     posed = problem(everything, weight, strength, centred=centred)
     start = _start(method, layer, ranks, posed, plain, seed)
-    fitted = alternate(start, posed, sweeps=sweeps, iterations=_FEW if sweeps == 1 else ITERATIONS)
+    fitted = _improved(start, layer, posed, sweeps=sweeps)
     judged = problem(everything, weight, centred=centred)
     dense, plain_dense = (dense_rows(chain, layer) for chain in (fitted, plain))
     loss, plain_loss = judged.relative(dense), judged.relative(plain_dense)
@@ -101,7 +101,7 @@ def fit(
 def refit(found: Fit, layer: Layer, moments: Moments, *, centred: bool = True, sweeps: int = 2) -> Fit:
     """The fit carried on with other wanted outputs, at the strength that it chose."""
     posed = problem(moments, as_rows(layer.weight, layer), found.shrinkage, centred=centred)
-    chain = alternate(found.chain, posed, sweeps=sweeps)
+    chain = _improved(found.chain, layer, posed, sweeps=sweeps)
     if centred:
         chain = replace(chain, bias=posed.bias(dense_rows(chain, layer)))
     return replace(found, chain=chain)
@@ -111,11 +111,12 @@ def sketch(
     method: Method, layer: Layer, ranks: Ranks, posed: Problem, *, seed: int = 0
 ) -> tuple[Chain, float]:
     """A fit good enough to compare methods and ranks by: the start and one short sweep; with its loss."""
-    start = whitened_start(method, layer, ranks, posed, seed)
-    if start is None:
-        start = plain_start(method, layer, ranks, as_rows(layer.weight, layer), seed)
-    start = reduced_start(start, layer, posed) or start
-    chain = alternate(start, posed, sweeps=1, iterations=_FEW)
+    chain = reduced_start(outline(method, layer, ranks), layer, posed)
+    if chain is None:
+        start = whitened_start(method, layer, ranks, posed, seed)
+        if start is None:
+            start = plain_start(method, layer, ranks, as_rows(layer.weight, layer), seed)
+        chain = alternate(start, posed, sweeps=1, iterations=_FEW)
     return chain, max(0.0, posed.relative(dense_rows(chain, layer)))
 
 
@@ -133,6 +134,14 @@ def stored(chain: Chain, layer: Layer) -> Chain:
         for step in chain.steps
     )
     return replace(chain, steps=steps, bias=None if chain.bias is None else chain.bias.astype(kind))
+
+
+def _improved(chain: Chain, layer: Layer, posed: Problem, *, sweeps: int) -> Chain:
+    """The chain of less loss; the best of its form where that is known without a search."""
+    best = reduced_start(chain, layer, posed)
+    if best is not None:
+        return best
+    return alternate(chain, posed, sweeps=sweeps, iterations=_FEW if sweeps == 1 else ITERATIONS)
 
 
 def _start(method: Method, layer: Layer, ranks: Ranks, posed: Problem, plain: Chain, seed: int) -> Chain:

@@ -79,6 +79,12 @@ class Problem:
         """The weight [g, T/g, D] of least loss: C G^-1."""
         return np.stack([_solved(g, c) for g, c in zip(self.second, self.cross, strict=True)])
 
+    @cached_property
+    def modes(self) -> Array:
+        """The directions [g, T/g, T/g] in which the best outputs vary, as columns, the most first."""
+        spread = self.best @ self.second @ self.best.swapaxes(1, 2)
+        return np.linalg.eigh((spread + spread.swapaxes(1, 2)) / 2)[1][:, :, ::-1]
+
 
 def problem(moments: Moments, weight: Array, shrinkage: float = 0.0, *, centred: bool = True) -> Problem:
     """The quadratic of these rows.

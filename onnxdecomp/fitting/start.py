@@ -90,10 +90,8 @@ def reduced_start(like: Chain, layer: Layer, problem: Problem) -> Chain | None:
         return None
     if last.weight.size != groups * per_group * rank:
         return None
-    best = problem.best
-    spread = best @ problem.second @ best.swapaxes(1, 2)
-    basis = np.linalg.eigh((spread + spread.swapaxes(1, 2)) / 2)[1][:, :, ::-1][:, :, :rank]  # [g, T/g, r]
-    inner = basis.swapaxes(1, 2) @ best
+    basis = problem.modes[:, :, :rank]  # [g, T/g, r]
+    inner = basis.swapaxes(1, 2) @ problem.best
     if basis.shape[2] < rank:  # more than the outputs: nothing is gained by the rest
         return None
     if isinstance(first, MatMul):
