@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from onnxdecomp import environment, pipeline, preflight, verification
 from onnxdecomp.data.read import read_feeds
+from onnxdecomp.details import Details, details_of, timed_elsewhere, with_profiles
 from onnxdecomp.equip import Gear, equip, read_plan
 from onnxdecomp.errors import GateError, ModelError, UnchangedError, UsageError
 from onnxdecomp.graph.load import load
@@ -19,7 +21,7 @@ from onnxdecomp.lowering import LoweringCheck, check_lowering
 from onnxdecomp.plan.budget import parse_budgets
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
-from onnxdecomp.runrecord import describe_model, describe_output, run_record
+from onnxdecomp.runrecord import Origin, describe_data, describe_model, describe_output, run_record
 from onnxdecomp.settle import Watch, settle
 from onnxdecomp.staging import on_disk, staged
 
@@ -83,6 +85,9 @@ def compress(
     verify: bool = True,
     bench: bool = True,
     bench_seconds: float = 2.0,
+    bench_batches: Sequence[int] = (1,),
+    bench_threads: Sequence[int] = (),
+    details: bool = False,
     max_error: float | None = None,
     provider: str = "cpu",
     threads: int | None = None,
@@ -113,6 +118,10 @@ def compress(
         verify: Compare the outputs with the original's.
         bench: Time the result against the original.
         bench_seconds: Seconds that timing may take, roughly.
+        bench_batches, bench_threads: The result is timed at these batch sizes and numbers of threads too;
+            what decides is always batch 1 and `threads`.
+        details: Put into the record what a report shows: spectra, the graph around every rewritten layer,
+            where the time goes.
         max_error: Largest relative L2 error of an output; above it GateError, and no file is written.
         allow_slower: Take the result even if it was measured to be no faster than the original. None: only
             where ranks, a plan, or a target of MACs, parameters or bytes were asked for.
@@ -131,6 +140,7 @@ def compress(
             raised, the output is either complete or as it was before.
     """
     report = progress or _silent
+    started = time.time()
     file = None if output is None or dry_run else Path(output)
     if file is not None:
         check_target(file, overwrite=overwrite)
@@ -157,9 +167,11 @@ def compress(
             "seed": seed or 0,
             "shapes": input_shapes,
         }
-        gear = Gear(path, calib, data, samples, timed=bench, report=report, **how)
+        gear = Gear(path, calib, data, samples, timed=bench, report=report, details=details, **how)
+        request = _request(stages, planned=given is not None, max_error=max_error)
+        origin = Origin(started, 0.0, seed or 0, request, {"calib": describe_data(calib)})
         if dry_run:
-            return _dry_run(before, working, equip(stages, gear, given), report)
+            return _dry_run(before, working, equip(stages, gear, given), report, origin)
 
         def run(plan: Plan | None, fresh: ir.Model) -> PipelineResult:
             return pipeline.run(fresh, equip(stages, gear, plan), lambda stage: report(stage, 0, 0))
@@ -192,6 +204,18 @@ def compress(
             if bench and changed and timed is None:
                 report("time", 0, 0)
                 timed = watch.time(written)
+            if timed is not None:
+                report("time", 0, 0)
+                timed, remarks = timed_elsewhere(timed, written, watch, bench_batches, bench_threads)
+                notes += remarks
+            more = Details()
+            if details:
+                spectra = ran.record.get("decompose", {}).get("spectra", ())
+                more = details_of(ran.rewritten, spectra, layers)  # type: ignore[arg-type]
+                if timed is not None:
+                    more = with_profiles(more, path, written, layers, watch)
+            used = None if data is calib else describe_data(data, checked.samples if checked else None)
+            origin = replace(origin, seconds=time.time() - started, data={**origin.data, "eval": used})
             record = run_record(
                 before,
                 plan=plan_done,
@@ -202,6 +226,8 @@ def compress(
                 verified=checked,
                 timed=timed,
                 passes=ran.record,
+                origin=origin,
+                details=more,
             )
             report("save", 0, 0)
         return Result(result, plan_done, layers, checks, notes, changed, file, checked, timed, record)
@@ -277,7 +303,23 @@ def _about_size(plan: Plan | None, stages: Sequence[Any]) -> bool:
     return {budget.quantity for budget in parse_budgets(stage.goal)} <= {"macs", "params", "size"}
 
 
-def _dry_run(before: Mapping[str, Any], working: ir.Model, stages: Sequence[Any], report: Report) -> Result:
+def _request(stages: Sequence[Any], *, planned: bool, max_error: float | None) -> dict[str, Any]:
+    """What was asked for, as far as it says how far to go."""
+    stage = next((stage for stage in stages if hasattr(stage, "searches")), None)
+    searches = stage is not None and stage.searches and not planned
+    return {
+        "target": stage.goal if stage is not None and searches else None,
+        "rank": None if stage is None or searches or planned else stage.rank or None,
+        "rules": [] if stage is None else list(stage.layers),
+        "method": None if stage is None else stage.method,
+        "plan": planned,
+        "max_error": max_error,
+    }
+
+
+def _dry_run(
+    before: Mapping[str, Any], working: ir.Model, stages: Sequence[Any], report: Report, origin: Origin
+) -> Result:
     """Run the pipeline up to the decompose stage and let that one plan only."""
     names = [stage.name for stage in stages]
     if "decompose" not in names:
@@ -289,7 +331,8 @@ def _dry_run(before: Mapping[str, Any], working: ir.Model, stages: Sequence[Any]
     layers = layer_records(found.plan, carried_out=False)
     notes = (*ran.notes, *(f"decompose: {note}" for note in found.notes))
     passes = {**ran.record, "decompose": {"search": found.record}} if found.record else ran.record
-    record = run_record(before, plan=found.plan, layers=layers, notes=notes, passes=passes)
+    origin = replace(origin, seconds=time.time() - origin.started, data={**origin.data, "eval": None})
+    record = run_record(before, plan=found.plan, layers=layers, notes=notes, passes=passes, origin=origin)
     return Result(ran.model, found.plan, layers, (), notes, False, None, None, None, record)
 
 
