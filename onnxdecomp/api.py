@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -145,9 +145,7 @@ def compress(
     if file is not None:
         check_target(file, overwrite=overwrite)
     wanted = _with_target(config, decompose, target, max_error)
-    given = None if plan is None else read_plan(plan)
-    if given is not None and any(wanted.get(name) for name in ("rank", "layers", "target")):
-        raise UsageError("a plan says it all: give no rank, layer rule or target with it")
+    given = _given(plan, wanted)
     stages = _stages(config, seed, provider, simplify, wanted)
     cores = threads or environment.cores()
     with on_disk(model) as path:
@@ -177,21 +175,15 @@ def compress(
             return pipeline.run(fresh, equip(stages, gear, plan), lambda stage: report(stage, 0, 0))
 
         watch = Watch(path, provider, cores, bench_seconds, seed or 0, input_shapes)
-        slower = allow_slower if allow_slower is not None else _about_size(given, stages)
-        settled = settle(
-            run(given, working), lambda plan: run(plan, load(path)), watch, enabled=bench and not slower
-        )
-        ran, plan_done, timed = settled.ran, settled.plan, settled.timed
-        notes = (*ran.notes, *settled.notes)
+        first = run(given, working)
+        faster = bench and not (_about_size(given, stages) if allow_slower is None else allow_slower)
+        settled = settle(first, lambda plan: run(plan, load(path)), watch, enabled=faster)
+        ran, plan_done = settled.ran, settled.plan
         report("check layers", 0, 0)
-        checks = check_lowering(ran.rewritten, opset=before["opset"], ir_version=before["ir_version"])
-        _require_lowered(checks)
+        checks = _lowered(ran, opset=before["opset"], ir_version=before["ir_version"])
         layers = layer_records(plan_done, ran.rewritten, checks)
         changed = bool(ran.rewritten)
-        if not changed and fail_if_unchanged:
-            raise UnchangedError(
-                f"nothing was decomposed: {_why_nothing(plan_done)}; 'onnxdecomp inspect' shows every layer"
-            )
+        _require_changed(plan_done, changed or not fail_if_unchanged)
         result = ran.model if changed else load(path)
         with staged(result, file, original=None if changed else path) as written:
             checked = None
@@ -201,21 +193,12 @@ def compress(
                     path, written, data=data, samples=samples, max_error=max_error, **how
                 )
                 _require_verified(checked)
-            if bench and changed and timed is None:
-                report("time", 0, 0)
-                timed = watch.time(written)
-            if timed is not None:
+            timed, remarks = settled.timed, ()
+            if bench and changed:
                 report("time", 0, 0)
                 timed, remarks = timed_elsewhere(timed, written, watch, bench_batches, bench_threads)
-                notes += remarks
-            more = Details()
-            if details:
-                spectra = ran.record.get("decompose", {}).get("spectra", ())
-                more = details_of(ran.rewritten, spectra, layers)  # type: ignore[arg-type]
-                if timed is not None:
-                    more = with_profiles(more, path, written, layers, watch)
+            notes = (*ran.notes, *settled.notes, *remarks)
             used = None if data is calib else describe_data(data, checked.samples if checked else None)
-            origin = replace(origin, seconds=time.time() - started, data={**origin.data, "eval": used})
             record = run_record(
                 before,
                 plan=plan_done,
@@ -225,9 +208,9 @@ def compress(
                 output=describe_output(written, file),
                 verified=checked,
                 timed=timed,
-                passes=ran.record,
-                origin=origin,
-                details=more,
+                passes=_with_search(ran.record, first.record),
+                origin=origin.ended(used),
+                details=_details(ran, layers, written, watch, timed is not None) if details else None,
             )
             report("save", 0, 0)
         return Result(result, plan_done, layers, checks, notes, changed, file, checked, timed, record)
@@ -295,6 +278,15 @@ def _with_target(
     return dict(decompose) if said else {**decompose, "target": f"error={max_error}"}
 
 
+def _given(plan: Plan | Mapping[str, Any] | str | Path | None, wanted: Mapping[str, Any]) -> Plan | None:
+    """The plan to carry out, which excludes every other request."""
+    if plan is None:
+        return None
+    if any(wanted.get(name) for name in ("rank", "layers", "target")):
+        raise UsageError("a plan says it all: give no rank, layer rule or target with it")
+    return read_plan(plan)
+
+
 def _about_size(plan: Plan | None, stages: Sequence[Any]) -> bool:
     """Whether ranks, a plan, or a target of MACs, parameters or bytes were asked for: not, then, speed."""
     stage = next((stage for stage in stages if hasattr(stage, "searches")), None)
@@ -317,6 +309,20 @@ def _request(stages: Sequence[Any], *, planned: bool, max_error: float | None) -
     }
 
 
+def _with_search(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+    """The passes' facts with the search that found the plan: a run that puts layers back has none."""
+    search = first.get("decompose", {}).get("search")
+    return {**record, "decompose": {**record.get("decompose", {}), "search": search}}
+
+
+def _details(
+    ran: PipelineResult, layers: Sequence[LayerRecord], written: Path, watch: Watch, timed: bool
+) -> Details:
+    spectra: Any = ran.record.get("decompose", {}).get("spectra", ())
+    found = details_of(ran.rewritten, spectra, layers)
+    return with_profiles(found, written, layers, watch) if timed else found
+
+
 def _dry_run(
     before: Mapping[str, Any], working: ir.Model, stages: Sequence[Any], report: Report, origin: Origin
 ) -> Result:
@@ -331,12 +337,15 @@ def _dry_run(
     layers = layer_records(found.plan, carried_out=False)
     notes = (*ran.notes, *(f"decompose: {note}" for note in found.notes))
     passes = {**ran.record, "decompose": {"search": found.record}} if found.record else ran.record
-    origin = replace(origin, seconds=time.time() - origin.started, data={**origin.data, "eval": None})
-    record = run_record(before, plan=found.plan, layers=layers, notes=notes, passes=passes, origin=origin)
+    record = run_record(
+        before, plan=found.plan, layers=layers, notes=notes, passes=passes, origin=origin.ended()
+    )
     return Result(ran.model, found.plan, layers, (), notes, False, None, None, None, record)
 
 
-def _require_lowered(checks: Sequence[LoweringCheck]) -> None:
+def _lowered(ran: PipelineResult, *, opset: int, ir_version: int) -> tuple[LoweringCheck, ...]:
+    """The lowering checks, all of them passed."""
+    checks = check_lowering(ran.rewritten, opset=opset, ir_version=ir_version)
     for check in checks:
         if not check.passed:
             raise ModelError(
@@ -344,6 +353,14 @@ def _require_lowered(checks: Sequence[LoweringCheck]) -> None:
                 f"(at most {check.tolerance:g}); nothing was written. This is a bug in onnxdecomp: please "
                 "report it, and use --exclude for this layer until it is mended"
             )
+    return checks
+
+
+def _require_changed(plan: Plan, changed: bool) -> None:
+    if not changed:
+        raise UnchangedError(
+            f"nothing was decomposed: {_why_nothing(plan)}; 'onnxdecomp inspect' shows every layer"
+        )
 
 
 def _why_nothing(plan: Plan) -> str:

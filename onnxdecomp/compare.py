@@ -179,7 +179,11 @@ def _values(
     """What a gate can speak of."""
     base, timing = setting["models"][0], setting["models"][index]
     of_first, entry = record["models"][0], record["models"][index]
-    agreements = [out.agreement for out in verified.outputs if out.agreement is not None] if verified else []
+    same = [
+        out.agreement if out.top1_agreement is None else out.top1_agreement
+        for out in (verified.outputs if verified else ())
+    ]
+    agreements = [share for share in same if share is not None]
     accuracy = verified.accuracy if verified else None
     return {
         "latency": timing["ratio"]["high"],

@@ -82,9 +82,7 @@ def details_of(
     )
 
 
-def with_profiles(
-    details: Details, original: Path, new: Path, layers: Sequence[LayerRecord], watch: Watch
-) -> Details:
+def with_profiles(details: Details, new: Path, layers: Sequence[LayerRecord], watch: Watch) -> Details:
     """The same with the time that every layer takes in both models; only on the CPU.
 
     Elsewhere a kernel returns before its work is done, and its time says nothing.
@@ -98,25 +96,26 @@ def with_profiles(
         feed = benchmark.feed_of(session, path, batch=1, data=None, shapes=watch.shapes, seed=watch.seed)
         return profile(path, load(path), names, feed, threads=watch.threads)
 
-    return replace(details, before=of(original), after=of(new))
+    return replace(details, before=of(watch.original), after=of(new))
 
 
 def timed_elsewhere(
-    first: BenchResult, new: Path, watch: Watch, batches: Sequence[int], threads: Sequence[int]
+    first: BenchResult | None, new: Path, watch: Watch, batches: Sequence[int], threads: Sequence[int]
 ) -> tuple[BenchResult, tuple[str, ...]]:
-    """The first timing, and those at further batch sizes and numbers of threads.
+    """The timing that decides, and those at further batch sizes and numbers of threads.
 
     Args:
-        first: The timing that decided, at batch 1.
+        first: The timing that decided, at batch 1; made now where there is none.
         new: The result's file.
         watch: Times.
-        batches, threads: Every combination is timed that `first` has not.
+        batches, threads: Every further combination is timed.
 
     Returns:
         All timings, and notes on what could not be timed.
     """
+    first = first or watch.time(new)
     settings, notes = list(first.settings), []
-    known = {(setting.threads, setting.batch) for setting in settings}
+    known = {(watch.threads, 1)}
     for count in threads or (watch.threads,):
         for batch in batches:
             if (count, batch) in known:

@@ -27,7 +27,7 @@ NAMES: Mapping[str, str] = {
     "memory": "peak memory over the original's",
     "rel_l2": "largest relative L2 error of an output",
     "drop": "accuracy lost, as a fraction: 0.01 is one point",
-    "agreement": "smallest share of rows in which an output names the original's class",
+    "agreement": "smallest share of rows that an output puts into the original's class (integers: of values)",
 }
 """What a gate can speak of, and what each name means."""
 

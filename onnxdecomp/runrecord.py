@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,10 @@ class Origin:
     seed: int
     request: Mapping[str, Any]
     data: Mapping[str, Any]
+
+    def ended(self, used: Mapping[str, Any] | None = None) -> Origin:
+        """The same now that all is done, with the data that were evaluated on."""
+        return replace(self, seconds=time.time() - self.started, data={**self.data, "eval": used})
 
     def to_json(self) -> dict[str, Any]:
         """The record's `run`; the command line is put in by the command."""
@@ -194,4 +199,6 @@ def _latency(timed: BenchResult) -> dict[str, Any]:
 
 
 def _timing(timing: ModelTiming) -> dict[str, Any]:
-    return {**jsonio.plain(timing.latency), "throughput": timing.throughput, "nodes": dict(timing.nodes)}
+    summary = jsonio.plain(timing.latency)
+    del summary["quantiles"]  # they are in `settings`
+    return {**summary, "throughput": timing.throughput, "nodes": dict(timing.nodes)}

@@ -41,7 +41,7 @@ def markdown_option(function: F) -> F:
         "markdown_target",
         metavar="FILE.md|-",
         callback=_checked_report,
-        help="Write the report as Markdown, for a pull request, to FILE.md, or to stdout in place of the text.",
+        help="Write the report as Markdown, for a pull request, to FILE.md or stdout in place of the text.",
     )(function)
 
 

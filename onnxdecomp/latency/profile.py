@@ -98,10 +98,10 @@ def _by_layer(kernels: Mapping[str, float], model: ir.Model, layers: set[str]) -
     other = 0.0
     claimed: set[str] = set()
     for kernel, ms in kernels.items():
-        layer = _named(kernel, owners) or _behind(kernel, owners, producers, claimed)
-        if layer:
-            found[layer] += ms
-            claimed.add(layer)
+        node = _named(kernel, owners) or _behind(kernel, owners, producers, claimed)
+        if owners.get(node):
+            found[owners[node]] += ms
+            claimed.add(node)
         else:
             other += ms
     return Profile(dict(found), other)
@@ -120,25 +120,25 @@ def _owners(model: ir.Model, layers: set[str]) -> tuple[dict[str, str], dict[str
 
 
 def _named(kernel: str, owners: Mapping[str, str]) -> str:
-    """The layer of the node whose name the kernel has, with what fusing has put around it."""
+    """The node whose name the kernel has, with what fusing has put around it; "" where there is none."""
     name = kernel.removeprefix("fused ")
     if name in owners:
-        return owners[name]
+        return name
     ends = [match.start() for match in re.finditer(r"[/_:]", name)]
-    return next((owners[name[:end]] for end in reversed(ends) if owners.get(name[:end])), "")
+    return next((name[:end] for end in reversed(ends) if owners.get(name[:end])), "")
 
 
 def _behind(
     kernel: str, owners: Mapping[str, str], producers: Mapping[str, ir.Node], claimed: set[str]
 ) -> str:
-    """The nearest layer before the value that the kernel is named after."""
-    node = producers.get(kernel.removesuffix("_nchwc"))
-    nodes = [] if node is None else [node]
+    """The nearest node of a layer before the value that the kernel is named after."""
+    first = producers.get(kernel.removesuffix("_nchwc"))
+    nodes = [] if first is None else [first]
     for _ in range(_HOPS):
         for node in nodes:
-            layer = owners.get(node_name(node), "")
-            if layer and layer not in claimed:
-                return layer
-        nodes = [v.producer() for node in nodes for v in node.inputs if v is not None]  # type: ignore[misc]
-        nodes = [node for node in nodes if node is not None]
+            name = node_name(node)
+            if owners.get(name) and name not in claimed:
+                return name
+        above = (value.producer() for node in nodes for value in node.inputs if value is not None)
+        nodes = [node for node in above if node is not None]
     return ""

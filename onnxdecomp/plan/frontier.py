@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,6 @@ import numpy as np
 from onnxdecomp.plan.plan import Cost, Plan
 from onnxdecomp.plan.survey import Survey, Surveyed
 
-_PRICES = 200
 _MOST = 32
 """Plans that are kept: enough to draw a curve."""
 
@@ -35,43 +35,53 @@ class Point:
 def frontier(survey: Survey) -> tuple[Point, ...]:
     """The lower hull of loss against latency (MACs where nothing was timed), from the original on.
 
-    At every price of the cost in losses, each layer takes what is cheapest for it alone (Everett 1963); the
-    plans of all prices are the corners of the hull.
+    Every layer's own hull is a chain of steps that gain ever less for their loss; taking the steps of all
+    layers in the order of what they gain for their loss gives the hull of whole plans (Everett 1963).
     """
-    entries = [entry for entry in survey.layers if entry.candidates]
-    timed = any(entry.part for entry in entries)
-    tables = [_table(entry, timed) for entry in entries]
+    timed = any(entry.part for entry in survey.layers)
+    steps = sorted(
+        (step for place, entry in enumerate(survey.layers) for step in _steps(place, entry, timed)),
+        key=lambda step: -step.worth,
+    )
     total = sum(entry.dense.macs for entry in survey.layers) or 1
     whole = survey.whole_ms / survey.original_ms if survey.original_ms else 1.0
-    ratios = [gain / loss for table in tables for loss, gain, _ in table[1:] if loss > 0 and gain > 0]
-    points: dict[tuple[int, ...], Point] = {}
-    for price in _prices(ratios):
-        picks = tuple(int(np.argmin([loss * price - gain for loss, gain, _ in table])) for table in tables)
-        chosen = [table[pick] for table, pick in zip(tables, picks, strict=True)]
-        points[picks] = Point(
-            loss=sum(loss for loss, _, _ in chosen),
-            latency=(1.0 - sum(gain for _, gain, _ in chosen)) * whole if timed else None,
-            macs=1.0 - sum(saved for _, _, saved in chosen) / total,
-            layers=sum(pick > 0 for pick in picks),
-        )
-    return _thinned(sorted(points.values(), key=lambda point: point.loss))
+    loss, gain, saved = 0.0, 0.0, 0
+    changed: set[int] = set()
+    points = [Point(0.0, whole if timed else None, 1.0, 0)]
+    for step in steps:
+        loss, gain, saved = loss + step.loss, gain + step.gain, saved + step.saved
+        changed.add(step.place)
+        left = (1.0 - gain) * whole if timed else None
+        points.append(Point(loss, left, 1.0 - saved / total, len(changed)))
+    return _thinned(points)
 
 
-def _table(entry: Surveyed, timed: bool) -> list[tuple[float, float, int]]:
-    """Loss, what is gained, and MACs saved: of the layer as it is, and with each candidate."""
-    rows = [(0.0, 0.0, 0)]
+@dataclass(frozen=True)
+class _Step:
+    """From one candidate of a layer to the next: what that loses and gains, and the MACs that it saves."""
+
+    place: int
+    loss: float
+    gain: float
+    saved: int
+
+    @property
+    def worth(self) -> float:
+        return self.gain / self.loss if self.loss > 0 else math.inf
+
+
+def _steps(place: int, entry: Surveyed, timed: bool) -> Iterator[_Step]:
+    """Along the layer's hull, from the layer as it is to what gains most."""
     parts = entry.parts or (entry.part,) * len(entry.candidates)
+    rows = []
     for candidate, loss, part in zip(entry.candidates, entry.losses(), parts, strict=True):
         saved = entry.dense.macs - candidate.outline.cost.macs
         rows.append((loss, entry.part - part if timed else float(saved), saved))
-    return rows
-
-
-def _prices(ratios: Sequence[float]) -> Sequence[float]:
-    """Prices of the loss from one at which nothing pays to one at which all that gains does."""
-    if not ratios:
-        return (0.0,)
-    return tuple(np.geomspace(2 * max(ratios), min(ratios) / 2, _PRICES).tolist())
+    at = (0.0, 0.0, 0)
+    while better := [row for row in rows if row[1] > at[1]]:
+        steps = [_Step(place, max(0.0, row[0] - at[0]), row[1] - at[1], row[2] - at[2]) for row in better]
+        step, at = max(zip(steps, better, strict=True), key=lambda pair: (pair[0].worth, pair[0].gain))
+        yield step
 
 
 def _thinned(points: Sequence[Point]) -> tuple[Point, ...]:

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that is sent around, or Markdown for a pull request, from the record alone.
+"""The report of a run: a page that is sent around, or Markdown for a pull request, from the record alone.
 
 Templates, charts and the schema's validation are other libraries' work, of the extra `report`.
 """
@@ -68,7 +68,7 @@ def validate(value: object, source: str = "the record") -> None:
         raise UsageError(
             f"{source} is a record of version {value['schema_version']!r}; this release reads version 1"
         )
-    kinds = {"compress": "run", "plan": "run", "bench": "bench"}
+    kinds = {"compress": "run_record", "plan": "run_record", "bench": "bench_record"}
     kind = kinds.get(str(value.get("kind")))
     if kind is None:
         raise UsageError(f"{source} is a record of the unknown kind {value.get('kind')!r}")

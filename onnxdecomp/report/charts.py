@@ -40,7 +40,7 @@ def distributions(setting: Fact, labels: Sequence[str], salt: str) -> str:
     low, high = min(q[0] for q in quantiles), max(q[98] for q in quantiles)
     wide = high > 20 * low > 0
     edges = np.geomspace(low, high, _BINS) if wide else np.linspace(low, high, _BINS)
-    with figure(height=2.3) as (made, axes):
+    with figure(height=2.3, margins=(0.5, 0.1, 0.45, 0.3)) as (made, axes):
         for index, (spread, label) in enumerate(zip(quantiles, labels, strict=True)):
             place = index % len(SERIES)
             share = np.diff(np.interp(edges, spread, np.linspace(0, 100, len(spread))))
@@ -192,7 +192,7 @@ def before_and_after(
         rest: What is neither layer's, before and after.
         salt: See `figure.svg`.
     """
-    rows = [
+    rows: list[tuple[str, float, float]] = [
         (text.shortened(str(layer["name"]), 24), found["before"] or 0.0, found["after"] or 0.0)
         for layer in layers
         if (found := raw(layer[what])) is not None and found["before"] is not None
@@ -203,7 +203,8 @@ def before_and_after(
     top = sorted(ordered[:_BARS])
     shown = [rows[index] for index in top]
     if left := ordered[_BARS:]:
-        shown.append((f"{len(left)} smaller layers", *(sum(rows[i][side] for i in left) for side in (1, 2))))
+        before, after = (sum(rows[index][side] for index in left) for side in (1, 2))
+        shown.append((f"{len(left)} smaller layers", before, after))
     if rest is not None:
         shown.append(("everything else", *rest))
     with figure(height=0.8 + 0.27 * len(shown)) as (made, axes):
@@ -230,7 +231,7 @@ def before_and_after(
 
 def spectrum(spectra: Fact, salt: str) -> str:
     """The singular values of a layer's unfoldings, and where they were cut."""
-    with figure(height=2.3) as (made, axes):
+    with figure(height=2.3, margins=(0.6, 0.1, 0.45, 0.45)) as (made, axes):
         lowest = 1.0
         for place, entry in enumerate(spectra):
             value, style = raw(entry), place % len(SERIES)

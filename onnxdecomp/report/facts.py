@@ -1,4 +1,4 @@
-"""Facts: values of a record that know where they stand in it, so that every number on a page can be traced."""
+"""Facts: values of a record that know where they stand in it, so that what a page shows can be traced."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from onnxdecomp.report.text import visible
+from onnxdecomp.report.text import full, visible
 
 
 class Fact:
@@ -58,7 +58,7 @@ def tagged(fact: Fact, text: str) -> str:
     from markupsafe import Markup, escape
 
     value = raw(fact)
-    place, shown = escape(pointer(fact)), escape(text)
+    place, shown = escape(full(pointer(fact))), escape(text)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Markup(f'<data value="{json.dumps(value)}" data-from="{place}">{shown}</data>')
     return Markup(f'<span data-from="{place}">{shown}</span>')

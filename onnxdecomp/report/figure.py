@@ -38,16 +38,25 @@ _FONT = "DejaVu Sans"  # Matplotlib's own: layouts do not depend on the machine
 
 
 @contextmanager
-def figure(width: float = 4.4, height: float = 2.7) -> Iterator[tuple[Figure, Axes]]:
+def figure(
+    width: float = 4.4, height: float = 2.7, margins: tuple[float, float, float, float] | None = None
+) -> Iterator[tuple[Figure, Axes]]:
     """A figure of this size in inches with one pair of axes, in the page's style.
 
     Figures are small and shown a little larger than they are, so that their text can be read on a phone.
+
+    Args:
+        width, height: Inches.
+        margins: Left, right, bottom and top of the axes; None lets the texts decide, at twice the time.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure as New
 
     with mpl.rc_context(_style()):
-        made = New(figsize=(width, height), layout="constrained")
+        made = New(figsize=(width, height), layout="constrained" if margins is None else None)
+        if margins is not None:
+            left, right, bottom, top = margins
+            made.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
         axes = made.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         yield made, axes
@@ -111,7 +120,7 @@ def _tidy(root: ElementTree.Element, text: str) -> None:
             element.set("data-from", name.removeprefix(_FROM))
 
 
-def _style() -> dict[str, Any]:
+def _style() -> Any:
     return {
         "svg.fonttype": "none",
         "font.family": "sans-serif",

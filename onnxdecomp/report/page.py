@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).with_name("templates")
 
-SHOWN_LAYERS = 40
-"""Rewritten layers whose spectra and nodes are drawn: a page of a hundred of them would be too large to send."""
+SHOWN_LAYERS = 24
+"""Rewritten layers whose spectra and nodes are drawn: a page of a hundred would be too large to send."""
 
 FORMATS: Mapping[str, Callable[[Any], str]] = {
     "count": text.count,
@@ -33,6 +33,7 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "decimal": text.decimal,
     "seconds": text.seconds,
     "when": text.when,
+    "full": text.full,
     "listed": text.listed,
     "shape": text.shape,
     "whole": str,
@@ -68,7 +69,7 @@ def render_markdown(record: Mapping[str, Any]) -> str:
 
 def code(name: str) -> str:
     """A name in Markdown as code, which stays code whatever it holds, in a table too."""
-    shown = text.visible(name).replace("|", "\\|")
+    shown = text.full(name).replace("|", "\\|")
     fence = "`" * (1 + max((len(run) for run in _runs(shown, "`")), default=0))
     gap = " " if shown.startswith("`") or shown.endswith("`") or not shown else ""
     return f"{fence}{gap}{shown}{gap}{fence}"
@@ -76,10 +77,12 @@ def code(name: str) -> str:
 
 def prose(sentence: str) -> str:
     """A sentence in Markdown in which nothing is markup, an address or a mention of somebody."""
-    shown = text.visible(sentence, 2000)
-    for sign in "\\`*_{}[]<>#|~@&!":
-        shown = shown.replace(sign, f"\\{sign}" if sign not in "@<&>" else f"&#{ord(sign)};")
-    return shown
+    return text.visible(sentence, 2000).translate(_PLAIN)
+
+
+_PLAIN = {ord(sign): f"\\{sign}" for sign in "\\`*_{}[]#|~!"} | {
+    ord(sign): f"&#{ord(sign)};" for sign in "@<>&"
+}
 
 
 def _runs(shown: str, sign: str) -> list[str]:

@@ -16,6 +16,11 @@ def visible(text: str, longest: int = _LONGEST) -> str:
     return shortened(shown, longest)
 
 
+def full(text: str) -> str:
+    """All of a text that people copy."""
+    return visible(text, 1 << 16)
+
+
 def _visible(letter: str) -> str:
     code = ord(letter)
     if code < 0x20:
@@ -94,7 +99,7 @@ def decimal(number: float) -> str:
 
 def seconds(number: float) -> str:
     """A duration."""
-    return f"{number:.1f} s" if number < 120 else f"{number / 60:.1f} min"
+    return f"{number:.3g} s" if number < 120 else f"{number / 60:.1f} min"
 
 
 def listed(values: Sequence[Any]) -> str:
