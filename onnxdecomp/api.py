@@ -193,10 +193,12 @@ def compress(
                     path, written, data=data, samples=samples, max_error=max_error, **how
                 )
                 _require_verified(checked)
-            timed, remarks = settled.timed, ()
-            if bench and changed:
-                report("time", 0, 0)
-                timed, remarks = timed_elsewhere(timed, written, watch, bench_batches, bench_threads)
+            report("time", 0, 0)
+            timed, remarks = (
+                timed_elsewhere(settled.timed, written, watch, bench_batches, bench_threads)
+                if bench and changed
+                else (None, ())
+            )
             notes = (*ran.notes, *settled.notes, *remarks)
             used = None if data is calib else describe_data(data, checked.samples if checked else None)
             record = run_record(

@@ -203,7 +203,7 @@ def before_and_after(
     top = sorted(ordered[:_BARS])
     shown = [rows[index] for index in top]
     if left := ordered[_BARS:]:
-        before, after = (sum(rows[index][side] for index in left) for side in (1, 2))
+        before, after = sum(rows[index][1] for index in left), sum(rows[index][2] for index in left)
         shown.append((f"{len(left)} smaller layers", before, after))
     if rest is not None:
         shown.append(("everything else", *rest))

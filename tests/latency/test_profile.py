@@ -70,9 +70,10 @@ def test_a_residual_sum_goes_to_the_branch_that_has_no_kernel_yet() -> None:
 
 
 def test_names_with_something_around_them() -> None:
-    node = ir.node("Gemm", [ir.Value(name="x"), ir.Value(name="w")], name="fc", outputs=[ir.Value(name="y")])
+    inputs = [ir.Value(name="x"), ir.Value(name="w")]
+    node = ir.node("Gemm", inputs, name="fc", outputs=[ir.Value(name="y")])
     other = ir.node("Relu", [node.outputs[0]], name="fc1", outputs=[ir.Value(name="z")])
-    graph = ir.Graph([node.inputs[0], node.inputs[1]], [other.outputs[0]], nodes=[node, other], name="g")
+    graph = ir.Graph(inputs, [other.outputs[0]], nodes=[node, other], name="g")
     model = ir.Model(graph, ir_version=8)
     kernels = {"fused fc": 1.0, "fc/MatMulAddFusion": 2.0, "fc1": 4.0, "fc12": 8.0}
     found = _by_layer(kernels, model, {"fc"})

@@ -106,7 +106,7 @@ def test_the_theme_follows_the_system_and_the_switch(
         colours = page.evaluate(
             "getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).map(Number)"
         )
-        return sum(colours) / 3 / 255
+        return float(sum(colours)) / 3 / 255
 
     def line() -> str:
         return str(page.evaluate("getComputedStyle(document.querySelector('figure svg text')).fill"))
