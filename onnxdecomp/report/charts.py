@@ -115,10 +115,8 @@ def tradeoff(record: Fact, salt: str) -> str:
     with figure(height=3.1) as (made, axes):
         _scatter(axes, alone, "one layer changed", FAINT, ".", 9)
         if plans:
-            axes.plot(
-                *zip(*sorted(plans), strict=True), color=SERIES[0], marker="o", markersize=3.2, linewidth=1.2
-            )
-            axes.plot([], [], color=SERIES[0], marker="o", markersize=3.2, label="best whole plans, expected")
+            style = {"color": SERIES[0], "marker": "o", "markersize": 3.2, "linewidth": 1.2}
+            axes.plot(*zip(*sorted(plans), strict=True), label="best whole plans, expected", **style)
         _scatter(axes, _tried(search, timed), "plans tried, error measured", SERIES[2], "^", 34)
         chosen = _chosen(search, raw(record["totals"]), timed)
         if chosen is not None:

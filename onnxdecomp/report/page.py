@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -70,7 +71,7 @@ def render_markdown(record: Mapping[str, Any]) -> str:
 def code(name: str) -> str:
     """A name in Markdown as code, which stays code whatever it holds, in a table too."""
     shown = text.full(name).replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in _runs(shown, "`")), default=0))
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     gap = " " if shown.startswith("`") or shown.endswith("`") or not shown else ""
     return f"{fence}{gap}{shown}{gap}{fence}"
 
@@ -85,10 +86,6 @@ _PLAIN = {ord(sign): f"\\{sign}" for sign in "\\`*_{}[]#|~!"} | {
 }
 
 
-def _runs(shown: str, sign: str) -> list[str]:
-    return [run for run in "".join(c if c == sign else " " for c in shown).split() if run]
-
-
 def _environment(*, autoescape: bool) -> Environment:
     import jinja2
 
@@ -101,7 +98,6 @@ def _environment(*, autoescape: bool) -> Environment:
     )
     made.tests["known"] = known
     made.filters["raw"] = raw
-    made.filters["setting"] = lambda fact: text.setting(raw(fact))
     return made
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from onnxdecomp.cli.show import count
 from onnxdecomp.methods import names
+from onnxdecomp.report.text import count
 from tests.cli.small import (
     QUICK,
     arguments,
