@@ -20,7 +20,7 @@ from onnxdecomp.record import SCHEMA_VERSION
 from onnxdecomp.runrecord import Origin, checked, describe_data, ratio
 from onnxdecomp.sites.find import find
 from onnxdecomp.staging import size
-from onnxdecomp.verdict import judged, speedup_in
+from onnxdecomp.verdict import judged, speedups
 from onnxdecomp.verification import Verification
 
 VERIFIED = frozenset(("rel_l2", "drop", "agreement"))
@@ -142,15 +142,16 @@ def _verdict(record: Mapping[str, Any], index: int) -> dict[str, Any]:
     found = record["verify"][index - 1] if record["verify"] else {}
     ratios = record["models"][index]["ratio"]
     accuracy = found.get("accuracy")
+    everywhere = speedups(record["settings"], index)
     numbers = {
-        "speedup": speedup_in(record["settings"][0], index),
+        "speedup": next(iter(everywhere), None),
         "smaller": ratios["bytes"],
         "fewer_params": ratios["params"],
         "fewer_macs": ratios["macs"],
         "accuracy": None if accuracy is None else accuracy["change"],
         "error": found.get("rel_l2"),
     }
-    return {"model": record["models"][index]["path"], **judged(numbers)}
+    return {"model": record["models"][index]["path"], **judged(numbers, everywhere)}
 
 
 def _judge(gate: Gate, record: Mapping[str, Any], verified: Sequence[Verification]) -> dict[str, Any]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from onnxdecomp.report.text import setting
+
 Record: TypeAlias = Mapping[str, Any]
+
+_WIDE = 1.25
+"""An interval whose ends are further apart than by this factor is told in place of the value."""
 
 
 def verdict_on_run(record: Record) -> dict[str, Any]:
@@ -20,7 +25,7 @@ def verdict_on_run(record: Record) -> dict[str, Any]:
     totals, checked = record["totals"], record["verify"] or {}
     accuracy = checked.get("accuracy")
     numbers: dict[str, Any] = {
-        "speedup": _first_speedup(record["settings"]),
+        "speedup": next(iter(speedups(record["settings"] or (), 1)), None),
         "smaller": totals.get("bytes", {}).get("ratio"),
         "fewer_params": totals["params"]["ratio"],
         "fewer_macs": totals["macs"]["ratio"],
@@ -40,11 +45,22 @@ def verdict_on_run(record: Record) -> dict[str, Any]:
         fewer = _phrases({**numbers, "smaller": None})
         text = f"A plan, not carried out: {len(decomposed)} of {len(record['layers'])} layers, {fewer}."
         return {"worth": None, "text": text, "because": []} | numbers
-    return judged(numbers)
+    return judged(numbers, speedups(record["settings"] or (), 1))
 
 
-def judged(numbers: dict[str, Any]) -> dict[str, Any]:
-    """The verdict that numbers as those of `verdict_on_run` give."""
+def speedups(settings: Sequence[Record], index: int) -> list[dict[str, Any]]:
+    """How many times as fast as the first model the one at `index` is, and where, in every setting."""
+    found = []
+    for entry in settings:
+        timing = entry["models"][index]
+        if timing["speedup"] is not None:
+            where = {"provider": entry["provider"], "batch": timing["batch"], "threads": entry["threads"]}
+            found.append({**timing["speedup"], **where})
+    return found
+
+
+def judged(numbers: dict[str, Any], everywhere: Sequence[Record] = ()) -> dict[str, Any]:
+    """The verdict that numbers as those of `verdict_on_run` give, with the speedups in all settings."""
     speed, because = numbers["speedup"], []
     smaller = (numbers["smaller"] or numbers["fewer_params"] or 1.0) > 1.0
     if speed is None:
@@ -62,31 +78,34 @@ def judged(numbers: dict[str, Any]) -> dict[str, Any]:
         )
         if smaller:
             because.append("what is left is the smaller file")
+    if speed is not None and _vague(speed):
+        because.append("the machine was disturbed while it was timed: see how wide the interval is")
+    # The first is the one that decided.
+    because += [
+        f"it is not shown to be faster on {setting(other)}"
+        for other in everywhere[1:]
+        if worth and _vain(other)
+    ]
     phrases = _phrases(numbers)
     text = f"{phrases[0].upper()}{phrases[1:]}." if worth else f"Not worth it for speed: {phrases}."
     return {"worth": worth, "text": text, "because": because} | numbers
 
 
-def _first_speedup(settings: Sequence[Record] | None) -> dict[str, Any] | None:
-    if not settings:
-        return None
-    return speedup_in(settings[0], 1)
+def _vague(speed: Record) -> bool:
+    """Whether a speedup's interval is too wide for its value to be named alone."""
+    return speed["low"] is not None and speed["high"] is not None and speed["high"] > _WIDE * speed["low"]
 
 
-def speedup_in(setting: Record, index: int) -> dict[str, Any] | None:
-    """How many times as fast as the first model the one at `index` is, and where."""
-    timing = setting["models"][index]
-    if timing["speedup"] is None:
-        return None
-    where = {"provider": setting["provider"], "batch": timing["batch"], "threads": setting["threads"]}
-    return {**timing["speedup"], **where}
+def _vain(speed: Record) -> bool:
+    return speed["low"] is None or speed["low"] <= 1.0
 
 
 def _phrases(numbers: Record) -> str:
-    """ "2.41x as fast on cpu, 1.90x smaller, 0.6 points less accurate" ."""
+    """The numbers that are known: "2.41x as fast on CPU, 1.90x smaller, −0.60 points of accuracy"."""
     found = []
     if speed := numbers["speedup"]:
-        found.append(f"{speed['value']:.2f}x as fast on {speed['provider'].upper()}")
+        times = f"{speed['low']:.2f} to {speed['high']:.2f}x" if _vague(speed) else f"{speed['value']:.2f}x"
+        found.append(f"{times} as fast on {speed['provider'].upper()}")
     if numbers["smaller"]:
         found.append(_times(numbers["smaller"], "smaller", "larger"))
     elif numbers["fewer_params"]:

@@ -41,3 +41,19 @@ def test_the_sentence() -> None:
 
 def test_neither_faster_nor_smaller() -> None:
     assert judged(numbers(None, smaller=0.9))["worth"] is False
+
+
+def test_a_wide_interval_is_told_in_place_of_its_value() -> None:
+    found = judged(numbers((30.7, 2.2, 34.0)))
+    assert found["worth"] is True
+    assert found["text"].startswith("2.20 to 34.00x as fast on CPU")
+    assert "disturbed" in found["because"][0]
+
+
+def test_settings_in_which_nothing_is_won_are_named() -> None:
+    everywhere = [
+        {"low": low, "high": 3.0, "provider": "cpu", "batch": batch, "threads": 1}
+        for batch, low in ((1, 2.3), (4, 1.5), (16, 0.9))
+    ]
+    found = judged(numbers((2.4, 2.3, 2.5)), everywhere)
+    assert found["because"] == ["it is not shown to be faster on CPU, batch 16, 1 thread"]

@@ -40,7 +40,7 @@ def distributions(setting: Fact, labels: Sequence[str], salt: str) -> str:
     low, high = min(q[0] for q in quantiles), max(q[98] for q in quantiles)
     wide = high > 20 * low > 0
     edges = np.geomspace(low, high, _BINS) if wide else np.linspace(low, high, _BINS)
-    with figure(height=2.3, margins=(0.5, 0.1, 0.45, 0.3)) as (made, axes):
+    with figure(height=2.3, margins=(0.55, 0.1, 0.45, 0.3)) as (made, axes):
         for index, (spread, label) in enumerate(zip(quantiles, labels, strict=True)):
             place = index % len(SERIES)
             share = np.diff(np.interp(edges, spread, np.linspace(0, 100, len(spread))))
@@ -51,6 +51,7 @@ def distributions(setting: Fact, labels: Sequence[str], salt: str) -> str:
             logarithmic(axes, "x")
         axes.set_xlabel("latency of a run, ms (upright line: median)")
         axes.set_ylabel("runs, %")
+        axes.locator_params(axis="y", nbins=5, integer=True)
         axes.set_ylim(bottom=0)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
         return svg(made, f"Distribution of latencies: {text.setting(value)}", salt)
@@ -115,8 +116,10 @@ def tradeoff(record: Fact, salt: str) -> str:
     with figure(height=3.1) as (made, axes):
         _scatter(axes, alone, "one layer changed", FAINT, ".", 9)
         if plans:
-            style = {"color": SERIES[0], "marker": "o", "markersize": 3.2, "linewidth": 1.2}
-            axes.plot(*zip(*sorted(plans), strict=True), label="best whole plans, expected", **style)
+            x, y = zip(*sorted(plans), strict=True)
+            axes.plot(
+                x, y, "o-", color=SERIES[0], markersize=3.2, linewidth=1.2, label="best whole plans, expected"
+            )
         _scatter(axes, _tried(search, timed), "plans tried, error measured", SERIES[2], "^", 34)
         chosen = _chosen(search, raw(record["totals"]), timed)
         if chosen is not None:

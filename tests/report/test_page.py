@@ -97,9 +97,9 @@ def test_every_number_on_the_page_stands_in_the_record(record: Record) -> None:
     page = parsed(html(record))
     numbers = [(pointer, value, text) for pointer, value, text in page.found if value is not None]
     assert len(numbers) > 15
-    for pointer, value, text in numbers:
+    for pointer, number, text in numbers:
         exact = at(record, pointer)
-        assert json.loads(value or "") == exact, pointer
+        assert json.loads(number or "") == exact, pointer
         if pointer.endswith(("/accuracy", "/change")):
             exact *= 100  # shown in points
         assert shows(text, exact), (pointer, text, exact)
