@@ -107,11 +107,11 @@ def _phrases(numbers: Record) -> str:
         times = f"{speed['low']:.2f} to {speed['high']:.2f}x" if _vague(speed) else f"{speed['value']:.2f}x"
         found.append(f"{times} as fast on {speed['provider'].upper()}")
     if numbers["smaller"]:
-        found.append(_times(numbers["smaller"], "smaller", "larger"))
+        found += _times(numbers["smaller"], "smaller", "larger")
     elif numbers["fewer_params"]:
-        found.append(_times(numbers["fewer_params"], "fewer parameters", "more parameters"))
+        found += _times(numbers["fewer_params"], "fewer parameters", "more parameters")
     if numbers["fewer_macs"]:
-        found.append(_times(numbers["fewer_macs"], "fewer MACs", "more MACs"))
+        found += _times(numbers["fewer_macs"], "fewer MACs", "more MACs")
     if numbers["accuracy"] is not None:
         found.append(f"{100 * numbers['accuracy']:+.2f} points of accuracy".replace("-", "−"))
     elif numbers["error"] is not None:
@@ -119,5 +119,8 @@ def _phrases(numbers: Record) -> str:
     return ", ".join(found) or "nothing was measured"
 
 
-def _times(ratio: float, less: str, more: str) -> str:
-    return f"{ratio:.2f}x {less}" if ratio >= 1 else f"{1 / ratio:.2f}x {more}"
+def _times(ratio: float, less: str, more: str) -> list[str]:
+    """A phrase; none where nothing has changed to two places."""
+    if f"{ratio:.2f}" == "1.00":
+        return []
+    return [f"{ratio:.2f}x {less}" if ratio >= 1 else f"{1 / ratio:.2f}x {more}"]

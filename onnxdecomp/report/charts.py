@@ -40,7 +40,8 @@ def distributions(setting: Fact, labels: Sequence[str], salt: str) -> str:
     low, high = min(q[0] for q in quantiles), max(q[98] for q in quantiles)
     wide = high > 20 * low > 0
     edges = np.geomspace(low, high, _BINS) if wide else np.linspace(low, high, _BINS)
-    with figure(height=2.3, margins=(0.55, 0.1, 0.45, 0.3)) as (made, axes):
+    legend = 0.12 + 0.18 * math.ceil(len(labels) / 2)
+    with figure(height=2.0 + legend, margins=(0.55, 0.1, 0.45, legend)) as (made, axes):
         for index, (spread, label) in enumerate(zip(quantiles, labels, strict=True)):
             place = index % len(SERIES)
             share = np.diff(np.interp(edges, spread, np.linspace(0, 100, len(spread))))

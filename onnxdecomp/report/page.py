@@ -118,7 +118,7 @@ def _context(record: Mapping[str, Any]) -> dict[str, Any]:
         "named": [tagged(facts["models"][i]["path"], label) for i, label in enumerate(labels)]
         if bench
         else labels,
-        "markdown_title": ", ".join(code(name) for name in labels) if bench else code(_title(record, labels)),
+        "markdown_title": _title(record, labels, code),
         "markdown_labels": [code(label) for label in labels] if bench else labels,
         "changed": changed[:SHOWN_LAYERS],
         "left_out": max(0, len(changed) - SHOWN_LAYERS),
@@ -126,11 +126,12 @@ def _context(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _title(record: Mapping[str, Any], labels: Sequence[str]) -> str:
+def _title(record: Mapping[str, Any], labels: Sequence[str], form: Callable[[str], str] = str) -> str:
     if record["kind"] == "bench":
-        return " against ".join((", ".join(labels[1:]), labels[0])) if len(labels) > 1 else labels[0]
+        first, *others = map(form, labels)
+        return f"{', '.join(others)} against {first}" if others else first
     path = record["model"]["path"]
-    return text.visible(PurePath(path).name, 80) if path else "model in memory"
+    return form(text.visible(PurePath(path).name, 80)) if path else "model in memory"
 
 
 def _heading(facts: Fact, labels: Sequence[str]) -> str:
