@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx_ir as ir
 from onnxdecomp import environment, pipeline, preflight, verification
 from onnxdecomp.blas import one_pool
 from onnxdecomp.data.read import read_feeds
+from onnxdecomp.details import Details, details_of, timed_elsewhere, with_profiles
 from onnxdecomp.equip import Gear, equip, read_plan
 from onnxdecomp.errors import GateError, ModelError, UnchangedError, UsageError
 from onnxdecomp.graph.load import load
@@ -20,7 +22,7 @@ from onnxdecomp.lowering import LoweringCheck, check_lowering
 from onnxdecomp.plan.budget import parse_budgets
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
-from onnxdecomp.runrecord import describe_model, describe_output, run_record
+from onnxdecomp.runrecord import Origin, describe_data, describe_model, describe_output, run_record
 from onnxdecomp.settle import Watch, settle
 from onnxdecomp.sites.find import FINDERS
 from onnxdecomp.staging import on_disk, staged
@@ -85,6 +87,9 @@ def compress(
     verify: bool = True,
     bench: bool = True,
     bench_seconds: float = 2.0,
+    bench_batches: Sequence[int] = (1,),
+    bench_threads: Sequence[int] = (),
+    details: bool = False,
     max_error: float | None = None,
     provider: str = "cpu",
     threads: int | None = None,
@@ -115,6 +120,10 @@ def compress(
         verify: Compare the outputs with the original's.
         bench: Time the result against the original.
         bench_seconds: Seconds that timing may take, roughly.
+        bench_batches, bench_threads: The result is timed at these batch sizes and numbers of threads too;
+            what decides is always batch 1 and `threads`.
+        details: Put into the record what a report shows: spectra, the graph around every rewritten layer,
+            where the time goes.
         max_error: Largest relative L2 error of an output; above it GateError, and no file is written.
         allow_slower: Take the result even if it was measured to be no faster than the original. None: only
             where ranks, a plan, or a target of MACs, parameters or bytes were asked for.
@@ -133,13 +142,12 @@ def compress(
             raised, the output is either complete or as it was before.
     """
     report = progress or _silent
+    started = time.time()
     file = None if output is None or dry_run else Path(output)
     if file is not None:
         check_target(file, overwrite=overwrite)
     wanted = _with_target(config, decompose, target, max_error)
-    given = None if plan is None else read_plan(plan)
-    if given is not None and any(wanted.get(name) for name in ("rank", "layers", "target")):
-        raise UsageError("a plan says it all: give no rank, layer rule or target with it")
+    given = _given(plan, wanted)
     stages = _stages(config, seed, provider, simplify, wanted)
     cores = threads or environment.cores()
     with on_disk(model) as path, one_pool():
@@ -159,29 +167,25 @@ def compress(
             "seed": seed or 0,
             "shapes": input_shapes,
         }
-        gear = Gear(path, calib, data, samples, timed=bench, report=report, **how)
+        gear = Gear(path, calib, data, samples, timed=bench, report=report, details=details, **how)
+        request = _request(stages, planned=given is not None, max_error=max_error)
+        origin = Origin(started, 0.0, seed or 0, request, {"calib": describe_data(calib)})
         if dry_run:
-            return _dry_run(before, working, equip(stages, gear, given), report)
+            return _dry_run(before, working, equip(stages, gear, given), report, origin)
 
         def run(plan: Plan | None, fresh: ir.Model) -> PipelineResult:
             return pipeline.run(fresh, equip(stages, gear, plan), lambda stage: report(stage, 0, 0))
 
         watch = Watch(path, provider, cores, bench_seconds, seed or 0, input_shapes)
-        slower = allow_slower if allow_slower is not None else _about_size(given, stages)
-        settled = settle(
-            run(given, working), lambda plan: run(plan, load(path)), watch, enabled=bench and not slower
-        )
-        ran, plan_done, timed = settled.ran, settled.plan, settled.timed
-        notes = (*ran.notes, *settled.notes)
+        first = run(given, working)
+        faster = bench and not (_about_size(given, stages) if allow_slower is None else allow_slower)
+        settled = settle(first, lambda plan: run(plan, load(path)), watch, enabled=faster)
+        ran, plan_done = settled.ran, settled.plan
         report("check layers", 0, 0)
-        checks = check_lowering(ran.rewritten, opset=before["opset"], ir_version=before["ir_version"])
-        _require_lowered(checks)
+        checks = _lowered(ran, opset=before["opset"], ir_version=before["ir_version"])
         layers = layer_records(plan_done, ran.rewritten, checks)
         changed = bool(ran.rewritten)
-        if not changed and fail_if_unchanged:
-            raise UnchangedError(
-                f"nothing was decomposed: {_why_nothing(plan_done)}; 'onnxdecomp inspect' shows every layer"
-            )
+        _require_changed(plan_done, changed or not fail_if_unchanged)
         result = ran.model if changed else load(path)
         with staged(result, file, original=None if changed else path) as written:
             checked = None
@@ -191,9 +195,14 @@ def compress(
                     path, written, data=data, samples=samples, max_error=max_error, **how
                 )
                 _require_verified(checked)
-            if bench and changed and timed is None:
-                report("time", 0, 0)
-                timed = watch.time(written)
+            report("time", 0, 0)
+            timed, remarks = (
+                timed_elsewhere(settled.timed, written, watch, bench_batches, bench_threads)
+                if bench and changed
+                else (None, ())
+            )
+            notes = (*ran.notes, *settled.notes, *remarks)
+            used = None if data is calib else describe_data(data, checked.samples if checked else None)
             record = run_record(
                 before,
                 plan=plan_done,
@@ -203,7 +212,9 @@ def compress(
                 output=describe_output(written, file),
                 verified=checked,
                 timed=timed,
-                passes=ran.record,
+                passes=_with_search(ran.record, first.record),
+                origin=origin.ended(used),
+                details=_details(ran, layers, written, watch, timed is not None) if details else None,
             )
             report("save", 0, 0)
         return Result(result, plan_done, layers, checks, notes, changed, file, checked, timed, record)
@@ -271,6 +282,15 @@ def _with_target(
     return dict(decompose) if said else {**decompose, "target": f"error={max_error}"}
 
 
+def _given(plan: Plan | Mapping[str, Any] | str | Path | None, wanted: Mapping[str, Any]) -> Plan | None:
+    """The plan to carry out, which excludes every other request."""
+    if plan is None:
+        return None
+    if any(wanted.get(name) for name in ("rank", "layers", "target")):
+        raise UsageError("a plan says it all: give no rank, layer rule or target with it")
+    return read_plan(plan)
+
+
 def _about_size(plan: Plan | None, stages: Sequence[Any]) -> bool:
     """Whether ranks, a plan, or a target of MACs, parameters or bytes were asked for: not, then, speed."""
     stage = next((stage for stage in stages if hasattr(stage, "searches")), None)
@@ -279,7 +299,37 @@ def _about_size(plan: Plan | None, stages: Sequence[Any]) -> bool:
     return {budget.quantity for budget in parse_budgets(stage.goal)} <= {"macs", "params", "size"}
 
 
-def _dry_run(before: Mapping[str, Any], working: ir.Model, stages: Sequence[Any], report: Report) -> Result:
+def _request(stages: Sequence[Any], *, planned: bool, max_error: float | None) -> dict[str, Any]:
+    """What was asked for, as far as it says how far to go."""
+    stage = next((stage for stage in stages if hasattr(stage, "searches")), None)
+    searches = stage is not None and stage.searches and not planned
+    return {
+        "target": stage.goal if stage is not None and searches else None,
+        "rank": None if stage is None or searches or planned else stage.rank or None,
+        "rules": [] if stage is None else list(stage.layers),
+        "method": None if stage is None else stage.method,
+        "plan": planned,
+        "max_error": max_error,
+    }
+
+
+def _with_search(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+    """The passes' facts with the search that found the plan: a run that puts layers back has none."""
+    search = first.get("decompose", {}).get("search")
+    return {**record, "decompose": {**record.get("decompose", {}), "search": search}}
+
+
+def _details(
+    ran: PipelineResult, layers: Sequence[LayerRecord], written: Path, watch: Watch, timed: bool
+) -> Details:
+    spectra: Any = ran.record.get("decompose", {}).get("spectra", ())
+    found = details_of(ran.rewritten, spectra, layers)
+    return with_profiles(found, written, layers, watch) if timed else found
+
+
+def _dry_run(
+    before: Mapping[str, Any], working: ir.Model, stages: Sequence[Any], report: Report, origin: Origin
+) -> Result:
     """Run the pipeline up to the decompose stage and let that one plan only."""
     names = [stage.name for stage in stages]
     if "decompose" not in names:
@@ -291,11 +341,15 @@ def _dry_run(before: Mapping[str, Any], working: ir.Model, stages: Sequence[Any]
     layers = layer_records(found.plan, carried_out=False)
     notes = (*ran.notes, *(f"decompose: {note}" for note in found.notes))
     passes = {**ran.record, "decompose": {"search": found.record}} if found.record else ran.record
-    record = run_record(before, plan=found.plan, layers=layers, notes=notes, passes=passes)
+    record = run_record(
+        before, plan=found.plan, layers=layers, notes=notes, passes=passes, origin=origin.ended()
+    )
     return Result(ran.model, found.plan, layers, (), notes, False, None, None, None, record)
 
 
-def _require_lowered(checks: Sequence[LoweringCheck]) -> None:
+def _lowered(ran: PipelineResult, *, opset: int, ir_version: int) -> tuple[LoweringCheck, ...]:
+    """The lowering checks, all of them passed."""
+    checks = check_lowering(ran.rewritten, opset=opset, ir_version=ir_version)
     for check in checks:
         if not check.passed:
             raise ModelError(
@@ -303,6 +357,14 @@ def _require_lowered(checks: Sequence[LoweringCheck]) -> None:
                 f"(at most {check.tolerance:g}); nothing was written. This is a bug in onnxdecomp: please "
                 "report it, and use --exclude for this layer until it is mended"
             )
+    return checks
+
+
+def _require_changed(plan: Plan, changed: bool) -> None:
+    if not changed:
+        raise UnchangedError(
+            f"nothing was decomposed: {_why_nothing(plan)}; 'onnxdecomp inspect' shows every layer"
+        )
 
 
 def _why_nothing(plan: Plan) -> str:

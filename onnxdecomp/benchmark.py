@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxdecomp import jsonio
+from onnxdecomp import environment, jsonio
 from onnxdecomp.data.read import Data, read_feeds, repeatable
 from onnxdecomp.data.read import describe as describe_data
 from onnxdecomp.errors import ModelError, UsageError
@@ -67,6 +67,7 @@ class Setting:
         spinning: Whether idle threads waited busily.
         rounds: Runs of each model.
         models: In the order given.
+        device: The processor's or graphics card's name.
     """
 
     provider: str
@@ -76,6 +77,7 @@ class Setting:
     spinning: bool
     rounds: int
     models: tuple[ModelTiming, ...]
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,22 @@ class BenchResult:
     inputs: str
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values; every model's `ratio` is there as a `speedup` too."""
         result: dict[str, Any] = jsonio.plain(self)
+        for setting, entry in zip(self.settings, result["settings"], strict=True):
+            for timing, model in zip(setting.models, entry["models"], strict=True):
+                model["speedup"] = speedup(timing.ratio)
         return result
+
+
+def speedup(ratio: Ratio | None) -> dict[str, Any] | None:
+    """How many times as fast: one over a ratio of latencies, with its interval."""
+    if ratio is None:
+        return None
+    found: dict[str, Any] = jsonio.plain(
+        Ratio(1 / ratio.value, 1 / ratio.high, 1 / ratio.low, ratio.confidence)
+    )
+    return found
 
 
 def bench(
@@ -194,7 +209,7 @@ def _setting(
         for model in models
     ]
     feeds = [
-        _feed(session, model, batch=batch, data=data, shapes=shapes, seed=seed)
+        feed_of(session, model, batch=batch, data=data, shapes=shapes, seed=seed)
         for session, model in zip(sessions, models, strict=True)
     ]
     bound = provider in ep.NVIDIA
@@ -220,10 +235,11 @@ def _setting(
                 peak_rss=peak_growth(model, feed, provider=provider, threads=threads) if memory else None,
             )
         )
-    return Setting(provider, threads, batch, bound, spinning, len(timings.order), tuple(results))
+    device = environment.device(provider)
+    return Setting(provider, threads, batch, bound, spinning, len(timings.order), tuple(results), device)
 
 
-def _feed(
+def feed_of(
     session: ort.InferenceSession,
     model: Path,
     *,

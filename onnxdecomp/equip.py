@@ -54,6 +54,7 @@ class Gear:
         report: Progress.
         provider, threads, seed: Where, and of what is random.
         shapes: Shapes of inputs by name, for random inputs.
+        details: Whether the spectra of what is decomposed are recorded.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Gear:
     threads: int
     seed: int
     shapes: Mapping[str, Sequence[int]] | None
+    details: bool = False
 
 
 def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage, ...]:
@@ -84,7 +86,7 @@ def _equipped(stage: Any, gear: Gear, plan: Plan | None) -> Stage:
     from onnxdecomp.plan.timing import Stopwatch
     from onnxdecomp.runtime.session import inputs_of, open_session
 
-    changes: dict[str, Any] = {"given": plan, "on_layer": gear.report}
+    changes: dict[str, Any] = {"given": plan, "on_layer": gear.report, "details": gear.details}
     if gear.calib is not None:
         # The activations are looked at on the CPU: every provider computes the same.
         changes["calibration"] = Calibration(gear.calib, threads=gear.threads, seed=gear.seed)

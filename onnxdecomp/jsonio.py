@@ -45,7 +45,30 @@ def dump(value: object, target: str | Path) -> None:
     Raises:
         UsageError: The file cannot be written.
     """
-    text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+    write(json.dumps(plain(value), indent=2, allow_nan=False) + "\n", target)
+
+
+def read(source: str | Path) -> Any:
+    """The JSON value in the file `source`, or on stdin if it is "-".
+
+    Raises:
+        UsageError: The file cannot be read, or is no JSON.
+    """
+    try:
+        text = sys.stdin.read() if str(source) == "-" else Path(source).read_text(encoding="utf-8")
+        return json.loads(text)
+    except OSError as error:
+        raise UsageError(f"cannot read {source}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source} is no JSON: {error}") from error
+
+
+def write(text: str, target: str | Path) -> None:
+    """Write `text` to the file `target`, all or nothing, or to stdout if `target` is "-".
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
     if str(target) == "-":
         sys.stdout.write(text)
         sys.stdout.flush()

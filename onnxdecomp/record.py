@@ -34,6 +34,7 @@ class LayerRecord:
         repaired: It was kept, with other numbers that make up for what layers before it have lost.
         rel_error: ||What - W|| / ||W||, of the weights (estimated to about 1 % for very large matrices).
         lowering: ||nodes(x) - What x|| / ||What x|| in ONNX Runtime; None where not decomposed.
+        loss: E|y - What x|² / E|y|² on the calibration inputs, y centred; None where not fitted to them.
         params, macs: Cost before and after (after = before where it was kept).
         weight, input: Shapes of the canonical weight (see Layer) and of the activation, where known.
     """
@@ -49,6 +50,7 @@ class LayerRecord:
     repaired: bool
     rel_error: float | None
     lowering: float | None
+    loss: float | None
     params: Change
     macs: Change
     weight: tuple[int, ...]
@@ -86,6 +88,7 @@ def layer_records(
                 repaired=result is not None and not decomposed,
                 rel_error=result.rel_error if result else None,
                 lowering=check.rel_error if check else None,
+                loss=result.loss if result else None,
                 params=_change(choice.before, after, "params"),
                 macs=_change(choice.before, after, "macs"),
                 weight=choice.weight,

@@ -52,12 +52,13 @@ class Watch:
     seed: int
     shapes: Mapping[str, Sequence[int]] | None
 
-    def time(self, new: Path) -> BenchResult:
-        """The two, interleaved."""
+    def time(self, new: Path, *, threads: int | None = None, batch: int = 1) -> BenchResult:
+        """The two, interleaved; with other threads where that is asked for."""
         return benchmark.bench(
             [self.original, new],
             providers=(self.provider,),
-            threads=(self.threads,),
+            threads=(threads or self.threads,),
+            batch_sizes=(batch,),
             shapes=self.shapes,
             duration=self.seconds,
             seed=self.seed,

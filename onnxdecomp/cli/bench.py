@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxdecomp.cli.inputs import data_options, parse_shapes
-from onnxdecomp.cli.output import json_option
+from onnxdecomp.cli.output import json_option, report_options, write_record
 
 if TYPE_CHECKING:
     from onnxdecomp.benchmark import Setting
@@ -39,8 +39,18 @@ if TYPE_CHECKING:
     "--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Untimed runs before."
 )
 @click.option("--memory/--no-memory", default=True, show_default=True, help="Measure the peak memory too.")
-@json_option("the timings")
+@click.option(
+    "--gate",
+    metavar="CONDITION",
+    help="Exit with 1 and the reason unless every other model keeps this in every setting, such as "
+    "'latency<=1.0 and rel_l2<=0.05'; docs/ci.md lists the names.",
+)
+@report_options
+@json_option("the run's record")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     *,
     models: tuple[str, ...],
     data: str | None,
@@ -53,6 +63,9 @@ def command(
     iterations: int | None,
     warmup: int,
     memory: bool,
+    gate: str | None,
+    report_target: str | None,
+    markdown_target: str | None,
     json_target: str | None,
 ) -> None:
     """Time each MODEL, the runs interleaved, and compare the others with the first.
@@ -60,12 +73,16 @@ def command(
     The ratio is that of the median latencies, with its 95 % bootstrap interval. Peak memory is what the
     resident set of a fresh process grew by that loaded and ran the model.
     """
-    from onnxdecomp import console, jsonio
-    from onnxdecomp.benchmark import bench, describe
+    from onnxdecomp import console
+    from onnxdecomp.benchmark import describe
+    from onnxdecomp.compare import compare, gate_failure
+    from onnxdecomp.errors import GateError
 
     with console.progress("timing", len(provider) * len(batch) * len(threads)) as advance:
-        result = bench(
+        result, record = compare(
             models,
+            gate=gate,
+            verify=True if report_target or markdown_target else None,
             providers=provider,
             batch_sizes=batch,
             threads=threads,
@@ -81,11 +98,12 @@ def command(
     for setting in result.settings:
         for remark in describe(setting):
             console.note(f"note: {remark}")
-    if json_target:
-        jsonio.dump(result.to_json(), json_target)
-    if json_target != "-":
+    write_record(context, record, json_target, report_target, markdown_target)
+    if "-" not in (json_target, markdown_target):
         for setting in result.settings:
             _show(setting)
+    if reason := gate_failure(record):
+        raise GateError(reason)
 
 
 def _show(setting: Setting) -> None:

@@ -10,7 +10,7 @@ import click
 
 from onnxdecomp.cli import options
 from onnxdecomp.cli.inputs import input_shape_option, parse_shapes, preprocess_option
-from onnxdecomp.cli.output import json_option
+from onnxdecomp.cli.output import json_option, report_options, write_record
 
 
 @click.command()
@@ -85,6 +85,25 @@ from onnxdecomp.cli.output import json_option
     help="Carry out the plan in this file: the --json of a --dry-run or of another run.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan and write nothing.")
+@report_options
+@click.option(
+    "--bench-batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Time the result at this batch size too; repeatable. What decides is batch 1  [default: with a "
+    "report 1 and 16].",
+)
+@click.option(
+    "--bench-threads",
+    "bench_threads",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Time the result with so many threads too; repeatable. What decides is --threads  [default: with a "
+    "report 1 and --threads].",
+)
 @json_option("the run's record")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option("--fail-if-unchanged", is_flag=True, help="Exit with 5 if nothing was decomposed.")
@@ -109,6 +128,10 @@ def command(
     allow_slower: bool | None,
     plan: str | None,
     dry_run: bool,
+    report_target: str | None,
+    markdown_target: str | None,
+    batches: tuple[int, ...],
+    bench_threads: tuple[int, ...],
     json_target: str | None,
     overwrite: bool,
     fail_if_unchanged: bool,
@@ -119,12 +142,14 @@ def command(
     The result is checked against MODEL (interface, numbers, and accuracy where the data have labels) and
     timed against it.
     """
-    from onnxdecomp import console, jsonio
+    from onnxdecomp import console, environment
     from onnxdecomp.api import compress
     from onnxdecomp.cli.show import show_plan, show_result
     from onnxdecomp.data.read import prepared
 
     given = options.given(context, (*options.DECOMPOSE, "seed"))
+    told = bool(report_target or markdown_target)
+    decisive = threads or environment.cores()
     with console.progress("load") as advance:
         result = compress(
             model,
@@ -140,6 +165,9 @@ def command(
             threads=threads,
             verify=verify,
             bench=bench,
+            bench_batches=batches or ((1, 16) if told else (1,)),
+            bench_threads=bench_threads or ((decisive, 1) if told else (decisive,)),
+            details=told or json_target is not None,
             allow_slower=allow_slower,
             dry_run=dry_run,
             overwrite=overwrite,
@@ -149,9 +177,8 @@ def command(
         )
     for note in result.notes:
         console.note(f"note: {note}")
-    if json_target:
-        jsonio.dump(result.record, json_target)
-    if json_target != "-":
+    write_record(context, result.record, json_target, report_target, markdown_target)
+    if "-" not in (json_target, markdown_target):
         (show_plan if dry_run else show_result)(result)
 
 

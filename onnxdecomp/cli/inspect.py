@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from onnxdecomp.cli import options
-from onnxdecomp.cli.output import json_option
+from onnxdecomp.cli.output import json_option, write_record
 
 
 @click.command()
@@ -23,7 +23,7 @@ def command(
 
     Layers are shown as the file has them; with --simplify as the simplifier leaves them.
     """
-    from onnxdecomp import console, jsonio
+    from onnxdecomp import console
     from onnxdecomp.api import inspect
     from onnxdecomp.cli.show import show_plan
 
@@ -32,7 +32,6 @@ def command(
         result = inspect(model, config=config, progress=advance, **given)
     for note in result.notes:
         console.note(f"note: {note}")
-    if json_target:
-        jsonio.dump(result.record, json_target)
+    write_record(context, result.record, json_target)
     if json_target != "-":
         show_plan(result)

@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "Show the layers of a model, their cost, and what could be done.",
     "verify": "Compare a model with the original: numbers, interface, accuracy.",
     "bench": "Time models against each other, interleaved.",
+    "report": "Make a page to send around from the record of a run.",
     "methods": "List the decompositions and the layers that they take.",
     "passes": "List the passes of the pipeline, other packages' included.",
     "doctor": "Say what is installed and which providers really start.",
@@ -98,7 +99,7 @@ def _invoke(arguments: list[str]) -> None:
     """Run the command; not by click's own `main`, which ends a broken pipe with the code of a failed gate."""
     if "_ONNXDECOMP_COMPLETE" in os.environ:  # a shell asks for completions
         cli.main(arguments, prog_name="onnxdecomp")
-    with cli.make_context("onnxdecomp", arguments) as context:
+    with cli.make_context("onnxdecomp", list(arguments), obj=tuple(arguments)) as context:
         cli.invoke(context)
 
 

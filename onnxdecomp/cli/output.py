@@ -1,4 +1,4 @@
-"""--json: the option that several commands share."""
+"""--json, --report and --markdown: the options that several commands share."""
 
 from __future__ import annotations
 
@@ -18,22 +18,90 @@ def json_option(what: str) -> Callable[[F], F]:
     Args:
         what: What is written, for the help.
     """
-
-    def check(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-        if value not in (None, "-"):
-            _check_writable(Path(value))
-        return value
-
     return click.option(
         "--json",
         "json_target",
         metavar="FILE|-",
-        callback=check,
+        callback=_checked,
         help=f"Write {what} as JSON to FILE, or to stdout in place of the text.",
     )
 
 
-def _check_writable(path: Path) -> None:
+def report_option(*names: str, help: str) -> Callable[[F], F]:
+    """The option that names the page, checked likewise; by default --report."""
+    return click.option(
+        *(names or ("--report",)), "report_target", metavar="FILE.html", callback=_checked_report, help=help
+    )
+
+
+def markdown_option(function: F) -> F:
+    """--markdown FILE.md|-, checked likewise."""
+    return click.option(
+        "--markdown",
+        "markdown_target",
+        metavar="FILE.md|-",
+        callback=_checked_report,
+        help="Write the report as Markdown, for a pull request, to FILE.md or stdout in place of the text.",
+    )(function)
+
+
+def report_options(function: F) -> F:
+    """--report and --markdown."""
+    page = report_option(help="Write a report to send around: one HTML page that needs no network.")
+    return page(markdown_option(function))
+
+
+def write_record(
+    context: click.Context,
+    record: dict[str, Any],
+    json_target: str | None = None,
+    report_target: str | None = None,
+    markdown_target: str | None = None,
+) -> None:
+    """Put the command line into the record, and write what was asked for."""
+    from onnxdecomp import jsonio
+
+    if isinstance(context.obj, tuple):  # what `main` was given
+        import shlex
+
+        record["run"]["command"] = shlex.join(("onnxdecomp", *context.obj))
+    if json_target:
+        jsonio.dump(record, json_target)
+    write_reports(record, report_target, markdown_target)
+
+
+def write_reports(record: dict[str, Any], report_target: str | None, markdown_target: str | None) -> None:
+    """The report of a record, as a page and as Markdown."""
+    from onnxdecomp import jsonio
+
+    if report_target or markdown_target:
+        from onnxdecomp.report import html, markdown
+
+        if report_target:
+            jsonio.write(html(record), report_target)
+        if markdown_target:
+            jsonio.write(markdown(record), markdown_target)
+
+
+def _checked(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value not in (None, "-"):
+        _check_writable(Path(value), parameter.opts[0])
+    return value
+
+
+def _checked_report(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    from onnxdecomp.errors import UsageError
+
+    if value is not None:
+        from onnxdecomp.report import check_installed
+
+        if value == "-" and parameter.name == "report_target":
+            raise UsageError("--report writes a file: name it, such as report.html")
+        check_installed()
+    return _checked(context, parameter, value)
+
+
+def _check_writable(path: Path, option: str) -> None:
     from onnxdecomp.errors import UsageError
 
     if path.is_dir():
@@ -43,4 +111,5 @@ def _check_writable(path: Path) -> None:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{path}: the folder {str(path.parent)!r} is not writable")
     if path.suffix == ".onnx":
-        raise UsageError(f"{path}: --json writes JSON; -o names the model to write")
+        what = {"--json": "JSON", "--markdown": "Markdown"}.get(option, "a page")
+        raise UsageError(f"{path}: {option} writes {what}, not a model; name another file")

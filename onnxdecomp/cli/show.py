@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxdecomp import console
+from onnxdecomp.report.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,15 +30,6 @@ def show_result(result: Result) -> None:
         copy = "" if result.changed else ", a copy of the original: nothing was decomposed"
         lines.append(("wrote", f"{result.path}{copy}"))
     console.show(*_layers(result.layers), console.pairs(lines))
-
-
-def count(number: float, unit: str = "") -> str:
-    """A quantity with three digits: 1.23M, or 1.23 MB where it has a unit."""
-    gap = " " if unit else ""
-    for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit * 0.9995:
-            return f"{number / limit:.3g}{gap}{prefix}{unit}"
-    return f"{number:.0f}{gap}{unit}"
 
 
 def _layers(layers: Sequence[LayerRecord], *, shapes: bool = False) -> list[RenderableType]:

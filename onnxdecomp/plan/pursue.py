@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.plan.allocate import OutOfReach
 from onnxdecomp.plan.budget import Budget
+from onnxdecomp.plan.frontier import frontier, macs_left
 from onnxdecomp.plan.look import look
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.plan.search import Chosen, choose, totals
@@ -133,7 +134,7 @@ def _try(
     measures: Sequence[Measure],
     trial: Trial,
     progress: Progress | None,
-) -> tuple[Chosen, list[dict[str, float]], tuple[str, ...]]:
+) -> tuple[Chosen, list[dict[str, float | None]], tuple[str, ...]]:
     """Plans of rising and falling expected loss, until one uses up what may be lost, and not more."""
     limits = [budget.limit * (_MARGIN if budget.quantity == "error" else 1.0) for budget in losses]
     # What layers lose adds up to more than the network does once they are fitted to each other.
@@ -142,7 +143,7 @@ def _try(
         for budget, limit in zip(losses, limits, strict=True)
     )
     best: Chosen | None = None
-    tries: list[dict[str, float]] = []
+    tries: list[dict[str, float | None]] = []
     low, high = 0.0, float("inf")
     for attempt in range(TRIALS):
         if progress:
@@ -158,7 +159,7 @@ def _try(
             for value, limit in zip(used, limits, strict=True)
         )
         tries.append(
-            {"expected": chosen.loss}
+            {"expected": chosen.loss, "latency": chosen.latency, "macs": macs_left(chosen.plan)}
             | {measure.name: value for measure, value in zip(measures, used, strict=True)}
         )
         if share <= 1:
@@ -250,7 +251,7 @@ def _out_of_reach(costs: Sequence[Budget], found: OutOfReach, original: Mapping[
     return f"--target {asked} is out of reach: these methods and layers allow at most {reach}"
 
 
-def _record(weighed: Survey, chosen: Chosen, tries: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def _record(weighed: Survey, chosen: Chosen, tries: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
     return {
         "expected": {
             "loss": chosen.loss,
@@ -260,11 +261,14 @@ def _record(weighed: Survey, chosen: Chosen, tries: Sequence[Mapping[str, float]
         },
         "measured": {"latency": chosen.measured},
         "original_ms": weighed.original_ms or None,
+        "weighed": sum(len(entry.candidates) for entry in weighed.layers),
         "tries": [dict(entry) for entry in tries],
+        "frontier": [asdict(point) for point in frontier(weighed)],
         "layers": [
             {
                 "layer": entry.site.layer.name,
                 "graph": entry.site.layer.graph,
+                "macs": entry.dense.macs,
                 "part": entry.part or None,
                 "effect": [list(point) for point in entry.effect.points],
                 "candidates": [

@@ -76,6 +76,7 @@ def open_session(
     record_nodes: bool = False,
     integers: bool = True,
     weights: Mapping[str, Array] | None = None,
+    profile: Path | None = None,
 ) -> ort.InferenceSession:
     """A session on `provider`, with the CPU only for what the provider does not take.
 
@@ -89,6 +90,8 @@ def open_session(
         record_nodes: Keep what `placements` reads.
         weights: The numbers of initializers that the model declares as external data, by name; they are
             not copied and must stay as they are while the session lives.
+        profile: Where ONNX Runtime's own trace of every kernel goes: the beginning of a file's name, which
+            the session's `end_profiling` tells in full.
         integers: Let kernels compute with the integers before a DequantizeLinear, rounding activations too.
 
     Raises:
@@ -115,6 +118,9 @@ def open_session(
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if record_nodes:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if weights:
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)

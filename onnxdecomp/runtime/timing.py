@@ -35,7 +35,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Summary:
-    """Order statistics of one model's latencies, in milliseconds."""
+    """Order statistics of one model's latencies, in milliseconds.
+
+    `quantiles` are those of 0, 1, … 100 %: the distribution in a bounded number of points.
+    """
 
     unit: str
     count: int
@@ -46,6 +49,7 @@ class Summary:
     p90: float
     p95: float
     p99: float
+    quantiles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,10 @@ def interleave(
 def summarise(nanoseconds: Array) -> Summary:
     """Order statistics (linear interpolation between samples) of a vector of nanoseconds."""
     ms = np.asarray(nanoseconds, np.float64) / 1e6
-    p50, p90, p95, p99 = (float(value) for value in np.percentile(ms, (50, 90, 95, 99)))
+    quantiles = tuple(float(value) for value in np.percentile(ms, range(101)))
+    p50, p90, p95, p99 = (quantiles[percent] for percent in (50, 90, 95, 99))
     stdev = float(ms.std(ddof=1)) if len(ms) > 1 else 0.0
-    return Summary("ms", len(ms), float(ms.min()), float(ms.mean()), stdev, p50, p90, p95, p99)
+    return Summary("ms", len(ms), float(ms.min()), float(ms.mean()), stdev, p50, p90, p95, p99, quantiles)
 
 
 def ratio_of_medians(

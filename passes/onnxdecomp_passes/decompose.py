@@ -26,6 +26,7 @@ from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.find import find
 from onnxdecomp.sites.quantized import OLDEST_OPSET
 from onnxdecomp.sites.rewrite import Rewritten
+from onnxdecomp.spectra import spectra_of
 from onnxdecomp.stage import Stage, StageResult
 
 
@@ -99,6 +100,7 @@ class Decompose(Stage):
     stopwatch: Stopwatch | None = field(default=None, compare=False, repr=False)
     size: int = field(default=0, compare=False, repr=False)
     on_layer: Callable[[str, int, int], None] | None = field(default=None, compare=False, repr=False)
+    details: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         # A mistake in the request is known before anything starts.
@@ -153,6 +155,11 @@ class Decompose(Stage):
         count = iter(range(total))
         report = self.on_layer
         opset = int(model.opset_imports.get("", 1))
+        record: dict[str, object] = {"plan": plan.to_json()}
+        if pursued.record:
+            record["search"] = pursued.record
+        if self.details:  # before the dense weights are let go of
+            record["spectra"] = spectra_of(sites, plan)
         rewritten = carry_out(
             model,
             sites,
@@ -167,7 +174,7 @@ class Decompose(Stage):
             bool(rewritten),
             notes=(*pursued.notes, *_notes(rewritten, self.requantize, opset)),
             rewritten=rewritten,
-            record={"plan": plan.to_json(), **({"search": pursued.record} if pursued.record else {})},
+            record=record,
         )
 
     def _calibration(self, model: ir.Model, sites: Sequence[Site]) -> tuple[Calibration, tuple[str, ...]]:

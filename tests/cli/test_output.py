@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from onnxdecomp.cli.show import count
 from onnxdecomp.methods import names
+from onnxdecomp.report.text import count
 from tests.cli.small import (
     QUICK,
     arguments,
@@ -100,22 +101,39 @@ def test_why_layers_are_kept(model: Path, capsys: Capsys) -> None:
 
 RECORD = {
     "schema_version": 1,
+    "kind": None,
     "tool": {"name", "version"},
     "environment": {
         *("onnxruntime", "provider_requested", "provider_used", "device", "threads", "platform", "versions"),
     },
+    "run": {"command", "started", "seconds", "seed", "request", "data"},
     "model": {"path", "sha256", "bytes", "opset", "ir_version"},
     "output": {"path", "sha256", "bytes"},
     "plan": {"version", "choices"},
     "search": None,
     "layers": None,
-    "totals": {"params", "macs", "bytes"},
+    "totals": {"params", "macs", "bytes", "layers"},
     "verify": None,
     "latency": {
         *("provider", "threads", "batch", "shapes", "inputs", "original", "compressed", "speedup"),
     },
+    "settings": None,
+    "profile": {"unit", "before", "after"},
     "notes": None,
     "passes": None,
+    "verdict": {
+        *(
+            "worth",
+            "text",
+            "because",
+            "speedup",
+            "smaller",
+            "fewer_params",
+            "fewer_macs",
+            "accuracy",
+            "error",
+        ),
+    },
 }
 """The record's keys, and theirs."""
 
@@ -142,7 +160,13 @@ def test_the_record(model: Path, capsys: Capsys) -> None:
         assert record[part]["sha256"] == hashlib.sha256(content).hexdigest()
         assert record[part]["bytes"] == len(content)
     first = record["layers"][0]
-    assert first | {"rel_error": 0, "lowering": 0} == {
+    details = {"latency_ms": None, "spectra": None, "nodes": None}
+    assert [entry["name"] for entry in first["spectra"]] == ["out", "in"]
+    assert first["nodes"]["after"][-1]["name"] == "c1"
+    assert record["run"]["command"] == shlex.join(("onnxdecomp", *map(str, line), "--json", "run.json"))
+    assert first | {"rel_error": 0, "lowering": 0} | details == {
+        **details,
+        "loss": None,
         "name": "c1",
         "graph": "",
         "op": "Conv",

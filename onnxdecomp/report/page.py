@@ -1,0 +1,170 @@
+"""Rendering: templates filled with the facts of a record."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from onnxdecomp.report import charts, text
+from onnxdecomp.report.facts import Fact, known, raw, tagged
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+SHOWN_LAYERS = 24
+"""Rewritten layers whose spectra and nodes are drawn: a page of a hundred would be too large to send."""
+
+FORMATS: Mapping[str, Callable[[Any], str]] = {
+    "count": text.count,
+    "size": text.size,
+    "times": text.times,
+    "percent": text.percent,
+    "share": text.share,
+    "points": text.points,
+    "ms": text.ms,
+    "small": text.small,
+    "precise": text.precise,
+    "decimal": text.decimal,
+    "seconds": text.seconds,
+    "when": text.when,
+    "full": text.full,
+    "listed": text.listed,
+    "shape": text.shape,
+    "whole": str,
+}
+"""How templates name the ways in which a number is shown."""
+
+
+def render_html(record: Mapping[str, Any]) -> str:
+    """The page."""
+    environment = _environment(autoescape=True)
+    for name, form in FORMATS.items():
+        environment.filters[name] = _html_filter(form)
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html").render(
+        **_context(record),
+        charts=charts,
+        script=_safe(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=_safe((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+    )
+
+
+def render_markdown(record: Mapping[str, Any]) -> str:
+    """The report in Markdown."""
+    environment = _environment(autoescape=False)
+    for name, form in FORMATS.items():
+        environment.filters[name] = _text_filter(form)
+    environment.filters["code"] = lambda fact: code(str(raw(fact)))
+    environment.filters["prose"] = lambda fact: prose(str(raw(fact)))
+    filled = environment.get_template("report.md").render(**_context(record))
+    return "\n".join(line.rstrip() for line in filled.splitlines()).strip() + "\n"
+
+
+def code(name: str) -> str:
+    """A name in Markdown as code, which stays code whatever it holds, in a table too."""
+    shown = text.full(name).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    gap = " " if shown.startswith("`") or shown.endswith("`") or not shown else ""
+    return f"{fence}{gap}{shown}{gap}{fence}"
+
+
+def prose(sentence: str) -> str:
+    """A sentence in Markdown in which nothing is markup, an address or a mention of somebody."""
+    return text.visible(sentence, 2000).translate(_PLAIN)
+
+
+_PLAIN = {ord(sign): f"\\{sign}" for sign in "\\`*_{}[]#|~!"} | {
+    ord(sign): f"&#{ord(sign)};" for sign in "@<>&"
+}
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    import jinja2
+
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=autoescape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.tests["known"] = known
+    made.filters["raw"] = raw
+    return made
+
+
+def _context(record: Mapping[str, Any]) -> dict[str, Any]:
+    facts = Fact(record)
+    bench = record["kind"] == "bench"
+    models = record["models"] if bench else ()
+    labels = short_names([model["path"] for model in models]) if bench else ["original", "compressed"]
+    # Facts have numbers for every index of the record's lists: what is picked out of them stays traceable.
+    layers = [] if bench else list(facts["layers"])
+    changed = [layer for layer in layers if raw(layer["nodes"]) or raw(layer["spectra"])]
+    changed.sort(key=lambda layer: -(raw(layer["macs"])["before"] or 0))
+    return {
+        "record": facts,
+        "labels": labels,
+        "title": _title(record, labels),
+        "heading": _heading(facts, labels),
+        "named": [tagged(facts["models"][i]["path"], label) for i, label in enumerate(labels)]
+        if bench
+        else labels,
+        "markdown_title": _title(record, labels, code),
+        "markdown_labels": [code(label) for label in labels] if bench else labels,
+        "changed": changed[:SHOWN_LAYERS],
+        "left_out": max(0, len(changed) - SHOWN_LAYERS),
+        "several_settings": len(record["settings"] or ()) > 1 or len(labels) > 2,
+    }
+
+
+def _title(record: Mapping[str, Any], labels: Sequence[str], form: Callable[[str], str] = str) -> str:
+    if record["kind"] == "bench":
+        first, *others = map(form, labels)
+        return f"{', '.join(others)} against {first}" if others else first
+    path = record["model"]["path"]
+    return form(text.visible(PurePath(path).name, 80)) if path else "model in memory"
+
+
+def _heading(facts: Fact, labels: Sequence[str]) -> str:
+    """The title, traced."""
+    from markupsafe import Markup
+
+    if raw(facts["kind"]) == "bench":
+        names = [tagged(facts["models"][index]["path"], label) for index, label in enumerate(labels)]
+        return Markup(" against ").join([Markup(", ").join(names[1:]), names[0]]) if names[1:] else names[0]
+    path = facts["model"]["path"]
+    return tagged(path, _title(raw(facts), labels)) if known(path) else "model in memory"
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """File names, with a number where they are the same."""
+    names = [text.visible(PurePath(path).name, 60) for path in paths]
+    counts = Counter(names)
+    return [f"{name} ({place + 1})" if counts[name] > 1 else name for place, name in enumerate(names)]
+
+
+def _html_filter(form: Callable[[Any], str]) -> Callable[[Fact], str]:
+    from markupsafe import Markup
+
+    missing = Markup('<span class="none">–</span>')
+    return lambda fact: tagged(fact, form(raw(fact))) if known(fact) else missing
+
+
+def _text_filter(form: Callable[[Any], str]) -> Callable[[Fact], str]:
+    return lambda fact: form(raw(fact)) if known(fact) else "–"
+
+
+def _safe(own: str) -> str:
+    """A file of this package, which is no text to escape."""
+    from markupsafe import Markup
+
+    return Markup(own)

@@ -1,0 +1,119 @@
+"""Values as people read them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+_LONGEST = 240
+"""Characters of a name that are shown: some exporters write whole call stacks into them."""
+
+
+def visible(text: str, longest: int = _LONGEST) -> str:
+    """A name without what is no letter for the eye: control, direction and other invisible characters."""
+    shown = "".join(_visible(letter) for letter in text)
+    return shortened(shown, longest)
+
+
+def full(text: str) -> str:
+    """All of a text that people copy."""
+    return visible(text, 1 << 16)
+
+
+def _visible(letter: str) -> str:
+    code = ord(letter)
+    if code < 0x20:
+        return chr(0x2400 + code)  # its picture
+    if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return f"\\u{code:04x}"
+    return letter
+
+
+def shortened(text: str, longest: int) -> str:
+    """The beginning and the end, where a text is longer."""
+    if len(text) <= longest:
+        return text
+    head = (longest - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (longest - 1 - head) :]}"
+
+
+def count(number: float, unit: str = "") -> str:
+    """A quantity with three digits: 1.23M, or 1.23 MB where it has a unit."""
+    gap = " " if unit else ""
+    for limit, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit * 0.9995:
+            return f"{number / limit:.3g}{gap}{prefix}{unit}"
+    return f"{number:.0f}{gap}{unit}"
+
+
+def size(number: float) -> str:
+    """Bytes."""
+    return count(number, "B")
+
+
+def times(number: float) -> str:
+    """A factor: 2.41×."""
+    return f"{number:.2f}×"
+
+
+def percent(number: float) -> str:
+    """A share: 0.9123 is 91.23 %."""
+    return f"{100 * number:.2f} %"
+
+
+def share(number: float) -> str:
+    """A round share: 0.95 is 95 %."""
+    return f"{100 * number:g} %"
+
+
+def when(stamp: str) -> str:
+    """A moment: 2026-01-31T12:00:00+00:00 without the letters."""
+    return visible(stamp.replace("T", " ").replace("+00:00", " UTC"))
+
+
+def points(number: float) -> str:
+    """A change of a share: -0.006 is −0.60 points."""
+    return f"{100 * number:+.2f}".replace("-", "−")
+
+
+def ms(number: float) -> str:
+    """Milliseconds with four digits, or as many decimals as a microsecond has."""
+    return f"{number:.3f}" if number < 10 else f"{number:.4g}"
+
+
+def small(number: float) -> str:
+    """An error: three digits."""
+    return f"{number:.3g}"
+
+
+def precise(number: float) -> str:
+    """Six digits: of a cosine that is nearly 1."""
+    return f"{number:.6g}"
+
+
+def decimal(number: float) -> str:
+    """One place behind the point."""
+    return f"{number:.1f}"
+
+
+def seconds(number: float) -> str:
+    """A duration."""
+    return f"{number:.3g} s" if number < 120 else f"{number / 60:.1f} min"
+
+
+def listed(values: Sequence[Any]) -> str:
+    """Ranks, or a shape's dimensions."""
+    return ", ".join("?" if value is None else str(value) for value in values)
+
+
+def shape(values: Sequence[Any]) -> str:
+    """64×32×3×3."""
+    return "×".join("?" if value is None else visible(str(value), 20) for value in values) or "scalar"
+
+
+def setting(value: Any) -> str:
+    """Where something was timed."""
+    threads = value["threads"]
+    workers = "default threads" if not threads else f"{threads} thread{'s' if threads > 1 else ''}"
+    return f"{str(value['provider']).upper()}, batch {value['batch']}, {workers}"

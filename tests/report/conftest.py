@@ -1,0 +1,102 @@
+"""Real records of small runs, made once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onnxdecomp
+from onnxdecomp import jsonio
+from onnxdecomp.compare import compare
+from tests.cli.small import network
+
+Record = dict[str, Any]
+
+
+def through_json(record: Record) -> Record:
+    """As a reader of the file has it."""
+    found: Record = json.loads(json.dumps(jsonio.plain(record), allow_nan=False))
+    return found
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Record]:
+    """An original, its compression at given ranks, and the record of that."""
+    folder = tmp_path_factory.mktemp("report")
+    original = network(folder / "net.onnx", channels=32)
+    x = np.random.default_rng(1).standard_normal((6, 8, 8, 8), dtype=np.float32)
+    done = onnxdecomp.compress(
+        original,
+        folder / "small.onnx",
+        method="tucker",
+        rank="8",
+        simplify="none",
+        data={"x": x},
+        threads=1,
+        bench_seconds=0.1,
+        bench_batches=(1, 4),
+        details=True,
+    )
+    return original, folder / "small.onnx", through_json(done.record)
+
+
+@pytest.fixture(scope="session")
+def ranks_record(models: tuple[Path, Path, Record]) -> Record:
+    return models[2]
+
+
+@pytest.fixture(scope="session")
+def search_record(models: tuple[Path, Path, Record]) -> Record:
+    """Of a run whose ranks were searched for."""
+    x = np.random.default_rng(2).standard_normal((8, 8, 8, 8), dtype=np.float32)
+    done = onnxdecomp.compress(
+        models[0],
+        calib={"x": x},
+        target="macs=1.6x",
+        method="tucker,svd",
+        simplify="none",
+        threads=1,
+        bench_seconds=0.1,
+        details=True,
+    )
+    return through_json(done.record)
+
+
+@pytest.fixture(scope="session")
+def plan_record(models: tuple[Path, Path, Record]) -> Record:
+    return through_json(onnxdecomp.inspect(models[0], rank="4").record)
+
+
+@pytest.fixture(scope="session")
+def unchanged_record(models: tuple[Path, Path, Record]) -> Record:
+    """Of a run that left every layer as it is."""
+    done = onnxdecomp.compress(models[0], rank="1.0", simplify="none", threads=1, details=True)
+    return through_json(done.record)
+
+
+@pytest.fixture(scope="session")
+def bench_record(models: tuple[Path, Path, Record]) -> Record:
+    """Of a comparison whose gate fails."""
+    _, record = compare(
+        models[:2],
+        gate="size<=0.9 and rel_l2<=1e-9",
+        verify=True,
+        batch_sizes=(1, 3),
+        duration=0.1,
+        memory=False,
+    )
+    return through_json(record)
+
+
+@pytest.fixture(
+    scope="session",
+    params=("ranks_record", "search_record", "plan_record", "unchanged_record", "bench_record"),
+)
+def record(request: pytest.FixtureRequest) -> Record:
+    """Each of them."""
+    found: Record = request.getfixturevalue(request.param)
+    return found

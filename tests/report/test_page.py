@@ -1,0 +1,236 @@
+"""The page and the Markdown: complete, self-contained, traceable to the record, and safe."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from onnxdecomp.report import html, markdown
+from onnxdecomp.report.page import code, prose, short_names
+from onnxdecomp.report.text import visible
+from tests.report.conftest import Record
+
+VOID = frozenset(("meta", "link", "br", "input"))
+UNTRACED = ("svg", "style", "script", "thead", "title")
+"""Where digits may stand that are no value: axes, styles, column names."""
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\x07\u202e|`$x^2$"
+
+
+@dataclass
+class Traced(HTMLParser):
+    """The elements with `data-from`: (pointer, value, text); and the text outside of them."""
+
+    found: list[tuple[str, str | None, str]] = field(default_factory=list)
+    rest: str = ""
+    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    _open: list[tuple[str, int | None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append((tag, given))
+        if tag in VOID:
+            return
+        place = None
+        if given.get("data-from") is not None:
+            place = len(self.found)
+            self.found.append((given["data-from"] or "", given.get("value"), ""))
+        self._open.append((tag, place))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        for tag, place in reversed(self._open):
+            if place is not None:
+                pointer, value, text = self.found[place]
+                self.found[place] = (pointer, value, text + data)
+                return
+            if tag in UNTRACED:
+                return
+        self.rest += f" {data}"
+
+
+def parsed(page: str) -> Traced:
+    traced = Traced()
+    traced.feed(page)
+    return traced
+
+
+def at(record: Any, pointer: str) -> Any:
+    """The value that a JSON pointer names."""
+    value = record
+    for step in pointer.split("/")[1:]:
+        key = step.replace("~1", "/").replace("~0", "~")
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+def shown_number(text: str) -> tuple[float, float]:
+    """The number that a text shows, and half a unit of its last digit."""
+    found = re.fullmatch(r"([+−-]?\d+)(\.\d+)?(e[+-]?\d+)?\s?(%|×|[kMG]?B?|s|min)?", text.strip())
+    assert found, text
+    unit = (found[4] or "").removesuffix("B")
+    scale = {"%": 1e-2, "k": 1e3, "M": 1e6, "G": 1e9, "min": 60.0}.get(unit, 1.0) * float(
+        f"1{found[3] or ''}"
+    )
+    number = float((found[1] + (found[2] or "")).replace("−", "-"))
+    return number * scale, 0.5 * 10.0 ** -max(0, len(found[2] or "") - 1) * scale
+
+
+def shows(text: str, exact: float) -> bool:
+    number, half = shown_number(text)
+    return abs(number - exact) <= half * (1 + 1e-6)
+
+
+def test_every_number_on_the_page_stands_in_the_record(record: Record) -> None:
+    page = parsed(html(record))
+    numbers = [(pointer, value, text) for pointer, value, text in page.found if value is not None]
+    assert len(numbers) > 15
+    for pointer, number, text in numbers:
+        exact = at(record, pointer)
+        assert json.loads(number or "") == exact, pointer
+        if pointer.endswith(("/accuracy", "/change")):
+            exact *= 100  # shown in points
+        assert shows(text, exact), (pointer, text, exact)
+    for pointer, value, text in page.found:
+        exact = at(record, pointer)
+        if value is None and isinstance(exact, int | float):  # in a figure
+            assert shows(text, exact), (pointer, text, exact)
+        elif value is None:
+            assert set(re.findall(r"\d+", text)) <= set(re.findall(r"\d+", json.dumps(exact))), pointer
+    # What is not traced holds no number.
+    rest = re.sub(r"sha256|\bL2\b|Top-1", "", page.rest)
+    assert re.findall(r".{0,20}\d.{0,20}", rest) == []
+
+
+def test_figures_trace_their_numbers_and_keep_their_text(search_record: Record, ranks_record: Record) -> None:
+    page = html(ranks_record)
+    assert "<text" in page
+    assert "<image" not in page
+    assert "mathdefault" not in page
+    drawn = re.findall(r'<g data-from="([^"]+)">\s*(?:<!--.*?-->)?\s*<text[^>]*>([^<]+)<', page, re.DOTALL)
+    assert {"/layers/0/spectra/0/rank", "/settings/0/models/1/speedup/value"} <= {place for place, _ in drawn}
+    for pointer, text in drawn:
+        assert shows(text, at(ranks_record, pointer))
+    labels = re.findall(r'aria-label="([^"]+)"', html(search_record))
+    assert "Speed against loss of all candidates, with the chosen plan marked" in labels
+    # Colours follow the theme, and identifiers are unique.
+    assert not re.search(r"#0000[01]\d", page)
+    names = re.findall(r'\sid="([^"]+)"', page)
+    assert len(names) == len(set(names))
+
+
+def test_the_page_needs_nothing_else(record: Record) -> None:
+    page = html(record)
+    assert len(page.encode()) < 3_000_000
+    links = [
+        attrs[name] or ""
+        for _, attrs in parsed(page).tags
+        for name in ("src", "href", "xlink:href", "action", "srcset")
+        if name in attrs
+    ]
+    assert all(link.startswith(("#", "data:")) for link in links), links
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_verdict_comes_first(
+    ranks_record: Record, unchanged_record: Record, bench_record: Record
+) -> None:
+    for found in (ranks_record, unchanged_record):
+        page = html(found)
+        assert found["verdict"]["text"] in page
+        assert page.index("<h1") < page.index("<h2")
+        assert markdown(found).splitlines()[2].startswith("### ")
+    assert "Not worth it" in html(unchanged_record)
+    assert unchanged_record["verdict"]["because"][0] in html(unchanged_record)
+    assert "size &lt;= 0.9" in html(bench_record) or "size&lt;=0.9" in html(bench_record)
+    assert bench_record["gate"]["failures"][0]["reason"].split(" = ")[0] in html(bench_record)
+
+
+def hostile(record: Record) -> Record:
+    """The record with names that try to be markup."""
+    changed = copy.deepcopy(record)
+    for layer in changed["layers"]:
+        layer["name"] = HOSTILE + "n" * 5000
+        layer["reason"] = layer["reason"] and HOSTILE
+        for node in (layer["nodes"] or {"before": []})["before"]:
+            node["name"] = node["op"] = HOSTILE
+            node["weights"] = {HOSTILE + "~/": [3, 3]}
+        for entry in layer["spectra"]:
+            entry["name"] = HOSTILE
+    changed["model"]["path"] = f"/tmp/{HOSTILE}.onnx"
+    changed["run"]["command"] = f"onnxdecomp compress '{HOSTILE}'"
+    changed["verify"]["outputs"][0]["name"] = HOSTILE
+    changed["notes"] = [HOSTILE]
+    changed["environment"]["device"] = HOSTILE
+    return changed
+
+
+def test_hostile_names_stay_text(ranks_record: Record) -> None:
+    changed = hostile(ranks_record)
+    page = parsed(html(changed))
+    assert "img" not in {tag for tag, _ in page.tags}
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    shown = [text for pointer, _, text in page.found if pointer == "/notes/0"]
+    assert shown == ["</script><img src=x onerror=alert(1)>␇\\u202e|`$x^2$"]
+    assert all(ord(letter) >= 32 or letter == "\n" for letter in html(changed))
+    assert len(html(changed)) < 2 * len(html(ranks_record))  # names of 5,000 characters are shortened
+
+
+def test_hostile_names_in_markdown(ranks_record: Record) -> None:
+    from markdown_it import MarkdownIt
+
+    filled = markdown(hostile(ranks_record))
+    tree = parsed(MarkdownIt("gfm-like", {"linkify": False}).render(filled))
+    allowed = {"h2", "h3", "p", "table", "thead", "tbody", "tr", "th", "td", "code", "strong", "ul", "li"}
+    assert {tag for tag, _ in tree.tags} <= allowed | {"details", "summary"}
+    table = MarkdownIt("gfm-like", {"linkify": False}).render(markdown(hostile(ranks_record)))
+    assert table.count("<tr>") == MarkdownIt("gfm-like", {"linkify": False}).render(
+        markdown(ranks_record)
+    ).count("<tr>")
+
+
+@pytest.mark.parametrize("name", ["plain", "a`b", "``", "`", "a|b", "@somebody", "x\ny", ""])
+def test_code_in_markdown(name: str) -> None:
+    from markdown_it import MarkdownIt
+
+    rendered = MarkdownIt("gfm-like", {"linkify": False}).render(f"| a |\n| --- |\n| {code(name)} |\n")
+    cell = rendered.partition("<td>")[2].partition("</td>")[0]
+    assert cell.startswith("<code>")
+    assert cell.endswith("</code>")
+    assert parsed(cell).rest.strip() == visible(name)
+
+
+def test_prose_in_markdown_is_no_markup() -> None:
+    from markdown_it import MarkdownIt
+
+    sentence = "*a* _b_ [c](d) <e> `f` @g #1 & |"
+    rendered = MarkdownIt("gfm-like", {"linkify": False}).render(prose(sentence))
+    assert parsed(rendered).rest.strip() == sentence
+    assert {tag for tag, _ in parsed(rendered).tags} == {"p"}
+
+
+def test_names_of_compared_models_are_told_apart() -> None:
+    assert short_names(["a/net.onnx", "b/net.onnx", "c.onnx"]) == ["net.onnx (1)", "net.onnx (2)", "c.onnx"]
+
+
+def test_markdown_is_complete(record: Record) -> None:
+    filled = markdown(record)
+    assert filled.startswith("## onnxdecomp: `")
+    assert "Fact object" not in filled
+    assert "None" not in filled
+    assert "<data" not in filled
