@@ -89,6 +89,13 @@ def decomposition(function: F) -> F:
                 help="Treat initializers that are also graph inputs as constants.",
             ),
             click.option(
+                "--repair/--no-repair",
+                default=True,
+                show_default=True,
+                help="Give layers that are kept (and not excluded) numbers that make up for what those "
+                "before them have lost; with --calib.",
+            ),
+            click.option(
                 "--requantize",
                 is_flag=True,
                 help="Store the factors of weights that were quantized as int8 again.",
@@ -168,6 +175,7 @@ DECOMPOSE = (
     "must_save",
     "skip_below",
     "freeze_initializers",
+    "repair",
     "requantize",
     "simplify",
 )

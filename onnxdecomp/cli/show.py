@@ -45,7 +45,7 @@ def _layers(layers: Sequence[LayerRecord], *, shapes: bool = False) -> list[Rend
             _name(layer),
             layer.op,
             *((_shape(layer.weight), _shape(layer.input or ())) if shapes else ()),
-            f"{layer.method} {','.join(map(str, layer.ranks))}" if layer.method else "kept",
+            _result(layer),
             params[index],
             macs[index],
             *(("" if layer.rel_error is None else f"{layer.rel_error:.2g}",) if errors else ()),
@@ -54,6 +54,12 @@ def _layers(layers: Sequence[LayerRecord], *, shapes: bool = False) -> list[Rend
     ]
     kept = [index for index, layer in enumerate(layers) if not layer.method]
     return [console.table(None, columns, rows, whole=set(columns) - {"layer", "result"}, dim=kept)]
+
+
+def _result(layer: LayerRecord) -> str:
+    if layer.method:
+        return f"{layer.method} {','.join(map(str, layer.ranks))}"
+    return "kept, repaired" if layer.repaired else "kept"
 
 
 def _shape(shape: Sequence[int | str | None]) -> str:

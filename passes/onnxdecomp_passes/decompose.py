@@ -88,6 +88,10 @@ class Decompose(Stage):
     freeze_initializers: bool = field(
         default=False, metadata={"help": "treat initializers that are also graph inputs as constants"}
     )
+    repair: bool = field(
+        default=True,
+        metadata={"help": "with calibration inputs, kept layers make up for what others have lost"},
+    )
     requantize: bool = field(
         default=False,
         metadata={"help": "store the factors of quantized layers as int8 (activations stay floating point)"},
@@ -128,7 +132,8 @@ class Decompose(Stage):
         if self.given is not None:
             return Pursued(self.given), sites
         if not self.searches:
-            return Pursued(plan_uniform(sites, skips, self._request())), sites
+            plan = plan_uniform(sites, skips, self._request())
+            return Pursued(replace(plan, repair=self.repair)), sites
         calibration, notes = self._calibration(model, sites)
         brief = shortened(calibration, real_macs(model, sites, calibration))
         found = pursue(
@@ -144,7 +149,8 @@ class Decompose(Stage):
             size=self.size,
             progress=self.on_layer,
         )
-        return replace(found, notes=(*notes, *found.notes)), sites
+        plan = replace(found.plan, repair=self.repair)
+        return replace(found, plan=plan, notes=(*notes, *found.notes)), sites
 
     def call(self, model: ir.Model) -> StageResult:
         """Plan and carry out; the plan goes into the record."""
@@ -190,6 +196,7 @@ class Decompose(Stage):
     def _trial(self, model: ir.Model, plan: Plan, calibration: Calibration) -> ir.Model:
         copy = model.clone()
         sites, _ = find(copy, freeze=self.freeze_initializers)
+        plan = replace(plan, repair=self.repair)
         carry_out(
             copy, sites, plan, seed=self.seed, calibration=None if calibration.synthetic else calibration
         )

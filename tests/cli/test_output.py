@@ -109,7 +109,7 @@ RECORD = {
     "run": {"command", "started", "seconds", "seed", "request", "data"},
     "model": {"path", "sha256", "bytes", "opset", "ir_version"},
     "output": {"path", "sha256", "bytes"},
-    "plan": {"version", "choices"},
+    "plan": {"version", "repair", "choices"},
     "search": None,
     "layers": None,
     "totals": {"params", "macs", "bytes", "layers"},
