@@ -167,6 +167,7 @@ def test_the_record(model: Path, capsys: Capsys) -> None:
     assert first | {"rel_error": 0, "lowering": 0} | details == {
         **details,
         "loss": None,
+        "repaired": False,
         "name": "c1",
         "graph": "",
         "op": "Conv",
