@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -32,25 +32,35 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-def opened(
-    browser: Browser, folder: Path, record: Record, *, width: int = 1200, scheme: str = "light"
-) -> Page:
-    """The record's page, with every message of the console, and every request, an error."""
-    path = folder / "report.html"
-    path.write_text(html(record), encoding="utf-8")
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)  # type: ignore[arg-type]
-    page = context.new_page()
+Open = Callable[..., "Page"]
+
+
+@pytest.fixture
+def opened(browser: Browser, tmp_path: Path) -> Iterator[Open]:
+    """Opens a record's page; every message of the console, and every request, is an error in the end."""
     messages: list[str] = []
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    page.on(
-        "request",
-        lambda request: None if request.url.startswith(("file:", "data:")) else messages.append(request.url),
-    )
-    page.goto(path.as_uri())
+    contexts = []
+
+    def requested(url: str) -> None:
+        if not url.startswith(("file:", "data:")):
+            messages.append(url)
+
+    def open_page(record: Record, *, width: int = 1200, scheme: Literal["light", "dark"] = "light") -> Page:
+        path = tmp_path / "report.html"
+        path.write_text(html(record), encoding="utf-8")
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: requested(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
     assert messages == []
-    page.messages = messages  # type: ignore[attr-defined]
-    return page
 
 
 def column(page: Page, index: int, *, visible: bool = False) -> list[str]:
@@ -58,19 +68,19 @@ def column(page: Page, index: int, *, visible: bool = False) -> list[str]:
     return [text.strip() for text in page.locator(f"{rows} > :nth-child({index})").all_inner_texts()]
 
 
-def test_every_page_loads_without_a_word(browser: Browser, tmp_path: Path, record: Record) -> None:
-    page = opened(browser, tmp_path, record)
+def test_every_page_loads_without_a_word(opened: Open, record: Record) -> None:
+    page = opened(record)
     assert page.locator("h1").count() >= 1
 
 
-def test_hostile_names_run_nothing(browser: Browser, tmp_path: Path, ranks_record: Record) -> None:
-    page = opened(browser, tmp_path, hostile(ranks_record))
+def test_hostile_names_run_nothing(opened: Open, ranks_record: Record) -> None:
+    page = opened(hostile(ranks_record))
     assert page.locator("img").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_tables_sort(browser: Browser, tmp_path: Path, ranks_record: Record) -> None:
-    page = opened(browser, tmp_path, ranks_record)
+def test_tables_sort(opened: Open, ranks_record: Record) -> None:
+    page = opened(ranks_record)
     before = [layer["macs"]["before"] for layer in ranks_record["layers"]]
     assert before[0] < before[1]
     head = page.locator("#layers thead th", has_text="MACs")
@@ -84,8 +94,8 @@ def test_tables_sort(browser: Browser, tmp_path: Path, ranks_record: Record) -> 
     assert head.get_attribute("aria-sort") is None
 
 
-def test_tables_filter(browser: Browser, tmp_path: Path, ranks_record: Record) -> None:
-    page = opened(browser, tmp_path, ranks_record)
+def test_tables_filter(opened: Open, ranks_record: Record) -> None:
+    page = opened(ranks_record)
     search = page.get_by_label("Filter layers")
     search.fill("C2 tucker")
     assert column(page, 1, visible=True) == ["c2"]
@@ -97,10 +107,8 @@ def test_tables_filter(browser: Browser, tmp_path: Path, ranks_record: Record) -
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_theme_follows_the_system_and_the_switch(
-    browser: Browser, tmp_path: Path, ranks_record: Record, scheme: str
-) -> None:
-    page = opened(browser, tmp_path, ranks_record, scheme=scheme)
+def test_the_theme_follows_the_system_and_the_switch(opened: Open, ranks_record: Record, scheme: str) -> None:
+    page = opened(ranks_record, scheme=scheme)
 
     def brightness() -> float:
         colours = page.evaluate(
@@ -120,13 +128,13 @@ def test_the_theme_follows_the_system_and_the_switch(
     assert brightness() == first
 
 
-def test_a_phone_needs_no_sideways_scrolling(browser: Browser, tmp_path: Path, record: Record) -> None:
-    page = opened(browser, tmp_path, record, width=360)
+def test_a_phone_needs_no_sideways_scrolling(opened: Open, record: Record) -> None:
+    page = opened(record, width=360)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-def test_it_prints_whole_and_light(browser: Browser, tmp_path: Path, ranks_record: Record) -> None:
-    page = opened(browser, tmp_path, ranks_record, scheme="dark")
+def test_it_prints_whole_and_light(opened: Open, ranks_record: Record) -> None:
+    page = opened(ranks_record, scheme="dark")
     assert page.locator("details:not([open])").count() == 1
     assert page.pdf().startswith(b"%PDF-")
     assert page.locator("details:not([open])").count() == 1  # closed again
@@ -136,8 +144,8 @@ def test_it_prints_whole_and_light(browser: Browser, tmp_path: Path, ranks_recor
     assert not page.locator("#theme").is_visible()
 
 
-def test_text_in_figures_can_be_selected(browser: Browser, tmp_path: Path, ranks_record: Record) -> None:
-    page = opened(browser, tmp_path, ranks_record)
+def test_text_in_figures_can_be_selected(opened: Open, ranks_record: Record) -> None:
+    page = opened(ranks_record)
     texts = page.locator("figure svg text")
     assert "times as fast as the original" in texts.all_inner_texts() or texts.count() > 20
     assert page.evaluate(
