@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,7 +20,7 @@ from onnxdecomp.plan.budget import parse_budgets
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
 from onnxdecomp.runrecord import describe_model, describe_output, run_record
-from onnxdecomp.settle import Watch, settle
+from onnxdecomp.settle import Watch, is_quantized, settle
 from onnxdecomp.staging import on_disk, staged
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Result:
         layers: What happened to every layer, in the plan's order.
         lowering: The lowering check of every rewritten layer.
         notes: What a user should know, a sentence each.
-        changed: Whether any layer was decomposed.
+        changed: Whether any layer was decomposed, or the model quantized.
         path: The file written, or None.
         verification: The comparison with the original, or None where not asked for.
         latency: The interleaved timing against the original, or None where not asked for.
@@ -89,6 +89,7 @@ def compress(
     allow_slower: bool | None = None,
     seed: int | None = None,
     simplify: str | None = None,
+    quantize: str | None = None,
     overwrite: bool = False,
     fail_if_unchanged: bool = False,
     dry_run: bool = False,
@@ -119,6 +120,8 @@ def compress(
         provider, threads: Where it is verified and timed; threads None is one per core.
         seed: Of everything random; None is the configuration's, or 0.
         simplify: "onnxsim", "onnxscript" or "none".
+        quantize: "int8" (needs `calib`), "fp16" or "none"; None is as the configuration has it. Inputs and
+            outputs keep their types. A target is then one for the quantized model.
         overwrite: Whether the output may replace a file, the input included.
         fail_if_unchanged: Raise UnchangedError where nothing was decomposed.
         dry_run: Plan only: no factor is computed and no file written.
@@ -138,7 +141,7 @@ def compress(
     given = None if plan is None else read_plan(plan)
     if given is not None and any(wanted.get(name) for name in ("rank", "layers", "target")):
         raise UsageError("a plan says it all: give no rank, layer rule or target with it")
-    stages = _stages(config, seed, provider, simplify, wanted)
+    stages = _stages(config, seed, provider, simplify, wanted, quantize)
     cores = threads or environment.cores()
     with on_disk(model) as path:
         report("load", 0, 0)
@@ -161,13 +164,17 @@ def compress(
         if dry_run:
             return _dry_run(before, working, equip(stages, gear, given), report)
 
-        def run(plan: Plan | None, fresh: ir.Model) -> PipelineResult:
-            return pipeline.run(fresh, equip(stages, gear, plan), lambda stage: report(stage, 0, 0))
+        def run(plan: Plan | None, fresh: ir.Model, quantized: bool = True) -> PipelineResult:
+            chosen = stages if quantized else tuple(map(_unquantized, stages))
+            return pipeline.run(fresh, equip(chosen, gear, plan), lambda stage: report(stage, 0, 0))
 
         watch = Watch(path, provider, cores, bench_seconds, seed or 0, input_shapes)
         slower = allow_slower if allow_slower is not None else _about_size(given, stages)
         settled = settle(
-            run(given, working), lambda plan: run(plan, load(path)), watch, enabled=bench and not slower
+            run(given, working),
+            lambda plan, quantized: run(plan, load(path), quantized),
+            watch,
+            enabled=bench and not slower,
         )
         ran, plan_done, timed = settled.ran, settled.plan, settled.timed
         notes = (*ran.notes, *settled.notes)
@@ -175,11 +182,9 @@ def compress(
         checks = check_lowering(ran.rewritten, opset=before["opset"], ir_version=before["ir_version"])
         _require_lowered(checks)
         layers = layer_records(plan_done, ran.rewritten, checks)
-        changed = bool(ran.rewritten)
-        if not changed and fail_if_unchanged:
-            raise UnchangedError(
-                f"nothing was decomposed: {_why_nothing(plan_done)}; 'onnxdecomp inspect' shows every layer"
-            )
+        changed = bool(ran.rewritten) or is_quantized(ran)
+        if fail_if_unchanged:
+            _require_changed(changed, plan_done)
         result = ran.model if changed else load(path)
         with staged(result, file, original=None if changed else path) as written:
             checked = None
@@ -231,16 +236,31 @@ def default_output(model: str | Path, config: Config = None, **decompose: Any) -
         UsageError: The configuration or an option is not valid.
     """
     decompose.pop("simplify", None)
-    stages = _stages(config, None, "cpu", None, decompose)
+    stages = _stages(config, None, "cpu", None, decompose, decompose.pop("quantize", None))
     methods = [str(getattr(stage, "method", "")) for stage in stages if stage.name == "decompose"]
     if methods == ["auto"] and not all(getattr(stage, "searches", True) for stage in stages):
         methods = ["tucker"]
     suffix = methods[0].replace(",", "-") if methods else "new"
-    return Path(f"{Path(model).stem}.{suffix}.onnx")
+    precision = next((name for name in map(_precision, stages) if name != "none"), None)
+    return Path(f"{Path(model).stem}.{f'{suffix}.{precision}' if precision else suffix}.onnx")
+
+
+def _precision(stage: Any) -> str:
+    """What a stage quantizes to; "none" where it does not."""
+    return str(getattr(stage, "precision", "none"))
+
+
+def _unquantized(stage: Any) -> Any:
+    return stage if _precision(stage) == "none" else replace(stage, kind="none")
 
 
 def _stages(
-    config: Config, seed: int | None, provider: str, simplify: str | None, decompose: Mapping[str, Any]
+    config: Config,
+    seed: int | None,
+    provider: str,
+    simplify: str | None,
+    decompose: Mapping[str, Any],
+    quantize: str | None = None,
 ) -> tuple[Stage, ...]:
     """The pipeline's stages; what the caller left open stays as the configuration has it."""
     options = dict(decompose)
@@ -253,7 +273,12 @@ def _stages(
         overrides["normalise"] = {"freeze_initializers": decompose["freeze_initializers"]}
     if simplify is not None:
         overrides["simplify"] = {"tool": simplify}
-    return pipeline.build(config, overrides)
+    if quantize is not None:
+        overrides["quantize"] = {"kind": quantize}
+    stages = pipeline.build(config, overrides)
+    if quantize not in (None, "none") and not any(hasattr(stage, "precision") for stage in stages):
+        raise UsageError("the pipeline has no quantize pass: name it in 'pipeline', after decompose")
+    return stages
 
 
 def _with_target(
@@ -301,6 +326,13 @@ def _require_lowered(checks: Sequence[LoweringCheck]) -> None:
                 f"(at most {check.tolerance:g}); nothing was written. This is a bug in onnxdecomp: please "
                 "report it, and use --exclude for this layer until it is mended"
             )
+
+
+def _require_changed(changed: bool, plan: Plan) -> None:
+    if not changed:
+        raise UnchangedError(
+            f"nothing was decomposed: {_why_nothing(plan)}; 'onnxdecomp inspect' shows every layer"
+        )
 
 
 def _why_nothing(plan: Plan) -> str:

@@ -1,0 +1,66 @@
+"""What a graph must be for ONNX Runtime's quantizer to take it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.load import inherit
+from onnxdecomp.graph.walk import unique_name, value_names
+from onnxdecomp.quantization.files import silent
+
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
+
+
+def raised(model: ir.Model, opset: int) -> ir.Model:
+    """The model under a newer opset, by ONNX's own converter.
+
+    Raises:
+        ModelError: It cannot be converted.
+    """
+    from onnxscript.version_converter import ConvertVersionPass
+
+    before = model.opset_imports.get("", 1)
+    known = {node.name: dict(node.metadata_props) for node in model.graph if node.name}
+    try:
+        with silent():
+            made: ir.Model = ConvertVersionPass(opset, fallback=True)(model).model
+    except Exception as error:
+        raise ModelError(f"int8 needs opset {opset}, and raising it from {before} failed: {error}") from error
+    if made.opset_imports.get("", 1) < opset:
+        raise ModelError(
+            f"int8 needs opset {opset}; the model has {before}, which ONNX's converter cannot raise"
+        )
+    inherit(made, model)
+    for node in made.graph:
+        node.metadata_props.update(known.get(node.name, {}))
+        if node.op_type == "Resize":
+            _choose(node)
+    return made
+
+
+def _choose(resize: ir.Node) -> None:
+    """Leave out the scales where there are sizes: until opset 12 they were there, and empty."""
+    scales = resize.inputs[2] if len(resize.inputs) > 3 and resize.inputs[3] is not None else None
+    if scales is not None:
+        resize.replace_input_with(2, None)
+
+
+def part_biases(model: ir.Model) -> None:
+    """Give each node its own bias, in place.
+
+    The quantizer makes copies where they share one, under names of its own that others may have.
+    """
+    taken = value_names(model)
+    seen: set[ir.Value] = set()
+    for node in model.graph:
+        bias = node.inputs[2] if node.op_type in _BIASED and len(node.inputs) > 2 else None
+        if bias is None or bias.name not in model.graph.initializers or bias.is_graph_input():
+            continue
+        if bias not in seen:
+            seen.add(bias)
+            continue
+        name = unique_name(f"{bias.name}/{node.name}", taken)
+        own = ir.Value(name=name, const_value=bias.const_value, type=bias.type, shape=bias.shape)
+        model.graph.initializers.add(own)
+        node.replace_input_with(2, own)
