@@ -138,9 +138,7 @@ def compress(
     if file is not None:
         check_target(file, overwrite=overwrite)
     wanted = _with_target(config, decompose, target, max_error)
-    given = None if plan is None else read_plan(plan)
-    if given is not None and any(wanted.get(name) for name in ("rank", "layers", "target")):
-        raise UsageError("a plan says it all: give no rank, layer rule or target with it")
+    given = _given_plan(plan, wanted)
     stages = _stages(config, seed, provider, simplify, wanted, quantize)
     cores = threads or environment.cores()
     with on_disk(model) as path:
@@ -177,7 +175,6 @@ def compress(
             enabled=bench and not slower,
         )
         ran, plan_done, timed = settled.ran, settled.plan, settled.timed
-        notes = (*ran.notes, *settled.notes)
         report("check layers", 0, 0)
         checks = check_lowering(ran.rewritten, opset=before["opset"], ir_version=before["ir_version"])
         _require_lowered(checks)
@@ -197,6 +194,7 @@ def compress(
             if bench and changed and timed is None:
                 report("time", 0, 0)
                 timed = watch.time(written)
+            notes = (*ran.notes, *settled.notes)
             record = run_record(
                 before,
                 plan=plan_done,
@@ -279,6 +277,12 @@ def _stages(
     if quantize not in (None, "none") and not any(hasattr(stage, "precision") for stage in stages):
         raise UsageError("the pipeline has no quantize pass: name it in 'pipeline', after decompose")
     return stages
+
+
+def _given_plan(plan: Any, wanted: Mapping[str, Any]) -> Plan | None:
+    if plan is not None and any(wanted.get(name) for name in ("rank", "layers", "target")):
+        raise UsageError("a plan says it all: give no rank, layer rule or target with it")
+    return None if plan is None else read_plan(plan)
 
 
 def _with_target(

@@ -34,7 +34,10 @@ def converted(model: ir.Model, what: str, convert: Callable[[Path, Path], None])
         ModelError: The tool fails, or ONNX Runtime does not load what it wrote.
     """
     copy = model.clone()
-    copy.ir_version = max(model.ir_version, _PLAIN_INITIALIZERS)
+    if copy.ir_version < _PLAIN_INITIALIZERS:
+        copy.ir_version = _PLAIN_INITIALIZERS
+        for value in [v for v in copy.graph.inputs if v.name in copy.graph.initializers]:
+            copy.graph.inputs.remove(value)
     with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
         source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
         save(copy, source)

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.walk import places
 from onnxdecomp.quantization.files import converted
+from onnxdecomp.quantization.prepare import choose_sizes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import onnx
     import onnx_ir as ir
 
 
@@ -30,18 +34,20 @@ def fp16(model: ir.Model) -> ir.Model:
             "fp16: the model has functions of its own, whose bodies the converter leaves as they are"
         )
     convert_model = _converter()
+    copy = model.clone()
+    choose_sizes(copy)
 
     def convert(source: Path, target: Path) -> None:
         made = convert_model(str(source), keep_io_types=True)
         onnx.save(made, target, save_as_external_data=made.ByteSize() > 1 << 30)
 
-    return converted(model, "ONNX Runtime's float16 converter", convert)
+    return converted(copy, "ONNX Runtime's float16 converter", convert)
 
 
-def _converter():  # type: ignore[no-untyped-def]
+def _converter() -> Callable[..., onnx.ModelProto]:
     path = list(sys.path)
     try:
         from onnxruntime.transformers.float16 import convert_float_to_float16
     finally:
         sys.path[:] = path  # the package puts its own folder there
-    return convert_float_to_float16
+    return convert_float_to_float16  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.walk import operands, places
 from onnxdecomp.quantization.files import converted, silent
-from onnxdecomp.quantization.prepare import part_biases, raised
+from onnxdecomp.quantization.prepare import choose_sizes, part_biases, raised
 from onnxdecomp.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -125,14 +125,12 @@ def prepared(model: ir.Model) -> ir.Model:
             "the model is quantized already: --quantize int8 is for floating-point models, --requantize "
             "stores the factors of quantized weights as int8"
         )
-    for value in [v for v in copy.graph.inputs if v.name in copy.graph.initializers]:
-        if copy.ir_version < 4:  # there all weights are listed as inputs, and none may be given
-            copy.graph.inputs.remove(value)
     if any(v.dtype == ir.DataType.FLOAT16 for v in copy.graph.initializers.values()):
         raise ModelError("the model has float16 weights: --quantize int8 is for float32 models")
     if copy.opset_imports.get("", 1) < OLDEST_OPSET:
         copy = raised(copy, OLDEST_OPSET)
     part_biases(copy)
+    choose_sizes(copy)
     return copy
 
 

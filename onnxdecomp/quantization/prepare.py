@@ -1,4 +1,4 @@
-"""What a graph must be for ONNX Runtime's quantizer to take it."""
+"""What a graph must be for ONNX Runtime's tools to take it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import inherit
 from onnxdecomp.graph.walk import unique_name, value_names
 from onnxdecomp.quantization.files import silent
+
+_OPTIONAL_SCALES = 13
+"""The first opset in which a Resize may lack its scales."""
 
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 
@@ -21,7 +24,7 @@ def raised(model: ir.Model, opset: int) -> ir.Model:
     from onnxscript.version_converter import ConvertVersionPass
 
     before = model.opset_imports.get("", 1)
-    known = {node.name: dict(node.metadata_props) for node in model.graph if node.name}
+    known = {str(node.name): dict(node.metadata_props) for node in model.graph if node.name}
     try:
         with silent():
             made: ir.Model = ConvertVersionPass(opset, fallback=True)(model).model
@@ -33,17 +36,21 @@ def raised(model: ir.Model, opset: int) -> ir.Model:
         )
     inherit(made, model)
     for node in made.graph:
-        node.metadata_props.update(known.get(node.name, {}))
-        if node.op_type == "Resize":
-            _choose(node)
+        node.metadata_props.update(known.get(node.name or "", {}))
     return made
 
 
-def _choose(resize: ir.Node) -> None:
-    """Leave out the scales where there are sizes: until opset 12 they were there, and empty."""
-    scales = resize.inputs[2] if len(resize.inputs) > 3 and resize.inputs[3] is not None else None
-    if scales is not None:
-        resize.replace_input_with(2, None)
+def choose_sizes(model: ir.Model) -> None:
+    """Take the scales of a Resize away where it has sizes, in place.
+
+    Until opset 12 they had to be there, and empty; later that is an error as soon as nobody sees that they
+    are empty.
+    """
+    if model.opset_imports.get("", 1) < _OPTIONAL_SCALES:
+        return
+    for node in model.graph:
+        if node.op_type == "Resize" and len(node.inputs) > 3 and None not in node.inputs[2:4]:
+            node.replace_input_with(2, None)
 
 
 def part_biases(model: ir.Model) -> None:

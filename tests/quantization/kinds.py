@@ -103,7 +103,7 @@ def plain(**header: Any) -> Kind:
 def residual() -> Kind:
     """A residual block with a BatchNormalization after each Conv, and a branch that skips it."""
     nodes = []
-    weights = {}
+    weights: dict[str, Array] = {}
     value = "x"
     for k in range(2):
         weights |= {f"w{k}": normal(16, 16, 3, 3)}
@@ -127,7 +127,7 @@ def separable() -> Kind:
     ]
     weights = {
         **{"w1": normal(32, 16, 1, 1), "w2": normal(32, 1, 3, 3), "w3": normal(32, 16, 3, 3)},
-        **{"low": np.float32(0).reshape(()), "high": np.float32(6).reshape(())},
+        **{"low": np.array(0, np.float32), "high": np.array(6, np.float32)},
     }
     return kind(nodes, weights, image())
 
@@ -228,7 +228,7 @@ def branching() -> Kind:
         node("If", "flag", "h", then_branch=then, else_branch=other),
         node("Conv", "h w2", "y", **PADDED),
     ]
-    weights = {"w": normal(16, 16, 3, 3), "w2": normal(16, 16, 3, 3), "zero": np.float32(-1e9).reshape(())}
+    weights = {"w": normal(16, 16, 3, 3), "w2": normal(16, 16, 3, 3), "zero": np.array(-1e9, np.float32)}
     return kind(nodes, weights, image())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,6 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.layer import Array
-from onnxdecomp.quantization import scheme
 from onnxdecomp.quantization.half import fp16
 from onnxdecomp.quantization.int8 import int8, rough
 from onnxdecomp.quantization.scheme import Scheme, scheme_for
@@ -68,7 +69,7 @@ def test_it_computes_about_the_same(file: Path, kind: Kind, tmp_path: Path) -> N
 @every_kind
 def test_the_rough_one_has_the_same_nodes(file: Path, kind: Kind) -> None:
     made, outline = quantized(file, kind, scheme_for("cpu")), rough(load(file), scheme_for("cpu"))
-    assert [node.op_type for node in outline.graph] == [node.op_type for node in made.graph]
+    assert Counter(node.op_type for node in outline.graph) == Counter(node.op_type for node in made.graph)
 
 
 @every_kind
@@ -149,7 +150,7 @@ def test_the_scheme_suits_the_processor(
     expected: tuple[bool, bool],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scheme.platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset(flags))
     found = scheme_for(provider)
     assert (found.signed, found.reduce_range) == expected
@@ -164,9 +165,8 @@ def test_fp16_keeps_the_interface_and_halves_the_weights(file: Path, kind: Kind,
     assert not differences(interface_of(file), interface_of(target))
     before, after = (run(open_session(path), kind.feed)[0] for path in (file, target))
     assert relative(after, before) < 5e-3
-    large = [
-        v.const_value for v in made.graph.initializers.values() if v.const_value and v.const_value.size > 99
-    ]
+    own = [value for value in made.graph.initializers.values() if not value.is_graph_input()]
+    large = [value.const_value for value in own if value.const_value and value.const_value.size > 99]
     assert {tensor.dtype for tensor in large} <= {ir.DataType.FLOAT16}
 
 
