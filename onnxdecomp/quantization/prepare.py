@@ -24,6 +24,7 @@ def raised(model: ir.Model, opset: int) -> ir.Model:
     from onnxscript.version_converter import ConvertVersionPass
 
     before = model.opset_imports.get("", 1)
+    interface = {value.name: value.shape for value in (*model.graph.inputs, *model.graph.outputs)}
     known = {str(node.name): dict(node.metadata_props) for node in model.graph if node.name}
     try:
         with silent():
@@ -35,6 +36,8 @@ def raised(model: ir.Model, opset: int) -> ir.Model:
             f"int8 needs opset {opset}; the model has {before}, which ONNX's converter cannot raise"
         )
     inherit(made, model)
+    for value in (*made.graph.inputs, *made.graph.outputs):
+        value.shape = interface.get(value.name, value.shape)
     for node in made.graph:
         node.metadata_props.update(known.get(node.name or "", {}))
     return made
