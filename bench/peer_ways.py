@@ -23,13 +23,13 @@ from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.layer import Array
 from onnxdecomp.preflight import inputs
-from onnxdecomp.runtime.session import Feed
+from onnxdecomp.quantization.int8 import Reader
 
 Way: TypeAlias = Callable[[Path, Path, Path], dict[str, Any]]
 """Compresses a file into another with the inputs in a third; returns facts about it."""
 
-SAMPLES, BATCH = 256, 16
-"""Calibration inputs of static quantization, and how many of them run together: the same for all."""
+SAMPLES = 256
+"""Calibration inputs of static quantization: as many as onnxdecomp uses."""
 
 NARROW = 16
 """The usual recipes leave layers alone that have fewer inputs or outputs."""
@@ -43,28 +43,26 @@ def static_int8(source: Path, target: Path, calib: Path) -> dict[str, Any]:
     """ONNX Runtime's static quantization of the model that its own preprocessing made."""
     from onnxruntime.quantization import QuantType, quantize_static
 
-    reader = _Reader(_feeds(source, calib).first(SAMPLES).batches(BATCH))
-    with tempfile.TemporaryDirectory() as folder:
-        ready = _preprocessed(source, Path(folder))
+    def quantize(ready: Path) -> None:
         quantize_static(
             str(ready),
             str(target),
-            reader,
+            Reader(_feeds(source, calib).first(SAMPLES)),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-    return {}
+
+    return _quantized(source, quantize)
 
 
 def dynamic_int8(source: Path, target: Path, calib: Path) -> dict[str, Any]:
     """Weights in int8, the ranges of activations found anew in every run."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as folder:
-        ready = _preprocessed(source, Path(folder))
-        quantize_dynamic(str(ready), str(target), per_channel=True, weight_type=QuantType.QUInt8)
-    return {}
+    return _quantized(
+        source, lambda ready: quantize_dynamic(str(ready), str(target), weight_type=QuantType.QUInt8)
+    )
 
 
 def half(source: Path, target: Path, calib: Path) -> dict[str, Any]:
@@ -197,14 +195,31 @@ def _simplified(source: Path) -> onnx.ModelProto:
     return result
 
 
+def _quantized(source: Path, quantize: Callable[[Path], None]) -> dict[str, Any]:
+    """Quantize what ONNX Runtime's preprocessing makes of the model; where that fails, what onnxsim does."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            quantize(_preprocessed(source, Path(folder)))
+        except Exception as error:
+            simplified = Path(folder) / "simplified.onnx"
+            onnx.save(_raised(_simplified(source)), simplified)
+            quantize(simplified)
+            return {"notes": [f"of the model simplified by onnxsim, for otherwise it fails: {error}"]}
+    return {}
+
+
+def _raised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model at opset 13 at least: scales for each channel need it."""
+    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return onnx.version_converter.convert_version(model, 13) if opset < 13 else model
+
+
 def _preprocessed(source: Path, folder: Path) -> Path:
-    """As the quantization guide asks for; the opset is raised where scales per channel need it."""
+    """As the quantization guide asks for, the opset raised before."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    model = onnx.load(source)
     raised = folder / "raised.onnx"
-    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    onnx.save(onnx.version_converter.convert_version(model, 13) if opset < 13 else model, raised)
+    onnx.save(_raised(onnx.load(source)), raised)
     ready = folder / "ready.onnx"
     try:
         quant_pre_process(str(raised), str(ready))
@@ -215,14 +230,6 @@ def _preprocessed(source: Path, folder: Path) -> Path:
 
 def _feeds(source: Path, calib: Path) -> Feeds:
     return read_feeds(calib, inputs(source))
-
-
-class _Reader:
-    def __init__(self, feeds: Iterator[Feed]) -> None:
-        self._feeds = feeds
-
-    def get_next(self) -> Feed | None:
-        return next(self._feeds, None)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import argparse
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,9 +81,6 @@ def compress(way: str, source: Path, place: Path) -> dict[str, Any]:
     target, facts = _file(place, way), place / f"{way}.facts.json"
     for file in (target, facts):
         file.unlink(missing_ok=True)
-    local = place / "source.onnx"
-    if not local.exists():
-        shutil.copy(source, local)
     command = [sys.executable, "-m", "bench.peer_ways", way, str(source), str(target)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     process = subprocess.Popen(

@@ -50,7 +50,8 @@ class Split:
 
     def rank(self, ratio: float) -> int:
         """The largest rank at that ratio of MACs."""
-        return max(1, min(self.left.shape[1], int(ratio * self.dense / self.each)))
+        full: int = self.left.shape[1]
+        return max(1, min(full, int(ratio * self.dense / self.each)))
 
 
 def compress(

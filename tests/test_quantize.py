@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def timed_as(monkeypatch: pytest.MonkeyPatch, *ratios: Ratio) -> None:
     looks: list[Any] = []
 
     def made(*given: Any) -> Fake:
-        return Fake(*given, ratios, looks)
+        return replace(Fake(*given), ratios=ratios, looks=looks)
 
     monkeypatch.setattr(api, "Watch", made)
     monkeypatch.setattr(Fake, "time", lambda self, new: result(FASTER))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.biases import own_biases
 from onnxdecomp.graph.walk import operands, places
 from onnxdecomp.quantization.files import converted, silent
-from onnxdecomp.quantization.prepare import choose_sizes, part_biases, raised
+from onnxdecomp.quantization.prepare import choose_sizes, raised
 from onnxdecomp.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -24,11 +23,14 @@ if TYPE_CHECKING:
 OLDEST_OPSET = 13
 """The first opset whose DequantizeLinear has a scale for each channel."""
 
+_STACKED = 1 << 15
+"""Numbers of inputs that run together: all activations of a run are in memory until its end."""
+
 _LARGE = 1_800_000_000
 """Bytes of a file from which the quantizer is asked for external data; protobuf ends at 2 GiB."""
 
 
-def int8(model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256, batch: int = 16) -> ir.Model:
+def int8(model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256) -> ir.Model:
     """The model with weights and activations in 8 bits; it stays as it is.
 
     The ranges of the activations are the least and the largest number seen on the calibration inputs.
@@ -40,7 +42,6 @@ def int8(model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256, b
         feeds: Calibration inputs.
         scheme: How.
         samples: At most so many of the inputs are used.
-        batch: Inputs that run together where the model's batch size is free.
 
     Raises:
         ModelError: The model is quantized already, its opset cannot be raised, the quantizer fails, or
@@ -49,7 +50,7 @@ def int8(model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256, b
     from onnxruntime.quantization import QuantFormat, quantize_static
 
     model = prepared(model)
-    reader = _Reader(feeds.first(samples).batches(batch))
+    reader = Reader(feeds.first(samples))
 
     def convert(source: Path, target: Path) -> None:
         quantize_static(
@@ -129,19 +130,20 @@ def prepared(model: ir.Model) -> ir.Model:
         raise ModelError("the model has float16 weights: --quantize int8 is for float32 models")
     if copy.opset_imports.get("", 1) < OLDEST_OPSET:
         copy = raised(copy, OLDEST_OPSET)
-    part_biases(copy)
+    own_biases(copy)
     choose_sizes(copy)
     return copy
 
 
-@dataclass(eq=False)
-class _Reader:
-    """The calibration inputs as the quantizer asks for them."""
+class Reader:
+    """Calibration inputs as the quantizer asks for them, small ones stacked where the batch size is free."""
 
-    feeds: Iterator[Feed]
+    def __init__(self, feeds: Feeds) -> None:
+        numbers = sum(array.size for array in feeds[0].values())
+        self._batches = feeds.batches(max(1, _STACKED // max(1, numbers)))
 
     def get_next(self) -> Feed | None:
-        return next(self.feeds, None)
+        return next(self._batches, None)
 
 
 def _arguments(model: ir.Model, scheme: Scheme) -> dict[str, Any]:

@@ -6,13 +6,10 @@ import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import inherit
-from onnxdecomp.graph.walk import unique_name, value_names
 from onnxdecomp.quantization.files import silent
 
 _OPTIONAL_SCALES = 13
 """The first opset in which a Resize may lack its scales."""
-
-_BIASED = ("Conv", "ConvTranspose", "Gemm")
 
 
 def raised(model: ir.Model, opset: int) -> ir.Model:
@@ -54,23 +51,3 @@ def choose_sizes(model: ir.Model) -> None:
     for node in model.graph:
         if node.op_type == "Resize" and len(node.inputs) > 3 and None not in node.inputs[2:4]:
             node.replace_input_with(2, None)
-
-
-def part_biases(model: ir.Model) -> None:
-    """Give each node its own bias, in place.
-
-    The quantizer makes copies where they share one, under names of its own that others may have.
-    """
-    taken = value_names(model)
-    seen: set[ir.Value] = set()
-    for node in model.graph:
-        bias = node.inputs[2] if node.op_type in _BIASED and len(node.inputs) > 2 else None
-        if bias is None or bias.name not in model.graph.initializers or bias.is_graph_input():
-            continue
-        if bias not in seen:
-            seen.add(bias)
-            continue
-        name = unique_name(f"{bias.name}/{node.name}", taken)
-        own = ir.Value(name=name, const_value=bias.const_value, type=bias.type, shape=bias.shape)
-        model.graph.initializers.add(own)
-        node.replace_input_with(2, own)

@@ -75,7 +75,7 @@ def test_the_rough_one_has_the_same_nodes(file: Path, kind: Kind) -> None:
 @every_kind
 def test_what_compress_writes_can_be_quantized_by_anybody(file: Path, kind: Kind, tmp_path: Path) -> None:
     """By ONNX Runtime's quantizer as its users call it; with a scale per channel where the opset has that."""
-    from onnxruntime.quantization import QuantType, quantize_static
+    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
     @dataclass
     class Reader:
@@ -84,7 +84,7 @@ def test_what_compress_writes_can_be_quantized_by_anybody(file: Path, kind: Kind
         def get_next(self) -> dict[str, Array] | None:
             return self.feeds.pop() if self.feeds else None
 
-    written, target = tmp_path / "small.onnx", tmp_path / "int8.onnx"
+    written, target, dynamic = (tmp_path / f"{name}.onnx" for name in ("small", "static", "dynamic"))
     onnxdecomp.compress(
         file, written, method="tucker,svd", rank="0.5", skip_below=0.0, must_save="none", bench=False
     )
@@ -97,8 +97,10 @@ def test_what_compress_writes_can_be_quantized_by_anybody(file: Path, kind: Kind
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-    (output,) = run(open_session(target), kind.feed)
-    assert np.isfinite(output).all()
+    quantize_dynamic(str(written), str(dynamic), weight_type=QuantType.QUInt8)
+    for made in (target, dynamic):
+        (output,) = run(open_session(made), kind.feed)
+        assert np.isfinite(output).all()
 
 
 def test_a_model_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
