@@ -67,9 +67,9 @@ def compress(
     splits = _splits(model, feeds[0])
     if not splits:
         return None, {}
-    start = time.perf_counter()
+    start = time.process_time()
     _outputs(model, feeds[:1])
-    each = time.perf_counter() - start
+    each = time.process_time() - start
     count = int(np.clip(_SECONDS / (len(splits) * len(RATIOS) * each), 1, min(_MOST, len(feeds))))
     used = feeds[:count]
     wanted = _outputs(model, used)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -163,7 +163,7 @@ def compress(
             return _dry_run(before, working, equip(stages, gear, given), report)
 
         def run(plan: Plan | None, fresh: ir.Model, quantized: bool = True) -> PipelineResult:
-            chosen = stages if quantized else tuple(map(_unquantized, stages))
+            chosen = [stage for stage in stages if quantized or not hasattr(stage, "precision")]
             return pipeline.run(fresh, equip(chosen, gear, plan), lambda stage: report(stage, 0, 0))
 
         watch = Watch(path, provider, cores, bench_seconds, seed or 0, input_shapes)
@@ -239,17 +239,8 @@ def default_output(model: str | Path, config: Config = None, **decompose: Any) -
     if methods == ["auto"] and not all(getattr(stage, "searches", True) for stage in stages):
         methods = ["tucker"]
     suffix = methods[0].replace(",", "-") if methods else "new"
-    precision = next((name for name in map(_precision, stages) if name != "none"), None)
+    precision = next((stage.precision for stage in stages if hasattr(stage, "precision")), None)
     return Path(f"{Path(model).stem}.{f'{suffix}.{precision}' if precision else suffix}.onnx")
-
-
-def _precision(stage: Any) -> str:
-    """What a stage quantizes to; "none" where it does not."""
-    return str(getattr(stage, "precision", "none"))
-
-
-def _unquantized(stage: Any) -> Any:
-    return stage if _precision(stage) == "none" else replace(stage, kind="none")
 
 
 def _stages(
@@ -260,7 +251,10 @@ def _stages(
     decompose: Mapping[str, Any],
     quantize: str | None = None,
 ) -> tuple[Stage, ...]:
-    """The pipeline's stages; what the caller left open stays as the configuration has it."""
+    """The pipeline's stages; what the caller left open stays as the configuration has it.
+
+    A quantize stage that is to do nothing is left out.
+    """
     options = dict(decompose)
     if seed is not None:
         options["seed"] = seed
@@ -276,7 +270,7 @@ def _stages(
     stages = pipeline.build(config, overrides)
     if quantize not in (None, "none") and not any(hasattr(stage, "precision") for stage in stages):
         raise UsageError("the pipeline has no quantize pass: name it in 'pipeline', after decompose")
-    return stages
+    return tuple(stage for stage in stages if getattr(stage, "precision", "") != "none")
 
 
 def _given_plan(plan: Any, wanted: Mapping[str, Any]) -> Plan | None:

@@ -76,7 +76,7 @@ def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage
         ModelError: ONNX Runtime does not load the model, or it runs on no random input.
     """
     stages = tuple(_calibrated(stage, gear) if hasattr(stage, "precision") else stage for stage in stages)
-    quantizer = next((stage for stage in stages if getattr(stage, "precision", "none") != "none"), None)
+    quantizer = next((stage for stage in stages if hasattr(stage, "precision")), None)
     return tuple(
         _equipped(stage, gear, plan, quantizer) if hasattr(stage, "searches") else stage for stage in stages
     )

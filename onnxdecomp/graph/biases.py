@@ -32,7 +32,7 @@ def own_biases(model: ir.Model) -> int:
             name=unique_name(f"{bias.name}/{node.name}", taken),
             const_value=tensor,
             type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.numpy().shape),
         )
         graph.initializers.add(own)
         node.replace_input_with(2, own)
