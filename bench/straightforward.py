@@ -1,11 +1,13 @@
 """The straightforward way to compress a network: onnx.helper and TensorLy's own functions.
 
 Every Conv with a kernel above 1x1 becomes three by `partial_tucker` (HOOI from an SVD, TensorLy's
-default number of iterations and tolerance); every 1x1 Conv and Gemm becomes two by its truncated SVD.
+default number of iterations and tolerance); every 1x1 Conv, Gemm and MatMul becomes two by its truncated
+SVD. What `layers` leaves out stays: groups, shared weights, weights that are no initializers.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +22,26 @@ Ranks: TypeAlias = dict[str, tuple[int, ...]]
 """Per node: (out, in) of a Tucker decomposition, (rank,) of an SVD. A node that is not there stays."""
 
 
+def layers(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, Array]]:
+    """The nodes that `compress` can decompose, with their weights."""
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    weights = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if uses[tensor.name] == 1
+    }
+    axes = {"Conv": 4, "Gemm": 2, "MatMul": 2}
+    found = []
+    for node in model.graph.node:
+        weight = weights.get(node.input[1]) if node.op_type in axes else None
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        special = {"group": 1, "transA": 0, "alpha": 1.0}
+        plain = all(attributes.get(name, usual) == usual for name, usual in special.items())
+        if weight is not None and weight.ndim == axes[node.op_type] and plain:
+            found.append((node, weight))
+    return found
+
+
 def compress(source: Path, target: Path, ranks: Ranks) -> None:
     """Write the model with the nodes of `ranks` decomposed."""
     model = onnx.load(source)
@@ -30,7 +52,7 @@ def compress(source: Path, target: Path, ranks: Ranks) -> None:
             nodes.append(node)
             continue
         stored = weights.pop(node.input[1])
-        chain = _conv if node.op_type == "Conv" else _gemm
+        chain = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}[node.op_type]
         made, factors = chain(node, numpy_helper.to_array(stored), ranks[node.name])
         nodes += made
         for name, factor in factors.items():
@@ -75,14 +97,30 @@ def _conv(
 def _gemm(
     node: onnx.NodeProto, weight: Array, ranks: tuple[int, ...]
 ) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
-    """Two Gemm with transB=1, as the original."""
-    left, right = _svd(weight, ranks[0])
+    """Two Gemm with transB=1."""
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    left, right = _svd(weight if transposed else weight.T, ranks[0])
     first, last, middle = f"{node.name}.0.weight", f"{node.name}.1.weight", f"{node.name}.0.out"
     nodes = [
         helper.make_node("Gemm", [node.input[0], first], [middle], name=f"{node.name}.0", transB=1),
-        helper.make_node("Gemm", [middle, last, node.input[2]], node.output, name=f"{node.name}.1", transB=1),
+        helper.make_node(
+            "Gemm", [middle, last, *node.input[2:]], node.output, name=f"{node.name}.1", transB=1
+        ),
     ]
     return nodes, {first: right, last: left}
+
+
+def _matmul(
+    node: onnx.NodeProto, weight: Array, ranks: tuple[int, ...]
+) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
+    """Two MatMul."""
+    left, right = _svd(weight, ranks[0])
+    first, last, middle = f"{node.name}.0.weight", f"{node.name}.1.weight", f"{node.name}.0.out"
+    nodes = [
+        helper.make_node("MatMul", [node.input[0], first], [middle], name=f"{node.name}.0"),
+        helper.make_node("MatMul", [middle, last], node.output, name=f"{node.name}.1"),
+    ]
+    return nodes, {first: left, last: right}
 
 
 def _svd(matrix: Array, rank: int) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ from onnxdecomp.plan.budget import parse_budgets
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
 from onnxdecomp.runrecord import Origin, describe_data, describe_model, describe_output, run_record
-from onnxdecomp.settle import Watch, settle
+from onnxdecomp.settle import Watch, is_quantized, settle
 from onnxdecomp.sites.find import FINDERS
 from onnxdecomp.staging import on_disk, staged
 
@@ -54,7 +54,7 @@ class Result:
         layers: What happened to every layer, in the plan's order.
         lowering: The lowering check of every rewritten layer.
         notes: What a user should know, a sentence each.
-        changed: Whether any layer was decomposed.
+        changed: Whether any layer was decomposed, or the model quantized.
         path: The file written, or None.
         verification: The comparison with the original, or None where not asked for.
         latency: The interleaved timing against the original, or None where not asked for.
@@ -96,6 +96,7 @@ def compress(
     allow_slower: bool | None = None,
     seed: int | None = None,
     simplify: str | None = None,
+    quantize: str | None = None,
     overwrite: bool = False,
     fail_if_unchanged: bool = False,
     dry_run: bool = False,
@@ -130,6 +131,8 @@ def compress(
         provider, threads: Where it is verified and timed; threads None is one per core.
         seed: Of everything random; None is the configuration's, or 0.
         simplify: "onnxsim", "onnxscript" or "none".
+        quantize: "int8" (needs `calib`), "fp16" or "none"; None is as the configuration has it. Inputs and
+            outputs keep their types. A target is then one for the quantized model.
         overwrite: Whether the output may replace a file, the input included.
         fail_if_unchanged: Raise UnchangedError where nothing was decomposed.
         dry_run: Plan only: no factor is computed and no file written.
@@ -148,7 +151,7 @@ def compress(
         check_target(file, overwrite=overwrite)
     wanted = _with_target(config, decompose, target, max_error)
     given = _given(plan, wanted)
-    stages = _stages(config, seed, provider, simplify, wanted)
+    stages = _stages(config, seed, provider, simplify, wanted, quantize)
     cores = threads or environment.cores()
     with on_disk(model) as path, one_pool():
         report("load", 0, 0)
@@ -173,22 +176,27 @@ def compress(
         if dry_run:
             return _dry_run(before, working, equip(stages, gear, given), report, origin)
 
-        def run(plan: Plan | None, fresh: ir.Model) -> PipelineResult:
-            return pipeline.run(fresh, equip(stages, gear, plan), lambda stage: report(stage, 0, 0))
+        def run(plan: Plan | None, fresh: ir.Model, quantized: bool = True) -> PipelineResult:
+            chosen = [stage for stage in stages if quantized or not hasattr(stage, "precision")]
+            return pipeline.run(fresh, equip(chosen, gear, plan), lambda stage: report(stage, 0, 0))
 
         watch = Watch(path, provider, cores, bench_seconds, seed or 0, input_shapes)
         first = run(given, working)
         faster = bench and not (_about_size(given, stages) if allow_slower is None else allow_slower)
-        settled = settle(first, lambda plan: run(plan, load(path)), watch, enabled=faster)
+        settled = settle(
+            first,
+            lambda plan, quantized: run(plan, load(path), quantized),
+            watch,
+            enabled=faster,
+        )
         ran, plan_done = settled.ran, settled.plan
         report("check layers", 0, 0)
         checks = _lowered(ran, opset=before["opset"], ir_version=before["ir_version"])
         layers = layer_records(plan_done, ran.rewritten, checks)
-        changed = bool(ran.rewritten)
+        changed = bool(ran.rewritten) or is_quantized(ran)
         _require_changed(plan_done, changed or not fail_if_unchanged)
-        result = ran.model if changed else load(path)
+        result, checked = ran.model if changed else load(path), None
         with staged(result, file, original=None if changed else path) as written:
-            checked = None
             if verify:
                 report("verify", 0, 0)
                 checked = verification.verify(
@@ -244,18 +252,27 @@ def default_output(model: str | Path, config: Config = None, **decompose: Any) -
         UsageError: The configuration or an option is not valid.
     """
     decompose.pop("simplify", None)
-    stages = _stages(config, None, "cpu", None, decompose)
+    stages = _stages(config, None, "cpu", None, decompose, decompose.pop("quantize", None))
     methods = [str(getattr(stage, "method", "")) for stage in stages if stage.name == "decompose"]
     if methods == ["auto"] and not all(getattr(stage, "searches", True) for stage in stages):
         methods = ["tucker"]
     suffix = methods[0].replace(",", "-") if methods else "new"
-    return Path(f"{Path(model).stem}.{suffix}.onnx")
+    precision = next((stage.precision for stage in stages if hasattr(stage, "precision")), None)
+    return Path(f"{Path(model).stem}.{f'{suffix}.{precision}' if precision else suffix}.onnx")
 
 
 def _stages(
-    config: Config, seed: int | None, provider: str, simplify: str | None, decompose: Mapping[str, Any]
+    config: Config,
+    seed: int | None,
+    provider: str,
+    simplify: str | None,
+    decompose: Mapping[str, Any],
+    quantize: str | None = None,
 ) -> tuple[Stage, ...]:
-    """The pipeline's stages; what the caller left open stays as the configuration has it."""
+    """The pipeline's stages; what the caller left open stays as the configuration has it.
+
+    A quantize stage that is to do nothing is left out.
+    """
     options = dict(decompose)
     if seed is not None:
         options["seed"] = seed
@@ -266,7 +283,12 @@ def _stages(
         overrides["normalise"] = {"freeze_initializers": decompose["freeze_initializers"]}
     if simplify is not None:
         overrides["simplify"] = {"tool": simplify}
-    return pipeline.build(config, overrides)
+    if quantize is not None:
+        overrides["quantize"] = {"kind": quantize}
+    stages = pipeline.build(config, overrides)
+    if quantize not in (None, "none") and not any(hasattr(stage, "precision") for stage in stages):
+        raise UsageError("the pipeline has no quantize pass: name it in 'pipeline', after decompose")
+    return tuple(stage for stage in stages if getattr(stage, "precision", "") != "none")
 
 
 def _with_target(

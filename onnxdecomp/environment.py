@@ -46,6 +46,16 @@ def cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_flags() -> frozenset[str]:
+    """The processor's features as Linux names them ("avx512_vnni"); none where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that results depend on."""
     found = {"python": platform.python_version()}

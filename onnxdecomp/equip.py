@@ -1,4 +1,4 @@
-"""Equipping the decompose stage with what it cannot have as plain options: data, a plan, a stopwatch."""
+"""Equipping stages with what they cannot have as plain options: data, a plan, a stopwatch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def read_plan(plan: Plan | Mapping[str, Any] | str | Path) -> Plan:
 
 @dataclass(frozen=True, eq=False)
 class Gear:
-    """What the decompose stage may need.
+    """What the decompose and the quantize stage may need.
 
     Attributes:
         path: The original.
@@ -71,22 +71,35 @@ class Gear:
 
 
 def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage, ...]:
-    """The stages, the decompose stage with calibration inputs, labels, the plan and a stopwatch.
+    """The stages with calibration inputs, the decompose stage with labels, the plan and a stopwatch too.
 
     Raises:
-        UsageError: The data do not fit the model.
+        UsageError: The data do not fit the model, or there are none for int8.
         ModelError: ONNX Runtime does not load the model, or it runs on no random input.
     """
-    return tuple(_equipped(stage, gear, plan) if hasattr(stage, "searches") else stage for stage in stages)
+    stages = tuple(_calibrated(stage, gear) if hasattr(stage, "precision") else stage for stage in stages)
+    quantizer = next((stage for stage in stages if hasattr(stage, "precision")), None)
+    return tuple(
+        _equipped(stage, gear, plan, quantizer) if hasattr(stage, "searches") else stage for stage in stages
+    )
 
 
-def _equipped(stage: Any, gear: Gear, plan: Plan | None) -> Stage:
+def _calibrated(stage: Any, gear: Gear) -> Stage:
+    """The quantize stage with the inputs that ranges of activations are found on."""
+    if stage.precision == "int8" and gear.calib is None:
+        raise UsageError("--quantize int8 needs inputs to find the ranges of activations on: give --calib")
+    return replace(stage, calibration=gear.calib, provider=gear.provider)  # type: ignore[no-any-return]
+
+
+def _equipped(stage: Any, gear: Gear, plan: Plan | None, quantizer: Any) -> Stage:
     from onnxdecomp.calibrate.observe import Calibration
     from onnxdecomp.data.read import read_feeds
     from onnxdecomp.plan.timing import Stopwatch
     from onnxdecomp.runtime.session import inputs_of, open_session
 
     changes: dict[str, Any] = {"given": plan, "on_layer": gear.report, "details": gear.details}
+    if quantizer is not None:
+        changes["finish"] = lambda model: quantizer.quantized(model)[0]
     if gear.calib is not None:
         # The activations are looked at on the CPU: every provider computes the same.
         changes["calibration"] = Calibration(gear.calib, threads=gear.threads, seed=gear.seed)
@@ -99,7 +112,8 @@ def _equipped(stage: Any, gear: Gear, plan: Plan | None) -> Stage:
         changes["labelled"] = read_feeds(gear.data, inputs_of(opened), samples=gear.samples)
     if gear.timed:
         feeds = _random(opened, gear.shapes, gear.seed) if gear.calib is None else gear.calib
-        changes["stopwatch"] = Stopwatch(gear.path, feeds[0], gear.provider, gear.threads)
+        precision = quantizer.precision if quantizer is not None else "float"
+        changes["stopwatch"] = Stopwatch(gear.path, feeds[0], gear.provider, gear.threads, precision)
     return replace(made, **changes)  # type: ignore[no-any-return]
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onnxdecomp.stage import Stage
 
 GROUP = "onnxdecomp.passes"
-DEFAULT = ("simplify", "normalise", "decompose", "annotate", "check")
+DEFAULT = ("simplify", "normalise", "decompose", "quantize", "annotate", "check")
 
 # Stands in for our own entry point in a checkout that is on the path but not installed.
 _BUILTIN = EntryPoint("builtin", "onnxdecomp_passes:PASSES", GROUP)

@@ -14,6 +14,7 @@ from onnxdecomp.benchmark import BenchResult
 from onnxdecomp.graph.save import save
 from onnxdecomp.pipeline import PipelineResult
 from onnxdecomp.plan.plan import Choice, Cost, Plan
+from onnxdecomp.runtime.timing import Ratio
 
 _ROUNDS = 3
 """Times that half of the layers are put back, before all are."""
@@ -74,33 +75,97 @@ class Watch:
 
 
 def settle(
-    ran: PipelineResult, again: Callable[[Plan], PipelineResult], watch: Watch, *, enabled: bool
+    ran: PipelineResult, again: Callable[[Plan, bool], PipelineResult], watch: Watch, *, enabled: bool
 ) -> Settled:
-    """Time the result against the original, and put layers back until it is faster.
+    """Time the result against the original, and undo what does not pay.
+
+    Of a result that was quantized, quantization alone must be faster than the original, or it is undone;
+    and with layers decomposed it must be faster than without, or they are put back.
 
     Args:
         ran: What the pipeline made of the original.
-        again: Runs the pipeline with another plan.
+        again: Runs the pipeline with another plan, quantizing or not.
         watch: Times.
         enabled: Else the result is taken as it is.
     """
-    record = ran.record.get("decompose", {})
-    plan = Plan.from_json(record.get("plan", {"version": 1, "choices": []}))  # type: ignore[arg-type]
-    gains = _gains(record.get("search"))
+    plan = _plan_of(ran)
+    if not enabled:
+        return Settled(ran, plan, None, ())
+    if not is_quantized(ran):
+        return _settle_layers(ran, lambda plan: again(plan, False), watch, "the original's time")
+    alone = again(_nothing_of(plan), True) if ran.rewritten else ran
+    timed = watch.time_model(alone.model)
+    ratio = timed.settings[0].models[1].ratio
+    if ratio is None or ratio.high >= 1:
+        kind = ran.record.get("quantize", {}).get("kind", "quantized")
+        took = f"{ratio.value:.2f}x the original's time" if ratio else "no less than the original's time"
+        note = f"not quantized, for {kind} alone takes {took} on {watch.provider}"
+        undone = _settle_layers(
+            again(plan, False), lambda plan: again(plan, False), watch, "the original's time"
+        )
+        return replace(undone, notes=(note, *undone.notes))
+    if not ran.rewritten:
+        return Settled(ran, plan, timed, ())
+    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
+        file = Path(folder) / "quantized.onnx"
+        save(alone.model, file)
+        against = replace(watch, original=file)
+        found = _settle_layers(
+            ran, lambda plan: again(plan, True), against, "the time of the original quantized"
+        )
+    gain = None if found.timed is None else found.timed.settings[0].models[1].ratio
+    facts = {**found.ran.record.get("quantize", {}), "gain": _speedup(gain)}
+    record = {**found.ran.record, "quantize": facts}
+    # What it was timed against is not the original.
+    return replace(found, ran=replace(found.ran, record=record), timed=None)
+
+
+def is_quantized(ran: PipelineResult) -> bool:
+    """Whether the pipeline quantized the model."""
+    return "quantize" in ran.modified
+
+
+def _settle_layers(
+    ran: PipelineResult, again: Callable[[Plan], PipelineResult], watch: Watch, against: str
+) -> Settled:
+    """Put layers back until the result is faster than what the watch compares it with."""
+    plan = _plan_of(ran)
+    gains = _gains(ran.record.get("decompose", {}).get("search"))
     notes: list[str] = []
     for left in reversed(range(_ROUNDS + 1)):
-        if not ran.rewritten or not enabled:
+        if not ran.rewritten:
             break
         timed = watch.time_model(ran.model)
         ratio = timed.settings[0].models[1].ratio
         if ratio is not None and ratio.high < 1:
             return Settled(ran, plan, timed, tuple(notes))
-        took = f"{ratio.value:.2f}x the original's time" if ratio else "no less than the original's time"
+        took = f"{ratio.value:.2f}x {against}" if ratio else f"no less than {against}"
         reason = f"does not pay on {watch.provider}: with it the model took {took}"
         plan, put_back = _put_back(plan, gains, reason, everything=left == 0)
         notes.append(f"put back, for with them the model takes {took}: {', '.join(put_back)}")
         ran = again(plan)
     return Settled(ran, plan, None, tuple(notes))
+
+
+def _plan_of(ran: PipelineResult) -> Plan:
+    record = ran.record.get("decompose", {})
+    return Plan.from_json(record.get("plan", {"version": 1, "choices": []}))  # type: ignore[arg-type]
+
+
+def _nothing_of(plan: Plan) -> Plan:
+    return _put_back(plan, {}, "", everything=True)[0]
+
+
+def _speedup(ratio: Ratio | None) -> dict[str, float] | None:
+    """How many times as fast the decomposed and quantized model is as the quantized one."""
+    if ratio is None:
+        return None
+    return {
+        "value": 1 / ratio.value,
+        "low": 1 / ratio.high,
+        "high": 1 / ratio.low,
+        "confidence": ratio.confidence,
+    }
 
 
 def _put_back(

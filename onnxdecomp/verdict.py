@@ -33,7 +33,7 @@ def verdict_on_run(record: Record) -> dict[str, Any]:
         "error": checked.get("rel_l2"),
     }
     decomposed = [layer for layer in record["layers"] if layer["method"] is not None]
-    if not decomposed:
+    if not decomposed and "quantize" not in record["passes"]:
         reasons = list(dict.fromkeys(layer["reason"] for layer in record["layers"] if layer["reason"]))
         because = reasons or ["no operator of the model has a constant weight"]
         return {

@@ -65,7 +65,7 @@ class Runs:
     search: dict[str, Any] | None = None
     plans: list[Plan] = field(default_factory=list)
 
-    def __call__(self, plan: Plan) -> PipelineResult:
+    def __call__(self, plan: Plan, quantized: bool = False) -> PipelineResult:
         self.plans.append(plan)
         record: dict[str, object] = {"plan": plan.to_json()}
         if self.search is not None:

@@ -44,6 +44,13 @@ from onnxdecomp.cli.output import json_option, report_options, write_record
 )
 @input_shape_option
 @click.option(
+    "--quantize",
+    type=click.Choice(("int8", "fp16", "none")),
+    default=None,
+    help="After the decomposition make the model int8 (needs --calib) or fp16; a target is then one for the "
+    "quantized model  [default: none].",
+)
+@click.option(
     "--max-error",
     type=click.FloatRange(min=0),
     metavar="ERROR",
@@ -147,7 +154,7 @@ def command(
     from onnxdecomp.cli.show import show_plan, show_result
     from onnxdecomp.data.read import prepared
 
-    given = options.given(context, (*options.DECOMPOSE, "seed"))
+    given = options.given(context, (*options.DECOMPOSE, "seed", "quantize"))
     told = bool(report_target or markdown_target)
     decisive = threads or environment.cores()
     with console.progress("load") as advance:
@@ -185,4 +192,4 @@ def command(
 def _default_output(model: str, config: str | None, given: Mapping[str, Any]) -> Path:
     from onnxdecomp.api import default_output
 
-    return default_output(model, config, **{k: v for k, v in given.items() if k in options.DECOMPOSE})
+    return default_output(model, config, **{k: v for k, v in given.items() if k != "seed"})

@@ -39,12 +39,14 @@ class Where:
         runtime: ONNX Runtime's version.
         device: The processor's or graphics card's name.
         threads: Threads within an operator; 0 for ONNX Runtime's own choice.
+        precision: "float" (as the layer is), "int8" or "fp16".
     """
 
     provider: str
     runtime: str
     device: str
     threads: int
+    precision: str = "float"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Stored:
     ratio: float
 
 
-def where(provider: str, threads: int) -> Where:
+def where(provider: str, threads: int, precision: str = "float") -> Where:
     """What timings on this machine depend on.
 
     Raises:
@@ -67,7 +69,7 @@ def where(provider: str, threads: int) -> Where:
     from onnxdecomp.runtime import providers
 
     short = providers.short_name(providers.ort_name(provider))
-    return Where(short, onnxruntime.__version__, environment.device(short), threads)
+    return Where(short, onnxruntime.__version__, environment.device(short), threads, precision)
 
 
 def cache_file() -> Path:

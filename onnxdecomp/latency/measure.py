@@ -21,7 +21,7 @@ from onnxdecomp.dense import dense_chain
 from onnxdecomp.errors import ModelError
 from onnxdecomp.latency.cache import Stored, Where, key_of, load, store, where
 from onnxdecomp.latency.neighbours import ALONE, Neighbours
-from onnxdecomp.latency.tiny import Tiny, chain_model, frame_model, noise, refusal
+from onnxdecomp.latency.tiny import Tiny, chain_model, frame_model, noise, quantized_tiny, refusal
 from onnxdecomp.layer import Array, Layer
 from onnxdecomp.runtime.timing import Run, interleave
 
@@ -106,6 +106,7 @@ def time_chains(
     *,
     provider: str = "cpu",
     threads: int = 1,
+    precision: str = "float",
     cache: Path | None = None,
     seconds: float = 20.0,
     progress: Progress | None = None,
@@ -118,6 +119,7 @@ def time_chains(
     Args:
         requests: What to time.
         provider, threads: Where; with several threads idle ones do not spin, as in benchmark.bench.
+        precision: "float" times layers and chains as they are, "int8" and "fp16" quantized.
         cache: The file of earlier timings (see cache.cache_file), or None for none.
         seconds: About the time to take. However short, each chain runs MIN_ROUNDS times.
         progress: Called as the work goes on.
@@ -127,7 +129,7 @@ def time_chains(
         ProviderError: The provider did not start.
         UsageError: There is no such provider.
     """
-    on = where(provider, threads)
+    on = where(provider, threads, precision)
     jobs = [_job(request, on) for request in requests]
     known: dict[str, Stored | str] = {}
     if cache is not None:
@@ -157,7 +159,7 @@ def time_chains(
 
 
 def _job(request: Request, on: Where) -> _Job:
-    around = request.around.on(on.provider)
+    around = request.around.on(on.provider, on.precision)
     request = replace(request, around=around)
     dense = dense_chain(request.layer)
     parts = (dense, request.layer, request.input_shape, around, on)
@@ -254,6 +256,8 @@ def runnable(model: Tiny | str, on: Where) -> Run | str:
     if isinstance(model, str):
         return model
     try:
+        if on.precision != "float":
+            model = quantized_tiny(model, on.precision, on.provider)
         opened = session.open_session(
             model.model,
             provider=on.provider,

@@ -41,9 +41,10 @@ class Neighbours:
     after: bool = False
     activation: str | None = None
 
-    def on(self, provider: str) -> Neighbours:
-        """As far as it matters to a provider: only the CPU's has blocks, elsewhere the cheap kind will do."""
-        return self if provider == "cpu" else Neighbours(True, True, self.activation)
+    def on(self, provider: str, precision: str = "float") -> Neighbours:
+        """As far as it matters: only the CPU's float kernels take blocks, else the cheap kind will do."""
+        blocks = provider == "cpu" and precision == "float"
+        return self if blocks else Neighbours(True, True, self.activation)
 
 
 ALONE = Neighbours()

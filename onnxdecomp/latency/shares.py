@@ -59,6 +59,7 @@ def shares(
     *,
     provider: str = "cpu",
     threads: int = 1,
+    precision: str = "float",
     seconds: float = 5.0,
 ) -> Shares:
     """Measure how much of the model's latency each layer is.
@@ -67,7 +68,7 @@ def shares(
         model: The model with all of its layers dense, as it would be saved if none were decomposed.
         feed: An input of it, by name, of the shapes that the layers' `input_shape` belong to.
         layers: The layers that run once for each input, in the model's order; their chains are not read.
-        provider, threads: Where; as for measure.time_chains.
+        provider, threads, precision: Where and in what; as for measure.time_chains.
         seconds: About the time to take. However short, all run MIN_ROUNDS times.
 
     Raises:
@@ -77,7 +78,7 @@ def shares(
     """
     from onnxdecomp.runtime import session
 
-    on = where(provider, threads)
+    on = where(provider, threads, precision)
     opened = session.open_session(model, provider=provider, threads=threads, spinning=threads == 1)
     given = dict(feed)
     session.run(opened, given)
@@ -94,7 +95,7 @@ def shares(
 
 def _runs(request: Request, on: Where) -> tuple[Run, Run] | None:
     """What runs the dense layer, and its neighbours alone: in sessions of its own, so with its own weight."""
-    layer, shape, around = request.layer, request.input_shape, request.around.on(on.provider)
+    layer, shape, around = request.layer, request.input_shape, request.around.on(on.provider, on.precision)
     dense = runnable(chain_model(dense_chain(layer), layer, shape, around), on)
     frame = runnable(frame_model(layer, shape, around), on)
     return None if isinstance(dense, str) or isinstance(frame, str) else (dense, frame)

@@ -109,6 +109,26 @@ def noise(shape: Shape, scale: float = 1.0) -> Array:
     return np.resize(drawn * np.float32(scale), shape)
 
 
+def quantized_tiny(tiny: Tiny, precision: str, provider: str) -> Tiny:
+    """The same model with the kernels of another precision.
+
+    Raises:
+        ModelError: It cannot be quantized.
+    """
+    import onnx
+
+    from onnxdecomp.quantization import quantized_roughly
+    from onnxdecomp.quantization.int8 import rough_proto
+    from onnxdecomp.quantization.scheme import scheme_for
+
+    model = ir.from_proto(onnx.load_model_from_string(tiny.model))
+    for name, array in tiny.weights.items():
+        model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
+    if precision == "int8":  # all types are known, so no file is needed
+        return Tiny(rough_proto(ir.to_proto(model), model, scheme_for(provider)).SerializeToString(), {})
+    return _tiny(quantized_roughly(model, precision, provider))
+
+
 def _tiny(model: ir.Model) -> Tiny:
     """The model, its large numbers beside it: in it they would take thrice the memory."""
     lent = lend(model)

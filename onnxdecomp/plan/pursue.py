@@ -175,10 +175,24 @@ def _try(
             expected = float(np.sqrt(low * high))
         if high < float("inf") and low > 0.85 * high:
             break
+    notes: tuple[str, ...] = ()
     if best is None:
         best = pick(0.0)
-        return best, tries, ("no plan that was tried keeps the loss asked for: every layer stays",)
-    return best, tries, ()
+        notes = ("no plan that was tried keeps the loss asked for: every layer stays",)
+    if not best.plan.decomposed:
+        _require_reach(losses, measures, trial(best.plan))
+    return best, tries, notes
+
+
+def _require_reach(losses: Sequence[Budget], measures: Sequence[Measure], made: ir.Model) -> None:
+    """Refuse a loss that is passed with every layer kept: by the quantization that comes after."""
+    for budget, measure in zip(losses, measures, strict=True):
+        used = measure.of(made)
+        if used > budget.limit:
+            raise UsageError(
+                f"--target {budget} is out of reach: without any decomposition the quantized model has "
+                f"{measure.name}={used:.3g}"
+            )
 
 
 def _wanted_latency(costs: Sequence[Budget], weighed: Survey) -> float | None:

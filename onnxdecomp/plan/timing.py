@@ -39,7 +39,8 @@ class Timed:
 
     Attributes:
         parts: By the layer's place in the list of sites: its own share, and that of each outline.
-        whole_ms: The original's latency, simplified and with all layers dense.
+        whole_ms: The original's latency, simplified, quantized if that is asked for, and with all layers
+            dense.
         original_ms: The latency of the original as it came in.
     """
 
@@ -56,6 +57,7 @@ class Stopwatch:
         original: The file that came in.
         feed: One input of the model: its shapes are those that count.
         provider, threads: Where.
+        precision: "float", or what the model is going to be quantized to: "int8" or "fp16".
         cached: Use and add to the timings on this machine's disk.
         seconds: About the time to take for the chains.
         note: Called with what a user should know.
@@ -65,6 +67,7 @@ class Stopwatch:
     feed: Feed
     provider: str = "cpu"
     threads: int = 1
+    precision: str = "float"
     cached: bool = True
     seconds: float = 20.0
     note: Callable[[str], object] | None = None
@@ -92,6 +95,7 @@ class Stopwatch:
                 asked,
                 provider=self.provider,
                 threads=self.threads,
+                precision=self.precision,
                 cache=cache,
                 seconds=self.seconds,
                 note=self.note,
@@ -99,8 +103,15 @@ class Stopwatch:
         )
         with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
             path = Path(folder) / "model.onnx"
-            save(model, path)
-            whole = shares(path, self.feed, dense, provider=self.provider, threads=self.threads)
+            save(self._quantized(model), path)
+            whole = shares(
+                path,
+                self.feed,
+                dense,
+                provider=self.provider,
+                threads=self.threads,
+                precision=self.precision,
+            )
             before = whole.whole_ms / self._ratio(path).value
         parts = {}
         for index, (own, share) in enumerate(zip(options, whole.layers, strict=True)):
@@ -121,8 +132,14 @@ class Stopwatch:
             rewriter.replace(site, filled(outline(method, site.layer, choice.ranks)), {})
         with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
             path = Path(folder) / "model.onnx"
-            save(copy, path)
+            save(self._quantized(copy), path)
             return self._ratio(path)
+
+    def _quantized(self, model: ir.Model) -> ir.Model:
+        """The model with the kernels that it will run on."""
+        from onnxdecomp.quantization import quantized_roughly
+
+        return quantized_roughly(model, self.precision, self.provider)
 
     def _ratio(self, new: Path) -> Ratio:
         timed = bench(

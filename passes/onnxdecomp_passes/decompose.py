@@ -105,6 +105,8 @@ class Decompose(Stage):
     size: int = field(default=0, compare=False, repr=False)
     on_layer: Callable[[str, int, int], None] | None = field(default=None, compare=False, repr=False)
     details: bool = field(default=False, compare=False, repr=False)
+    finish: Callable[[ir.Model], ir.Model] | None = field(default=None, compare=False, repr=False)
+    """What a later stage does to the result (quantize): a target that was named is one for that."""
 
     def __post_init__(self) -> None:
         # A mistake in the request is known before anything starts.
@@ -200,7 +202,8 @@ class Decompose(Stage):
         carry_out(
             copy, sites, plan, seed=self.seed, calibration=None if calibration.synthetic else calibration
         )
-        return copy
+        # Without a named target the error allowed is that of the decomposition, rounding comes on top.
+        return copy if self.finish is None or not self.target else self.finish(copy)
 
     def _timed(self) -> bool:
         """Whether the goal is about latency, and it can be measured."""

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp.graph.biases import own_biases
 from onnxdecomp.graph.constants import Constant, discard, resolve
 from onnxdecomp.graph.shapes import infer_shapes
 from onnxdecomp.graph.walk import Place, places, unique_name, value_names
@@ -42,7 +43,8 @@ class Normalise(Stage):
     A BatchNormalization (inference mode), Mul, Div, Add or Sub with constants is folded into a Conv,
     ConvTranspose or Gemm, or a MatMul of two-dimensional activations, which becomes a Gemm: if nothing
     else reads the value between them, and nothing else uses the weight. Computed in float64 and stored
-    in the weight's own type. The layer keeps its name and takes over the name of the folded output.
+    in the weight's own type. The layer keeps its name and takes over the name of the folded output. Each
+    layer of the main graph gets a bias of its own, as ONNX Runtime's quantizer needs it.
     """
 
     name: ClassVar[str] = "normalise"
@@ -72,7 +74,8 @@ class Normalise(Stage):
                     kind, node = done
                     folded[kind] += 1
         counts = {kind: count for kind, count in sorted(folded.items()) if count}
-        return StageResult(model, bool(counts), record={"folded": counts})
+        biases = own_biases(model)
+        return StageResult(model, bool(counts or biases), record={"folded": counts, "own_biases": biases})
 
 
 @dataclass(frozen=True, eq=False)

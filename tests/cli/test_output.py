@@ -281,7 +281,10 @@ def test_methods_lists_every_method(capsys: Capsys) -> None:
 
 def test_passes_lists_the_default_pipeline(capsys: Capsys) -> None:
     done = command(capsys, "passes")
-    assert done.out.splitlines()[-1] == "default pipeline: simplify, normalise, decompose, annotate, check"
+    assert (
+        done.out.splitlines()[-1]
+        == "default pipeline: simplify, normalise, decompose, quantize, annotate, check"
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")

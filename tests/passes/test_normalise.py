@@ -202,7 +202,7 @@ def two_users(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
 
 
 def shared_weight(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    return [*nodes, node("Conv", ["x", "w", "b"], ["z"], name="other")]
+    return [*nodes, node("Conv", ["x", "w"], ["z"], name="other")]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+"""A bias for each layer: ONNX Runtime's quantizer fails on some that are shared, or no initializers."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxdecomp.graph.walk import unique_name, value_names
+
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
+
+
+def own_biases(model: ir.Model) -> int:
+    """Make constant biases of the main graph's layers initializers that nothing else reads, in place.
+
+    The quantizer copies shared ones under names that other values may have, and rounds those in Constant
+    nodes by operators that older opsets lack.
+
+    Returns:
+        How many layers have a new bias.
+    """
+    graph = model.graph
+    taken = value_names(model)
+    changed = 0
+    for node in graph:
+        bias = node.inputs[2] if node.op_type in _BIASED and len(node.inputs) > 2 else None
+        if bias is None or bias.is_graph_input():
+            continue
+        tensor = ir.convenience.get_const_tensor(bias)
+        if tensor is None or (bias.name in graph.initializers and len(bias.uses()) == 1):
+            continue
+        own = ir.Value(
+            name=unique_name(f"{bias.name}/{node.name}", taken),
+            const_value=tensor,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.numpy().shape),
+        )
+        graph.initializers.add(own)
+        node.replace_input_with(2, own)
+        changed += 1
+        if not bias.uses() and not bias.is_graph_output():
+            _drop(graph, bias)
+    return changed
+
+
+def _drop(graph: ir.Graph, bias: ir.Value) -> None:
+    producer = bias.producer()
+    if producer is not None:
+        graph.remove(producer, safe=True)
+    elif bias.name is not None:
+        graph.initializers.pop(bias.name, None)

@@ -1,0 +1,95 @@
+"""quantize: fewer bits, after the decomposition, by ONNX Runtime's own tools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+
+from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.errors import UsageError
+from onnxdecomp.pipeline import CAME_IN, CameIn
+from onnxdecomp.stage import Stage, StageResult, option
+
+KEY = "pkg.onnxdecomp.quantize"
+
+
+@dataclass(frozen=True)
+class Quantize(Stage):
+    """Make the model int8 (weights and activations, as QDQ nodes) or fp16; inputs and outputs stay.
+
+    A model of which nothing can be quantized stays as it is, and a note says so.
+    """
+
+    name: ClassVar[str] = "quantize"
+    summary: ClassVar[str] = "Quantize to int8 or fp16 with ONNX Runtime's own tools"
+
+    kind: Literal["none", "int8", "fp16"] = option("none", "int8 needs calibration inputs, fp16 none")
+    per_channel: bool = option(True, "int8: a scale for each output channel of a weight, not one in all")
+    weight_bits: Literal["auto", "7", "8"] = option(
+        "auto", "int8: 7 where this machine's products of 8 bits saturate (x86-64 without VNNI)"
+    )
+    samples: int = option(256, "int8: calibration inputs used at most")
+    exclude: tuple[str, ...] = option((), "int8: nodes that stay floating point, by shell patterns of names")
+    provider: str = option("cpu", "int8: the provider that it is meant for")
+    calibration: Feeds | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UsageError(f"quantize's samples must be at least 1, not {self.samples}")
+
+    @property
+    def precision(self) -> str:
+        """What weights and activations are stored in: "int8", "fp16", or "none" for no change."""
+        return self.kind
+
+    def call(self, model: ir.Model) -> StageResult:
+        """Replace the graph by the quantized one."""
+        if self.kind == "none":
+            return StageResult(model, modified=False)
+        before = int(model.opset_imports.get("", 1))
+        made, record = self.quantized(model)
+        if record.get("quantized_activations") == 0:
+            note = "nothing to quantize: no operator of the main graph that has an integer kernel"
+            return StageResult(model, modified=False, notes=(note,), record=record)
+        model.graph = made.graph
+        opset = int(made.opset_imports.get("", 1))
+        came_in = model.meta.get(CAME_IN)
+        notes: list[str] = []
+        if opset != before:
+            notes.append(f"{self.kind} needs opset {opset}: raised from {before}")
+            if isinstance(came_in, CameIn):
+                model.meta[CAME_IN] = replace(came_in, opsets={**came_in.opsets, "": opset})
+        model.metadata_props[KEY] = self.kind
+        return StageResult(model, modified=True, notes=tuple(notes), record=record)
+
+    def quantized(self, model: ir.Model) -> tuple[ir.Model, dict[str, object]]:
+        """A quantized copy, and facts for the record.
+
+        Raises:
+            UsageError: There are no calibration inputs for int8.
+            ModelError: The model cannot be quantized.
+        """
+        if self.kind == "fp16":
+            from onnxdecomp.quantization.half import fp16
+
+            return fp16(model), {"kind": "fp16"}
+        from onnxdecomp.quantization.int8 import int8
+        from onnxdecomp.quantization.scheme import scheme_for
+
+        if self.calibration is None:
+            raise UsageError("int8 needs inputs to find the ranges of activations on: give them with --calib")
+        scheme = scheme_for(self.provider, weight_bits=self.weight_bits, per_channel=self.per_channel)
+        scheme = replace(scheme, exclude=_matching(model, self.exclude))
+        made = int8(model, self.calibration, scheme, samples=self.samples)
+        count = sum(node.op_type == "QuantizeLinear" for node in made.graph)
+        samples = min(self.samples, len(self.calibration))
+        return made, {"kind": "int8", **scheme.facts(), "samples": samples, "quantized_activations": count}
+
+
+def _matching(model: ir.Model, patterns: Sequence[str]) -> tuple[str, ...]:
+    names = [node.name for node in model.graph if node.name]
+    return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))

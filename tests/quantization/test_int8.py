@@ -1,0 +1,178 @@
+"""int8: models of many kinds, what they compute, and what is refused."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import onnxdecomp
+from onnxdecomp import environment
+from onnxdecomp.data.read import read_feeds
+from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.load import load
+from onnxdecomp.graph.save import save
+from onnxdecomp.layer import Array
+from onnxdecomp.quantization.half import fp16
+from onnxdecomp.quantization.int8 import int8, rough
+from onnxdecomp.quantization.scheme import Scheme, scheme_for
+from onnxdecomp.runtime.interface import differences, interface_of
+from onnxdecomp.runtime.session import inputs_of, open_session, run
+from tests.quantization.kinds import KINDS, Kind
+
+COARSE = 0.06
+"""Relative L2 error that 8 bits may make in a model of a few layers."""
+
+every_kind = pytest.mark.parametrize("name", KINDS)
+
+
+@pytest.fixture
+def kind(name: str) -> Kind:
+    return KINDS[name]()
+
+
+@pytest.fixture
+def file(kind: Kind, tmp_path: Path) -> Path:
+    onnx.save(kind.model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def relative(actual: Array, wanted: Array) -> float:
+    return float(np.linalg.norm(actual - wanted) / np.linalg.norm(wanted))
+
+
+def count(model: ir.Model, op_type: str) -> int:
+    return sum(node.op_type == op_type for node in model.graph)
+
+
+def quantized(file: Path, kind: Kind, how: Scheme) -> ir.Model:
+    feeds = read_feeds([kind.feed], inputs_of(open_session(file)))
+    return int8(load(file), feeds, how)
+
+
+@every_kind
+def test_it_computes_about_the_same(file: Path, kind: Kind, tmp_path: Path) -> None:
+    made = quantized(file, kind, scheme_for("cpu"))
+    target = save(made, tmp_path / "new.onnx")
+    assert count(made, "QuantizeLinear") > 0
+    assert not differences(interface_of(file), interface_of(target))
+    before, after = (run(open_session(path), kind.feed)[0] for path in (file, target))
+    assert relative(after, before) < COARSE
+
+
+@every_kind
+def test_the_rough_one_has_the_same_nodes(file: Path, kind: Kind) -> None:
+    made, outline = quantized(file, kind, scheme_for("cpu")), rough(load(file), scheme_for("cpu"))
+    assert Counter(node.op_type for node in outline.graph) == Counter(node.op_type for node in made.graph)
+
+
+@every_kind
+def test_what_compress_writes_can_be_quantized_by_anybody(file: Path, kind: Kind, tmp_path: Path) -> None:
+    """By ONNX Runtime's quantizer as its users call it; with a scale per channel where the opset has that."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
+
+    @dataclass
+    class Reader:
+        feeds: list[dict[str, Array]]
+
+        def get_next(self) -> dict[str, Array] | None:
+            return self.feeds.pop() if self.feeds else None
+
+    written, target, dynamic = (tmp_path / f"{name}.onnx" for name in ("small", "static", "dynamic"))
+    onnxdecomp.compress(
+        file, written, method="tucker,svd", rank="0.5", skip_below=0.0, must_save="none", bench=False
+    )
+    opset = load(written).opset_imports[""]
+    quantize_static(
+        str(written),
+        str(target),
+        Reader([kind.feed]),
+        per_channel=opset >= 13,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+    quantize_dynamic(str(written), str(dynamic), weight_type=QuantType.QUInt8)
+    for made in (target, dynamic):
+        (output,) = run(open_session(made), kind.feed)
+        assert np.isfinite(output).all()
+
+
+def test_a_model_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
+    kind = KINDS["plain"]()
+    onnx.save(kind.model, tmp_path / "model.onnx")
+    once = quantized(tmp_path / "model.onnx", kind, scheme_for("cpu"))
+    save(once, tmp_path / "once.onnx")
+    with pytest.raises(ModelError, match="quantized already"):
+        quantized(tmp_path / "once.onnx", kind, scheme_for("cpu"))
+
+
+def test_names_are_left_in_floating_point(tmp_path: Path) -> None:
+    kind = KINDS["plain"]()
+    onnx.save(kind.model, tmp_path / "model.onnx")
+    made = quantized(tmp_path / "model.onnx", kind, Scheme(exclude=("c",)))
+    weights = {node.name: node.inputs[1] for node in made.graph if node.op_type in ("Conv", "Gemm")}
+    produced = {name: value is not None and value.producer() is not None for name, value in weights.items()}
+    assert produced == {"a": True, "c": False, "y": True}
+
+
+@pytest.mark.parametrize(("reduced", "largest"), [(False, 127), (True, 64)])
+def test_seven_bits_are_seven_bits(reduced: bool, largest: int, tmp_path: Path) -> None:
+    kind = KINDS["plain"]()
+    onnx.save(kind.model, tmp_path / "model.onnx")
+    made = quantized(tmp_path / "model.onnx", kind, Scheme(reduce_range=reduced))
+    weights = [v.const_value for v in made.graph.initializers.values() if (v.name or "").startswith("w")]
+    extremes = [
+        int(np.abs(t.numpy().astype(int)).max()) for t in weights if t and t.dtype == ir.DataType.INT8
+    ]
+    assert len([value for value in extremes if value > 0]) == 3
+    assert max(extremes) == largest
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "provider", "expected"),
+    [
+        ("x86_64", {"avx2"}, "cpu", (False, True)),
+        ("x86_64", {"avx512f"}, "cpu", (False, True)),
+        ("x86_64", {"avx512_vnni"}, "cpu", (False, False)),
+        ("AMD64", {"avx_vnni"}, "cpu", (False, False)),
+        ("aarch64", set(), "cpu", (True, False)),
+        ("x86_64", {"avx2"}, "tensorrt", (True, False)),
+    ],
+)
+def test_the_scheme_suits_the_processor(
+    machine: str,
+    flags: set[str],
+    provider: str,
+    expected: tuple[bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset(flags))
+    found = scheme_for(provider)
+    assert (found.signed, found.reduce_range) == expected
+    assert scheme_for(provider, weight_bits="7").reduce_range
+    assert not scheme_for(provider, weight_bits="8").reduce_range
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "function"])
+def test_fp16_keeps_the_interface_and_halves_the_weights(file: Path, kind: Kind, tmp_path: Path) -> None:
+    made = fp16(load(file))
+    target = save(made, tmp_path / "new.onnx")
+    assert not differences(interface_of(file), interface_of(target))
+    before, after = (run(open_session(path), kind.feed)[0] for path in (file, target))
+    assert relative(after, before) < 5e-3
+    own = [value for value in made.graph.initializers.values() if not value.is_graph_input()]
+    large = [value.const_value for value in own if value.const_value and value.const_value.size > 99]
+    assert {tensor.dtype for tensor in large} <= {ir.DataType.FLOAT16}
+
+
+def test_fp16_leaves_models_with_functions_alone(tmp_path: Path) -> None:
+    onnx.save(KINDS["function"]().model, tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="functions of its own"):
+        fp16(load(tmp_path / "model.onnx"))

@@ -1,0 +1,209 @@
+"""--quantize: what compress promises of a quantized result, and what it says where it cannot keep it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxdecomp
+from onnxdecomp import api
+from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.timing import Ratio
+from tests.cli.small import Outcome, command, files, process
+from tests.test_settle import FASTER, SLOWER, Fake, result
+from tests.test_targets import thin
+
+Run = Callable[..., Outcome]
+
+INT8 = ("--quantize", "int8", "--calib", "calib.npz")
+QUICK = ("--simplify", "none", "--no-bench", "--method", "tucker", "--rank", "4")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """net.onnx and calib.npz, alone in the folder that the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    thin(tmp_path / "net.onnx")
+    images = np.random.default_rng(1).standard_normal((40, 8, 8, 8), dtype=np.float32)
+    np.savez(tmp_path / "calib.npz", x=images)
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs compress on net.onnx with ranks given and without timing."""
+    return lambda *given: command(capsys, "compress", "net.onnx", *QUICK, *given)
+
+
+def op_types(path: str | Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def test_int8_after_the_decomposition(run: Run) -> None:
+    done = run(*INT8, "-o", "out.onnx", "--json", "run.json", "--max-error", "0.6")
+    assert (done.code, done.err) == (0, "")
+    record = json.loads(Path("run.json").read_text())
+    found = op_types("out.onnx")
+    assert found["Conv"] == 6
+    assert found["QuantizeLinear"] > 6
+    assert record["passes"]["quantize"]["kind"] == "int8"
+    assert record["passes"]["quantize"]["samples"] == 40
+    assert record["verify"]["interface"] == []
+    assert 0 < record["verify"]["rel_l2"] < 0.6
+    assert [layer["lowering"] < 1e-5 for layer in record["layers"]] == [True, True]
+    written = onnx.load("out.onnx")
+    assert {"pkg.onnxdecomp.quantize": "int8", "pkg.onnxdecomp.methods": "tucker"}.items() <= {
+        entry.key: entry.value for entry in written.metadata_props
+    }.items()
+    assert written.producer_name == onnx.load("net.onnx").producer_name
+    provenance = [n for n in written.graph.node if any("onnxdecomp.layer" in e.key for e in n.metadata_props)]
+    assert {node.op_type for node in provenance} == {"Conv"}
+    assert len(provenance) == 6
+
+
+def test_fp16_needs_no_calibration(run: Run) -> None:
+    done = run("--quantize", "fp16", "-o", "out.onnx")
+    assert (done.code, done.err) == (0, "")
+    graph = onnx.load("out.onnx").graph
+    assert {tensor.data_type for tensor in graph.initializer} == {onnx.TensorProto.FLOAT16}
+    assert {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)} == {
+        onnx.TensorProto.FLOAT
+    }
+
+
+def test_int8_without_calibration_is_refused(run: Run) -> None:
+    run("--quantize", "int8").is_error(2, "--calib")
+    assert files() == ["calib.npz", "net.onnx"]
+
+
+def test_a_pipeline_without_the_pass_is_refused(run: Run) -> None:
+    Path("own.toml").write_text('pipeline = ["decompose", "check"]\n')
+    run(*INT8, "--config", "own.toml").is_error(2, "quantize pass")
+
+
+def test_the_configuration_says_it_as_well(folder: Path) -> None:
+    config = {"quantize": {"kind": "int8", "exclude": ["c1*"], "samples": 8, "weight_bits": "7"}}
+    done = onnxdecomp.compress(
+        "net.onnx", config=config, simplify="none", rank="4", calib="calib.npz", bench=False
+    )
+    facts = done.record["passes"]["quantize"]
+    assert (facts["samples"], facts["weight_bits"]) == (8, 7)
+    assert done.changed
+
+
+def test_the_file_says_what_it_is(run: Run) -> None:
+    assert run(*INT8).code == 0
+    assert run("--quantize", "fp16").code == 0
+    assert files() == ["calib.npz", "net.onnx", "net.tucker.fp16.onnx", "net.tucker.int8.onnx"]
+
+
+def test_a_gate_holds_for_the_quantized_model(run: Run) -> None:
+    assert run("-o", "float.onnx", "--rank", "1.0", "--must-save", "none", "--max-error", "1e-4").code == 0
+    failed = run("-o", "int8.onnx", "--rank", "1.0", "--must-save", "none", "--max-error", "1e-4", *INT8)
+    failed.is_error(1, "verification failed")
+    assert not Path("int8.onnx").exists()
+
+
+def test_the_same_bytes_whatever_the_order_of_sets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in ("1", "2"):
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        done = process("compress", "net.onnx", *QUICK, *INT8, "-o", f"{seed}.onnx", cwd=folder)
+        assert done.code == 0, done.err
+    assert Path("1.onnx").read_bytes() == Path("2.onnx").read_bytes()
+
+
+def test_an_older_opset_is_raised_and_named(folder: Path) -> None:
+    model = onnx.load("net.onnx")
+    model.opset_import[0].version = 11
+    onnx.save(model, "old.onnx")
+    done = onnxdecomp.compress(
+        "old.onnx", "new.onnx", simplify="none", rank="4", quantize="int8", calib="calib.npz", bench=False
+    )
+    assert "quantize: int8 needs opset 13: raised from 11" in done.notes
+    assert onnx.load("new.onnx").opset_import[0].version == 13
+    assert done.verification is not None
+    assert done.verification.interface == ()
+
+
+def test_a_target_is_one_for_the_quantized_model(folder: Path) -> None:
+    options: dict[str, Any] = {"simplify": "none", "method": "tucker", "calib": "calib.npz", "bench": False}
+    whole = onnxdecomp.compress("net.onnx", target="error=0.1", quantize="int8", **options)
+    assert whole.plan.decomposed
+    assert whole.verification is not None
+    assert whole.verification.rel_l2 is not None
+    assert whole.verification.rel_l2 < 0.1
+    with pytest.raises(UsageError, match=r"out of reach: without any decomposition .* error=0\.0"):
+        onnxdecomp.compress("net.onnx", target="error=0.0005", quantize="int8", **options)
+
+
+def timed_as(monkeypatch: pytest.MonkeyPatch, *ratios: Ratio) -> None:
+    """The timings of compress give these ratios in turn, then the last one."""
+    looks: list[Any] = []
+
+    def made(*given: Any) -> Fake:
+        return replace(Fake(*given), ratios=ratios, looks=looks)
+
+    monkeypatch.setattr(api, "Watch", made)
+    monkeypatch.setattr(Fake, "time", lambda self, new: result(FASTER))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "layers", "quantized", "note"),
+    [
+        ((FASTER, FASTER), ["c1", "c2"], True, None),
+        ((FASTER, SLOWER, FASTER), ["c2"], True, "the time of the original quantized"),
+        ((FASTER, SLOWER), [], True, "the time of the original quantized"),
+        ((SLOWER, FASTER), ["c1", "c2"], False, "not quantized, for int8 alone takes 1.20x the original's"),
+        ((SLOWER, SLOWER), [], False, "not quantized, for int8 alone takes 1.20x the original's"),
+    ],
+)
+def test_what_does_not_pay_is_undone(
+    ratios: tuple[Ratio, ...],
+    layers: list[str],
+    quantized: bool,
+    note: str | None,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first timing is of quantization alone, the others of layers, against what they would replace."""
+    timed_as(monkeypatch, *ratios)
+    done = onnxdecomp.compress(
+        "net.onnx",
+        "out.onnx",
+        simplify="none",
+        method="tucker",
+        rank="4",
+        quantize="int8",
+        calib="calib.npz",
+        allow_slower=False,
+    )
+    assert [choice.layer for choice in done.plan.decomposed] == layers
+    assert ("QuantizeLinear" in op_types("out.onnx")) == quantized
+    assert done.changed == (quantized or bool(layers))
+    assert (done.latency is not None) == done.changed
+    assert note is None or any(note in line for line in done.notes)
+    gain = done.record["passes"].get("quantize", {}).get("gain")
+    assert (gain is not None) == (quantized and bool(layers))
+
+
+def test_without_timing_quantization_stays(folder: Path) -> None:
+    done = onnxdecomp.compress(
+        "net.onnx",
+        simplify="none",
+        rank="4",
+        exclude=("*",),
+        quantize="int8",
+        calib="calib.npz",
+        bench=False,
+        fail_if_unchanged=True,
+    )
+    assert done.changed
+    assert not done.plan.decomposed
