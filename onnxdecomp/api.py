@@ -203,9 +203,8 @@ def compress(
                     path, written, data=data, samples=samples, max_error=max_error, **how
                 )
                 _require_verified(checked)
-            report("time", 0, 0)
             timed, remarks = (
-                timed_elsewhere(settled.timed, written, watch, bench_batches, bench_threads)
+                _timed(settled.timed, written, watch, bench_batches, bench_threads, report)
                 if bench and changed
                 else (None, ())
             )
@@ -339,6 +338,18 @@ def _with_search(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[st
     """The passes' facts with the search that found the plan: a run that puts layers back has none."""
     search = first.get("decompose", {}).get("search")
     return {**record, "decompose": {**record.get("decompose", {}), "search": search}}
+
+
+def _timed(
+    first: BenchResult | None,
+    written: Path,
+    watch: Watch,
+    batches: Sequence[int],
+    threads: Sequence[int],
+    report: Report,
+) -> tuple[BenchResult, tuple[str, ...]]:
+    report("time", 0, 0)
+    return timed_elsewhere(first, written, watch, batches, threads)
 
 
 def _details(

@@ -12,6 +12,9 @@ Record: TypeAlias = Mapping[str, Any]
 _WIDE = 1.25
 """An interval whose ends are further apart than by this factor is told in place of the value."""
 
+_DEAR = 0.02
+"""Accuracy, as a fraction, beyond whose loss speed alone does not make a result worth it."""
+
 
 def verdict_on_run(record: Record) -> dict[str, Any]:
     """Of a compression, from the other parts of its record.
@@ -61,7 +64,9 @@ def speedups(settings: Sequence[Record], index: int) -> list[dict[str, Any]]:
 
 def judged(numbers: dict[str, Any], everywhere: Sequence[Record] = ()) -> dict[str, Any]:
     """The verdict that numbers as those of `verdict_on_run` give, with the speedups in all settings."""
-    speed, because = numbers["speedup"], []
+    speed = numbers["speedup"]
+    because: list[str] = []
+    worth: bool | None
     smaller = (numbers["smaller"] or numbers["fewer_params"] or 1.0) > 1.0
     if speed is None:
         worth = smaller
@@ -78,16 +83,19 @@ def judged(numbers: dict[str, Any], everywhere: Sequence[Record] = ()) -> dict[s
         )
         if smaller:
             because.append("what is left is the smaller file")
+    if worth and (numbers["accuracy"] or 0.0) < -_DEAR:
+        worth = None
+        because.append(f"whether that is worth {-100 * numbers['accuracy']:.2f} points of accuracy is open")
     if speed is not None and _vague(speed):
         because.append("the machine was disturbed while it was timed: see how wide the interval is")
     # The first is the one that decided.
-    because += [
-        f"it is not shown to be faster on {setting(other)}"
-        for other in everywhere[1:]
-        if worth and _vain(other)
-    ]
+    vain = [setting(other) for other in everywhere[1:] if _vain(other)]
+    if worth is not False and vain:
+        because.append(f"it is not shown to be faster on {'; nor on '.join(vain)}")
     phrases = _phrases(numbers)
-    text = f"{phrases[0].upper()}{phrases[1:]}." if worth else f"Not worth it for speed: {phrases}."
+    text = (
+        f"{phrases[0].upper()}{phrases[1:]}." if worth is not False else f"Not worth it for speed: {phrases}."
+    )
     return {"worth": worth, "text": text, "because": because} | numbers
 
 

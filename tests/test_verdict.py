@@ -57,3 +57,13 @@ def test_settings_in_which_nothing_is_won_are_named() -> None:
     ]
     found = judged(numbers((2.4, 2.3, 2.5)), everywhere)
     assert found["because"] == ["it is not shown to be faster on CPU, batch 16, 1 thread"]
+
+
+def test_speed_for_much_accuracy_is_left_open() -> None:
+    found = judged(numbers((2.4, 2.3, 2.5), accuracy=-0.045))
+    assert (found["worth"], found["because"]) == (
+        None,
+        ["whether that is worth 4.50 points of accuracy is open"],
+    )
+    assert found["text"].startswith("2.40x as fast")
+    assert judged(numbers((0.8, 0.7, 0.9), accuracy=-0.045))["worth"] is False
