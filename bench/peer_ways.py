@@ -188,7 +188,7 @@ def _simplified(source: Path) -> onnx.ModelProto:
     """What onnxsim makes of the file, with a name for every node."""
     import onnxsim
 
-    made, _ = onnxsim.simplify(onnx.load(source), check_n=0)
+    made, _ = onnxsim.simplify(onnx.shape_inference.infer_shapes(onnx.load(source)), check_n=0)
     for index, node in enumerate(made.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     result: onnx.ModelProto = made

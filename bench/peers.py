@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--provider", default="cpu", help="to time on")
     parser.add_argument("--seconds", type=float, default=12.0, help="timing of a model at a setting")
     options = parser.parse_args()
-    module = _corpus_module(options.corpus)
+    module = corpus_module(options.corpus)
     corpus = module.Corpus(options.corpus)
     for name in options.models:
         place = options.work / name
@@ -301,7 +301,8 @@ def _merged(new: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: (order.index(row["model"]), ways.index(row["way"])))
 
 
-def _corpus_module(folder: Path) -> Any:
+def corpus_module(folder: Path) -> Any:
+    """The corpus' own functions: its file is no package."""
     spec = importlib.util.spec_from_file_location("corpus", folder / "corpus.py")
     if spec is None or spec.loader is None or not (folder / "corpus.py").exists():
         raise SystemExit(f"there is no corpus at {folder}: set ONNXDECOMP_CORPUS")

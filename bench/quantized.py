@@ -1,0 +1,114 @@
+"""Decomposition and int8 together against int8 alone, on a VGG-16 of half width.
+
+    python -m bench.quantized [--corpus FOLDER] [--steps compress time] [--work FOLDER]
+
+FOLDER holds the corpus (default: $ONNXDECOMP_CORPUS, else ../shared/corpus). Both are made by `compress
+--quantize int8` with the same calibration images: one with every layer kept, one for `--target drop=0.008` on
+the corpus' first 1,000 test images. Accuracy is that on all 5,000; latency on one thread, interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.peers import corpus_module
+from bench.provenance import ROOT, markdown, provenance, write
+
+MODEL, TARGET = "vgg16_half_cifar10", "drop=0.008"
+WAYS = ("original", "int8", "onnxdecomp, then int8")
+BATCHES = (1, 16)
+_CALIBRATION, _VALIDATION, _EVALUATION = 1000, 1000, 5000
+
+
+def main() -> None:
+    """Measure and write bench/results/quantized.json and .md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    given = os.environ.get("ONNXDECOMP_CORPUS", ROOT.parent / "shared" / "corpus")
+    parser.add_argument("--corpus", type=Path, default=Path(given))
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "quantized")
+    parser.add_argument("--steps", nargs="*", choices=("compress", "time"), default=["compress", "time"])
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    module = corpus_module(options.corpus)
+    corpus = module.Corpus(options.corpus)
+    source = corpus.model_path(corpus.entry(MODEL))
+    files = [source, options.work / "int8.onnx", options.work / "both.onnx"]
+    if "compress" in options.steps:
+        compress(module, corpus, *files)
+    if "time" not in options.steps:
+        return
+    accuracy = [
+        module.evaluate(corpus, MODEL, None if file == source else file, _EVALUATION)["metric"]["top1"]
+        for file in files
+    ]
+    latency = {str(batch): measure(files, batch) for batch in BATCHES}
+    rows = [
+        {
+            "way": way,
+            "bytes": file.stat().st_size,
+            "top1": top1,
+            "latency": {batch: latency[batch][index] for batch in latency},
+        }
+        for index, (way, file, top1) in enumerate(zip(WAYS, files, accuracy, strict=True))
+    ]
+    write("quantized", {**provenance(), "model": MODEL, "target": TARGET, "rows": rows}, table(rows))
+
+
+def compress(module: Any, corpus: Any, source: Path, alone: Path, both: Path) -> None:
+    """Make both files."""
+    import onnxdecomp
+
+    calib = module.calibration(corpus, MODEL, _CALIBRATION)
+    pairs = list(module.samples(corpus, corpus.entry(MODEL), "eval", _VALIDATION))
+    (name,) = calib
+    labelled = {name: np.stack([x for x, _ in pairs]), "labels": np.array([label for _, label in pairs])}
+    common: dict[str, Any] = {"calib": calib, "quantize": "int8", "threads": 1, "overwrite": True}
+    onnxdecomp.compress(source, alone, rank="0.5", exclude=("*",), bench=False, **common)
+    onnxdecomp.compress(source, both, target=TARGET, data=labelled, **common)
+
+
+def measure(files: Sequence[Path], batch: int) -> list[dict[str, Any]]:
+    """Of each file the latency, and how many times as fast it is as int8 alone and as the original."""
+    import onnxdecomp
+
+    found: list[dict[str, Any]] = [{} for _ in files]
+    for against, label in ((1, "over_int8"), (0, "over_original")):
+        order = [against, *(index for index in range(len(files)) if index != against)]
+        timed = onnxdecomp.bench(
+            [files[index] for index in order], batch_sizes=(batch,), threads=(1,), duration=20, memory=False
+        )
+        for index, model in zip(order, timed.settings[0].models, strict=True):
+            ratio = model.ratio
+            found[index]["p50_ms"] = model.latency.p50
+            found[index][label] = ratio and [1 / ratio.value, 1 / ratio.high, 1 / ratio.low]
+    return found
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each way."""
+    head = ["way", "accuracy", "file"]
+    head += [
+        f"faster than {what}, batch {batch}" for batch in BATCHES for what in ("the original", "int8 alone")
+    ]
+    lines = []
+    for row in rows:
+        cells = [row["way"], f"{row['top1']:.2%}", f"{row['bytes'] / 1e6:.2f} MB"]
+        for batch in BATCHES:
+            timed = row["latency"][str(batch)]
+            cells += [_speed(timed["over_original"]), _speed(timed["over_int8"])]
+        lines.append(cells)
+    return markdown(head, lines)
+
+
+def _speed(found: Sequence[float] | None) -> str:
+    return "" if not found else f"{found[0]:.2f}x ({found[1]:.2f} to {found[2]:.2f})"
+
+
+if __name__ == "__main__":
+    main()
