@@ -1,4 +1,4 @@
-"""What compress makes of every model of the corpus goes through ONNX Runtime's quantizer, ours and anybody's."""
+"""What compress makes of every model of the corpus goes through ONNX Runtime's quantizer as well."""
 
 from __future__ import annotations
 
