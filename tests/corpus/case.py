@@ -90,6 +90,10 @@ class Case:
             **self._options(method, rank, **options),
         )
 
+    def inspect(self, method: str, rank: str, **options: Any) -> api.Result:
+        """What would be done to the prepared model."""
+        return api.inspect(self.prepared, **self._options(method, rank, **options))
+
     def compress_elsewhere(self, methods: Sequence[str], rank: str, whole: str) -> str:
         """The same for several methods in another process; for `whole` from the original file on.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,10 +31,13 @@ SMALL = (
     *("mlperf_resnet8", "winml_mnist", "waifu2x_upconv7_photo_scale2x", "basic_pitch_nmp"),
     *("meshnet_model20chan3cls", "dtln_model_2", "mlperf_ad01", "silero_vad", "charrnn_shakespeare", "gtcrn"),
 )
-"""Where the other methods run too: quick, and between them every kind of layer.
+"""Where the other methods run on all layers: quick, and between them every kind of layer.
 
-With HYPOTHESIS_PROFILE=thorough they run everywhere.
+Elsewhere they run on some layers of each kind; with HYPOTHESIS_PROFILE=thorough everywhere on all.
 """
+
+EACH_KIND = 2
+"""Layers of a kind: those of the fewest parameters."""
 
 REFUSED = (
     r"depthwise: each output sees one input channel",
@@ -78,6 +83,33 @@ def test_full_rank(case: Case) -> None:
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.parametrize("case", [name for name in ALL if name not in SMALL], indirect=True)
+def test_other_methods(case: Case) -> None:
+    """The methods that have not run on all layers, on some of each kind, at full rank."""
+    others = [method for method in names() if method not in _methods(case)]
+    problems = [
+        f"{method}: {p}"
+        for method in others
+        if (some := _some_of_each_kind(case, method))
+        for p in _full_rank(case, method, include=tuple(map(glob.escape, some)))
+    ]
+    assert not problems, "\n".join(problems)
+
+
+def _some_of_each_kind(case: Case, method: str) -> list[str]:
+    """Names of layers that the method takes."""
+    planned = case.inspect(method, "1.0", must_save="none").layers
+    kinds: dict[tuple[object, ...], list[api.LayerRecord]] = {}
+    for layer in planned:
+        if layer.status == "planned":
+            kinds.setdefault((layer.op, layer.weight[2:], layer.weight[1:2] == (1,)), []).append(layer)
+    return [
+        layer.name
+        for own in kinds.values()
+        for layer in sorted(own, key=lambda layer: layer.params.before or 0)[:EACH_KIND]
+    ]
+
+
 def _methods(case: Case) -> tuple[str, ...]:
     everywhere = case.name in SMALL or os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
     return names() if everywhere else tuple(name for name in names() if name in EVERYWHERE)
@@ -105,14 +137,16 @@ def _half_rank(case: Case, method: str) -> Iterator[str]:
         yield f"changed is {result.changed}"
 
 
-def _full_rank(case: Case, method: str) -> Iterator[str]:
+def _full_rank(case: Case, method: str, **options: Any) -> Iterator[str]:
     try:
-        result = case.compress(method, "1.0", must_save="none")
+        result = case.compress(method, "1.0", must_save="none", **options)
     except OnnxDecompError as error:
         yield f"{type(error).__name__}: {error}"
         return
-    yield from _undocumented(result, REFUSED)
+    yield from _undocumented(result, (*REFUSED, "excluded by name") if options else REFUSED)
     yield from _not_lowered(case, result)
+    if options and not result.changed:
+        yield "nothing was decomposed"
     assert result.path is not None
     for layer in result.layers:
         # Float32 factors of a rotated weight: one layer of ultraface comes to 1.3e-5 with tucker.
