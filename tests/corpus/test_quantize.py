@@ -1,4 +1,4 @@
-"""What compress makes of every model of the corpus goes through ONNX Runtime's quantizer, ours and anybody's."""
+"""Whatever compress makes of a model of the corpus goes through ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
