@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibrate.branch import branch
-from onnxdecomp.calibrate.normalisation import normalisations
 from onnxdecomp.calibrate.observe import Calibration, unobservable
 from onnxdecomp.chain import WEIGHTED, Chain
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.fitting.fit import Fit, stored
-from onnxdecomp.graph.walk import upstream
 from onnxdecomp.methods import get
 from onnxdecomp.methods.base import Factors, Method
 from onnxdecomp.plan.fitter import Fitter
 from onnxdecomp.plan.plan import Choice, Plan
+from onnxdecomp.plan.stations import stations
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.rewrite import Rewriter, Rewritten
 from onnxdecomp.weight_error import weight_error
@@ -47,7 +45,7 @@ def carry_out(
         UsageError: The plan names a layer that the model has not.
         ModelError: A weight holds NaN or infinite values, or its factors do not fit the element type.
     """
-    work = _stations(model, sites, plan, repair=calibration is not None and plan.repair)
+    work = stations(model, sites, plan, repair=calibration is not None and plan.repair)
     users = Counter(id(site.root) for site in sites)
     sites.clear()
     fitter = Fitter.of(model, calibration) if calibration is not None else None
@@ -92,49 +90,6 @@ def carry_out(
         chain = method.assemble(site.layer, factors)
         done.append(_put(rewriter, site, chain, metadata, share=share, quantize=quantize))
     return tuple(done)
-
-
-@dataclass(frozen=True, eq=False)
-class _Station:
-    """Something that is done: to a layer, or to a normalisation (then without a choice and a site)."""
-
-    nodes: tuple[ir.Node, ...]
-    choice: Choice | None = None
-    site: Site | None = None
-
-
-def _stations(model: ir.Model, sites: Sequence[Site], plan: Plan, *, repair: bool) -> deque[_Station]:
-    """What there is to do, in the graph's order.
-
-    A layer whose output is added to another branch comes after the layers of that branch: it makes up for
-    what they lose, and nothing that it was fitted to changes any more.
-    """
-    by_name = {(site.layer.graph, site.layer.name): site for site in sites}
-    place = {node: position for position, node in enumerate(model.graph)}
-    found: list[tuple[int, _Station]] = []
-    position = 0
-    for choice in plan.choices:
-        site = by_name.get((choice.graph, choice.layer))
-        if site is None:
-            if choice.method is not None:
-                raise UsageError(f"the plan is for another model: there is no layer {choice.layer!r} here")
-            continue
-        # A layer inside a subgraph comes where the plan has it.
-        position = max(position, place.get(site.nodes[-1], 0))
-        if choice.method is not None or (repair and found and not choice.fixed):
-            found.append((position, _Station(site.nodes, choice, site)))
-    if repair and found:
-        first = found[0][0]
-        found += [(place[node], _Station((node,))) for node in normalisations(model) if place[node] > first]
-    at = {node: position for position, station in found for node in station.nodes}
-
-    def turn(position: int, station: _Station) -> tuple[int, bool]:
-        other = None if station.site is None else branch(station.site)
-        before = upstream(model.graph, [] if other is None else [other])
-        last = max((at[node] for node in before if node in at), default=-1)
-        return max(position, last), last > position
-
-    return deque(station for _, station in sorted(found, key=lambda pair: turn(*pair)))
 
 
 def _put(

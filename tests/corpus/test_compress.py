@@ -19,6 +19,7 @@ from onnxdecomp.graph.constants import OVERRIDABLE
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.walk import slots
 from onnxdecomp.methods import names
+from onnxdecomp.record import LayerRecord
 from tests.corpus.case import FROZEN, Case, files, interface, model_names, objection, relative, session
 
 UNFROZEN = ("nanodet_m", "ultraface_version-RFB-320")
@@ -99,7 +100,7 @@ def test_other_methods(case: Case) -> None:
 def _some_of_each_kind(case: Case, method: str) -> list[str]:
     """Names of layers that the method takes."""
     planned = case.inspect(method, "1.0", must_save="none").layers
-    kinds: dict[tuple[object, ...], list[api.LayerRecord]] = {}
+    kinds: dict[tuple[object, ...], list[LayerRecord]] = {}
     for layer in planned:
         if layer.status == "planned":
             kinds.setdefault((layer.op, layer.weight[2:], layer.weight[1:2] == (1,)), []).append(layer)
