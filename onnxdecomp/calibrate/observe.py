@@ -92,6 +92,19 @@ def shortened(calibration: Calibration, macs: int) -> Calibration:
     return replace(calibration, feeds=calibration.feeds.first(count))
 
 
+def parted(calibration: Calibration) -> tuple[Calibration, Calibration]:
+    """The calibration in two: inputs to fit trials to, and others, a quarter, to judge them by.
+
+    A fit is better on what it was fitted to than elsewhere. Where there are fewer than four inputs, or
+    nothing is fitted to them, both are the whole.
+    """
+    feeds = calibration.feeds
+    count = len(feeds) - len(feeds) // 4
+    if calibration.synthetic or count == len(feeds):
+        return calibration, calibration
+    return replace(calibration, feeds=feeds.first(count)), replace(calibration, feeds=feeds.after(count))
+
+
 def unobservable(site: Site) -> str | None:
     """Why no rows of this layer can be had, a phrase for people; None where they can."""
     layer = site.layer

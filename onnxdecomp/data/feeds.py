@@ -167,6 +167,11 @@ class Feeds:
         short = replace(whole, labels=None).first(count)
         return replace(self, items=FeedSource([short], hold=0), labels=labels)
 
+    def after(self, count: int) -> Feeds:
+        """The feeds behind the first `count`, without their labels."""
+        left = Part(max(0, len(self) - count), partial(_after, self.items, count))
+        return replace(self, items=FeedSource([left], hold=0), labels=None)
+
 
 def first_parts(parts: Iterable[Part], count: int | None) -> list[Part]:
     """The parts that hold the first `count` feeds, or all; no more of them are drawn than it takes."""
@@ -211,6 +216,10 @@ def _labels(parts: Sequence[Part], source: str) -> Array | None:
     if labels and len(labels) < len(parts):
         raise UsageError(f"only some of the files in {source} have labels")
     return np.concatenate(labels) if labels else None
+
+
+def _after(items: Items, count: int) -> Iterator[Feed]:
+    return islice(iter(items), count, None)
 
 
 def _first(read: Callable[[], Iterator[Feed]], count: int) -> Iterator[Feed]:

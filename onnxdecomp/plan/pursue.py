@@ -35,7 +35,7 @@ _BOLD = 0.03
 """The loss of the first plan that is tried for a drop of accuracy, at most."""
 
 _MARGIN = 0.95
-"""Of an error measured on calibration inputs: on others it is a little larger."""
+"""Of an error measured on some calibration inputs: on others it may be a little larger."""
 
 Trial = Callable[[Plan], ir.Model]
 """Carries a plan out on a copy of the model."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxdecomp.calibrate.observe import Calibration, observe_unchanged, packs, unobservable
+from onnxdecomp.calibrate.observe import Calibration, observe_unchanged, packs, parted, unobservable
 from onnxdecomp.chain import Chain
 from onnxdecomp.dense import dense_chain
 from onnxdecomp.fitting.moments import Moments
@@ -156,7 +156,8 @@ def survey(
             if not options[index]:
                 best = min(parts) / part if part > 0 else 1.0
                 reasons[index] = f"does not pay: the fastest chain takes {best:.2f}x of its time"
-    outputs = original_outputs(model, calibration, real_macs(model, sites, calibration))
+    judged = parted(calibration)[1]
+    outputs = original_outputs(model, judged, real_macs(model, sites, calibration))
     found = [
         Surveyed(s, c, reason=r, fixed=not selected(s.layer.name, scope.include, scope.exclude))
         for s, c, r in zip(sites, dense, reasons, strict=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from onnxdecomp.calibrate.observe import Calibration, shortened, sized
+from onnxdecomp.calibrate.observe import Calibration, parted, shortened, sized
 from onnxdecomp.calibrate.synthetic import synthetic
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
@@ -137,7 +137,7 @@ class Decompose(Stage):
             plan = plan_uniform(sites, skips, self._request())
             return Pursued(replace(plan, repair=self.repair)), sites
         calibration, notes = self._calibration(model, sites)
-        brief = shortened(calibration, real_macs(model, sites, calibration))
+        brief = shortened(parted(calibration)[0], real_macs(model, sites, calibration))
         found = pursue(
             model,
             sites,

@@ -16,6 +16,8 @@ from onnxdecomp.calibrate.observe import (
     LARGEST,
     centred,
     packs,
+    parted,
+    shortened,
     sized,
     unobservable,
 )
@@ -27,6 +29,7 @@ from tests.calibrate.small import (
     conv,
     gemm,
     gru,
+    images,
     loaded,
     matmul_model,
     network,
@@ -157,3 +160,23 @@ def test_batches_are_small_enough(size: int, count: int, batch: int) -> None:
     settings = calibration([{"x": normal(1, 1)}] * count, batch=50)
     assert sized(settings, [site]).batch == batch
     assert sized(settings, []).batch == min(50, count // 8)
+
+
+@pytest.mark.parametrize(("count", "judged"), [(3, 3), (4, 1), (40, 10)])
+def test_trials_are_judged_by_inputs_that_they_are_not_fitted_to(count: int, judged: int) -> None:
+    whole = calibration(images(count))
+    fitted, others = parted(whole)
+    assert len(others.feeds) == judged
+    drawn = [feed["x"].tobytes() for part in (fitted, others) for feed in part.feeds]
+    assert len(set(drawn)) == count
+    assert len(drawn) == (count if count > 3 else 2 * count)
+
+
+def test_nothing_is_fitted_to_random_inputs_so_they_judge_all() -> None:
+    whole = calibration(images(40), synthetic=True)
+    assert parted(whole) == (whole, whole)
+
+
+@pytest.mark.parametrize(("macs", "count"), [(10, 40), (10**10, 16), (4 * 10**9, 25)])
+def test_trials_take_as_many_samples_as_there_is_time_for(macs: int, count: int) -> None:
+    assert len(shortened(calibration(images(40)), macs).feeds) == count

@@ -85,6 +85,16 @@ def test_the_first_feeds_with_their_labels(counts: list[int], count: int) -> Non
     assert feeds.first(None) is feeds
 
 
+@given(COUNTS, st.integers(0, 40))
+def test_the_feeds_behind_the_first(counts: list[int], count: int) -> None:
+    files = Files(*counts)
+    rest = join(files.parts(), "files", stackable=False).after(count)
+    for _ in range(2):
+        assert numbers(rest) == files.expected()[count:]
+    assert len(rest) == len(files.expected()[count:])
+    assert rest.labels is None
+
+
 def test_a_part_is_closed_when_an_iteration_is_given_up() -> None:
     files = Files(3, 3)
     feeds = join(files.parts(), "files", stackable=False)
