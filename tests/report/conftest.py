@@ -67,6 +67,24 @@ def search_record(models: tuple[Path, Path, Record]) -> Record:
 
 
 @pytest.fixture(scope="session")
+def quantized_record(models: tuple[Path, Path, Record]) -> Record:
+    """Of a run that quantized what it had decomposed."""
+    x = np.random.default_rng(3).standard_normal((8, 8, 8, 8), dtype=np.float32)
+    done = onnxdecomp.compress(
+        models[0],
+        calib={"x": x},
+        method="tucker",
+        rank="8",
+        quantize="int8",
+        simplify="none",
+        threads=1,
+        bench_seconds=0.1,
+        details=True,
+    )
+    return through_json(done.record)
+
+
+@pytest.fixture(scope="session")
 def plan_record(models: tuple[Path, Path, Record]) -> Record:
     return through_json(onnxdecomp.inspect(models[0], rank="4").record)
 
@@ -94,7 +112,10 @@ def bench_record(models: tuple[Path, Path, Record]) -> Record:
 
 @pytest.fixture(
     scope="session",
-    params=("ranks_record", "search_record", "plan_record", "unchanged_record", "bench_record"),
+    params=(
+        *("ranks_record", "search_record", "quantized_record", "plan_record"),
+        *("unchanged_record", "bench_record"),
+    ),
 )
 def record(request: pytest.FixtureRequest) -> Record:
     """Each of them."""
