@@ -106,6 +106,8 @@ def compress(options: argparse.Namespace, name: str, goals: Sequence[str]) -> No
 def timed(options: argparse.Namespace, name: str, goals: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A row for each result of one model."""
     folder = options.work / name
+    if not folder.is_dir():  # nothing of it was compressed yet
+        return
     path = options.corpus.model(name)
     given = inputs(path)
     arrays = options.corpus.calibration(name)
