@@ -14,7 +14,6 @@ from onnxdecomp.benchmark import BenchResult
 from onnxdecomp.graph.save import save
 from onnxdecomp.pipeline import PipelineResult
 from onnxdecomp.plan.plan import Choice, Cost, Plan
-from onnxdecomp.runtime.timing import Ratio
 
 _ROUNDS = 3
 """Times that half of the layers are put back, before all are."""
@@ -114,7 +113,7 @@ def settle(
             ran, lambda plan: again(plan, True), against, "the time of the original quantized"
         )
     gain = None if found.timed is None else found.timed.settings[0].models[1].ratio
-    facts = {**found.ran.record.get("quantize", {}), "gain": _speedup(gain)}
+    facts = {**found.ran.record.get("quantize", {}), "gain": benchmark.speedup(gain)}
     record = {**found.ran.record, "quantize": facts}
     # What it was timed against is not the original.
     return replace(found, ran=replace(found.ran, record=record), timed=None)
@@ -156,18 +155,6 @@ def _nothing_of(plan: Plan) -> Plan:
     return _put_back(plan, {}, "", everything=True)[0]
 
 
-def _speedup(ratio: Ratio | None) -> dict[str, float] | None:
-    """How many times as fast the decomposed and quantized model is as the quantized one."""
-    if ratio is None:
-        return None
-    return {
-        "value": 1 / ratio.value,
-        "low": 1 / ratio.high,
-        "high": 1 / ratio.low,
-        "confidence": ratio.confidence,
-    }
-
-
 def _put_back(
     plan: Plan, gains: Mapping[tuple[str, str], float], reason: str, *, everything: bool
 ) -> tuple[Plan, list[str]]:
@@ -183,9 +170,8 @@ def _put_back(
             return choice
         return replace(choice, method=None, options={}, ranks=(), reason=reason, after=None)
 
-    return replace(plan, choices=tuple(kept(choice) for choice in plan.choices)), [
-        choice.layer for choice in worst
-    ]
+    choices = tuple(kept(choice) for choice in plan.choices)
+    return replace(plan, choices=choices), [choice.layer for choice in worst]
 
 
 def _saved(choice: Choice) -> float:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
@@ -19,7 +18,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.timing import Ratio
 from tests.cli.small import Outcome, command, files, process
 from tests.test_settle import FASTER, SLOWER, Fake, result
-from tests.test_targets import thin
+from tests.test_targets import filled
 
 Run = Callable[..., Outcome]
 
@@ -31,10 +30,7 @@ QUICK = ("--simplify", "none", "--no-bench", "--method", "tucker", "--rank", "4"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """net.onnx and calib.npz, alone in the folder that the test runs in."""
     monkeypatch.chdir(tmp_path)
-    thin(tmp_path / "net.onnx")
-    images = np.random.default_rng(1).standard_normal((40, 8, 8, 8), dtype=np.float32)
-    np.savez(tmp_path / "calib.npz", x=images)
-    return tmp_path
+    return filled(tmp_path)
 
 
 @pytest.fixture

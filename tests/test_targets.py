@@ -45,14 +45,19 @@ def thin(path: Path) -> Path:
     return write(path, nodes, {"w1": weight(16, 8), "w2": weight(16, 16)})
 
 
+def filled(folder: Path) -> Path:
+    """The folder, with net.onnx and calib.npz, 40 samples."""
+    thin(folder / "net.onnx")
+    images = np.random.default_rng(1).standard_normal((40, 8, 8, 8), dtype=np.float32)
+    np.savez(folder / "calib.npz", x=images)
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """net.onnx and calib.npz, 40 samples, alone in the folder that the test runs in."""
+    """net.onnx and calib.npz, alone in the folder that the test runs in."""
     monkeypatch.chdir(tmp_path)
-    thin(tmp_path / "net.onnx")
-    images = np.random.default_rng(1).standard_normal((40, 8, 8, 8), dtype=np.float32)
-    np.savez(tmp_path / "calib.npz", x=images)
-    return tmp_path
+    return filled(tmp_path)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibrate.window import Window
-from onnxdecomp.graph.constants import discard
+from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.walk import unique_name, value_names
 from onnxdecomp.layer import Array
 from onnxdecomp.sites.base import attribute
@@ -51,9 +51,11 @@ def renormalise(
         Whether anything was changed.
     """
     name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
-    looks = list(zip(now.look([name], pending), original.look([name]), strict=True))
-    mean_now, var_now = _moments([ours[0] for ours, _ in looks])
-    mean_then, var_then = _moments([theirs[0] for _, theirs in looks])
+    here, there = _Channels(), _Channels()
+    for ours, theirs in zip(now.look([name], pending), original.look([name]), strict=True):
+        here.add(ours[0])
+        there.add(theirs[0])
+    (mean_now, var_now), (mean_then, var_then) = here.moments(), there.moments()
     deviation = np.sqrt(np.maximum(var_then, 1e-30))
     moved = np.abs(mean_now - mean_then) / deviation, np.abs(np.sqrt(var_now) / deviation - 1)
     if max(float(change.max()) for change in moved) <= _UNHARMED:
@@ -71,25 +73,31 @@ def _store(model: ir.Model, node: ir.Node, index: int, array: Array) -> None:
     """Another constant in the place of an operand, which others may read as well."""
     old = node.inputs[index]
     assert old is not None
-    tensor = ir.Tensor(array, name=unique_name(f"{old.name}/repaired", value_names(model)))
-    kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
-    value = ir.Value(name=tensor.name, const_value=tensor, type=kind, shape=shape)
-    model.graph.register_initializer(value)
-    node.replace_input_with(index, value)
+    name = unique_name(f"{old.name}/repaired", value_names(model))
+    node.replace_input_with(index, initializer(model.graph, ir.Tensor(array, name=name), name))
     discard(old)
 
 
-def _moments(batches: list[Array]) -> tuple[Array, Array]:
-    """Mean and variance of each channel, [C], over everything else."""
-    count = sum(x.size // x.shape[1] for x in batches)
-    axes = [(0, *range(2, x.ndim)) for x in batches]
-    total = sum(x.sum(axis, dtype=np.float64) for x, axis in zip(batches, axes, strict=True))
-    mean = np.asarray(total) / count
-    spread = 0.0
-    for x, axis in zip(batches, axes, strict=True):
-        centre = mean.reshape(-1, *(1,) * (x.ndim - 2))
-        spread = spread + np.square(x - centre, dtype=np.float64).sum(axis)
-    return mean, np.asarray(spread) / count
+class _Channels:
+    """Sums over everything but the channels [C], batch by batch, around the first batch's mean."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._origin = self._sum = self._square = np.zeros(())
+
+    def add(self, x: Array) -> None:
+        axes = (0, *range(2, x.ndim))
+        if self._count == 0:
+            self._origin = x.mean(axes, dtype=np.float64)
+        moved = x - self._origin.reshape(-1, *(1,) * (x.ndim - 2))
+        self._count += x.size // x.shape[1]
+        self._sum = self._sum + moved.sum(axes)
+        self._square = self._square + np.square(moved).sum(axes)
+
+    def moments(self) -> tuple[Array, Array]:
+        """Mean and variance of each channel."""
+        mean = self._sum / self._count
+        return self._origin + mean, self._square / self._count - np.square(mean)
 
 
 def _constant(value: ir.Value | None) -> Array | None:

@@ -10,7 +10,7 @@ import numpy as np
 from onnxdecomp.chain import WEIGHTED, Chain
 from onnxdecomp.fitting.alternate import ITERATIONS, alternate
 from onnxdecomp.fitting.backward import with_weight
-from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.fitting.problem import Problem, as_rows, problem
 from onnxdecomp.fitting.start import plain_start, reduced_start, whitened_start
 from onnxdecomp.layer import Array, Layer
@@ -71,7 +71,7 @@ def fit(
         onnxdecomp.errors.ModelError: The weight holds NaN or infinite values.
     """
     weight = as_rows(layer.weight, layer)
-    everything = train if held_out is None else train + held_out
+    everything = together(train, held_out)
     plain = plain_start(method, layer, ranks, weight, seed)
     strength, outside = shrinkages[0], None
     if held_out is not None:

@@ -40,6 +40,11 @@ class Moments:
         )
 
 
+def together(train: Moments, held_out: Moments | None) -> Moments:
+    """The moments of all rows, where some may have been held out."""
+    return train if held_out is None else train + held_out
+
+
 def features(layer: Layer) -> int:
     """D: the length of a row of one group."""
     return int(layer.weight.size) // (layer.outputs)

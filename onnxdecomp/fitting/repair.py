@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxdecomp.dense import dense_chain
 from onnxdecomp.fitting.fit import SHRINKAGES, Fit
-from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.fitting.problem import Problem, as_rows, problem
 from onnxdecomp.layer import Array, Layer
 
@@ -37,7 +37,7 @@ def repair(
         layer, train, held_out, shrinkages, centred: As for `fit`.
     """
     weight = as_rows(layer.weight, layer)
-    everything = train if held_out is None else train + held_out
+    everything = together(train, held_out)
     judged = problem(everything, weight, centred=centred)
     lost = judged.relative(weight)
     if lost + (_moved(judged, weight, layer) if centred else 0.0) <= _UNHARMED:

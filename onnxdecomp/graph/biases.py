@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.walk import unique_name, value_names
 
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
@@ -28,23 +29,8 @@ def own_biases(model: ir.Model) -> int:
         tensor = ir.convenience.get_const_tensor(bias)
         if tensor is None or (bias.name in graph.initializers and len(bias.uses()) == 1):
             continue
-        own = ir.Value(
-            name=unique_name(f"{bias.name}/{node.name}", taken),
-            const_value=tensor,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.numpy().shape),
-        )
-        graph.initializers.add(own)
-        node.replace_input_with(2, own)
+        name = unique_name(f"{bias.name}/{node.name}", taken)
+        node.replace_input_with(2, initializer(graph, tensor, name))
         changed += 1
-        if not bias.uses() and not bias.is_graph_output():
-            _drop(graph, bias)
+        discard(bias)
     return changed
-
-
-def _drop(graph: ir.Graph, bias: ir.Value) -> None:
-    producer = bias.producer()
-    if producer is not None:
-        graph.remove(producer, safe=True)
-    elif bias.name is not None:
-        graph.initializers.pop(bias.name, None)

@@ -236,6 +236,14 @@ def _plain(array: Array) -> Array:
     return array.astype(np.float32)
 
 
+def initializer(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+    """A new initializer of a graph; the name must be free."""
+    kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.numpy().shape)
+    value = ir.Value(name=name, const_value=tensor, type=kind, shape=shape)
+    graph.register_initializer(value)
+    return value
+
+
 def discard(value: ir.Value) -> None:
     """Remove the initializer or the node behind a value, and what only they used, if nothing uses it.
 

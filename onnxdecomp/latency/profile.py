@@ -22,9 +22,7 @@ import onnx_ir as ir
 from onnxdecomp.graph.walk import places
 from onnxdecomp.runtime.session import Feed, open_session, run
 from onnxdecomp.sites.base import node_name
-
-LAYER = "pkg.onnxdecomp.layer"
-"""The metadata of a rewritten layer's nodes that holds the layer's name."""
+from onnxdecomp.sites.rewrite import LAYER
 
 MIN_RUNS, MAX_RUNS = 5, 50
 _CONTAINERS = frozenset(("If", "Loop", "Scan"))

@@ -12,7 +12,7 @@ from onnxdecomp.calibrate.normalisation import renormalise
 from onnxdecomp.calibrate.observe import Calibration, centred, observe, window
 from onnxdecomp.calibrate.window import Window
 from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
-from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.fitting.repair import repair
 from onnxdecomp.methods.base import Method, Ranks
 from onnxdecomp.sites.base import Site
@@ -60,7 +60,7 @@ class Fitter:
             shrinkages=self.calibration.shrinkages,
             centred=centred(site),
         )
-        return self._rectified(site, found, train if held is None else train + held, pending)
+        return self._rectified(site, found, together(train, held), pending)
 
     def repair(self, site: Site, pending: Collection[ir.Node]) -> Fit | None:
         """Other numbers for a layer that is kept, or None where they would be of no use."""
@@ -68,7 +68,7 @@ class Fitter:
         found = repair(site.layer, train, held, shrinkages=self.calibration.shrinkages, centred=centred(site))
         if found is None or not found.shrinkage:
             return found
-        return self._rectified(site, found, train if held is None else train + held, pending)
+        return self._rectified(site, found, together(train, held), pending)
 
     def renormalise(self, node: ir.Node, pending: Collection[ir.Node]) -> bool:
         """Other statistics for a BatchNormalization."""
@@ -79,12 +79,12 @@ class Fitter:
         act = activation(site)
         # Where the fit does worse on rows that it has not seen, it would learn which of its own are cut off.
         trusted = found.held_out is None or found.held_out <= _TRUSTED * found.loss
-        rounds = ROUNDS if act is not None and trusted and self.calibration.rectified else 0
-        for _ in range(rounds):
-            assert act is not None
+        if act is None or not trusted or not self.calibration.rectified:
+            return found
+        for _ in range(ROUNDS):
             bias = found.chain.bias if centred(site) else None
             wanted = aim(act, dense_rows(found.chain, site.layer), bias)
             train, held = observe(site, self.now, self.original, self.calibration, pending, wanted)
-            both = train if held is None else train + held
+            both = together(train, held)
             found = refit(found, site.layer, replace(both, xx=moments.xx), centred=centred(site))
         return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibrate.observe import Calibration
+from onnxdecomp.calibrate.observe import Calibration, parted, shortened
 from onnxdecomp.calibrate.taps import open_taps
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
@@ -37,8 +37,8 @@ _BOLD = 0.03
 _MARGIN = 0.95
 """Of an error measured on some calibration inputs: on others it may be a little larger."""
 
-Trial = Callable[[Plan], ir.Model]
-"""Carries a plan out on a copy of the model."""
+Trial = Callable[[Plan, Calibration], ir.Model]
+"""Carries a plan out on a copy of the model, fitted to these inputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,8 @@ def pursue(
         chosen = pick(None)
         return Pursued(chosen.plan, _record(weighed, chosen, ()), _missed(chosen, wanted))
     measures = [_measure(budget, model, weighed.outputs, calibration, labelled) for budget in losses]
-    chosen, tries, notes = _try(pick, losses, measures, trial, progress)
+    brief = shortened(parted(calibration)[0], weighed.macs)
+    chosen, tries, notes = _try(pick, losses, measures, lambda plan: trial(plan, brief), progress)
     return Pursued(chosen.plan, _record(weighed, chosen, tries), (*notes, *_missed(chosen, wanted)))
 
 
@@ -132,7 +133,7 @@ def _try(
     pick: Callable[[float | None], Chosen],
     losses: Sequence[Budget],
     measures: Sequence[Measure],
-    trial: Trial,
+    trial: Callable[[Plan], ir.Model],
     progress: Progress | None,
 ) -> tuple[Chosen, list[dict[str, float | None]], tuple[str, ...]]:
     """Plans of rising and falling expected loss, until one uses up what may be lost, and not more."""

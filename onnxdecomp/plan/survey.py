@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxdecomp.calibrate.observe import Calibration, observe_unchanged, packs, parted, unobservable
 from onnxdecomp.chain import Chain
 from onnxdecomp.dense import dense_chain
-from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.latency.shapes import input_shapes
 from onnxdecomp.methods import for_layer, get
 from onnxdecomp.plan.candidates import (
@@ -98,12 +98,14 @@ class Survey:
     Attributes:
         layers: One entry per site.
         outputs: The original's outputs, for comparisons.
+        macs: Multiply-accumulates of one calibration sample.
         whole_ms: The latency of the original, simplified; 0 where it was not measured. Shares are of it.
         original_ms: The latency of the original as it came in, likewise.
     """
 
     layers: tuple[Surveyed, ...]
     outputs: Outputs
+    macs: int
     whole_ms: float = 0.0
     original_ms: float = 0.0
 
@@ -156,8 +158,8 @@ def survey(
             if not options[index]:
                 best = min(parts) / part if part > 0 else 1.0
                 reasons[index] = f"does not pay: the fastest chain takes {best:.2f}x of its time"
-    judged = parted(calibration)[1]
-    outputs = original_outputs(model, judged, real_macs(model, sites, calibration))
+    macs = _real_macs(model, sites, calibration)
+    outputs = original_outputs(model, parted(calibration)[1], macs)
     found = [
         Surveyed(s, c, reason=r, fixed=not selected(s.layer.name, scope.include, scope.exclude))
         for s, c, r in zip(sites, dense, reasons, strict=True)
@@ -184,11 +186,11 @@ def survey(
         light = tuple(replace(candidate, fitted=None) for candidate in entry.candidates)
         found[index] = replace(entry, candidates=light)
     if timed is None:
-        return Survey(tuple(found), outputs)
-    return Survey(tuple(found), outputs, timed.whole_ms, timed.original_ms)
+        return Survey(tuple(found), outputs, macs)
+    return Survey(tuple(found), outputs, macs, timed.whole_ms, timed.original_ms)
 
 
-def real_macs(model: ir.Model, sites: Sequence[Site], calibration: Calibration) -> int:
+def _real_macs(model: ir.Model, sites: Sequence[Site], calibration: Calibration) -> int:
     """Multiply-accumulates of one calibration sample, at its own size."""
     feed = calibration.feeds[0]
     names = {value.name for value in model.graph.inputs}
@@ -207,7 +209,7 @@ def _moments(
     def observed() -> Iterator[Moments]:
         for pack in packs([sites[index] for index in todo if not hidden(sites[index])]):
             for train, held in observe_unchanged(model, pack, calibration):
-                yield train if held is None else train + held
+                yield together(train, held)
 
     moments = observed()
     for index in todo:

@@ -13,15 +13,13 @@ from onnxdecomp.graph.walk import operands, places
 from onnxdecomp.quantization.files import converted, silent
 from onnxdecomp.quantization.prepare import choose_sizes, raised
 from onnxdecomp.quantization.scheme import Scheme
+from onnxdecomp.sites.quantized import OLDEST_OPSET
 
 if TYPE_CHECKING:
     import onnx
 
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.runtime.session import Feed
-
-OLDEST_OPSET = 13
-"""The first opset whose DequantizeLinear has a scale for each channel."""
 
 _STACKED = 1 << 15
 """Numbers of inputs that run together: all activations of a run are in memory until its end."""

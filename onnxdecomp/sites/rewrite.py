@@ -9,12 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.chain import Chain, Convolve, with_lookup
-from onnxdecomp.graph.constants import discard
+from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.walk import Place, node_names, value_names
 from onnxdecomp.layer import Array
 from onnxdecomp.sites.base import Site, Snapshot
 from onnxdecomp.sites.emit import Emitter, emit_conv, emit_linear, needs_rank
 from onnxdecomp.sites.quantized import on_grid
+
+LAYER = "pkg.onnxdecomp.layer"
+"""The metadata of a rewritten layer's nodes that holds the layer's name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +97,7 @@ class Rewriter:
             unique=self._unique,
             name=site.layer.name,
             dtype=_data_type(site.layer.dtype),
-            metadata={"pkg.onnxdecomp.layer": site.layer.name, **metadata},
+            metadata={LAYER: site.layer.name, **metadata},
             share=share,
             quantize=quantize,
             opset=self._opset(site.place),
@@ -145,13 +148,7 @@ class Rewriter:
         if place.function is not None:
             value = self._constant_node(place, tensor)
         else:
-            value = ir.Value(
-                name=tensor.name,
-                const_value=tensor,
-                type=ir.TensorType(tensor.dtype),
-                shape=ir.Shape(array.shape),
-            )
-            self.model.graph.register_initializer(value)
+            value = initializer(self.model.graph, tensor, str(tensor.name))
         if identity is not None:
             self._stored[identity] = value
         return value

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from onnxdecomp.calibrate.observe import Calibration, parted, shortened, sized
+from onnxdecomp.calibrate.observe import Calibration, sized
 from onnxdecomp.calibrate.synthetic import synthetic
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
@@ -18,7 +18,7 @@ from onnxdecomp.plan.carry_out import carry_out
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.plan.pursue import Pursued, pursue
 from onnxdecomp.plan.rules import Defaults, make_rule, parse_rule
-from onnxdecomp.plan.survey import Scope, real_macs
+from onnxdecomp.plan.survey import Scope
 from onnxdecomp.plan.timing import Stopwatch
 from onnxdecomp.plan.uniform import Request, Saving, plan_uniform
 from onnxdecomp.ranks.multiple import quantum
@@ -137,7 +137,6 @@ class Decompose(Stage):
             plan = plan_uniform(sites, skips, self._request())
             return Pursued(replace(plan, repair=self.repair)), sites
         calibration, notes = self._calibration(model, sites)
-        brief = shortened(parted(calibration)[0], real_macs(model, sites, calibration))
         found = pursue(
             model,
             sites,
@@ -145,7 +144,7 @@ class Decompose(Stage):
             self._scope(),
             parse_budgets(self.goal),
             calibration,
-            lambda plan: self._trial(model, plan, brief),
+            lambda plan, brief: self._trial(model, plan, brief),
             labelled=self.labelled,
             stopwatch=self.stopwatch if self._timed() else None,
             size=self.size,

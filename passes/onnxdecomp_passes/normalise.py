@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.graph.biases import own_biases
-from onnxdecomp.graph.constants import Constant, discard, resolve
+from onnxdecomp.graph.constants import Constant, discard, initializer, resolve
 from onnxdecomp.graph.shapes import infer_shapes
 from onnxdecomp.graph.walk import Place, places, unique_name, value_names
 from onnxdecomp.layer import Array
@@ -282,10 +282,7 @@ class _Folder:
             value.name, value.dtype, value.shape = name, tensor.dtype, ir.Shape(array.shape)
             graph.insert_before(node, constant)
             return value
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-        )
-        graph.register_initializer(value)
+        value = initializer(graph, tensor, name)
         if (self.model.ir_version or 0) < _PLAIN_INITIALIZERS:
             graph.inputs.append(value)
         return value

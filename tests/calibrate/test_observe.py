@@ -21,7 +21,7 @@ from onnxdecomp.calibrate.observe import (
     window,
 )
 from onnxdecomp.calibrate.rows import conv_rows, draw_positions, output_sizes
-from onnxdecomp.fitting.moments import Moments, features
+from onnxdecomp.fitting.moments import Moments, features, together
 from onnxdecomp.fitting.problem import as_rows, problem
 from onnxdecomp.layer import Array
 from onnxdecomp.sites.base import Site
@@ -52,11 +52,6 @@ def look(
     site: Site, now: ir.Model, original: ir.Model, settings: Calibration
 ) -> tuple[Moments, Moments | None]:
     return observe(site, window(now, settings), window(original, settings), settings)
-
-
-def together(halves: tuple[Moments, Moments | None]) -> Moments:
-    train, held = halves
-    return train if held is None else train + held
 
 
 def check(found: Moments, rows: Array, wanted: Array) -> None:
@@ -91,7 +86,7 @@ def test_a_layer_of_an_unchanged_model_wants_what_it_makes(name: str) -> None:
     model = loaded(residual())
     site = site_of(model, name)
     x, y = values(model, [str(site.x.name), str(site.output.name)], FEEDS)
-    found = together(look(site, model, model, calibration(FEEDS)))
+    found = together(*look(site, model, model, calibration(FEEDS)))
     check(found, every_row(site, x), pixels(y))
     w = as_rows(site.layer.weight, site.layer)
     assert problem(found, w).relative(w) == pytest.approx(0, abs=1e-6)
@@ -106,7 +101,7 @@ def test_a_layer_after_damage_makes_up_for_it(damaged: str) -> None:
     site = site_of(now, "second")
     (r,) = values(now, ["r"], FEEDS)
     meant, should, lost = (*values(original, ["c", "s"], FEEDS), *values(now, ["s"], FEEDS))
-    found = together(look(site, now, original, calibration(FEEDS)))
+    found = together(*look(site, now, original, calibration(FEEDS)))
     check(found, every_row(site, r), pixels(meant + should - lost))
     (t,) = values(original, ["t"], FEEDS)
     np.testing.assert_allclose(found.y, pixels(t - lost).sum(0), rtol=1e-3, atol=1e-2)
@@ -118,7 +113,7 @@ def test_a_layer_with_no_branch_wants_its_own_output_only() -> None:
     site = site_of(now, "first")
     assert branch(site) is None
     (s,), (h,) = values(now, ["s"], FEEDS), values(original, ["h"], FEEDS)
-    found = together(look(site, now, original, calibration(FEEDS)))
+    found = together(*look(site, now, original, calibration(FEEDS)))
     check(found, every_row(site, s), pixels(h))
 
 
@@ -127,7 +122,7 @@ def test_a_fit_to_damaged_inputs_repairs_the_output() -> None:
     original, now = loaded(residual()), loaded(residual("stem"))
     site = site_of(now, "second")
     feeds = images(60)
-    found = together(look(site, now, original, calibration(feeds)))
+    found = together(*look(site, now, original, calibration(feeds)))
     posed = problem(found, as_rows(site.layer.weight, site.layer))
     best, own = posed.best, as_rows(site.layer.weight, site.layer)
     (r, s), (t,) = values(now, ["r", "s"], feeds), values(original, ["t"], feeds)
@@ -161,7 +156,7 @@ def test_a_branch_that_is_the_layers_own_input() -> None:
     assert branch(site) is site.x
     feeds = [{"x": normal(1, 4, 6, 6, seed=k)} for k in range(4)]
     (s,), (y,) = values(now, ["s"], feeds), values(original, ["y"], feeds)
-    found = together(look(site, now, original, calibration(feeds)))
+    found = together(*look(site, now, original, calibration(feeds)))
     check(found, every_row(site, s), pixels(y - s))
 
 
@@ -196,7 +191,7 @@ def test_linear_layers_however_their_operands_lie(
     site = site_of(model)
     feeds = [{"x": x}, {"x": 2 * x}]
     exact = [values(model, ["x", "y"], [feed]) for feed in feeds]
-    found = together(look(site, model, model, calibration(feeds, stackable=False)))
+    found = together(*look(site, model, model, calibration(feeds, stackable=False)))
     all_rows = np.concatenate([np.einsum(rows, a).reshape(-1, 5) for a, _ in exact])
     wanted = np.concatenate([np.einsum(made, b).reshape(-1, 7) for _, b in exact])
     check(found, all_rows[None], wanted)
@@ -211,12 +206,12 @@ def test_a_linear_layers_bias_is_wanted_where_it_can_be_given() -> None:
     model = matmul_model(bias_after, PLAIN, ["N", 5])
     site = site_of(model)
     assert centred(site)
-    found = together(look(site, model, model, calibration(feeds)))
+    found = together(*look(site, model, model, calibration(feeds)))
     check(found, feeds[0]["x"][None], feeds[0]["x"] @ PLAIN["w"] + PLAIN["c"])
     model = matmul_model([gemm(["x", "w", "m"])], {"w": PLAIN["w"], "m": normal(4, 1)}, [4, 5])
     site = site_of(model)
     assert not centred(site)
-    found = together(look(site, model, model, calibration(feeds)))
+    found = together(*look(site, model, model, calibration(feeds)))
     check(found, feeds[0]["x"][None], feeds[0]["x"] @ PLAIN["w"])
 
 
@@ -225,7 +220,7 @@ def test_a_recurrent_layers_input_projection() -> None:
     site = site_of(model)
     assert unobservable(site) is None
     feeds = [{"x": normal(6, 2, 5, seed=k)} for k in range(3)]
-    found = together(look(site, model, model, calibration(feeds, stackable=False)))
+    found = together(*look(site, model, model, calibration(feeds, stackable=False)))
     rows = np.concatenate([feed["x"].reshape(-1, 5) for feed in feeds])
     check(found, rows[None], rows @ normal(2, 9, 5).reshape(18, 5).T)
 
@@ -235,7 +230,7 @@ def test_half_precision_is_observed_in_float32() -> None:
     weight = PLAIN["w"].astype(np.float16)
     model = loaded(make([MATMUL], [value("x", ["N", 5], half)], [value("y", ["N", 7], half)], {"w": weight}))
     x = normal(6, 5).astype(np.float16)
-    found = together(look(site_of(model), model, model, calibration([{"x": x}])))
+    found = together(*look(site_of(model), model, model, calibration([{"x": x}])))
     wide = x.astype(np.float64)
     check(found, wide[None], wide @ weight.astype(np.float64))
 
@@ -247,7 +242,7 @@ def test_double_precision_stays() -> None:
         make([MATMUL], [value("x", ["N", 5], double)], [value("y", ["N", 7], double)], {"w": weight})
     )
     x = np.random.default_rng(1).standard_normal((6, 5))
-    found = together(look(site_of(model), model, model, calibration([{"x": x}])))
+    found = together(*look(site_of(model), model, model, calibration([{"x": x}])))
     np.testing.assert_allclose(found.yx[0], (x @ weight).T @ x, rtol=1e-12, atol=1e-12)
 
 
@@ -281,14 +276,14 @@ def test_rows_are_drawn_as_many_as_it_takes() -> None:
     site = site_of(model)
     feeds = [{"x": normal(1, 3, 20, 20, seed=k)} for k in range(8)]
     of = {rows: look(site, model, model, calibration(feeds, rows=rows)) for rows in (10, 1000, 10**6)}
-    counts = {rows: together(halves).count for rows, halves in of.items()}
+    counts = {rows: together(*halves).count for rows, halves in of.items()}
     least = 24 * features(site.layer)
     assert least <= counts[10] <= least + 8
     assert 1000 <= counts[1000] <= 1008
     assert counts[10**6] == 8 * 400
-    again = together(look(site, model, model, calibration(feeds, rows=10)))
-    np.testing.assert_array_equal(again.xx, together(of[10]).xx)
-    other = together(look(site, model, model, calibration(feeds, rows=10, seed=1)))
+    again = together(*look(site, model, model, calibration(feeds, rows=10)))
+    np.testing.assert_array_equal(again.xx, together(*of[10]).xx)
+    other = together(*look(site, model, model, calibration(feeds, rows=10, seed=1)))
     assert np.any(other.xx != again.xx)
 
 

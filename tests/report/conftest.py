@@ -49,39 +49,23 @@ def ranks_record(models: tuple[Path, Path, Record]) -> Record:
     return models[2]
 
 
+def calibrated(model: Path, seed: int, **options: Any) -> Record:
+    """The record of a run on random calibration inputs."""
+    x = np.random.default_rng(seed).standard_normal((8, 8, 8, 8), dtype=np.float32)
+    how: dict[str, Any] = {"simplify": "none", "threads": 1, "bench_seconds": 0.1, "details": True}
+    return through_json(onnxdecomp.compress(model, calib={"x": x}, **how, **options).record)
+
+
 @pytest.fixture(scope="session")
 def search_record(models: tuple[Path, Path, Record]) -> Record:
     """Of a run whose ranks were searched for."""
-    x = np.random.default_rng(2).standard_normal((8, 8, 8, 8), dtype=np.float32)
-    done = onnxdecomp.compress(
-        models[0],
-        calib={"x": x},
-        target="macs=1.6x",
-        method="tucker,svd",
-        simplify="none",
-        threads=1,
-        bench_seconds=0.1,
-        details=True,
-    )
-    return through_json(done.record)
+    return calibrated(models[0], 2, target="macs=1.6x", method="tucker,svd")
 
 
 @pytest.fixture(scope="session")
 def quantized_record(models: tuple[Path, Path, Record]) -> Record:
     """Of a run that quantized what it had decomposed."""
-    x = np.random.default_rng(3).standard_normal((8, 8, 8, 8), dtype=np.float32)
-    done = onnxdecomp.compress(
-        models[0],
-        calib={"x": x},
-        method="tucker",
-        rank="8",
-        quantize="int8",
-        simplify="none",
-        threads=1,
-        bench_seconds=0.1,
-        details=True,
-    )
-    return through_json(done.record)
+    return calibrated(models[0], 3, method="tucker", rank="8", quantize="int8")
 
 
 @pytest.fixture(scope="session")
