@@ -4,18 +4,18 @@
     python -m bench.frontier time --work FOLDER [--models NAME …] [--goals GOAL …] [--ways WAY …]
 
 Two phases, since the first takes long and may share the machine, while the second wants it for itself.
-`compress` fits to the corpus' calibration inputs (no labels), each run in a process of its own, one thread
-for what the search times, and evaluates the result on the corpus' evaluation data. FOLDER keeps models and
-records, and the timings of chains that the search has made, so that all but the first goal of a model find
-some of them. `time` measures every result in FOLDER against the original as it came in and against the
-simplified dense model, the three interleaved, with 1 and 2 threads and at batch 1 and 16 where the batch is
-free, and writes bench/results/frontier.json and .md and frontier_ranks.md; results that a run does not make
-stay as they were.
+`compress` fits to the corpus' calibration inputs (no labels), each run in a process of its own, and evaluates
+the result on the corpus' evaluation data. FOLDER keeps models and records, and the timings of chains that the
+search has made, so that all but the first goal of a model find some of them. `time` measures every result in
+FOLDER against the original as it came in and against the simplified dense model, the three interleaved, with
+1 and 2 threads and at batch 1 and 16 where the batch is free, and writes bench/results/frontier.json and .md
+and frontier_ranks.md; results that a run does not make stay as they were.
 
-Beside the search (`auto`) stand, for the fastest latency target that a model reached, other ways to spend
-the same MACs: `unaligned` moves the ranks off the multiples that the hardware works in, `evbmf` gives the
-same layers ranks in proportion to EVBMF's, and `macs` searches for the least loss at those MACs and times
-nothing. All are fitted alike. How much of the possible gain is realised is defined in bench/realised.py.
+The search times with one thread (`auto`) or two (`auto on 2 threads`). Beside it stand, for the fastest
+latency target that a model reached, other ways to spend the same MACs: `unaligned` moves the ranks off the
+multiples that the hardware works in, `evbmf` gives the same layers ranks in proportion to EVBMF's, and `macs`
+searches for the least loss at those MACs and times nothing. All are fitted alike. How much of the possible
+gain is realised is defined in bench/realised.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.corpus import Corpus, add_option
-from bench.frontier_job import SEARCHED, THREADS, WAYS, Job
+from bench.frontier_job import CONTROLS, SEARCHED, SEARCHES, WAYS, Job
 from bench.frontier_tables import BATCHES, TIMED_THREADS, frontier_table, loss, ranks_table
 from bench.provenance import RESULTS, ROOT, provenance, write
 from bench.realised import Dense, realised_share, simplified
@@ -79,7 +79,7 @@ def main() -> None:
         else:
             rows = _earlier() | {_key(row): row for row in timed(options, name, goals)}
             order = sorted(rows.values(), key=_place)
-            write("frontier", {"threads_of_search": THREADS, "rows": order}, frontier_table(order))
+            write("frontier", {"threads_of_search": SEARCHES, "rows": order}, frontier_table(order))
             (RESULTS / "frontier_ranks.md").write_text(ranks_table(order) + "\n")
 
 
@@ -94,13 +94,12 @@ def compress(options: argparse.Namespace, name: str, goals: Sequence[str]) -> No
         if not (options.missing and job.file(".json").exists()):
             _in_a_process(job, options.limit, options.work / "cache")
 
-    if SEARCHED in options.ways:
+    for way in (way for way in SEARCHES if way in options.ways):
         for goal in goals:
-            carry_out(goal, SEARCHED)
+            carry_out(goal, way)
     if (fastest := _fastest(folder)) is not None and fastest in goals:
-        for way in options.ways:
-            if way != SEARCHED:
-                carry_out(fastest, way)
+        for way in (way for way in CONTROLS if way in options.ways):
+            carry_out(fastest, way)
 
 
 def timed(options: argparse.Namespace, name: str, goals: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -25,13 +25,13 @@ from onnxdecomp.preflight import inputs
 from onnxdecomp.runtime.memory import peak
 
 SEARCHED = "auto"
+SEARCHES: Mapping[str, int] = {SEARCHED: 1, "auto on 2 threads": 2}
+"""The search, and the threads that it times chains and models with."""
+
 CONTROLS = ("unaligned", "evbmf", "macs")
 """Ways to spend the same MACs: ranks off the quantum, EVBMF's ranks, and a search that times nothing."""
 
-WAYS = (SEARCHED, *CONTROLS)
-
-THREADS = 1
-"""That the search times with."""
+WAYS = (*SEARCHES, *CONTROLS)
 
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {"nanodet_m": {"freeze_initializers": True}}
 """What a user of a model has to give beside the goal."""
@@ -45,7 +45,7 @@ class Job:
         corpus, folder: The corpus, and where the model's results lie.
         model: Its name in the corpus.
         goal: A target of the search, such as "latency=2x".
-        way: "auto", the search for the goal, or one of CONTROLS, which spend the MACs of its result.
+        way: One of SEARCHES for the goal, or of CONTROLS, which spend the MACs of what "auto" found.
     """
 
     corpus: str
@@ -73,7 +73,8 @@ def carry_out(job: Job) -> None:
     corpus = Corpus(Path(job.corpus))
     path = corpus.model(job.model)
     arrays = corpus.calibration(job.model)
-    wanted = {"target": job.goal} if job.way == SEARCHED else _control(job, path, arrays)
+    searched = job.way in SEARCHES
+    wanted = {"target": job.goal} if searched else _control(job, path, arrays)
     spent: dict[str, float] = {}
     clock = _Clock(spent)
     start = time.perf_counter()
@@ -82,10 +83,10 @@ def carry_out(job: Job) -> None:
             path,
             job.file(".onnx"),
             calib=arrays,
-            threads=THREADS,
+            threads=SEARCHES.get(job.way, 1),
             overwrite=True,
-            verify=job.way == SEARCHED,
-            bench=job.way == SEARCHED,
+            verify=searched,
+            bench=searched,
             progress=clock.turn,
             **_OPTIONS.get(job.model, {}),
             **wanted,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.frontier_job import SEARCHED, THREADS, WAYS
+from bench.frontier_job import CONTROLS, SEARCHED, SEARCHES
 from bench.provenance import markdown
 
 BATCHES, TIMED_THREADS = (1, 16), (1, 2)
@@ -20,16 +20,18 @@ def frontier_table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     lines = []
     for row in rows:
-        if row["way"] != SEARCHED:
+        if row["way"] not in SEARCHES:
             continue
-        cells = [row["model"], row["goal"]]
+        threads_of_search = SEARCHES[row["way"]]
+        on = "" if row["way"] == SEARCHED else f" on {threads_of_search} threads"
+        cells = [row["model"], row["goal"] + on]
         if row["status"] != "done":
             lines.append([*cells, row["status"], *[""] * (len(head) - 3)])
             continue
         cells += [loss(row["evaluation"]), f"{row['evaluation']['rel_l2']:.2%}", _fewer(row)]
         cells += [_speedup(row, batch, threads) for batch in BATCHES for threads in TIMED_THREADS]
         cells += [
-            _share(_setting(row, 1, THREADS)),
+            _share(_setting(row, 1, threads_of_search)),
             f"{row['seconds']:.0f} s",
             f"{row['peak_bytes'] / 1e6:.0f} MB",
         ]
@@ -40,15 +42,15 @@ def frontier_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def ranks_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The same MACs spent in other ways: a line per model, for each way its speed, its share and its loss."""
     by_key = {(row["model"], row["goal"], row["way"]): row for row in rows}
-    compared = dict.fromkeys((row["model"], row["goal"]) for row in rows if row["way"] != SEARCHED)
+    compared = dict.fromkeys((row["model"], row["goal"]) for row in rows if row["way"] in CONTROLS)
     lines = []
     for model, goal in compared:
-        for way in WAYS:
+        for way in (SEARCHED, *CONTROLS):
             row = by_key.get((model, goal, way))
             if row is None or row["status"] != "done":
                 continue
-            at = _setting(row, 1, THREADS)
-            cells = [model, way, _fewer(row), _speedup(row, 1, THREADS)]
+            at = _setting(row, 1, 1)
+            cells = [model, way, _fewer(row), _speedup(row, 1, 1)]
             cells += [f"{at['against_dense']:.2f}x", _times(at["proportional"]), _share(at)]
             lines.append([*cells, loss(row["evaluation"]), f"{row['evaluation']['rel_l2']:.2%}"])
     head = (
