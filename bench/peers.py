@@ -55,9 +55,9 @@ def main() -> None:
     module = corpus_module(options.corpus)
     corpus = module.Corpus(options.corpus)
     for name in options.models:
-        place = options.work / name
+        place = options.work.resolve() / name
         place.mkdir(parents=True, exist_ok=True)
-        source = corpus.model_path(corpus.entry(name))
+        source = corpus.model_path(corpus.entry(name)).resolve()
         if "compress" in options.steps:
             arrays = module.calibration(corpus, name, _most(corpus.entry(name)))
             np.savez(place / "calib.npz", **arrays)
@@ -82,10 +82,13 @@ def compress(way: str, source: Path, place: Path) -> dict[str, Any]:
     for file in (target, facts):
         file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "bench.peer_ways", way, str(source), str(target)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    paths = (str(ROOT), str(ROOT / "passes"), *filter(None, [os.environ.get("PYTHONPATH")]))
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **single, "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(
         ["timeout", str(_TIMEOUT), *command, str(place / "calib.npz"), str(facts)],
         env=environment,
+        cwd=place,  # ONNX Runtime's quantizer leaves files behind
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
