@@ -13,13 +13,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from onnxdecomp.api import Result, compress, inspect
     from onnxdecomp.benchmark import bench
+    from onnxdecomp.training.run import Finetuned, finetune
     from onnxdecomp.verification import verify
 
-__all__ = ["Result", "__version__", "bench", "compress", "inspect", "verify"]
+__all__ = ["Finetuned", "Result", "__version__", "bench", "compress", "finetune", "inspect", "verify"]
 
 _HOME = {
+    "Finetuned": "onnxdecomp.training.run",
     "Result": "onnxdecomp.api",
     "compress": "onnxdecomp.api",
+    "finetune": "onnxdecomp.training.run",
     "inspect": "onnxdecomp.api",
     "bench": "onnxdecomp.benchmark",
     "verify": "onnxdecomp.verification",

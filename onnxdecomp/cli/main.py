@@ -16,6 +16,7 @@ from onnxdecomp.errors import OnnxDecompError, UsageError
 COMMANDS = {
     "compress": "Replace the layers of a model by chains of smaller ones.",
     "inspect": "Show the layers of a model, their cost, and what could be done.",
+    "finetune": "Win back accuracy by training the weights of a compressed model.",
     "verify": "Compare a model with the original: numbers, interface, accuracy.",
     "bench": "Time models against each other, interleaved.",
     "report": "Make a page to send around from the record of a run.",

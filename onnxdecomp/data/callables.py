@@ -34,18 +34,29 @@ def called(text: str, inputs: Sequence[TensorSpec]) -> Iterator[Any]:
     Raises:
         UsageError: There is no such callable, or it fails.
     """
-    found = _NAMED.fullmatch(text)
-    assert found is not None
-    module, name = found["module"], found["name"]
-    file = Path(module).resolve() if module.endswith(".py") else None
-    if file is not None and not file.is_file():
-        raise UsageError(f"there is no data at {text}: no such file as {module}")
-    with _importable(file.parent if file else Path.cwd()):
-        function = _attribute(_import(text, module, file), name, text)
+    with imported(text) as function:
         arguments = (tuple(inputs),) if _wants_one(function) else ()
         with guarded(text):
             result = function(*arguments)
         yield result
+
+
+@contextmanager
+def imported(text: str) -> Iterator[Callable[..., Any]]:
+    """The callable of that name; its folder can be imported from until the block ends.
+
+    Raises:
+        UsageError: There is no such callable.
+    """
+    found = _NAMED.fullmatch(text)
+    if found is None:
+        raise UsageError(f"{text!r} is not of the form module:callable or file.py:callable")
+    module, name = found["module"], found["name"]
+    file = Path(module).resolve() if module.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise UsageError(f"there is nothing at {text}: no such file as {module}")
+    with _importable(file.parent if file else Path.cwd()):
+        yield _attribute(_import(text, module, file), name, text)
 
 
 @contextmanager
@@ -70,7 +81,7 @@ def _import(text: str, module: str, file: Path | None) -> ModuleType:
             if not absent:
                 raise _failure(text, error) from error
             raise UsageError(
-                f"there is no data at {text}: neither a file, nor a module {module!r} in the current folder "
+                f"there is nothing at {text}: neither a file, nor a module {module!r} in the current folder "
                 "or among the installed packages"
             ) from error
     # A name of its own: the file may be called like a package that is in use.

@@ -1,0 +1,111 @@
+"""Which initializers are trained: by what the operators that read them do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxdecomp.errors import UsageError
+from onnxdecomp.sites.rewrite import LAYER
+
+_WEIGHTS = {
+    "Conv": (1,),
+    "ConvTranspose": (1,),
+    "FusedConv": (1,),
+    "FusedGemm": (0, 1),
+    "FusedMatMul": (0, 1),
+    "Gemm": (0, 1),
+    "MatMul": (0, 1),
+    "Einsum": (0, 1, 2, 3),
+    "Gather": (0,),
+    "LSTM": (1, 2),
+    "GRU": (1, 2),
+    "RNN": (1, 2),
+}
+_BIASES = {
+    "Conv": (2,),
+    "ConvTranspose": (2,),
+    "FusedConv": (2,),
+    "FusedGemm": (2,),
+    "Gemm": (2,),
+    "LSTM": (3,),
+    "GRU": (3,),
+    "RNN": (3,),
+    "Add": (0, 1),
+    "PRelu": (1,),
+    "BatchNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+}
+"""Additive numbers, and those of the normalisation but its statistics."""
+
+_VIEWS = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"))
+"""Operators through which an initializer reaches its reader unchanged."""
+
+_FLOATS = frozenset((ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16))
+
+
+@dataclass(frozen=True)
+class Role:
+    """An initializer that can be trained.
+
+    Attributes:
+        name: Its name.
+        kind: "factor" (of a rewritten layer), "weight" (of another), or "bias" (also of the normalisation).
+        layer: The rewritten layer that reads it, or "".
+    """
+
+    name: str
+    kind: str
+    layer: str = ""
+
+
+def roles(model: ir.Model) -> tuple[Role, ...]:
+    """The initializers of the main graph that are weights or biases of its operators, in a stable order."""
+    found: dict[str, Role] = {}
+    for name, value in model.graph.initializers.items():
+        if value.const_value is None or value.const_value.dtype not in _FLOATS or value.is_graph_output():
+            continue
+        kinds = [role for role in _readers(value) if role is not None]
+        if kinds:
+            layer = next((layer for _, layer in kinds if layer), "")
+            is_weight = any(kind == "weight" for kind, _ in kinds)
+            kind = "factor" if layer and is_weight else "weight" if is_weight else "bias"
+            found[name] = Role(name, kind, layer)
+    return tuple(found.values())
+
+
+def _readers(value: ir.Value) -> list[tuple[str, str] | None]:
+    """What each operator behind a value does with it, and which rewritten layer that belongs to."""
+    found: list[tuple[str, str] | None] = []
+    for node, index in value.uses():
+        layer = node.metadata_props.get(LAYER, "")
+        if index in _WEIGHTS.get(node.op_type, ()):
+            found.append(("weight", layer))
+        elif index in _BIASES.get(node.op_type, ()) and len(
+            value.const_value.shape if value.const_value else (1,)
+        ):
+            found.append(("bias", layer))
+        elif node.op_type in _VIEWS and index == 0:
+            found += _readers(node.outputs[0])
+        else:
+            found.append(None)
+    return found
+
+
+def chosen(found: Collection[Role], kinds: Collection[str]) -> tuple[Role, ...]:
+    """Those to train.
+
+    Raises:
+        UsageError: There are none.
+    """
+    wanted = {"factors": ("factor",), "biases": ("bias",), "all": ("factor", "weight", "bias")}
+    taken = {kind for name in kinds for kind in wanted[name]}
+    picked = tuple(role for role in found if role.kind in taken)
+    if not picked:
+        hint = " (the model was not decomposed by onnxdecomp)" if "factors" in kinds else ""
+        raise UsageError(f"there is nothing to train of: {', '.join(kinds)}{hint}; try all")
+    return picked

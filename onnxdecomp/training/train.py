@@ -1,0 +1,191 @@
+"""From a model, its teacher and data to a trained model: everything that needs torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from onnxdecomp.autograd.network import Network
+from onnxdecomp.autograd.tensors import as_tensors
+from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.training import checkpoint
+from onnxdecomp.training.agreement import check_agreement
+from onnxdecomp.training.composed import composed
+from onnxdecomp.training.loop import Course, Report, Trained, fit
+from onnxdecomp.training.objective import Values, objective, scored_output
+from onnxdecomp.training.roles import chosen, roles
+from onnxdecomp.training.samples import Samples, split
+from onnxdecomp.training.scratch import initialise
+from onnxdecomp.training.settings import Settings
+
+Tensor: TypeAlias = torch.Tensor
+
+_CHECKED = 4
+"""Feeds on which torch and ONNX Runtime are compared."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A model and the file that it was read from."""
+
+    model: ir.Model
+    path: Path
+    sha256: str = ""
+
+
+def train(
+    student: File,
+    teacher: File | None,
+    feeds: Feeds,
+    settings: Settings,
+    *,
+    report: Report,
+    device: str = "auto",
+    threads: int | None = None,
+    from_scratch: bool = False,
+    path: Path | None = None,
+    relative: bool = True,
+) -> dict[str, Any]:
+    """Train the student's initializers, in its model.
+
+    Args:
+        student: What is trained; only numbers of its initializers change.
+        teacher: The original, or None where labels alone say what is wanted.
+        feeds: Inputs, with or without labels.
+        settings: How.
+        report: Told of every step.
+        device: "auto", or as torch names it.
+        threads: Of torch; None is as torch has it.
+        from_scratch: Begin from random numbers, in all weights and biases.
+        path: The checkpoint's file.
+        relative: As in Course.
+
+    Returns:
+        The record's `training`.
+
+    Raises:
+        ModelError, UsageError: See onnxdecomp.errors.
+    """
+    began = time.perf_counter()
+    where = _device(device)
+    found = roles(student.model)
+    trained = chosen(found, ("all",) if from_scratch else settings.trained)
+    training, held_out = split(feeds, settings.held_out, settings.seed)
+    with _threads(threads):
+        network = Network(student.model, [role.name for role in trained], device=where)
+        apart = check_agreement(student.model, student.path, network, training.feeds[:_CHECKED])
+        taught = None if teacher is None else Network(teacher.model, device=where)
+        if taught is not None and taught.outputs != network.outputs:
+            theirs, ours = ", ".join(taught.outputs), ", ".join(network.outputs)
+            raise UsageError(f"the teacher's outputs are {theirs}, the model's {ours}")
+        first = _tensors(training)
+        layers = composed(network, first) if from_scratch or settings.decay else ()
+        hints = _hints(network, taught, first) if settings.hints and taught is not None else ()
+        goal = objective(
+            settings,
+            student.model,
+            teacher=taught is not None,
+            labels=feeds.labels is not None,
+            energy=None if taught is None else _energy(taught, training, hints),
+            hints=hints,
+        )
+        if from_scratch:
+            initialise(network, found, layers, first, torch.Generator().manual_seed(settings.seed))
+        course = Course(
+            network,
+            taught,
+            trained,
+            goal,
+            settings,
+            training,
+            held_out,
+            layers if settings.decay else (),
+            scored_output(student.model),
+            relative,
+        )
+        mark = checkpoint.fingerprint(
+            settings, student=student.sha256, teacher=teacher and teacher.sha256, samples=len(feeds)
+        )
+        result = fit(course, report=report, path=path, mark=mark)
+    _store(student.model, result, network.replaced)
+    return {
+        "settings": asdict(settings),
+        "objective": goal.text,
+        "from_scratch": from_scratch,
+        "tensors": len(trained),
+        "parameters": sum(int(network.parameters[role.name].numel()) for role in trained),
+        "samples": {"train": len(training), "held_out": len(held_out), "labels": feeds.labels is not None},
+        "device": where,
+        "agreement": apart,
+        "epochs": [asdict(epoch) for epoch in result.history],
+        "best": result.best,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device {name}: torch finds no CUDA here; --device cpu")
+    return name
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """torch's threads, as they were afterwards."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _tensors(samples: Samples) -> dict[str, Tensor]:
+    """The first batch of the training samples."""
+    batch = samples.batch(range(min(len(samples), 64)))
+    return as_tensors(batch.feeds[0])
+
+
+def _hints(network: Network, teacher: Network, feed: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The outputs of rewritten layers that have a counterpart in the teacher."""
+    names = [layer.leaves for layer in composed(network, feed)]
+    return tuple(name for name in names if teacher.knows(name))
+
+
+def _energy(teacher: Network, samples: Samples, hints: Sequence[str]) -> Values:
+    """The mean square of the teacher's values, over some of the samples."""
+    names = (*teacher.outputs, *hints)
+    totals = dict.fromkeys(names, 0.0)
+    counts = dict.fromkeys(names, 0)
+    with torch.no_grad():
+        for batch in islice(samples.passes(), 8):
+            for feed in batch.feeds:
+                for name, value in teacher(feed, names).items():
+                    totals[name] += float(value.double().square().sum())
+                    counts[name] += value.numel()
+    return {name: torch.tensor(max(totals[name] / max(counts[name], 1), 1e-20)) for name in names}
+
+
+def _store(model: ir.Model, result: Trained, others: Mapping[str, Tensor]) -> None:
+    """Put the numbers into the model's initializers, in their own element types."""
+    for name, tensor in {**result.weights, **others}.items():
+        value = model.graph.initializers[name]
+        old = value.const_value
+        assert old is not None
+        array = tensor.detach().cpu().numpy()
+        if not np.isfinite(array).all():
+            raise ModelError(f"training gave numbers that are not finite in {name}")
+        value.const_value = ir.tensor(array, dtype=old.dtype, name=name)
