@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,21 +37,31 @@ IMAGE = normal(2, 3, 7, 6)
 
 Case = tuple[str, list[Array | None], dict[str, Any]]
 
+
+def case(name: str, inputs: Sequence[Array | None], how: Mapping[str, Any]) -> Case:
+    """An operator, its inputs, and its attributes."""
+    return name, list(inputs), dict(how)
+
+
 UNARY = "Abs Atan Ceil Cos Erf Exp Floor HardSigmoid HardSwish Neg Relu Round Sigmoid Sign Sin Softplus"
 UNARY += " Softsign Tan Tanh Identity Elu Celu Selu LeakyRelu ThresholdedRelu Mish Asin Acos IsNaN Sinh Cosh"
 BINARY = "Add Sub Mul Div Max Min Sum Mean PRelu Greater Less Equal GreaterOrEqual LessOrEqual"
 REDUCTIONS = "ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp"
 
 CASES: list[Case] = [
-    *((name, [SMALL], {}) for name in UNARY.split()),
-    *((name, [positive(3, 4)], {}) for name in ("Sqrt", "Log", "Reciprocal")),
-    *((name, [normal(2, 3, 4), normal(3, 1)], {}) for name in BINARY.split()),
-    *((name, [FLAGS, ~FLAGS[:1]], {}) for name in ("And", "Or", "Xor")),
-    *((name, [positive(2, 3, 4)], {"axes": [0, -1], "opset": 11}) for name in REDUCTIONS.split()),
-    *((name, [positive(2, 3, 4), ints(1)], {"keepdims": 0}) for name in REDUCTIONS.split()),
-    *((name, [normal(2, 3, 4)], {"axis": 1}) for name in ("Softmax", "LogSoftmax")),
-    *((name, [normal(2, 3, 4)], {"axis": 1, "opset": 11}) for name in ("Softmax", "LogSoftmax")),
-    *((name, [normal(3, 4)], {"axis": 1, "keepdims": k}) for name in ("ArgMax", "ArgMin") for k in (0, 1)),
+    *(case(name, [SMALL], {}) for name in UNARY.split()),
+    *(case(name, [positive(3, 4)], {}) for name in ("Sqrt", "Log", "Reciprocal")),
+    *(case(name, [normal(2, 3, 4), normal(3, 1)], {}) for name in BINARY.split()),
+    *(case(name, [FLAGS, ~FLAGS[:1]], {}) for name in ("And", "Or", "Xor")),
+    *(case(name, [positive(2, 3, 4)], {"axes": [0, -1], "opset": 11}) for name in REDUCTIONS.split()),
+    *(case(name, [positive(2, 3, 4), ints(1)], {"keepdims": 0}) for name in REDUCTIONS.split()),
+    *(case(name, [normal(2, 3, 4)], {"axis": 1}) for name in ("Softmax", "LogSoftmax")),
+    *(case(name, [normal(2, 3, 4)], {"axis": 1, "opset": 11}) for name in ("Softmax", "LogSoftmax")),
+    *(
+        case(name, [normal(3, 4)], {"axis": 1, "keepdims": k})
+        for name in ("ArgMax", "ArgMin")
+        for k in (0, 1)
+    ),
     ("ReduceLogSum", [positive(2, 3)], {}),
     ("ReduceSum", [normal(2, 3), ints(1)], {}),
     ("ReduceSum", [normal(2, 3), ints()], {"noop_with_empty_axes": 1}),
@@ -100,7 +111,7 @@ CASES: list[Case] = [
     ("Reshape", [normal(2, 0, 4), ints(0, 8)], {"allowzero": 1}),
     ("Transpose", [normal(2, 3, 4)], {}),
     ("Transpose", [normal(2, 3, 4)], {"perm": [1, 2, 0]}),
-    *(("Flatten", [normal(2, 3, 4)], {"axis": axis}) for axis in (0, 1, 2, -1)),
+    *(case("Flatten", [normal(2, 3, 4)], {"axis": axis}) for axis in (0, 1, 2, -1)),
     ("Squeeze", [normal(1, 3, 1)], {}),
     ("Squeeze", [normal(1, 3, 1), ints(-1)], {}),
     ("Squeeze", [normal(1, 3, 1)], {"axes": [0], "opset": 11}),
@@ -120,7 +131,10 @@ CASES: list[Case] = [
     ("ConstantOfShape", [ints(2, 3)], {}),
     ("Range", [scalar(1, np.int64), scalar(9, np.int64), scalar(3, np.int64)], {}),
     ("Tile", [normal(2, 3), ints(2, 1)], {}),
-    *(("Pad", [normal(4, 5), ints(1, 2, 0, 3)], {"mode": mode}) for mode in ("constant", "reflect", "edge")),
+    *(
+        case("Pad", [normal(4, 5), ints(1, 2, 0, 3)], {"mode": mode})
+        for mode in ("constant", "reflect", "edge")
+    ),
     ("Pad", [normal(4, 5), ints(1, -2, 0, 3), scalar(2.5)], {}),
     ("Pad", [normal(4, 5), ints(1, 2), None, ints(1)], {}),
     ("Pad", [normal(4, 5), ints(1, 2, 2, 1)], {"mode": "wrap", "opset": 21}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,7 +41,7 @@ def test_a_layer(kind: str, direction: str, biased: bool, lengths: bool, states:
     ]
     if kind == "LSTM":
         inputs.append(normal(d, BATCH, HIDDEN) + 1 if states else None)
-    extra = {"linear_before_reset": late} if kind == "GRU" else {}
+    extra: dict[str, Any] = {"linear_before_reset": late} if kind == "GRU" else {}
     while inputs[-1] is None:
         inputs.pop()
     check(
@@ -78,7 +80,7 @@ def test_peepholes() -> None:
     ],
 )
 def test_other_activations(activations: list[str], alphas: list[float], betas: list[float]) -> None:
-    given_by = {"activation_alpha": alphas} if alphas else {}
+    given_by: dict[str, Any] = {"activation_alpha": alphas} if alphas else {}
     given_by |= {"activation_beta": betas} if betas else {}
     check(
         "LSTM",

@@ -87,7 +87,7 @@ def test_an_objective_of_the_users(digits: Case, tmp_path: Path, monkeypatch: py
         "    return 3\n"
     )
     monkeypatch.chdir(tmp_path)
-    how = {"teacher": digits.original, "data": digits.images}
+    how: dict[str, Any] = {"teacher": digits.original, "data": digits.images}
     done = finetune(digits.compressed, settings=QUICK | {"objective": "mine.py:loss"}, **how)
     assert done.training["objective"] == "mine.py:loss"
     with pytest.raises(UsageError, match="must give a tensor with one number"):
