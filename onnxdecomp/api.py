@@ -26,6 +26,7 @@ from onnxdecomp.runrecord import Origin, describe_data, describe_model, describe
 from onnxdecomp.settle import Watch, is_quantized, settle
 from onnxdecomp.sites.find import FINDERS
 from onnxdecomp.staging import on_disk, staged
+from onnxdecomp.training.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
     import onnx
@@ -97,6 +98,7 @@ def compress(
     seed: int | None = None,
     simplify: str | None = None,
     quantize: str | None = None,
+    finetune: Settings | Mapping[str, Any] | str | None = None,
     overwrite: bool = False,
     fail_if_unchanged: bool = False,
     dry_run: bool = False,
@@ -133,6 +135,8 @@ def compress(
         simplify: "onnxsim", "onnxscript" or "none".
         quantize: "int8" (needs `calib`), "fp16" or "none"; None is as the configuration has it. Inputs and
             outputs keep their types. A target is then one for the quantized model.
+        finetune: Train the result on `calib`, with the original as the teacher: settings such as
+            "epochs=2,rate=1e-3" (see onnxdecomp.training.settings). Needs torch.
         overwrite: Whether the output may replace a file, the input included.
         fail_if_unchanged: Raise UnchangedError where nothing was decomposed.
         dry_run: Plan only: no factor is computed and no file written.
@@ -152,6 +156,7 @@ def compress(
     wanted = _with_target(config, decompose, target, max_error)
     given = _given(plan, wanted)
     stages = _stages(config, seed, provider, simplify, wanted, quantize)
+    training = _training(finetune, calib, stages)
     cores = threads or environment.cores()
     with on_disk(model) as path, one_pool():
         report("load", 0, 0)
@@ -159,8 +164,7 @@ def compress(
         if file is not None:
             check_target(file, model=working, overwrite=overwrite)
         before = describe_model(working, path, named=isinstance(model, str | Path))
-        if calib is not None:
-            calib = read_feeds(calib, preflight.inputs(path))
+        calib = None if calib is None else read_feeds(calib, preflight.inputs(path))
         data = calib if data is None else data
         if (verify or bench) and not dry_run:
             preflight.check(path, provider=provider, data=data)
@@ -192,6 +196,7 @@ def compress(
         ran, plan_done = settled.ran, settled.plan
         report("check layers", 0, 0)
         checks = _lowered(ran, opset=before["opset"], ir_version=before["ir_version"])
+        learnt = _finetuned(ran, path, calib, training, threads, report)
         layers = layer_records(plan_done, ran.rewritten, checks)
         changed = bool(ran.rewritten) or is_quantized(ran)
         _require_changed(plan_done, changed or not fail_if_unchanged)
@@ -221,6 +226,7 @@ def compress(
                 timed=timed,
                 passes=_with_search(ran.record, first.record),
                 origin=origin.ended(used),
+                training=learnt,
                 details=_details(ran, layers, written, watch, timed is not None) if details else None,
             )
             report("save", 0, 0)
@@ -338,6 +344,43 @@ def _with_search(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[st
     """The passes' facts with the search that found the plan: a run that puts layers back has none."""
     search = first.get("decompose", {}).get("search")
     return {**record, "decompose": {**record.get("decompose", {}), "search": search}}
+
+
+def _training(
+    finetune: Settings | Mapping[str, Any] | str | None, calib: Data | None, stages: Sequence[Stage]
+) -> Settings | None:
+    """How to train afterwards, once it is clear that it can be done."""
+    if finetune is None:
+        return None
+    from onnxdecomp.training.run import require_torch
+
+    wanted = parse_settings(finetune)
+    if calib is None:
+        raise UsageError("finetune trains on the calibration inputs: give them with --calib")
+    if any(hasattr(stage, "precision") for stage in stages):
+        raise UsageError(
+            "finetune comes before quantization: write the fine-tuned model first, then compress that with "
+            "--quantize, --rank 1.0 and --exclude '*'"
+        )
+    require_torch()
+    return wanted
+
+
+def _finetuned(
+    ran: PipelineResult,
+    original: Path,
+    calib: Any,
+    wanted: Settings | None,
+    threads: int | None,
+    report: Report,
+) -> dict[str, Any] | None:
+    """Train the result in place; the record's `training`, or None where there is nothing to train."""
+    if wanted is None or not ran.rewritten:
+        return None
+    from onnxdecomp.training.run import trained
+
+    with on_disk(ran.model) as passing:
+        return trained(ran.model, passing, original, calib, wanted, report, threads=threads)
 
 
 def _timed(

@@ -114,6 +114,7 @@ def run_record(
     output: Mapping[str, Any] | None = None,
     verified: Verification | None = None,
     timed: BenchResult | None = None,
+    training: Mapping[str, Any] | None = None,
     details: Details | None = None,
 ) -> dict[str, Any]:
     """The record; every key is there in every run, None where it does not apply."""
@@ -139,6 +140,7 @@ def run_record(
                 "decomposed": sum(layer.method is not None for layer in layers),
             },
         },
+        "training": None if training is None else dict(training),
         "verify": None if verified is None else _verify(verified, model, output),
         "latency": None if timed is None else _latency(timed),
         "settings": None if timed is None else _settings(timed, model, output),

@@ -51,6 +51,12 @@ from onnxdecomp.cli.output import json_option, report_options, write_record
     "quantized model  [default: none].",
 )
 @click.option(
+    "--finetune",
+    metavar="SETTINGS",
+    help="Train the result on --calib against the original: settings of 'onnxdecomp finetune', such as "
+    "'epochs=2,train=all'. Needs the extra 'train' (torch).",
+)
+@click.option(
     "--max-error",
     type=click.FloatRange(min=0),
     metavar="ERROR",
@@ -127,6 +133,7 @@ def command(
     preprocess: str | None,
     samples: int | None,
     input_shape: tuple[str, ...],
+    finetune: str | None,
     max_error: float | None,
     provider: str,
     threads: int | None,
@@ -167,6 +174,7 @@ def command(
             data=prepared(data, preprocess) if data is not None else None,
             samples=samples,
             input_shapes=parse_shapes(input_shape),
+            finetune=finetune,
             max_error=max_error,
             provider=provider,
             threads=threads,

@@ -62,13 +62,18 @@ def validate(value: object, source: str = "the record") -> None:
 
     if not isinstance(value, Mapping) or "schema_version" not in value:
         raise UsageError(
-            f"{source} is no record of onnxdecomp: --json of compress, inspect or bench writes one"
+            f"{source} is no record of onnxdecomp: --json of compress, inspect, bench or finetune writes one"
         )
     if value["schema_version"] != 1:
         raise UsageError(
             f"{source} is a record of version {value['schema_version']!r}; this release reads version 1"
         )
-    kinds = {"compress": "run_record", "plan": "run_record", "bench": "bench_record"}
+    kinds = {
+        "compress": "run_record",
+        "plan": "run_record",
+        "bench": "bench_record",
+        "finetune": "finetune_record",
+    }
     kind = kinds.get(str(value.get("kind")))
     if kind is None:
         raise UsageError(f"{source} is a record of the unknown kind {value.get('kind')!r}")

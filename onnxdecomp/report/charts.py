@@ -262,3 +262,29 @@ def spectrum(spectra: Fact, salt: str) -> str:
         axes.set_ylabel("over the largest")
         axes.legend(loc="best", fontsize=7.5)
         return svg(made, "Singular values, with the ranks that were kept", salt)
+
+
+def learning(training: Fact, accuracy: bool, salt: str) -> str:
+    """Loss or accuracy over the epochs, of what was trained on and what was held out."""
+    epochs = raw(training["epochs"])
+    keys = ("train_accuracy", "accuracy") if accuracy else ("train", "held_out")
+    scale = 100 if accuracy else 1
+    with figure(height=2.3, margins=(0.6, 0.1, 0.45, 0.3)) as (made, axes):
+        for place, (key, label) in enumerate(zip(keys, ("trained on", "held out"), strict=True)):
+            points = [(e["number"], scale * e[key]) for e in epochs if e[key] is not None]
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=SERIES[place],
+                    linestyle=LINES[place],
+                    marker=MARKERS[place],
+                    markersize=3,
+                    label=label,
+                )
+        axes.axvline(raw(training["best"]), color=FAINT, linewidth=1)
+        if not accuracy and all(e[key] is None or e[key] > 0 for e in epochs for key in keys):
+            logarithmic(axes, "y")
+        axes.set_xlabel("epoch (upright line: kept)")
+        axes.set_ylabel("accuracy, %" if accuracy else "loss")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+        return svg(made, f"{'Accuracy' if accuracy else 'Loss'} over the epochs", salt)

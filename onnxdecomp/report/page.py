@@ -107,7 +107,7 @@ def _context(record: Mapping[str, Any]) -> dict[str, Any]:
     models = record["models"] if bench else ()
     labels = short_names([model["path"] for model in models]) if bench else ["original", "compressed"]
     # Facts have numbers for every index of the record's lists: what is picked out of them stays traceable.
-    layers = [] if bench else list(facts["layers"])
+    layers = list(facts["layers"]) if "layers" in record else []
     changed = [layer for layer in layers if raw(layer["nodes"]) or raw(layer["spectra"])]
     changed.sort(key=lambda layer: -(raw(layer["macs"])["before"] or 0))
     return {
@@ -122,7 +122,7 @@ def _context(record: Mapping[str, Any]) -> dict[str, Any]:
         "markdown_labels": [code(label) for label in labels] if bench else labels,
         "changed": changed[:SHOWN_LAYERS],
         "left_out": max(0, len(changed) - SHOWN_LAYERS),
-        "several_settings": len(record["settings"] or ()) > 1 or len(labels) > 2,
+        "several_settings": len(record.get("settings") or ()) > 1 or len(labels) > 2,
     }
 
 

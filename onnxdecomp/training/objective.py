@@ -64,6 +64,8 @@ def objective(
     kind = settings.objective
     if ":" in kind:
         return Objective(_users(kind), teacher, labels, kind)
+    if kind == "auto" and not (teacher or labels):
+        raise UsageError("nothing says what is wanted: give the original with --teacher, or data with labels")
     if kind == "auto":
         kind = "both" if teacher and labels else "distill" if teacher else "labels"
     if kind in ("distill", "both") and not teacher:

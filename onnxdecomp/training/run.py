@@ -15,7 +15,6 @@ from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph.load import load, sha256
 from onnxdecomp.graph.save import check_target
-from onnxdecomp.graph.shapes import infer_shapes
 from onnxdecomp.record import SCHEMA_VERSION
 from onnxdecomp.runrecord import Origin, checked, describe_data, describe_model, describe_output
 from onnxdecomp.staging import on_disk, staged
@@ -136,6 +135,7 @@ def finetune(
         "teacher": taught,
         "output": after,
         "training": training,
+        "verdict": _verdict(training),
         "verify": None
         if found is None
         else {**checked(found), "original": taught and taught["path"], "new": after["path"]},
@@ -158,7 +158,6 @@ def trained(
     """Train a model in place: `path` is its file, `original` the teacher's. The record's `training`."""
     from onnxdecomp.training.train import File, train
 
-    infer_shapes(working)
     teacher = None if original is None else File(load(original), original, sha256(original))
     return train(
         File(working, path, sha256(path)),
@@ -179,6 +178,22 @@ def require_torch() -> None:
 
     if importlib.util.find_spec("torch") is None:
         raise UsageError("training needs torch: pip install 'onnxdecomp[train]'")
+
+
+def _verdict(training: Mapping[str, Any]) -> dict[str, Any]:
+    """What the training won, as a sentence."""
+    epochs, best = training["epochs"], training["best"]
+    first, kept = epochs[0], epochs[best]
+    if not best:
+        text = "no epoch was better on the held-out samples: the weights are those that came in"
+        return {"worth": False, "text": text, "because": []}
+    text = f"the loss on held-out samples fell from {first['held_out']:.3g} to {kept['held_out']:.3g}"
+    if kept["accuracy"] is not None:
+        text += f", their accuracy went from {first['accuracy']:.2%} to {kept['accuracy']:.2%}"
+    because = []
+    if best == len(epochs) - 1:
+        because.append("the last epoch was the best: more of them may win more")
+    return {"worth": True, "text": f"{text} (epoch {best} of {len(epochs) - 1})", "because": because}
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import onnxdecomp
+from models.digits import MODEL, TEST_DATA
 from onnxdecomp import jsonio
 from onnxdecomp.compare import compare
 from tests.cli.small import network
@@ -69,6 +70,25 @@ def quantized_record(models: tuple[Path, Path, Record]) -> Record:
 
 
 @pytest.fixture(scope="session")
+def finetuned_record(models: tuple[Path, Path, Record]) -> Record:
+    """Of a run that trained what it had decomposed."""
+    return calibrated(models[0], 4, method="tucker", rank="8", finetune="epochs=2,batch=4,rate=1e-2")
+
+
+@pytest.fixture(scope="session")
+def training_record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """Of a training by itself, with labels."""
+    target = tmp_path_factory.mktemp("training") / "digits.onnx"
+    onnxdecomp.compress(MODEL, target, method="tucker", rank="0.15", bench=False, verify=False)
+    with np.load(TEST_DATA) as data:
+        given = {name: data[name][:60] for name in ("image", "labels")}
+    how = {"epochs": 2, "batch": 20}
+    return through_json(
+        onnxdecomp.finetune(target, teacher=MODEL, data=given, settings=how, threads=1).record
+    )
+
+
+@pytest.fixture(scope="session")
 def plan_record(models: tuple[Path, Path, Record]) -> Record:
     return through_json(onnxdecomp.inspect(models[0], rank="4").record)
 
@@ -98,7 +118,7 @@ def bench_record(models: tuple[Path, Path, Record]) -> Record:
     scope="session",
     params=(
         *("ranks_record", "search_record", "quantized_record", "plan_record"),
-        *("unchanged_record", "bench_record"),
+        *("unchanged_record", "bench_record", "finetuned_record", "training_record"),
     ),
 )
 def record(request: pytest.FixtureRequest) -> Record:
