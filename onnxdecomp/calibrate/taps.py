@@ -94,6 +94,8 @@ def open_taps(
     used = {v.name for node in graph.all_nodes() for v in node.inputs if v is not None}
     for value in [v for v in graph.inputs if v.name not in used]:
         graph.inputs.remove(value)
+        # An initializer that nothing reads is dropped by ONNX Runtime, and then cannot be lent to it.
+        graph.initializers.pop(str(value.name), None)
     needed = frozenset(str(v.name) for v in graph.inputs if v.name not in graph.initializers)
     lent = lend(copy)
     opened = session.open_session(

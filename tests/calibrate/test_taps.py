@@ -180,3 +180,16 @@ def test_inputs_that_do_not_fit() -> None:
     taps = open_taps(ir.from_proto(branches()), ["h"])
     with pytest.raises(ModelError):
         taps.run({"x": normal(5, 7)})
+
+
+def test_a_large_overridable_initializer_that_nothing_reads_any_more() -> None:
+    """It is an input, so that only its removal takes it out of the model (nanodet_m is such a model)."""
+    large = {"w": normal(4, 150), "v": normal(150, 150)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="first"),
+        helper.make_node("MatMul", ["h", "v"], ["y"], name="second"),
+    ]
+    inputs = [value("x", ["N", 4]), *(value(name, list(w.shape)) for name, w in large.items())]
+    taps = open_taps(ir.from_proto(make(nodes, inputs, [value("y", ["N", 150])], large)), ["h"])
+    (found,) = taps.run(FEED)
+    np.testing.assert_allclose(found, FEED["x"] @ large["w"], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,66 @@
+"""An MLP on MNIST whose first layer is decomposed: as T3F's tutorial does it, and by other methods."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxdecomp
+from bench.corpus import Corpus
+from bench.training_data import mnist
+from bench.training_networks import at_parameters, mlp
+from onnxdecomp.graph.save import save
+
+METHODS: dict[str, dict[str, Any]] = {
+    "tt": {"shape": "7x4x7x4:5x5x5x5"},
+    "tr": {"shape": "7x4x7x4:5x5x5x5"},
+    "ht": {"shape": "7x4x7x4:5x5x5x5"},
+    "btt": {},
+    "kronecker": {},
+    "svd": {},
+}
+PARAMETERS = 784 * 625
+"""Of the first layer; the cores of T3F's train of rank 16 have 14,960."""
+
+CORES = 14_960
+DENSE = {"epochs": 12, "batch": 50, "rate": 1e-2, "held_out": 0.05, "objective": "labels"}
+TUNED = {"epochs": 2, "batch": 25, "rate": 2e-2, "held_out": 0.05, "train": "all"}
+
+
+def run(corpus: Corpus, folder: Path, methods: Sequence[str] = tuple(METHODS)) -> Iterator[dict[str, Any]]:
+    """One row for the dense network, and one per method."""
+    train, test = mnist(corpus, (784,))
+    blank, dense = folder / "blank.onnx", folder / "mlp.onnx"
+    save(mlp(), blank, overwrite=True)
+    onnxdecomp.finetune(blank, dense, data=train, from_scratch=True, settings=DENSE, overwrite=True)
+    yield {"case": "mlp", "method": "dense", "parameters": 496_885, "after": accuracy(dense, dense, test)}
+    images = {"image": train["image"]}
+    wanted = CORES + 6250  # and the second layer
+    for method in methods:
+        file, tuned = folder / f"mlp.{method}.onnx", folder / f"mlp.{method}.tuned.onnx"
+        how: dict[str, Any] = {"include": ("fc1",), "options": METHODS[method]}
+        at_parameters(dense, file, method, wanted, **how)
+        plain = accuracy(dense, file, test)
+        weights = at_parameters(dense, file, method, wanted, calib=images, **how)
+        calibrated = accuracy(dense, file, test)
+        began = time.perf_counter()
+        done = onnxdecomp.finetune(file, tuned, teacher=dense, data=train, settings=TUNED, overwrite=True)
+        yield {
+            "case": "mlp",
+            "method": method,
+            "parameters": weights + 635,
+            "plain": plain,
+            "calibrated": calibrated,
+            "after": accuracy(dense, tuned, test),
+            "seconds": time.perf_counter() - began,
+            "epochs": done.training["epochs"],
+        }
+
+
+def accuracy(original: Path, file: Path, test: Any) -> float:
+    """Top-1 accuracy on labelled data."""
+    found = onnxdecomp.verify(original, file, data=test, max_error=None).accuracy
+    assert found is not None
+    return float(found.new)
