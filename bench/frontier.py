@@ -69,6 +69,9 @@ def main() -> None:
     parser.add_argument("--goals", nargs="+", metavar="GOAL", help="in place of each model's own")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--missing", action="store_true", help="compress only what FOLDER lacks")
+    parser.add_argument(
+        "--batches", nargs="+", type=int, default=BATCHES, help="to time at, where the batch size is free"
+    )
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds of one compression")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing one result in one setting")
     options = parser.parse_args()
@@ -114,7 +117,7 @@ def timed(options: argparse.Namespace, name: str, goals: Sequence[str]) -> Itera
     free = not any(isinstance(spec.shape[0], int) for spec in given)
     base = folder / "dense.onnx"
     model = simplified(path, base)
-    settings = [(batch, threads) for batch in (BATCHES if free else (1,)) for threads in TIMED_THREADS]
+    settings = [(batch, threads) for batch in (options.batches if free else (1,)) for threads in TIMED_THREADS]
     dense = {batch: Dense(model, next(iter(feeds.batches(batch)))) for batch, _ in settings}
     parts = {at: dense[at[0]].latency_shares(base, at[1]) for at in settings}
     for goal in goals:

@@ -255,6 +255,7 @@ def _most(entry: Mapping[str, Any]) -> int:
 
 def _macs(file: Path) -> int | None:
     """Multiply-accumulates of the layers, or None where quantized operators hide them."""
+    from onnxdecomp import pipeline
     from onnxdecomp.graph.load import load
     from onnxdecomp.graph.shapes import infer_shapes
     from onnxdecomp.plan.candidates import dense_cost
@@ -263,6 +264,8 @@ def _macs(file: Path) -> int | None:
     model = load(file)
     if any("Linear" in node.op_type or "Integer" in node.op_type for node in model.graph):
         return None
+    # As exporters write them, some graphs compute the shapes of their layers.
+    model = pipeline.run(model, pipeline.build({"pipeline": ["simplify", "normalise"]})).model
     infer_shapes(model)
     sites, _ = find(model, freeze=True)
     return sum(dense_cost(site.layer).macs for site in sites)

@@ -189,7 +189,7 @@ def compress(
         faster = bench and not (_about_size(given, stages) if allow_slower is None else allow_slower)
         settled = settle(
             first,
-            lambda plan, quantized: run(plan, load(path), quantized),
+            lambda plan, quantized: run(given if plan is None else plan, load(path), quantized),
             watch,
             enabled=faster,
         )
@@ -342,7 +342,7 @@ def _request(stages: Sequence[Any], *, planned: bool, max_error: float | None) -
 
 def _with_search(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
     """The passes' facts with the search that found the plan: a run that puts layers back has none."""
-    search = first.get("decompose", {}).get("search")
+    search = record.get("decompose", {}).get("search") or first.get("decompose", {}).get("search")
     return {**record, "decompose": {**record.get("decompose", {}), "search": search}}
 
 

@@ -99,7 +99,7 @@ def _equipped(stage: Any, gear: Gear, plan: Plan | None, quantizer: Any) -> Stag
 
     changes: dict[str, Any] = {"given": plan, "on_layer": gear.report, "details": gear.details}
     if quantizer is not None:
-        changes["finish"] = lambda model: quantizer.quantized(model)[0]
+        changes["finish"] = quantizer.quantized
     if gear.calib is not None:
         # The activations are looked at on the CPU: every provider computes the same.
         changes["calibration"] = Calibration(gear.calib, threads=gear.threads, seed=gear.seed)

@@ -74,7 +74,7 @@ class Watch:
 
 
 def settle(
-    ran: PipelineResult, again: Callable[[Plan, bool], PipelineResult], watch: Watch, *, enabled: bool
+    ran: PipelineResult, again: Callable[[Plan | None, bool], PipelineResult], watch: Watch, *, enabled: bool
 ) -> Settled:
     """Time the result against the original, and undo what does not pay.
 
@@ -83,7 +83,7 @@ def settle(
 
     Args:
         ran: What the pipeline made of the original.
-        again: Runs the pipeline with another plan, quantizing or not.
+        again: Runs the pipeline with another plan, quantizing or not; with None it plans anew.
         watch: Times.
         enabled: Else the result is taken as it is.
     """
@@ -99,8 +99,9 @@ def settle(
         kind = ran.record.get("quantize", {}).get("kind", "quantized")
         took = f"{ratio.value:.2f}x the original's time" if ratio else "no less than the original's time"
         note = f"not quantized, for {kind} alone takes {took} on {watch.provider}"
+        # What pays in floating point is another question than the one that the plan answers.
         undone = _settle_layers(
-            again(plan, False), lambda plan: again(plan, False), watch, "the original's time"
+            again(None, False), lambda plan: again(plan, False), watch, "the original's time"
         )
         return replace(undone, notes=(note, *undone.notes))
     if not ran.rewritten:

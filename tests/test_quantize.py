@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import pytest
+from onnxdecomp_passes.decompose import Decompose
 
 import onnxdecomp
 from onnxdecomp import api
@@ -188,6 +190,35 @@ def test_what_does_not_pay_is_undone(
     assert note is None or any(note in line for line in done.notes)
     gain = done.record["passes"].get("quantize", {}).get("gain")
     assert (gain is not None) == (quantized and bool(layers))
+
+
+def test_a_plan_for_integer_kernels_is_not_that_of_the_unquantized_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where quantization is undone, the ranks are searched for anew."""
+    timed_as(monkeypatch, SLOWER, FASTER)
+    planned: list[bool] = []
+    plan = Decompose.plan
+
+    def remembered(stage: Decompose, model: ir.Model) -> Any:
+        planned.append(stage.finish is not None)
+        return plan(stage, model)
+
+    monkeypatch.setattr(Decompose, "plan", remembered)
+    done = onnxdecomp.compress(
+        "net.onnx",
+        "out.onnx",
+        simplify="none",
+        method="tucker",
+        target="macs=1.5x",
+        quantize="int8",
+        calib="calib.npz",
+        allow_slower=False,
+    )
+    # With integer kernels, for quantization alone (a plan with nothing in it), and without.
+    assert planned == [True, True, False]
+    assert done.plan.decomposed
+    assert done.record["search"] is not None
 
 
 def test_without_timing_quantization_stays(folder: Path) -> None:

@@ -65,7 +65,8 @@ class Runs:
     search: dict[str, Any] | None = None
     plans: list[Plan] = field(default_factory=list)
 
-    def __call__(self, plan: Plan, quantized: bool = False) -> PipelineResult:
+    def __call__(self, plan: Plan | None, quantized: bool = False) -> PipelineResult:
+        assert plan is not None
         self.plans.append(plan)
         record: dict[str, object] = {"plan": plan.to_json()}
         if self.search is not None:

@@ -13,13 +13,28 @@ from dataclasses import replace
 import numpy as np
 import scipy.linalg
 
-from onnxdecomp.chain import WEIGHTED, Chain, Convolve, MatMul, Step
+from onnxdecomp.chain import (
+    WEIGHTED,
+    BlockMatMul,
+    Chain,
+    Convolve,
+    LeftMatMul,
+    Lookup,
+    MatMul,
+    Step,
+)
 from onnxdecomp.fitting.backward import pull_back, weight_gradient, with_weight
 from onnxdecomp.fitting.problem import Problem
 from onnxdecomp.layer import Array
 
 ITERATIONS = 12
 """Of conjugate gradients for one factor in one sweep."""
+
+_WORK, _FEWEST = 3e10, 2
+"""Multiplications of a sweep within the chain, about, and iterations that are always done.
+
+A train of many modes over a large matrix takes seconds for one iteration, and its start is a good one.
+"""
 
 
 def alternate(
@@ -42,6 +57,7 @@ def alternate(
     steps = _in_float64(chain)
     weighted = [index for index, step in enumerate(steps) if isinstance(step, WEIGHTED)]
     responses = _Responses(chain, problem)
+    iterations = min(iterations, _affordable(steps, responses))
     loss = problem.loss(responses.dense(steps))
     for _ in range(sweeps):
         before = loss
@@ -60,6 +76,29 @@ def refit_last(chain: Chain, problem: Problem) -> Chain:
     index = max(i for i, step in enumerate(steps) if isinstance(step, WEIGHTED))
     steps[index] = _last(steps, index, _Responses(chain, problem))
     return replace(chain, steps=tuple(steps))
+
+
+def _affordable(steps: Sequence[Step], responses: _Responses) -> int:
+    """Iterations per factor whose work is within bounds: each goes through the chain about three times."""
+    weighted = [
+        (s, x) for s, x in zip(steps, responses.inputs(steps), strict=False) if isinstance(s, WEIGHTED)
+    ]
+    once = sum(x.size * step.weight.size / _reads(step) for step, x in weighted)
+    return max(_FEWEST, int(_WORK / (3 * once * len(weighted))))
+
+
+def _reads(step: Step) -> int:
+    """How many features a weighted step reads: each meets as many numbers of the factor as the rest makes."""
+    match step:
+        case Convolve():
+            return int(step.weight.shape[1]) * step.spec.groups
+        case LeftMatMul():
+            return int(step.weight.shape[1])
+        case BlockMatMul():
+            return int(step.weight.shape[0] * step.weight.shape[1])
+        case MatMul() | Lookup():
+            return int(step.weight.shape[-2])
+    raise NotImplementedError(type(step).__name__)
 
 
 def _in_float64(chain: Chain) -> list[Step]:

@@ -144,14 +144,19 @@ class Reader:
         return next(self._batches, None)
 
 
+def operators() -> frozenset[str]:
+    """The types of operators that the quantizer takes."""
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    return frozenset((*QDQRegistry, *QLinearOpsRegistry))
+
+
 def _arguments(model: ir.Model, scheme: Scheme) -> dict[str, Any]:
     """What the quantizer is told."""
     from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-    known = {*QDQRegistry, *QLinearOpsRegistry}
     return {
-        "op_types_to_quantize": sorted(known - scheme.leave),
+        "op_types_to_quantize": sorted(operators() - scheme.leave),
         "per_channel": scheme.per_channel,
         "reduce_range": scheme.reduce_range,
         "activation_type": QuantType.QInt8 if scheme.signed else QuantType.QUInt8,

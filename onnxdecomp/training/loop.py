@@ -112,7 +112,7 @@ def fit(course: Course, *, report: Report, path: Path | None = None, mark: str =
     if state is not None:
         run.load(state)
     else:
-        run.history.append(replace(run.judge(0), number=0))
+        run.history.append(run.judge(0))
         if not math.isfinite(run.history[0].held_out):
             raise ModelError("the loss of the model that came in is not finite: there is nothing to go on")
         run.keep()
@@ -155,7 +155,7 @@ class _Run:
         self.best = 0
         self.kept: dict[str, Tensor] = {}
         self.step = 0
-        self.taught: dict[tuple[int, ...], Mapping[str, Tensor]] = {}
+        self.taught: dict[int, Mapping[str, Tensor]] = {}
         self.cached = 0
 
     def keep(self) -> None:
@@ -170,6 +170,8 @@ class _Run:
             return False
         if last.accuracy is None or best.accuracy is None or first.accuracy is None:
             return last.held_out < best.held_out
+        if self.course.objective.teacher:  # the accuracy on a few hundred samples is noise beside the loss
+            return last.accuracy >= first.accuracy and last.held_out < best.held_out
         return (last.accuracy, -last.held_out) > (best.accuracy, -best.held_out)
 
     def state(self) -> dict[str, Any]:
@@ -249,11 +251,11 @@ class _Run:
         with torch.no_grad():
             if rows is None:
                 return course.teacher(feed, names)
-            if not all((row,) in self.taught for row in rows):
+            if not all(row in self.taught for row in rows):
                 values = course.teacher(feed, names)
                 self._remember(rows, values)
                 return values
-        parts = [self.taught[row,] for row in rows]
+        parts = [self.taught[row] for row in rows]
         if len(parts) == 1:
             return parts[0]
         return {name: torch.cat([part[name] for part in parts]) for name in names}
@@ -265,7 +267,7 @@ class _Run:
             return
         self.cached += size
         for place, row in enumerate(rows):
-            self.taught[row,] = (
+            self.taught[row] = (
                 {name: value[place : place + 1].clone() for name, value in values.items()}
                 if len(rows) > 1
                 else values

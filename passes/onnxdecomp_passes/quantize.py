@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -51,14 +52,16 @@ class Quantize(Stage):
         if self.kind == "none":
             return StageResult(model, modified=False)
         before = int(model.opset_imports.get("", 1))
-        made, record = self.quantized(model)
+        made, record, note = self._guarded(model)
+        if made is None:
+            return StageResult(model, modified=False, notes=(note,), record=record)
         if record.get("quantized_activations") == 0:
             note = "nothing to quantize: no operator of the main graph that has an integer kernel"
             return StageResult(model, modified=False, notes=(note,), record=record)
         model.graph = made.graph
         opset = int(made.opset_imports.get("", 1))
         came_in = model.meta.get(CAME_IN)
-        notes: list[str] = []
+        notes: list[str] = [note] if note else []
         if opset != before:
             notes.append(f"{self.kind} needs opset {opset}: raised from {before}")
             if isinstance(came_in, CameIn):
@@ -66,8 +69,16 @@ class Quantize(Stage):
         model.metadata_props[KEY] = self.kind
         return StageResult(model, modified=True, notes=tuple(notes), record=record)
 
-    def quantized(self, model: ir.Model) -> tuple[ir.Model, dict[str, object]]:
-        """A quantized copy, and facts for the record.
+    def quantized(self, model: ir.Model) -> ir.Model:
+        """A quantized copy; a plain one where quantization breaks the model.
+
+        Raises:
+            UsageError, ModelError: As `call`.
+        """
+        return self._guarded(model)[0] or model.clone()
+
+    def _guarded(self, model: ir.Model) -> tuple[ir.Model | None, dict[str, object], str]:
+        """A quantized copy or None, facts for the record, and a note or "".
 
         Raises:
             UsageError: There are no calibration inputs for int8.
@@ -76,18 +87,24 @@ class Quantize(Stage):
         if self.kind == "fp16":
             from onnxdecomp.quantization.half import fp16
 
-            return fp16(model), {"kind": "fp16"}
-        from onnxdecomp.quantization.int8 import int8
+            return fp16(model), {"kind": "fp16"}, ""
+        from onnxdecomp.quantization.guard import guarded
         from onnxdecomp.quantization.scheme import scheme_for
 
         if self.calibration is None:
             raise UsageError("int8 needs inputs to find the ranges of activations on: give them with --calib")
         scheme = scheme_for(self.provider, weight_bits=self.weight_bits, per_channel=self.per_channel)
         scheme = replace(scheme, exclude=_matching(model, self.exclude))
-        made = int8(model, self.calibration, scheme, samples=self.samples)
-        count = sum(node.op_type == "QuantizeLinear" for node in made.graph)
-        samples = min(self.samples, len(self.calibration))
-        return made, {"kind": "int8", **scheme.facts(), "samples": samples, "quantized_activations": count}
+        found = guarded(model, self.calibration, scheme, samples=self.samples)
+        nodes = () if found.model is None else found.model.graph
+        facts = {
+            "kind": "int8",
+            **scheme.facts(),
+            "samples": min(self.samples, len(self.calibration)),
+            "quantized_activations": sum(node.op_type == "QuantizeLinear" for node in nodes),
+            "error": found.error if math.isfinite(found.error) else None,
+        }
+        return found.model, facts, found.note
 
 
 def _matching(model: ir.Model, patterns: Sequence[str]) -> tuple[str, ...]:

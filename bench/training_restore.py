@@ -1,0 +1,78 @@
+"""Models of the corpus, compressed for a factor of MACs and then trained: what comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxdecomp
+from bench.corpus import Corpus
+from bench.training_data import cifar
+
+CASES: tuple[tuple[str, float], ...] = (
+    *(("resnet20_cifar10", 2.0), ("resnet20_cifar10", 3.0)),
+    *(("vgg16_half_cifar10", 5.0), ("vgg16_half_cifar10", 10.0)),
+    *(("vdsr", 1.5), ("vdsr", 2.0), ("dncnn_25", 1.5), ("dncnn_25", 2.0)),
+)
+"""Models, and factors by which their MACs fall."""
+
+CIFAR = {
+    "train": "all",
+    "batch": 64,
+    "augment": "flip,crop",
+    "objective": "distill",
+    "loss": "kl",
+    "held_out": 0.05,
+}
+IMAGES = {"train": "all", "batch": 4, "augment": "flip", "objective": "distill", "loss": "relative"}
+SETTINGS: Mapping[tuple[str, float], Mapping[str, Any]] = {
+    ("resnet20_cifar10", 2.0): {**CIFAR, "epochs": 20, "rate": 5e-3},
+    ("resnet20_cifar10", 3.0): {**CIFAR, "epochs": 30, "rate": 1e-2},
+    ("vgg16_half_cifar10", 5.0): {**CIFAR, "epochs": 40, "rate": 1e-2},
+    ("vgg16_half_cifar10", 10.0): {**CIFAR, "epochs": 60, "rate": 1e-2},
+    **{(name, factor): {**IMAGES, "epochs": 10, "rate": 3e-3} for name, factor in CASES[4:]},
+}
+
+
+def run(
+    corpus: Corpus, folder: Path, cases: Sequence[tuple[str, float]] = CASES, threads: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """A row for each case: the task's metric of the original, compressed, and trained."""
+    for name, factor in cases:
+        original = corpus.model(name)
+        small, tuned = (folder / f"{name}.{factor:g}x{end}.onnx" for end in ("", ".tuned"))
+        calib = corpus.calibration(name)
+        if not small.exists():
+            onnxdecomp.compress(
+                original, small, target=f"macs={factor:g}x", calib=calib, verify=False, bench=False
+            )
+        images = cifar(corpus, labelled=False) if "cifar" in name else calib
+        began = time.perf_counter()
+        done = onnxdecomp.finetune(
+            small,
+            tuned,
+            teacher=original,
+            data=images,
+            settings=SETTINGS[name, factor],
+            threads=threads,
+            overwrite=True,
+        )
+        seconds = time.perf_counter() - began
+        metric = "top1" if "cifar" in name else "psnr_y" if name == "vdsr" else "psnr"
+        before = corpus.evaluate(name, small)
+        yield {
+            "case": "restore",
+            "model": name,
+            "target": factor,
+            "metric": metric,
+            "original": before["original"][metric],
+            "compressed": before["metric"][metric],
+            "trained": corpus.evaluate(name, tuned)["metric"][metric],
+            "seconds": seconds,
+            "samples": done.training["samples"],
+            "settings": done.training["settings"],
+            "epochs": done.training["epochs"],
+            "best": done.training["best"],
+        }
