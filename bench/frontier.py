@@ -117,7 +117,8 @@ def timed(options: argparse.Namespace, name: str, goals: Sequence[str]) -> Itera
     free = not any(isinstance(spec.shape[0], int) for spec in given)
     base = folder / "dense.onnx"
     model = simplified(path, base)
-    settings = [(batch, threads) for batch in (options.batches if free else (1,)) for threads in TIMED_THREADS]
+    batches = options.batches if free else (1,)
+    settings = [(batch, threads) for batch in batches for threads in TIMED_THREADS]
     dense = {batch: Dense(model, next(iter(feeds.batches(batch)))) for batch, _ in settings}
     parts = {at: dense[at[0]].latency_shares(base, at[1]) for at in settings}
     for goal in goals:

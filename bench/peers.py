@@ -293,7 +293,9 @@ def _rows(place: Path, model: str) -> list[dict[str, Any]]:
     for way in (ORIGINAL, *WAYS):
         file = place / f"{way}.json"
         if file.exists():
-            rows.append({"model": model, "way": way, **json.loads(file.read_text())})
+            row = {"model": model, "way": way, **json.loads(file.read_text())}
+            row.get("task", {}).pop("model", None)  # where the file lay
+            rows.append(row)
     return rows
 
 

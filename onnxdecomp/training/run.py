@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,38 +93,32 @@ def finetune(
     file = None if output is None else Path(output)
     if file is not None:
         check_target(file, overwrite=overwrite)
-    with on_disk(model) as path:
+    with on_disk(model) as path, on_disk(teacher) if teacher is not None else nullcontext() as original:
         report("load", 0, 0)
         working = load(path)
         if file is not None:
             check_target(file, model=working, overwrite=overwrite)
         before = describe_model(working, path, named=isinstance(model, str | Path))
+        taught = original and describe_model(load(original), original, named=isinstance(teacher, str | Path))
         feeds = read_feeds(data, preflight.inputs(path)).first(samples)
         preflight.check(path, provider="cpu", data=feeds)
-        if teacher is None:
-            training = trained(
-                working, path, None, feeds, wanted, report, from_scratch, checkpoint, device, threads
-            )
-            taught, found = None, None
-            with staged(working, file, original=None) as written:
-                after = describe_output(written, file)
-        else:
-            with on_disk(teacher) as original:
-                training = trained(
-                    working, path, original, feeds, wanted, report, from_scratch, checkpoint, device, threads
+        training = trained(
+            working, path, original, feeds, wanted, report, from_scratch, checkpoint, device, threads
+        )
+        with staged(working, file, original=None) as written:
+            found = None
+            if original is not None:
+                report("verify", 0, 0)
+                compared = feeds if evaluation is None else evaluation
+                found = verification.verify(
+                    original, written, data=compared, max_error=None, threads=threads or 0
                 )
-                taught = describe_model(load(original), original, named=isinstance(teacher, str | Path))
-                with staged(working, file, original=None) as written:
-                    report("verify", 0, 0)
-                    found = verification.verify(
-                        original,
-                        written,
-                        data=feeds if evaluation is None else evaluation,
-                        threads=threads or 0,
+                if found.interface:
+                    difference = found.interface[0]
+                    raise ModelError(
+                        f"the interface is not the teacher's ({difference}): nothing was written"
                     )
-                    after = describe_output(written, file)
-        if found is not None and found.interface:
-            raise ModelError(f"the interface changed ({found.interface[0]}): this is a bug in onnxdecomp")
+            after = describe_output(written, file)
     origin = Origin(started, 0.0, wanted.seed, {"from_scratch": from_scratch}, {"data": describe_data(feeds)})
     record = {
         "schema_version": SCHEMA_VERSION,
