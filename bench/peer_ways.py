@@ -130,7 +130,8 @@ def main() -> None:
         found = WAYS[way](Path(source), Path(target), Path(calib))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        onnxruntime.InferenceSession(target, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(target, options, providers=["CPUExecutionProvider"])
+        session.run(None, _feeds(Path(source), Path(calib))[0])
     except NotForThisError as reason:
         found = {"not_for_this": str(reason)}
     except Exception as error:  # whatever a tool raises is its result

@@ -293,9 +293,7 @@ def _rows(place: Path, model: str) -> list[dict[str, Any]]:
     for way in (ORIGINAL, *WAYS):
         file = place / f"{way}.json"
         if file.exists():
-            row = {"model": model, "way": way, **json.loads(file.read_text())}
-            row.get("task", {}).pop("model", None)  # where the file lay
-            rows.append(row)
+            rows.append({"model": model, "way": way, **json.loads(file.read_text())})
     return rows
 
 
@@ -304,6 +302,8 @@ def _merged(new: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     file = RESULTS / "peers.json"
     earlier = json.loads(file.read_text())["rows"] if file.exists() else []
     rows = {(row["model"], row["way"]): dict(row) for row in (*earlier, *new)}
+    for row in rows.values():
+        row.get("task", {}).pop("model", None)  # where the file lay
     order = [*MODELS, *(model for model, _ in rows if model not in MODELS)]
     ways = [ORIGINAL, *WAYS]
     return sorted(rows.values(), key=lambda row: (order.index(row["model"]), ways.index(row["way"])))
