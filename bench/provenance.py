@@ -20,11 +20,16 @@ def provenance() -> dict[str, Any]:
     """Date (UTC), command, machine and versions."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"python -m bench.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}".strip(),
+        "command": f"python -m bench.{Path(sys.argv[0]).stem} {shlex.join(map(_named, sys.argv[1:]))}".strip(),
         "tool": environment.tool(),
         "device": {"cpu": environment.cpu(), "cores": environment.cores()},
         "versions": environment.versions(),
     }
+
+
+def _named(argument: str) -> str:
+    """An argument without the machine's own folders."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def write(name: str, result: Mapping[str, Any], table: str) -> None:
