@@ -20,7 +20,9 @@ def provenance() -> dict[str, Any]:
     """Date (UTC), command, machine and versions."""
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"python -m bench.{Path(sys.argv[0]).stem} {shlex.join(map(_named, sys.argv[1:]))}".strip(),
+        "command": shlex.join(
+            ("python", "-m", f"bench.{Path(sys.argv[0]).stem}", *map(_named, sys.argv[1:]))
+        ),
         "tool": environment.tool(),
         "device": {"cpu": environment.cpu(), "cores": environment.cores()},
         "versions": environment.versions(),
