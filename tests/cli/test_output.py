@@ -113,6 +113,7 @@ RECORD = {
     "search": None,
     "layers": None,
     "totals": {"params", "macs", "bytes", "layers"},
+    "training": None,
     "verify": None,
     "latency": {
         *("provider", "threads", "batch", "shapes", "inputs", "original", "compressed", "speedup"),
