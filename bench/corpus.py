@@ -50,18 +50,27 @@ class Corpus:
 
     @cached_property
     def _module(self) -> Any:
-        path = self.folder / "corpus.py"
-        spec = importlib.util.spec_from_file_location("corpus", path)
-        if spec is None or spec.loader is None or not path.exists():
-            raise SystemExit(f"there is no corpus at {self.folder}: set ONNXDECOMP_CORPUS")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["corpus"] = module  # its dataclasses look for their module there
-        spec.loader.exec_module(module)
-        return module
+        return corpus_module(self.folder)
 
     @cached_property
     def _opened(self) -> Any:
         return self._module.Corpus(self.folder)
+
+
+def corpus_module(folder: Path) -> Any:
+    """The corpus' own functions: its file is no package.
+
+    Raises:
+        SystemExit: There is none.
+    """
+    path = folder / "corpus.py"
+    spec = importlib.util.spec_from_file_location("corpus", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise SystemExit(f"there is no corpus at {folder}: set ONNXDECOMP_CORPUS")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["corpus"] = module  # its dataclasses look for their module there
+    spec.loader.exec_module(module)
+    return module
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,6 @@ keep what an earlier run wrote.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.corpus import add_option, corpus_module
 from bench.peer_ways import WAYS
 from bench.provenance import RESULTS, ROOT, markdown, provenance, write
 
@@ -43,8 +43,7 @@ _TIMEOUT = 1800
 def main() -> None:
     """Measure and write bench/results/peers.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    given = os.environ.get("ONNXDECOMP_CORPUS", ROOT.parent / "shared" / "corpus")
-    parser.add_argument("--corpus", type=Path, default=Path(given))
+    add_option(parser)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--steps", nargs="*", choices=STEPS, default=list(STEPS))
@@ -52,8 +51,9 @@ def main() -> None:
     parser.add_argument("--provider", default="cpu", help="to time on")
     parser.add_argument("--seconds", type=float, default=12.0, help="timing of a model at a setting")
     options = parser.parse_args()
-    module = corpus_module(options.corpus)
-    corpus = module.Corpus(options.corpus)
+    folder = options.corpus.folder
+    module = corpus_module(folder)
+    corpus = module.Corpus(folder)
     for name in options.models:
         place = options.work.resolve() / name
         place.mkdir(parents=True, exist_ok=True)
@@ -307,17 +307,6 @@ def _merged(new: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     order = [*MODELS, *(model for model, _ in rows if model not in MODELS)]
     ways = [ORIGINAL, *WAYS]
     return sorted(rows.values(), key=lambda row: (order.index(row["model"]), ways.index(row["way"])))
-
-
-def corpus_module(folder: Path) -> Any:
-    """The corpus' own functions: its file is no package."""
-    spec = importlib.util.spec_from_file_location("corpus", folder / "corpus.py")
-    if spec is None or spec.loader is None or not (folder / "corpus.py").exists():
-        raise SystemExit(f"there is no corpus at {folder}: set ONNXDECOMP_CORPUS")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["corpus"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

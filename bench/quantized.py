@@ -11,12 +11,11 @@ nothing; latency on one thread, interleaved.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.peers import corpus_module
+from bench.corpus import add_option, corpus_module
 from bench.provenance import ROOT, markdown, provenance, write
 
 MODEL, TARGET = "vgg16_half_cifar10", "error=0.065"
@@ -28,14 +27,14 @@ _CALIBRATION, _EVALUATION = 1000, 5000
 def main() -> None:
     """Measure and write bench/results/quantized.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    given = os.environ.get("ONNXDECOMP_CORPUS", ROOT.parent / "shared" / "corpus")
-    parser.add_argument("--corpus", type=Path, default=Path(given))
+    add_option(parser)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "quantized")
     parser.add_argument("--steps", nargs="*", choices=("compress", "time"), default=["compress", "time"])
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    module = corpus_module(options.corpus)
-    corpus = module.Corpus(options.corpus)
+    folder = options.corpus.folder
+    module = corpus_module(folder)
+    corpus = module.Corpus(folder)
     source = corpus.model_path(corpus.entry(MODEL))
     files = [source, options.work / "int8.onnx", options.work / "both.onnx"]
     if "compress" in options.steps:
