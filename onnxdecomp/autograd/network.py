@@ -34,7 +34,7 @@ class Network:
 
     Attributes:
         device: Where torch computes.
-        inputs, outputs: Names, in the model's order.
+        outputs: Names, in the model's order.
         replaced: What `replace` has put in the place of initializers, by name.
         parameters: The initializers that take gradients, by name: leaves of torch's graph.
     """
@@ -64,7 +64,6 @@ class Network:
         self.parameters = {
             name: self._tensor(stored[name].const_value).clone().requires_grad_() for name in sorted(wanted)
         }
-        self.inputs = tuple(str(value.name) for value in graph.inputs if value.name not in stored)
         self.outputs = tuple(str(value.name) for value in graph.outputs)
         self._known: dict[ir.Value, Tensor] = {}
         for place in places(model):
