@@ -62,7 +62,10 @@ class Network:
         stored = dict(graph.initializers)
         wanted = set(parameters)
         self.parameters = {
-            name: self._tensor(stored[name].const_value).clone().requires_grad_() for name in sorted(wanted)
+            name: self._tensor(stored[name].const_value)
+            .clone(memory_format=torch.contiguous_format)
+            .requires_grad_()
+            for name in sorted(wanted)
         }
         self.outputs = tuple(str(value.name) for value in graph.outputs)
         self._known: dict[ir.Value, Tensor] = {}
@@ -205,8 +208,13 @@ class Network:
     def _given(self, array: Tensor | Array) -> Tensor:
         tensor = array if isinstance(array, torch.Tensor) else as_tensor(array)
         tensor = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-        # Whole numbers are shapes and indices, which torch wants in the main memory.
-        return tensor.to(self.device) if tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():  # shapes and indices, which torch wants in the main memory
+            return tensor
+        if (
+            tensor.ndim == 4 and self.device == "cpu"
+        ):  # torch's convolutions then reorder nothing between them
+            return tensor.to(memory_format=torch.channels_last)
+        return tensor.to(self.device)
 
 
 def unknown(model: ir.Model) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from onnxdecomp.training import checkpoint
 from onnxdecomp.training.composed import Composed
 from onnxdecomp.training.images import augmented
 from onnxdecomp.training.objective import Objective
-from onnxdecomp.training.rates import groups, schedule
+from onnxdecomp.training.optimizer import Optimizer
+from onnxdecomp.training.rates import rates, schedule
 from onnxdecomp.training.roles import Role
 from onnxdecomp.training.samples import Batch, Samples
 from onnxdecomp.training.settings import Settings
@@ -30,7 +31,10 @@ Report = Callable[[str, int, int], None]
 """Progress: (what is being done, steps done, steps in all)."""
 
 _CACHED = 1 << 30
-"""Bytes of the teacher's values that are kept, where the same inputs come again in every epoch."""
+"""Bytes of the teacher's values that are kept, where the same inputs come again."""
+
+_HELD_OUT = -1
+"""The view of the held-out samples: as they are."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,14 @@ def fit(course: Course, *, report: Report, path: Path | None = None, mark: str =
     return Trained(tuple(run.history), run.best, run.kept)
 
 
+@dataclass(frozen=True, eq=False)
+class _View:
+    """How an epoch sees its images: the view's number, and random numbers [samples, 3] for `augmented`."""
+
+    number: int
+    draws: Tensor
+
+
 class _Run:
     """The state of a run: what a checkpoint holds."""
 
@@ -144,17 +156,16 @@ class _Run:
         self.course = course
         settings = course.settings
         parameters = course.student.parameters
-        grouped = groups(parameters, course.roles, settings.rate)
+        largest = rates(parameters, course.roles, settings.rate)
         if not course.relative:
-            grouped = [{**group, "lr": settings.rate} for group in grouped]
-        self.rates = [group["lr"] for group in grouped]
-        self.optimizer = torch.optim.Adam(grouped, betas=(0.9, 0.99))
+            largest = dict.fromkeys(largest, settings.rate)
+        self.optimizer = Optimizer(settings.optimizer, parameters, course.roles, largest)
         self.steps = settings.epochs * math.ceil(len(course.train) / settings.batch)
         self.history: list[Epoch] = []
         self.best = 0
         self.kept: dict[str, Tensor] = {}
         self.step = 0
-        self.taught: dict[int, Mapping[str, Tensor]] = {}
+        self.taught: dict[tuple[int, int], Mapping[str, Tensor]] = {}
         self.cached = 0
 
     def keep(self) -> None:
@@ -178,7 +189,7 @@ class _Run:
         return {
             "weights": {name: t.detach() for name, t in self.course.student.parameters.items()},
             "kept": self.kept,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state(),
             "history": [asdict(epoch) for epoch in self.history],
             "best": self.best,
             "step": self.step,
@@ -190,7 +201,7 @@ class _Run:
             for name, tensor in self.course.student.parameters.items():
                 tensor.copy_(state["weights"][name])
         self.kept = {name: t.to(self.course.student.parameters[name]) for name, t in state["kept"].items()}
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load(state["optimizer"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.best, self.step = state["best"], state["step"]
 
@@ -198,24 +209,31 @@ class _Run:
         """One pass over the training samples: the mean loss, and the accuracy on the way."""
         course, settings = self.course, self.course.settings
         order = np.random.default_rng((settings.seed, number)).permutation(len(course.train))
-        drawn = torch.Generator().manual_seed(settings.seed * 100_003 + number)
+        noise = torch.Generator().manual_seed(settings.seed * 100_003 + number)
+        view = self._view(number)
         total = right = seen = 0.0
         for start in range(0, len(order), settings.batch):
             rows = [int(row) for row in order[start : start + settings.batch]]
-            share = schedule(self.step, self.steps, settings.warmup)
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * share
-            self.optimizer.zero_grad(set_to_none=True)
-            loss, hits, labelled = self._backward(course.train.batch(rows), drawn)
+            self.optimizer.clear()
+            loss, hits, labelled = self._backward(course.train.batch(rows), view, noise)
             if math.isfinite(loss):
-                self.optimizer.step()
+                self.optimizer.step(schedule(self.step, self.steps, settings.warmup))
             total += loss * len(rows)
             right, seen = right + hits, seen + labelled
             self.step += 1
             report(self._told(number, total / (start + len(rows))), self.step, self.steps)
         return total / len(order), right / seen if seen else None
 
-    def _backward(self, batch: Batch, drawn: torch.Generator) -> tuple[float, int, int]:
+    def _view(self, number: int) -> _View:
+        """How an epoch sees its images."""
+        settings = self.course.settings
+        if not settings.augmentations:
+            return _View(0, torch.empty(0, 3))
+        which = number % settings.views if settings.views else number
+        drawn = torch.Generator().manual_seed(settings.seed * 100_019 + which)
+        return _View(which, torch.rand(len(self.course.train), 3, generator=drawn))
+
+    def _backward(self, batch: Batch, view: _View, noise: torch.Generator) -> tuple[float, int, int]:
         """Gradients of a batch: the loss, and how many labels of how many were met."""
         course, settings = self.course, self.course.settings
         names = (*course.student.outputs, *course.objective.hints)
@@ -224,10 +242,11 @@ class _Run:
         for feed, labels, rows in zip(batch.feeds, batch.labels, batch.rows, strict=True):
             seen = as_tensors(feed)
             if settings.augmentations:
-                seen = {n: augmented(x, settings.augmentations, drawn) for n, x in seen.items()}
-            taught = self._teach(seen, None if settings.augmentations else rows)
+                draws = view.draws[list(rows)]
+                seen = {name: augmented(x, settings.augmentations, draws) for name, x in seen.items()}
+            taught = self._teach(seen, view.number, rows)
             classes = None if labels is None else as_tensor(labels).to(course.student.device)
-            values = course.student(seen, names)
+            values = self._student(seen, names)
             loss = course.objective.loss(values, taught, classes) * (len(rows) / count)
             loss.backward()
             total += float(loss.detach())
@@ -235,38 +254,47 @@ class _Run:
                 hits += _hits(values[course.scores], classes)
                 labelled += len(classes)
         if settings.decay:
-            norms = [layer.response(course.student, drawn) for layer in course.layers]
+            norms = [layer.response(course.student, noise) for layer in course.layers]
             penalty = settings.decay * torch.stack(norms).mean()
             penalty.backward()
             total += float(penalty.detach())
         return total, hits, labelled
 
-    def _teach(self, feed: Mapping[str, Tensor], rows: tuple[int, ...] | None) -> Mapping[str, Tensor] | None:
-        """The teacher's values; of known rows (a sample each) they are kept."""
+    def _student(self, feed: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Tensor]:
+        """The student's values, for its gradients."""
+        student = self.course.student
+        if self.course.settings.precision == "single":
+            return student(feed, names)
+        with torch.autocast(torch.device(student.device).type, torch.bfloat16):
+            values = student(feed, names)
+        return {name: v.float() if v.dtype is torch.bfloat16 else v for name, v in values.items()}
+
+    def _teach(
+        self, feed: Mapping[str, Tensor], view: int, rows: tuple[int, ...]
+    ) -> Mapping[str, Tensor] | None:
+        """The teacher's values for some samples as a view shows them; they are kept."""
         course = self.course
         if course.teacher is None or not course.objective.teacher:
             return None
         names = (*course.teacher.outputs, *course.objective.hints)
-        with torch.no_grad():
-            if rows is None:
-                return course.teacher(feed, names)
-            if not all(row in self.taught for row in rows):
+        if not all((view, row) in self.taught for row in rows):
+            with torch.no_grad():
                 values = course.teacher(feed, names)
-                self._remember(rows, values)
-                return values
-        parts = [self.taught[row] for row in rows]
+            self._remember(view, rows, values)
+            return values
+        parts = [self.taught[view, row] for row in rows]
         if len(parts) == 1:
             return parts[0]
         return {name: torch.cat([part[name] for part in parts]) for name in names}
 
-    def _remember(self, rows: tuple[int, ...], values: Mapping[str, Tensor]) -> None:
+    def _remember(self, view: int, rows: tuple[int, ...], values: Mapping[str, Tensor]) -> None:
         size = sum(value.nbytes for value in values.values())
         stacked = all(value.ndim and value.shape[0] == len(rows) for value in values.values())
         if self.cached + size > _CACHED or (len(rows) > 1 and not stacked):
             return
         self.cached += size
         for place, row in enumerate(rows):
-            self.taught[row] = (
+            self.taught[view, row] = (
                 {name: value[place : place + 1].clone() for name, value in values.items()}
                 if len(rows) > 1
                 else values
@@ -293,8 +321,7 @@ class _Run:
             for batch in course.held_out.passes():
                 for feed, labels, rows in zip(batch.feeds, batch.labels, batch.rows, strict=True):
                     seen = as_tensors(feed)
-                    # Behind the training samples' rows.
-                    taught = self._teach(seen, tuple(len(course.train) + row for row in rows))
+                    taught = self._teach(seen, _HELD_OUT, rows)
                     classes = None if labels is None else as_tensor(labels).to(course.student.device)
                     yield course.student(seen, names), taught, classes, len(rows)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -16,8 +16,8 @@ _LEAST = 1e-3
 """Root mean square that a tensor counts as at least: a bias may begin at zero."""
 
 
-def groups(parameters: Mapping[str, Tensor], roles: Iterable[Role], rate: float) -> list[dict[str, Any]]:
-    """A parameter group of torch's optimizers for each tensor.
+def rates(parameters: Mapping[str, Tensor], roles: Iterable[Role], rate: float) -> dict[str, float]:
+    """How far a step moves the numbers of each tensor, by name.
 
     Adam moves every number by about the rate, whatever its gradient. In a chain of k factors a step of one
     size for all changes a small factor by more than itself, and what the chain makes by the product of such
@@ -31,12 +31,11 @@ def groups(parameters: Mapping[str, Tensor], roles: Iterable[Role], rate: float)
     for role in roles:
         if role.kind == "factor":
             counts[role.layer] = counts.get(role.layer, 0) + 1
-    found = []
+    found = {}
     for role in roles:
-        tensor = parameters[role.name]
-        size = max(float(tensor.detach().square().mean().sqrt()), _LEAST)
+        size = max(float(parameters[role.name].detach().square().mean().sqrt()), _LEAST)
         share = math.sqrt(counts[role.layer]) if role.kind == "factor" else 1.0
-        found.append({"params": [tensor], "lr": rate * size / share, "name": role.name})
+        found[role.name] = rate * size / share
     return found
 
 

@@ -42,6 +42,9 @@ _BIASES = {
 }
 """Additive numbers, and those of the normalisation but its statistics."""
 
+_PRODUCTS = frozenset(("Gemm", "MatMul", "FusedGemm", "FusedMatMul"))
+_CONVOLUTIONS = frozenset(("Conv", "ConvTranspose", "FusedConv"))
+
 _VIEWS = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"))
 """Operators through which an initializer reaches its reader unchanged."""
 
@@ -56,11 +59,13 @@ class Role:
         name: Its name.
         kind: "factor" (of a rewritten layer), "weight" (of another), or "bias" (also of the normalisation).
         layer: The rewritten layer that reads it, or "".
+        matrix: Whether it multiplies vectors as a matrix does: not those of groups, stacks and tables.
     """
 
     name: str
     kind: str
     layer: str = ""
+    matrix: bool = False
 
 
 def roles(model: ir.Model) -> tuple[Role, ...]:
@@ -74,8 +79,19 @@ def roles(model: ir.Model) -> tuple[Role, ...]:
             layer = next((layer for _, layer in kinds if layer), "")
             is_weight = any(kind == "weight" for kind, _ in kinds)
             kind = "factor" if layer and is_weight else "weight" if is_weight else "bias"
-            found[name] = Role(name, kind, layer)
+            found[name] = Role(name, kind, layer, kind != "bias" and _is_matrix(value))
     return tuple(found.values())
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    shape = () if value.const_value is None else value.const_value.shape.numpy()
+    if len(shape) < 2 or min(shape[:2]) < 2:
+        return False
+    return all(
+        (len(shape) == 2 and node.op_type in _PRODUCTS)
+        or (node.op_type in _CONVOLUTIONS and node.attributes.get_int("group", 1) == 1)
+        for node, _ in value.uses()
+    )
 
 
 def _readers(value: ir.Value) -> list[tuple[str, str] | None]:

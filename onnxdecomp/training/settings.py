@@ -11,6 +11,8 @@ from typing import Any
 from onnxdecomp.errors import UsageError
 from onnxdecomp.fields import convert, describe, from_text, suggest
 
+OPTIMIZERS = ("muon", "adam")
+PRECISIONS = ("single", "mixed")
 TRAINED = ("factors", "biases", "all")
 AUGMENTATIONS = ("flip", "crop")
 
@@ -25,13 +27,14 @@ class Settings:
 
     Attributes:
         rate: The learning rate, relative: a step changes a tensor by about this share of its own root mean
-            square (Adam's steps are ±1 before they are scaled). Absolute rates suit factors of one size
-            only, and make chains of many factors diverge.
+            square (an optimizer's steps are of about 1 before they are scaled). Absolute rates suit factors
+            of one size only, and make chains of many factors diverge.
         decay: Weight of the squared norm of what the factors of a layer make together, a row's mean.
     """
 
     epochs: int = _option(10, "Passes over the training part of the data.")
     rate: float = _option(3e-3, "Largest learning rate, as a share of a tensor's root mean square.")
+    optimizer: str = _option("muon", "muon (for matrices; adam for the rest) or adam.")
     batch: int = _option(32, "Samples in a step.")
     train: str = _option("factors", "What is trained: factors, biases (with normalisation), all.")
     objective: str = _option(
@@ -48,6 +51,13 @@ class Settings:
     warmup: float = _option(0.05, "Share of the steps in which the rate rises; then it falls as a cosine.")
     decay: float = _option(0.0, "Weight of the squared norm of the composed weights.")
     augment: str = _option("", "Of images: flip (sideways), crop (after a border of an eighth), or both.")
+    views: int = _option(
+        8,
+        "So many augmentations of an image, then the same again, which the teacher has seen; 0: always new.",
+    )
+    precision: str = _option(
+        "single", "single, or mixed: the student's products in bfloat16 where no accuracy is measured."
+    )
     seed: int = _option(0, "Of the order of samples, the augmentation and --from-scratch.")
 
     def __post_init__(self) -> None:
@@ -59,6 +69,8 @@ class Settings:
         checks = (
             (self.epochs >= 1, "epochs must be at least 1"),
             (self.rate > 0, "rate must be above 0"),
+            (self.optimizer in OPTIMIZERS, f"optimizer is {' or '.join(OPTIMIZERS)}"),
+            (self.precision in PRECISIONS, f"precision is {' or '.join(PRECISIONS)}"),
             (self.batch >= 1, "batch must be at least 1"),
             (set(self.trained) <= set(TRAINED) and self.trained, f"train is of {', '.join(TRAINED)}"),
             (
@@ -70,6 +82,7 @@ class Settings:
             (0 < self.labels_weight < 1, "labels_weight must be between 0 and 1"),
             (self.hints >= 0 and self.decay >= 0, "hints and decay must not be below 0"),
             (0 < self.held_out < 1, "held_out must be between 0 and 1"),
+            (self.views >= 0, "views must not be below 0"),
             (0 <= self.warmup < 1, "warmup must be at least 0 and below 1"),
             (set(self.augmentations) <= set(AUGMENTATIONS), f"augment is of {', '.join(AUGMENTATIONS)}"),
         )

@@ -18,7 +18,7 @@ from onnxdecomp.sites.rewrite import LAYER
 from onnxdecomp.training import loop
 from tests.training.conftest import Case
 
-QUICK = {"epochs": 2, "batch": 40}
+QUICK = {"epochs": 2, "batch": 40, "rate": 1e-2}
 
 
 def test_it_comes_nearer_to_the_original(digits: Case, tmp_path: Path) -> None:
@@ -103,15 +103,34 @@ def test_an_objective_of_the_users(digits: Case, tmp_path: Path, monkeypatch: py
         {"augment": "flip,crop"},
         {"decay": 1e-3},
         {"train": "all", "warmup": 0},
+        {"optimizer": "adam"},
+        {"precision": "mixed"},
     ],
     ids="-".join,
 )
 def test_settings_that_work_together(digits: Case, more: dict[str, Any]) -> None:
-    done = finetune(
-        digits.compressed, teacher=digits.original, data=digits.images, settings=QUICK | {"rate": 1e-2} | more
-    )
+    done = finetune(digits.compressed, teacher=digits.original, data=digits.images, settings=QUICK | more)
     first, *_, last = done.training["epochs"]
     assert last["held_out"] < first["held_out"]
+
+
+@pytest.mark.parametrize(("views", "passes"), [(2, 2), (0, 4)])
+def test_the_teacher_sees_a_view_once(
+    digits: Case, monkeypatch: pytest.MonkeyPatch, views: int, passes: int
+) -> None:
+    seen: list[int] = []
+    remember = loop._Run._remember
+
+    def counts(run: loop._Run, view: int, rows: tuple[int, ...], values: Any) -> None:
+        seen.extend([view] * len(rows))
+        remember(run, view, rows, values)
+
+    monkeypatch.setattr(loop._Run, "_remember", counts)
+    settings = {"epochs": 4, "batch": 40, "augment": "flip,crop", "views": views}
+    done = finetune(digits.compressed, teacher=digits.original, data=digits.images, settings=settings)
+    count = done.training["samples"]["train"]
+    assert len([view for view in seen if view != loop._HELD_OUT]) == passes * count
+    assert len(set(seen)) == passes + 1
 
 
 def test_more_is_trained_with_all(digits: Case) -> None:

@@ -1,0 +1,51 @@
+"""Augmentation: what each way does to an image, and which numbers decide it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from onnxdecomp.errors import UsageError
+from onnxdecomp.training.images import augmented
+
+SHARE = st.floats(0, 1, exclude_max=True, width=32)
+
+
+def _images(n: int, height: int = 16, width: int = 24) -> torch.Tensor:
+    return torch.arange(n * 2 * height * width, dtype=torch.float32).reshape(n, 2, height, width)
+
+
+def test_a_number_below_a_half_turns_the_image() -> None:
+    x = _images(2)
+    found = augmented(x, ("flip",), torch.tensor([[0.4, 0, 0], [0.6, 0, 0]]))
+    assert torch.equal(found[0], x[0].flip(-1))
+    assert torch.equal(found[1], x[1])
+
+
+@given(SHARE, SHARE)
+def test_a_crop_is_a_window_of_the_mirrored_image(top: float, left: float) -> None:
+    x = _images(1)
+    wide = functional.pad(x, (3, 3, 2, 2), mode="reflect")
+    found = augmented(x, ("crop",), torch.tensor([[0, top, left]]))
+    down, right = min(int(top * 5), 4), min(int(left * 7), 6)
+    assert torch.equal(found, wide[:, :, down : down + 16, right : right + 24])
+
+
+def test_the_images_of_a_sample_and_all_its_inputs_move_alike() -> None:
+    draws = torch.rand(3, 3)
+    pairs, singles = _images(6), _images(3)
+    of_pairs = augmented(pairs, ("flip", "crop"), draws)
+    for at in range(3):
+        alone = augmented(pairs[2 * at : 2 * at + 2], ("flip", "crop"), draws[at : at + 1])
+        assert torch.equal(of_pairs[2 * at : 2 * at + 2], alone)
+    assert torch.equal(
+        augmented(singles, ("flip", "crop"), draws), augmented(singles, ("flip", "crop"), draws)
+    )
+
+
+def test_what_is_no_image_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"not for an input of shape \[4, 5\]"):
+        augmented(torch.zeros(4, 5), ("flip",), torch.rand(4, 3))
