@@ -10,7 +10,7 @@ from onnxdecomp.cli.output import markdown_option, report_option, write_reports
 
 
 @click.command()
-@click.argument("record", metavar="RUN.json", required=False)
+@click.argument("records", metavar="RUN.json...", nargs=-1)
 @report_option(
     "-o",
     "--output",
@@ -19,28 +19,31 @@ from onnxdecomp.cli.output import markdown_option, report_option, write_reports
 @markdown_option
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of records, and do nothing else.")
 def command(
-    record: str | None,
+    records: tuple[str, ...],
     report_target: str | None,
     markdown_target: str | None,
     schema: bool,
 ) -> None:
-    """Make the report of RUN.json, which the --json of compress, inspect or bench wrote ("-": stdin).
+    """Make the report of RUN.json, which --json of compress, inspect, bench or finetune wrote ("-": stdin).
 
-    Everything on the page is in the record: no model is needed.
+    Everything on the page is in the record: no model is needed. Several records of finetune give one page
+    with the curves of all of them.
     """
     from onnxdecomp import console
     from onnxdecomp.errors import UsageError
-    from onnxdecomp.report import check_installed, read_record, schema_text
+    from onnxdecomp.report import check_installed, read_record, schema_text, together
 
     if schema:
         click.echo(schema_text(), nl=False)
         return
-    if record is None:
+    if not records:
         raise UsageError("name the record that --json wrote: onnxdecomp report RUN.json")
     check_installed()
-    read, target = read_record(record), report_target
+    every = [read_record(record) for record in records]
+    read, target = every[0] if len(every) == 1 else together(every), report_target
     if target is None and markdown_target is None:
-        target = f"{Path(record).stem}.html" if record != "-" else "report.html"
+        single = len(records) == 1 and records[0] != "-"
+        target = f"{Path(records[0]).stem}.html" if single else "report.html"
     write_reports(read, target, markdown_target)
     if target is not None and markdown_target != "-":
         console.show(console.pairs([("wrote", target)]))

@@ -6,7 +6,7 @@ Templates, charts and the schema's validation are other libraries' work, of the 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ def validate(value: object, source: str = "the record") -> None:
         "plan": "run_record",
         "bench": "bench_record",
         "finetune": "finetune_record",
+        "trainings": "trainings_record",
     }
     kind = kinds.get(str(value.get("kind")))
     if kind is None:
@@ -86,11 +87,36 @@ def validate(value: object, source: str = "the record") -> None:
         raise UsageError(f"{source} is no record of version 1: {place}: {error.message[:200]}")
 
 
+def together(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One record of several trainings, whose page draws their curves side by side.
+
+    Args:
+        records: Two or more, as `finetune` made them, or `read_record` read them.
+
+    Raises:
+        UsageError: One of them is of something else.
+    """
+    others = sorted({str(record.get("kind")) for record in records} - {"finetune"})
+    if others or len(records) < 2:
+        raise UsageError(
+            f"only records of finetune are shown on one page, not of {', '.join(others)}"
+            if others
+            else "records of two or more trainings are needed"
+        )
+    return {
+        "schema_version": 1,
+        "kind": "trainings",
+        "tool": records[0]["tool"],
+        "trainings": list(records),
+    }
+
+
 def html(record: Mapping[str, Any]) -> str:
     """The page: needs no network and no other file.
 
     Args:
-        record: As `compress`, `inspect` or `compare` made it, or `read_record` read it.
+        record: As `compress`, `inspect`, `compare`, `finetune` or `together` made it, or `read_record`
+            read it.
     """
     from onnxdecomp.report.page import render_html
 

@@ -288,3 +288,35 @@ def learning(training: Fact, accuracy: bool, salt: str) -> str:
         axes.set_ylabel("accuracy, %" if accuracy else "loss")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
         return svg(made, f"{'Accuracy' if accuracy else 'Loss'} over the epochs", salt)
+
+
+def trainings(every: Fact, labels: Sequence[str], key: str, salt: str) -> str:
+    """One number over the epochs, a line per training."""
+    accuracy = "accuracy" in key
+    scale = 100 if accuracy else 1
+    legend = 0.12 + 0.18 * math.ceil(len(labels) / 2)
+    shown: list[float] = []
+    with figure(height=2.2 + legend, margins=(0.6, 0.1, 0.45, legend)) as (made, axes):
+        for index, (run, label) in enumerate(zip(raw(every), labels, strict=True)):
+            epochs = run["training"]["epochs"]
+            points = [(e["number"], scale * e[key]) for e in epochs if e[key] is not None]
+            if not points:
+                continue
+            place = index % len(SERIES)
+            shown += [value for _, value in points]
+            axes.plot(
+                *zip(*points, strict=True),
+                color=SERIES[place],
+                linestyle=LINES[place],
+                marker=MARKERS[place],
+                markersize=3,
+                label=label,
+            )
+        if not accuracy and shown and min(shown) > 0:
+            logarithmic(axes, "y")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("accuracy, %" if accuracy else "loss")
+        if shown:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+        side = "trained on" if key.startswith("train") else "held out"
+        return svg(made, f"{'Accuracy' if accuracy else 'Loss'} over the epochs, {side}", salt)

@@ -103,9 +103,10 @@ def _environment(*, autoescape: bool) -> Environment:
 
 def _context(record: Mapping[str, Any]) -> dict[str, Any]:
     facts = Fact(record)
-    bench = record["kind"] == "bench"
-    models = record["models"] if bench else ()
-    labels = short_names([model["path"] for model in models]) if bench else ["original", "compressed"]
+    models = [raw(fact) for fact in _models(facts)]
+    several = bool(models)
+    labels = short_names([model["path"] or "in memory" for model in models])
+    labels = labels if several else ["original", "compressed"]
     # Facts have numbers for every index of the record's lists: what is picked out of them stays traceable.
     layers = list(facts["layers"]) if "layers" in record else []
     changed = [layer for layer in layers if raw(layer["nodes"]) or raw(layer["spectra"])]
@@ -115,21 +116,40 @@ def _context(record: Mapping[str, Any]) -> dict[str, Any]:
         "labels": labels,
         "title": _title(record, labels),
         "heading": _heading(facts, labels),
-        "named": [tagged(facts["models"][i]["path"], label) for i, label in enumerate(labels)]
-        if bench
-        else labels,
+        "named": _named(facts, labels) if several else labels,
         "markdown_title": _title(record, labels, code),
-        "markdown_labels": [code(label) for label in labels] if bench else labels,
+        "markdown_labels": [code(label) for label in labels] if several else labels,
         "changed": changed[:SHOWN_LAYERS],
         "left_out": max(0, len(changed) - SHOWN_LAYERS),
+        "accuracies": any(
+            run["training"]["epochs"][0]["accuracy"] is not None for run in record.get("trainings", ())
+        ),
         "several_settings": len(record.get("settings") or ()) > 1 or len(labels) > 2,
     }
+
+
+def _models(facts: Fact) -> list[Fact]:
+    """The files that a page of several models compares."""
+    kind = raw(facts["kind"])
+    if kind == "bench":
+        return list(facts["models"])
+    if kind != "trainings":
+        return []
+    return [run["output" if known(run["output"]["path"]) else "model"] for run in facts["trainings"]]
+
+
+def _named(facts: Fact, labels: Sequence[str]) -> list[str]:
+    """Their names, traced."""
+    paths = [model["path"] for model in _models(facts)]
+    return [tagged(p, label) if known(p) else label for p, label in zip(paths, labels, strict=True)]
 
 
 def _title(record: Mapping[str, Any], labels: Sequence[str], form: Callable[[str], str] = str) -> str:
     if record["kind"] == "bench":
         first, *others = map(form, labels)
         return f"{', '.join(others)} against {first}" if others else first
+    if record["kind"] == "trainings":
+        return ", ".join(map(form, labels))
     path = record["model"]["path"]
     return form(text.visible(PurePath(path).name, 80)) if path else "model in memory"
 
@@ -139,8 +159,10 @@ def _heading(facts: Fact, labels: Sequence[str]) -> str:
     from markupsafe import Markup
 
     if raw(facts["kind"]) == "bench":
-        names = [tagged(facts["models"][index]["path"], label) for index, label in enumerate(labels)]
+        names = _named(facts, labels)
         return Markup(" against ").join([Markup(", ").join(names[1:]), names[0]]) if names[1:] else names[0]
+    if raw(facts["kind"]) == "trainings":
+        return Markup(", ").join(_named(facts, labels))
     path = facts["model"]["path"]
     return tagged(path, _title(raw(facts), labels)) if known(path) else "model in memory"
 

@@ -34,7 +34,19 @@ def test_it_writes_a_better_model(small: Path, capsys: pytest.CaptureFixture[str
     assert record["run"]["command"].startswith("onnxdecomp finetune small.onnx")
     assert command(capsys, "report", "run.json", "-o", "page.html").code == 0
     assert "Training" in Path("page.html").read_text()
-    assert files() == ["data.npz", "net.onnx", "page.html", "run.json", "small.finetuned.onnx", "small.onnx"]
+    assert command(capsys, "report", "run.json", "run.json").code == 0
+    both = Path("report.html").read_text()
+    assert "small.finetuned.onnx (1)" in both
+    assert "small.finetuned.onnx (2)" in both
+    assert files() == [
+        "data.npz",
+        "net.onnx",
+        "page.html",
+        "report.html",
+        "run.json",
+        "small.finetuned.onnx",
+        "small.onnx",
+    ]
 
 
 def test_in_one_go(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

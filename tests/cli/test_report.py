@@ -43,6 +43,13 @@ def test_bench_writes_a_report(model: Path, capsys: Capsys) -> None:
     assert "net.onnx (2)" in Path("b.html").read_text(encoding="utf-8")
 
 
+def test_records_of_another_kind_do_not_go_together(model: Path, capsys: Capsys) -> None:
+    assert command(capsys, "inspect", model, "--json", "plan.json").code == 0
+    done = command(capsys, "report", "plan.json", "plan.json")
+    done.is_error(2, "only records of finetune are shown on one page, not of plan")
+    assert files() == ["net.onnx", "plan.json"]
+
+
 def test_the_schema_is_printed(capsys: Capsys) -> None:
     done = command(capsys, "report", "--schema")
     assert done.code == 0

@@ -13,6 +13,7 @@ import onnxdecomp
 from models.digits import MODEL, TEST_DATA
 from onnxdecomp import jsonio
 from onnxdecomp.compare import compare
+from onnxdecomp.report import together
 from tests.cli.small import network
 
 Record = dict[str, Any]
@@ -76,12 +77,30 @@ def finetuned_record(models: tuple[Path, Path, Record]) -> Record:
 
 
 @pytest.fixture(scope="session")
+def trainings_record(training_record: Record, unlabelled_record: Record) -> Record:
+    """Of several trainings on one page."""
+    return through_json(together([training_record, unlabelled_record]))
+
+
+@pytest.fixture(scope="session")
 def training_record(tmp_path_factory: pytest.TempPathFactory) -> Record:
     """Of a training by itself, with labels."""
-    target = tmp_path_factory.mktemp("training") / "digits.onnx"
+    return _trained(tmp_path_factory, ("image", "labels"))
+
+
+@pytest.fixture(scope="session")
+def unlabelled_record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """Of a training without labels."""
+    return _trained(tmp_path_factory, ("image",), "other.onnx")
+
+
+def _trained(
+    tmp_path_factory: pytest.TempPathFactory, names: tuple[str, ...], file: str = "digits.onnx"
+) -> Record:
+    target = tmp_path_factory.mktemp("training") / file
     onnxdecomp.compress(MODEL, target, method="tucker", rank="0.15", bench=False, verify=False)
     with np.load(TEST_DATA) as data:
-        given = {name: data[name][:60] for name in ("image", "labels")}
+        given = {name: data[name][:60] for name in names}
     how = {"epochs": 2, "batch": 20}
     return through_json(
         onnxdecomp.finetune(target, teacher=MODEL, data=given, settings=how, threads=1).record
@@ -119,6 +138,7 @@ def bench_record(models: tuple[Path, Path, Record]) -> Record:
     params=(
         *("ranks_record", "search_record", "quantized_record", "plan_record"),
         *("unchanged_record", "bench_record", "finetuned_record", "training_record"),
+        "trainings_record",
     ),
 )
 def record(request: pytest.FixtureRequest) -> Record:

@@ -96,7 +96,7 @@ def shows(text: str, exact: float) -> bool:
 def test_every_number_on_the_page_stands_in_the_record(record: Record) -> None:
     page = parsed(html(record))
     numbers = [(pointer, value, text) for pointer, value, text in page.found if value is not None]
-    assert len(numbers) > 15
+    assert len(numbers) > 12
     for pointer, number, text in numbers:
         exact = at(record, pointer)
         assert json.loads(number or "") == exact, pointer
