@@ -1,11 +1,12 @@
 """What training wins back, on the ONNX file itself.
 
-    python -m bench.training [--parts mlp restore scratch] [--models NAME …] [--methods NAME …]
+    python -m bench.training [--parts mlp restore scratch rates] [--models NAME …] [--methods NAME …]
 
 Needs the corpus (--corpus FOLDER, default: $ONNXDECOMP_CORPUS, else ../shared/corpus) and torch. `mlp` is an
 MLP on MNIST with a decomposed first layer; `restore` takes models of the corpus, compressed for a factor of
 MACs, back to their original's outputs, on the corpus' training and calibration images without labels;
-`scratch` trains decomposed networks from random numbers. Test images are never trained on. Rows that a run
+`scratch` trains decomposed networks from random numbers; `rates` trains long chains at many learning rates, of
+one size for all tensors and relative to a tensor's own. Test images are never trained on. Rows that a run
 does not make keep what an earlier run wrote; every row names its date and machine.
 """
 
@@ -17,11 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import training_mlp, training_restore, training_scratch
+from bench import training_mlp, training_rates, training_restore, training_scratch
 from bench.corpus import add_option
 from bench.provenance import RESULTS, ROOT, markdown, provenance, write
 
-PARTS = ("mlp", "restore", "scratch")
+PARTS = ("mlp", "restore", "scratch", "rates")
 
 
 def main() -> None:
@@ -47,7 +48,10 @@ def main() -> None:
 def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if "mlp" in options.parts:
         yield from training_mlp.run(
-            options.corpus, options.work, options.methods or tuple(training_mlp.METHODS)
+            options.corpus,
+            options.work,
+            options.methods or tuple(training_mlp.METHODS),
+            options.threads,
         )
     if "restore" in options.parts:
         wanted = options.models
@@ -61,6 +65,8 @@ def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         networks = [n for n in training_scratch.NETWORKS if not options.models or n in options.models]
         methods = options.methods or training_scratch.METHODS
         yield from training_scratch.run(options.corpus, options.work, networks, methods, options.threads)
+    if "rates" in options.parts:
+        yield from training_rates.run(options.corpus, options.work, options.threads)
 
 
 def mlp_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -117,6 +123,22 @@ def scratch_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(head, lines)
 
 
+def rates_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The held-out loss at every rate, a line per network and way."""
+    head = ("network", "parameters", "rates", "before", *(f"{rate:g}" for rate in training_rates.RATES))
+    lines = [
+        [
+            row["network"],
+            f"{row['parameters']:,}",
+            row["method"],
+            f"{row['before']:.3f}",
+            *("not finite" if loss is None else f"{loss:.3f}" for loss in row["losses"].values()),
+        ]
+        for row in rows
+    ]
+    return markdown(head, lines)
+
+
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
 
@@ -126,13 +148,13 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _place(row: Mapping[str, Any]) -> tuple[int, str, float, int]:
-    methods = ("dense", *training_mlp.METHODS, *training_scratch.METHODS)
+    methods = ("dense", *training_mlp.METHODS, *training_scratch.METHODS, *training_rates.WAYS)
     method = methods.index(row["method"]) if row.get("method") in methods else 0
     model = str(row.get("model", row.get("network", "")))
     return PARTS.index(row["case"]), model, float(row.get("target") or 0), method
 
 
-TABLES = {"mlp": mlp_table, "restore": restore_table, "scratch": scratch_table}
+TABLES = {"mlp": mlp_table, "restore": restore_table, "scratch": scratch_table, "rates": rates_table}
 
 
 def _earlier(case: str) -> list[dict[str, Any]]:

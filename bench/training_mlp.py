@@ -28,24 +28,27 @@ DENSE = {"epochs": 12, "batch": 50, "rate": 1e-2, "held_out": 0.05, "objective":
 TUNED = {"epochs": 2, "batch": 25, "rate": 2e-2, "held_out": 0.05, "train": "all"}
 
 
-def run(corpus: Corpus, folder: Path, methods: Sequence[str] = tuple(METHODS)) -> Iterator[dict[str, Any]]:
+def run(
+    corpus: Corpus, folder: Path, methods: Sequence[str] = tuple(METHODS), threads: int | None = None
+) -> Iterator[dict[str, Any]]:
     """One row for the dense network, and one per method."""
     train, test = mnist(corpus, (784,))
     blank, dense = folder / "blank.onnx", folder / "mlp.onnx"
     save(mlp(), blank, overwrite=True)
-    onnxdecomp.finetune(blank, dense, data=train, from_scratch=True, settings=DENSE, overwrite=True)
+    how: dict[str, Any] = {"threads": threads, "overwrite": True}
+    onnxdecomp.finetune(blank, dense, data=train, from_scratch=True, settings=DENSE, **how)
     yield {"case": "mlp", "method": "dense", "parameters": 496_885, "after": accuracy(dense, dense, test)}
     images = {"image": train["image"]}
     wanted = CORES + 6885  # and the second layer and the biases
     for method in methods:
         file, tuned = folder / f"mlp.{method}.onnx", folder / f"mlp.{method}.tuned.onnx"
-        how: dict[str, Any] = {"include": ("fc1",), "options": METHODS[method]}
-        at_parameters(dense, file, method, wanted, **how)
+        chosen: dict[str, Any] = {"include": ("fc1",), "options": METHODS[method]}
+        at_parameters(dense, file, method, wanted, **chosen)
         plain = accuracy(dense, file, test)
-        weights = at_parameters(dense, file, method, wanted, calib=images, **how)
+        weights = at_parameters(dense, file, method, wanted, calib=images, **chosen)
         calibrated = accuracy(dense, file, test)
         began = time.perf_counter()
-        done = onnxdecomp.finetune(file, tuned, teacher=dense, data=train, settings=TUNED, overwrite=True)
+        done = onnxdecomp.finetune(file, tuned, teacher=dense, data=train, settings=TUNED, **how)
         yield {
             "case": "mlp",
             "method": method,

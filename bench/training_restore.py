@@ -21,19 +21,27 @@ CASES: tuple[tuple[str, float], ...] = (
 CIFAR = {
     "train": "all",
     "batch": 64,
-    "augment": "flip,crop",
+    "augment": "flip,crop,mix,cut",
+    "views": 20,
     "objective": "distill",
     "loss": "kl",
     "held_out": 0.05,
     "precision": "mixed",
 }
-IMAGES = {"train": "all", "batch": 4, "augment": "flip", "objective": "distill", "loss": "relative"}
+IMAGES = {
+    "train": "all",
+    "batch": 2,
+    "views": 2,
+    "augment": "flip",
+    "objective": "distill",
+    "loss": "relative",
+}
 SETTINGS: Mapping[tuple[str, float], Mapping[str, Any]] = {
     ("resnet20_cifar10", 2.0): {**CIFAR, "epochs": 30, "rate": 3e-3},
     ("resnet20_cifar10", 3.0): {**CIFAR, "epochs": 40, "rate": 5e-3},
     ("vgg16_half_cifar10", 5.0): {**CIFAR, "epochs": 60, "rate": 3e-3},
     ("vgg16_half_cifar10", 10.0): {**CIFAR, "epochs": 60, "rate": 5e-3},
-    **{(name, factor): {**IMAGES, "epochs": 20, "rate": 5e-4} for name, factor in CASES[4:]},
+    **{(name, factor): {**IMAGES, "epochs": 20, "rate": 1e-3} for name, factor in CASES[4:]},
 }
 
 

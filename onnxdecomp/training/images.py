@@ -18,8 +18,9 @@ def augmented(x: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
 
     Args:
         x: The images.
-        names: The ways, in order.
-        draws: Random numbers in 0…1 [samples, 3]; the N images are those of the samples, one after the other.
+        names: The ways, in order; those that need a second image are left to `blended`.
+        draws: Random numbers in 0…1 [samples, DRAWS]; the N images are those of the samples, one after the
+            other.
 
     Raises:
         UsageError: The input is no batch of images.
@@ -30,8 +31,55 @@ def augmented(x: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
         raise UsageError(f"augment is for images [N, C, H, W], not for an input of shape {list(x.shape)}")
     own = draws.repeat_interleave(x.shape[0] // len(draws), 0)
     for name in names:
-        x = _WAYS[name](x, own)
+        if name in _WAYS:
+            x = _WAYS[name](x, own)
     return x
+
+
+def blends(names: Sequence[str]) -> bool:
+    """Whether some of the ways need a second image for each."""
+    return any(name in _BLENDS for name in names)
+
+
+def blended(x: Tensor, other: Tensor, names: Sequence[str], draws: Tensor) -> Tensor:
+    """Every second image or so, with a part of another one, in the ways named.
+
+    What comes out shows no class, but a teacher has an opinion of it (Beyer et al. 2022): it is as good as
+    more data.
+
+    Args:
+        x, other: Images [N, C, H, W] of one shape.
+        names, draws: As in `augmented`.
+    """
+    own = draws.repeat_interleave(x.shape[0] // len(draws), 0)
+    ways = [name for name in names if name in _BLENDS]
+    which = (own[:, 4] * len(ways)).long()
+    for place, name in enumerate(ways):
+        chosen = (which == place).to(x.device).reshape(-1, 1, 1, 1)
+        x = torch.where(chosen, _BLENDS[name](x, other, own), x)
+    return x
+
+
+def _share(draws: Tensor) -> Tensor:
+    """How much of the second image is seen: nothing in half of the cases, else up to a half."""
+    return (draws[:, 3] - 0.5).clamp_min(0)
+
+
+def _mix(x: Tensor, other: Tensor, draws: Tensor) -> Tensor:
+    """A weighted mean (mixup, Zhang et al. 2018)."""
+    return torch.lerp(x, other, _share(draws).to(x.device).reshape(-1, 1, 1, 1))
+
+
+def _cut(x: Tensor, other: Tensor, draws: Tensor) -> Tensor:
+    """A window of the other image in its own place (CutMix, Yun et al. 2019)."""
+    side = _share(draws).sqrt()
+    inside = torch.ones(1, dtype=torch.bool)
+    for size, start, shape in ((x.shape[2], draws[:, 1], (-1, 1)), (x.shape[3], draws[:, 2], (1, -1))):
+        first = start * (1 - side) * size
+        at = torch.arange(size) + 0.5
+        row = (at >= first[:, None]) & (at < (first + side * size)[:, None])
+        inside = inside & row.reshape(len(row), 1, *shape)
+    return torch.where(inside.to(x.device), other, x)
 
 
 def _flip(x: Tensor, draws: Tensor) -> Tensor:
@@ -53,3 +101,8 @@ def _crop(x: Tensor, draws: Tensor) -> Tensor:
 
 
 _WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"flip": _flip, "crop": _crop}
+
+_BLENDS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"mix": _mix, "cut": _cut}
+
+DRAWS = 5
+"""Random numbers for each image: to turn, top, left, how much of another, in which way."""

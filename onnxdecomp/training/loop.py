@@ -14,10 +14,11 @@ import torch
 
 from onnxdecomp.autograd.network import Network
 from onnxdecomp.autograd.tensors import as_tensor, as_tensors
-from onnxdecomp.errors import ModelError
+from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.runtime.session import Feed
 from onnxdecomp.training import checkpoint
 from onnxdecomp.training.composed import Composed
-from onnxdecomp.training.images import augmented
+from onnxdecomp.training.images import DRAWS, augmented, blended, blends
 from onnxdecomp.training.objective import Objective
 from onnxdecomp.training.optimizer import Optimizer
 from onnxdecomp.training.rates import rates, schedule
@@ -143,10 +144,17 @@ def fit(course: Course, *, report: Report, path: Path | None = None, mark: str =
 
 @dataclass(frozen=True, eq=False)
 class _View:
-    """How an epoch sees its images: the view's number, and random numbers [samples, 3] for `augmented`."""
+    """How an epoch sees its images.
+
+    Attributes:
+        number: Of the view.
+        draws: Random numbers [samples, DRAWS] for `augmented` and `blended`.
+        others: The sample that each is blended with, if any.
+    """
 
     number: int
     draws: Tensor
+    others: Sequence[int]
 
 
 class _Run:
@@ -228,10 +236,32 @@ class _Run:
         """How an epoch sees its images."""
         settings = self.course.settings
         if not settings.augmentations:
-            return _View(0, torch.empty(0, 3))
+            return _View(0, torch.empty(0), ())
         which = number % settings.views if settings.views else number
         drawn = torch.Generator().manual_seed(settings.seed * 100_019 + which)
-        return _View(which, torch.rand(len(self.course.train), 3, generator=drawn))
+        count = len(self.course.train)
+        draws = torch.rand(count, DRAWS, generator=drawn)
+        others = torch.randperm(count, generator=drawn).tolist() if blends(settings.augmentations) else ()
+        return _View(which, draws, others)
+
+    def _shown(self, feed: Feed, rows: tuple[int, ...], view: _View) -> dict[str, Tensor]:
+        """Some samples as a view shows them."""
+        names = self.course.settings.augmentations
+        if not names:
+            return as_tensors(feed)
+        draws = view.draws[list(rows)]
+        seen = {name: augmented(x, names, draws) for name, x in as_tensors(feed).items()}
+        if not view.others:
+            return seen
+        others = tuple(view.others[row] for row in rows)
+        (more, *rest) = self.course.train.batch(others).feeds
+        if rest or any(more[name].shape != x.shape for name, x in seen.items()):
+            raise UsageError("augment mix and cut are for images of one size, in models of any batch size")
+        there = view.draws[list(others)]
+        return {
+            name: blended(x, augmented(as_tensor(more[name]), names, there), names, draws)
+            for name, x in seen.items()
+        }
 
     def _backward(self, batch: Batch, view: _View, noise: torch.Generator) -> tuple[float, int, int]:
         """Gradients of a batch: the loss, and how many labels of how many were met."""
@@ -240,17 +270,14 @@ class _Run:
         count = sum(map(len, batch.rows))
         total, hits, labelled = 0.0, 0, 0
         for feed, labels, rows in zip(batch.feeds, batch.labels, batch.rows, strict=True):
-            seen = as_tensors(feed)
-            if settings.augmentations:
-                draws = view.draws[list(rows)]
-                seen = {name: augmented(x, settings.augmentations, draws) for name, x in seen.items()}
+            seen = self._shown(feed, rows, view)
             taught = self._teach(seen, view.number, rows)
             classes = None if labels is None else as_tensor(labels).to(course.student.device)
             values = self._student(seen, names)
             loss = course.objective.loss(values, taught, classes) * (len(rows) / count)
             loss.backward()
             total += float(loss.detach())
-            if classes is not None and course.scores is not None:
+            if classes is not None and course.scores is not None and not view.others:
                 hits += _hits(values[course.scores], classes)
                 labelled += len(classes)
         if settings.decay:

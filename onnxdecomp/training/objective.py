@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from onnxdecomp.data.callables import guarded, imported
 from onnxdecomp.errors import UsageError
+from onnxdecomp.training.images import blends
 from onnxdecomp.training.settings import Settings
 
 Tensor: TypeAlias = torch.Tensor
@@ -72,6 +73,8 @@ def objective(
         raise UsageError("distillation needs the original: give it with --teacher")
     if kind in ("labels", "both") and not labels:
         raise UsageError(f"objective {kind} needs data with labels")
+    if kind in ("labels", "both") and blends(settings.augmentations):
+        raise UsageError("augment mix and cut make images of no class: they need objective distill")
     if kind == "distill" and settings.hints == 0:
         hints = ()
     scores = _scores(model)

@@ -14,7 +14,7 @@ from onnxdecomp.fields import convert, describe, from_text, suggest
 OPTIMIZERS = ("muon", "adam")
 PRECISIONS = ("single", "mixed")
 TRAINED = ("factors", "biases", "all")
-AUGMENTATIONS = ("flip", "crop")
+AUGMENTATIONS = ("flip", "crop", "mix", "cut")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -50,7 +50,11 @@ class Settings:
     patience: int = _option(0, "Stop after so many epochs without a better one; 0: never early.")
     warmup: float = _option(0.05, "Share of the steps in which the rate rises; then it falls as a cosine.")
     decay: float = _option(0.0, "Weight of the squared norm of the composed weights.")
-    augment: str = _option("", "Of images: flip (sideways), crop (after a border of an eighth), or both.")
+    augment: str = _option(
+        "",
+        "Of images, joined by commas: flip (sideways), crop (after a border of an eighth); and, of half of "
+        "them, mix (with another image) or cut (a window of another), which need a teacher.",
+    )
     views: int = _option(
         8,
         "So many augmentations of an image, then the same again, which the teacher has seen; 0: always new.",

@@ -101,6 +101,7 @@ def test_an_objective_of_the_users(digits: Case, tmp_path: Path, monkeypatch: py
     [
         {"train": "factors,biases", "hints": 0.5, "loss": "relative"},
         {"augment": "flip,crop"},
+        {"augment": "crop,mix,cut", "views": 0},
         {"decay": 1e-3},
         {"train": "all", "warmup": 0},
         {"optimizer": "adam"},
@@ -164,6 +165,15 @@ def test_a_rate_that_harms_is_no_harm(digits: Case, tmp_path: Path) -> None:
         for path in (digits.compressed, target)
     )
     assert all((old[name] == new[name]).all() for name in old)
+
+
+def test_blended_images_have_no_labels(digits: Case) -> None:
+    how: dict[str, Any] = {"teacher": digits.original, "data": digits.labelled}
+    with pytest.raises(UsageError, match="objective distill"):
+        finetune(digits.compressed, settings=QUICK | {"augment": "mix"}, **how)
+    done = finetune(digits.compressed, settings=QUICK | {"augment": "mix", "objective": "distill"}, **how)
+    assert done.training["epochs"][-1]["train_accuracy"] is None
+    assert done.training["epochs"][-1]["accuracy"] is not None
 
 
 class Killed(BaseException):

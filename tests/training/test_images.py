@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.training.images import augmented
+from onnxdecomp.training.images import DRAWS, augmented, blended
 
 SHARE = st.floats(0, 1, exclude_max=True, width=32)
 
@@ -20,7 +20,7 @@ def _images(n: int, height: int = 16, width: int = 24) -> torch.Tensor:
 
 def test_a_number_below_a_half_turns_the_image() -> None:
     x = _images(2)
-    found = augmented(x, ("flip",), torch.tensor([[0.4, 0, 0], [0.6, 0, 0]]))
+    found = augmented(x, ("flip",), torch.tensor([[0.4, 0, 0, 0, 0], [0.6, 0, 0, 0, 0]]))
     assert torch.equal(found[0], x[0].flip(-1))
     assert torch.equal(found[1], x[1])
 
@@ -29,13 +29,13 @@ def test_a_number_below_a_half_turns_the_image() -> None:
 def test_a_crop_is_a_window_of_the_mirrored_image(top: float, left: float) -> None:
     x = _images(1)
     wide = functional.pad(x, (3, 3, 2, 2), mode="reflect")
-    found = augmented(x, ("crop",), torch.tensor([[0, top, left]]))
+    found = augmented(x, ("crop",), torch.tensor([[0, top, left, 0, 0]]))
     down, right = min(int(top * 5), 4), min(int(left * 7), 6)
     assert torch.equal(found, wide[:, :, down : down + 16, right : right + 24])
 
 
 def test_the_images_of_a_sample_and_all_its_inputs_move_alike() -> None:
-    draws = torch.rand(3, 3)
+    draws = torch.rand(3, DRAWS)
     pairs, singles = _images(6), _images(3)
     of_pairs = augmented(pairs, ("flip", "crop"), draws)
     for at in range(3):
@@ -46,6 +46,25 @@ def test_the_images_of_a_sample_and_all_its_inputs_move_alike() -> None:
     )
 
 
+@given(SHARE, SHARE, SHARE)
+def test_blends_show_at_most_a_half_of_the_other_image(much: float, top: float, left: float) -> None:
+    x, other = torch.zeros(1, 1, 40, 60), torch.ones(1, 1, 40, 60)
+    draws = torch.tensor([[0, top, left, much, 0]])
+    mixed, cut = (blended(x, other, (name,), draws) for name in ("mix", "cut"))
+    share = max(0.0, much - 0.5)
+    torch.testing.assert_close(mixed, torch.full_like(x, share))
+    assert set(cut.unique().tolist()) <= {0.0, 1.0}
+    assert abs(float(cut.mean()) - share) < 0.03  # the window's sides are whole pixels
+
+
+def test_an_image_is_blended_in_one_way() -> None:
+    x, other = torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
+    draws = torch.tensor([[0, 0.5, 0.5, 0.9, 0.1], [0, 0.5, 0.5, 0.9, 0.9]])
+    first, second = blended(x, other, ("flip", "mix", "cut"), draws)
+    torch.testing.assert_close(first, torch.full_like(first, 0.4))
+    assert set(second.unique().tolist()) == {0.0, 1.0}
+
+
 def test_what_is_no_image_is_refused() -> None:
     with pytest.raises(UsageError, match=r"not for an input of shape \[4, 5\]"):
-        augmented(torch.zeros(4, 5), ("flip",), torch.rand(4, 3))
+        augmented(torch.zeros(4, 5), ("flip",), torch.rand(4, DRAWS))
