@@ -5,8 +5,8 @@
 Needs the corpus (--corpus FOLDER, default: $ONNXDECOMP_CORPUS, else ../shared/corpus) and torch. `mlp` is an
 MLP on MNIST with a decomposed first layer; `restore` takes models of the corpus, compressed for a factor of
 MACs, back to their original's outputs, on the corpus' training and calibration images without labels;
-`scratch` trains decomposed networks from random numbers; `rates` trains long chains at many learning rates, of
-one size for all tensors and relative to a tensor's own. Test images are never trained on. Rows that a run
+`scratch` trains decomposed networks from random numbers; `rates` trains long chains at many learning rates,
+of one size for all tensors and relative to a tensor's own. Test images are never trained on. Rows that a run
 does not make keep what an earlier run wrote; every row names its date and machine.
 """
 

@@ -9,7 +9,7 @@ import onnx
 
 import onnxdecomp
 from bench.corpus import Corpus
-from bench.training import mlp_table, restore_table, scratch_table
+from bench.training import mlp_table, rates_table, restore_table, scratch_table
 from bench.training_data import MNIST_TRAIN, cifar, mnist
 from bench.training_mlp import CORES, METHODS
 from bench.training_networks import at_parameters, lenet, mlp
@@ -85,4 +85,9 @@ def test_the_tables() -> None:
     learnt = {"network": "n", "method": "cp", "parameters": 10, "test": 0.7, "seconds_an_epoch": 2.0}
     assert scratch_table([{**learnt, "epochs": epochs(0.1, 0.2, 0.4, 0.6)}]).splitlines()[2] == (
         "| n | cp | 10 | 20.00% | 60.00% | 60.00% | 30.00% | 70.00% | 2.0 s |"
+    )
+    tried = {"network": "n", "method": "Adam", "parameters": 10, "before": 0.5}
+    losses = {"1e-05": 0.4, "0.0001": 0.25, "0.001": None, "0.01": 2.0}
+    assert rates_table([{**tried, "losses": losses}]).splitlines()[2] == (
+        "| n | 10 | Adam | 0.500 | 0.400 | 0.250 | not finite | 2.000 |"
     )
