@@ -14,19 +14,27 @@ from onnxdecomp import environment, pipeline, preflight, verification
 from onnxdecomp.blas import one_pool
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.details import Details, details_of, timed_elsewhere, with_profiles
-from onnxdecomp.equip import Gear, equip, read_plan
+from onnxdecomp.equip import Gear, equip
 from onnxdecomp.errors import GateError, ModelError, UnchangedError, UsageError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import check_target
 from onnxdecomp.lowering import LoweringCheck, check_lowering
-from onnxdecomp.plan.budget import parse_budgets
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
+from onnxdecomp.request import (
+    Config,
+    about_size,
+    described,
+    given_plan,
+    stages_of,
+    training_settings,
+    with_target,
+)
 from onnxdecomp.runrecord import Origin, describe_data, describe_model, describe_output, run_record
 from onnxdecomp.settle import Watch, is_quantized, settle
 from onnxdecomp.sites.find import FINDERS
 from onnxdecomp.staging import on_disk, staged
-from onnxdecomp.training.settings import Settings, parse_settings
+from onnxdecomp.training.settings import Settings
 
 if TYPE_CHECKING:
     import onnx
@@ -34,12 +42,9 @@ if TYPE_CHECKING:
     from onnxdecomp.benchmark import BenchResult
     from onnxdecomp.data.read import Data
     from onnxdecomp.pipeline import PipelineResult
-    from onnxdecomp.stage import Stage
     from onnxdecomp.verification import Verification
 
     Source: TypeAlias = str | Path | ir.Model | onnx.ModelProto
-
-Config: TypeAlias = Mapping[str, Any] | str | Path | None
 
 Report = Callable[[str, int, int], None]
 """Progress: (what is being done, steps done, steps in all or 0 where unknown)."""
@@ -153,10 +158,10 @@ def compress(
     file = None if output is None or dry_run else Path(output)
     if file is not None:
         check_target(file, overwrite=overwrite)
-    wanted = _with_target(config, decompose, target, max_error)
-    given = _given(plan, wanted)
-    stages = _stages(config, seed, provider, simplify, wanted, quantize)
-    training = _training(finetune, calib, stages)
+    wanted = with_target(config, decompose, target, max_error)
+    given = given_plan(plan, wanted)
+    stages = stages_of(config, seed, provider, simplify, wanted, quantize)
+    training = training_settings(finetune, calib, stages)
     cores = threads or environment.cores()
     with on_disk(model) as path, one_pool():
         report("load", 0, 0)
@@ -175,7 +180,7 @@ def compress(
             "shapes": input_shapes,
         }
         gear = Gear(path, calib, data, samples, timed=bench, report=report, details=details, **how)
-        request = _request(stages, planned=given is not None, max_error=max_error)
+        request = described(stages, planned=given is not None, max_error=max_error)
         origin = Origin(started, 0.0, seed or 0, request, {"calib": describe_data(calib)})
         if dry_run:
             return _dry_run(before, working, equip(stages, gear, given), report, origin)
@@ -186,7 +191,7 @@ def compress(
 
         watch = Watch(path, provider, cores, bench_seconds, seed or 0, input_shapes)
         first = run(given, working)
-        faster = bench and not (_about_size(given, stages) if allow_slower is None else allow_slower)
+        faster = bench and not (about_size(given, stages) if allow_slower is None else allow_slower)
         settled = settle(
             first,
             lambda plan, quantized: run(given if plan is None else plan, load(path), quantized),
@@ -257,7 +262,7 @@ def default_output(model: str | Path, config: Config = None, **decompose: Any) -
         UsageError: The configuration or an option is not valid.
     """
     decompose.pop("simplify", None)
-    stages = _stages(config, None, "cpu", None, decompose, decompose.pop("quantize", None))
+    stages = stages_of(config, None, "cpu", None, decompose, decompose.pop("quantize", None))
     methods = [str(getattr(stage, "method", "")) for stage in stages if stage.name == "decompose"]
     if methods == ["auto"] and not all(getattr(stage, "searches", True) for stage in stages):
         methods = ["tucker"]
@@ -266,104 +271,10 @@ def default_output(model: str | Path, config: Config = None, **decompose: Any) -
     return Path(f"{Path(model).stem}.{f'{suffix}.{precision}' if precision else suffix}.onnx")
 
 
-def _stages(
-    config: Config,
-    seed: int | None,
-    provider: str,
-    simplify: str | None,
-    decompose: Mapping[str, Any],
-    quantize: str | None = None,
-) -> tuple[Stage, ...]:
-    """The pipeline's stages; what the caller left open stays as the configuration has it.
-
-    A quantize stage that is to do nothing is left out.
-    """
-    options = dict(decompose)
-    if seed is not None:
-        options["seed"] = seed
-    if provider != "cpu":
-        options["provider"] = provider
-    overrides: dict[str, dict[str, Any]] = {"decompose": options}
-    if "freeze_initializers" in decompose:
-        overrides["normalise"] = {"freeze_initializers": decompose["freeze_initializers"]}
-    if simplify is not None:
-        overrides["simplify"] = {"tool": simplify}
-    if quantize is not None:
-        overrides["quantize"] = {"kind": quantize}
-    stages = pipeline.build(config, overrides)
-    if quantize not in (None, "none") and not any(hasattr(stage, "precision") for stage in stages):
-        raise UsageError("the pipeline has no quantize pass: name it in 'pipeline', after decompose")
-    return tuple(stage for stage in stages if getattr(stage, "precision", "") != "none")
-
-
-def _with_target(
-    config: Config, decompose: Mapping[str, Any], target: str | None, max_error: float | None
-) -> dict[str, Any]:
-    """The decompose stage's options with the target; where nothing says how far to go, the largest error."""
-    if target is not None:  # it wins over a rank of the configuration
-        return {"rank": "", "layers": (), **decompose, "target": target}
-    if max_error is None or any(decompose.get(name) for name in ("rank", "layers")):
-        return dict(decompose)
-    stages = [stage for stage in pipeline.build(config, {}) if stage.name == "decompose"]
-    said = any(getattr(stage, name, "") for stage in stages for name in ("rank", "layers", "target"))
-    return dict(decompose) if said else {**decompose, "target": f"error={max_error}"}
-
-
-def _given(plan: Plan | Mapping[str, Any] | str | Path | None, wanted: Mapping[str, Any]) -> Plan | None:
-    """The plan to carry out, which excludes every other request."""
-    if plan is None:
-        return None
-    if any(wanted.get(name) for name in ("rank", "layers", "target")):
-        raise UsageError("a plan says it all: give no rank, layer rule or target with it")
-    return read_plan(plan)
-
-
-def _about_size(plan: Plan | None, stages: Sequence[Any]) -> bool:
-    """Whether ranks, a plan, or a target of MACs, parameters or bytes were asked for: not, then, speed."""
-    stage = next((stage for stage in stages if hasattr(stage, "searches")), None)
-    if plan is not None or stage is None or not stage.searches:
-        return True
-    return {budget.quantity for budget in parse_budgets(stage.goal)} <= {"macs", "params", "size"}
-
-
-def _request(stages: Sequence[Any], *, planned: bool, max_error: float | None) -> dict[str, Any]:
-    """What was asked for, as far as it says how far to go."""
-    stage = next((stage for stage in stages if hasattr(stage, "searches")), None)
-    searches = stage is not None and stage.searches and not planned
-    return {
-        "target": stage.goal if stage is not None and searches else None,
-        "rank": None if stage is None or searches or planned else stage.rank or None,
-        "rules": [] if stage is None else list(stage.layers),
-        "method": None if stage is None else stage.method,
-        "plan": planned,
-        "max_error": max_error,
-    }
-
-
 def _with_search(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
     """The passes' facts with the search that found the plan: a run that puts layers back has none."""
     search = record.get("decompose", {}).get("search") or first.get("decompose", {}).get("search")
     return {**record, "decompose": {**record.get("decompose", {}), "search": search}}
-
-
-def _training(
-    finetune: Settings | Mapping[str, Any] | str | None, calib: Data | None, stages: Sequence[Stage]
-) -> Settings | None:
-    """How to train afterwards, once it is clear that it can be done."""
-    if finetune is None:
-        return None
-    from onnxdecomp.training.run import require_torch
-
-    wanted = parse_settings(finetune)
-    if calib is None:
-        raise UsageError("finetune trains on the calibration inputs: give them with --calib")
-    if any(hasattr(stage, "precision") for stage in stages):
-        raise UsageError(
-            "finetune comes before quantization: write the fine-tuned model first, then compress that with "
-            "--quantize, --rank 1.0 and --exclude '*'"
-        )
-    require_torch()
-    return wanted
 
 
 def _finetuned(

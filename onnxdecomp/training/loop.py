@@ -277,9 +277,9 @@ class _Run:
             loss = course.objective.loss(values, taught, classes) * (len(rows) / count)
             loss.backward()
             total += float(loss.detach())
-            if classes is not None and course.scores is not None and not view.others:
-                hits += _hits(values[course.scores], classes)
-                labelled += len(classes)
+            if not view.others:
+                met, judged = self._hits(values, classes)
+                hits, labelled = hits + met, labelled + judged
         if settings.decay:
             norms = [layer.response(course.student, noise) for layer in course.layers]
             penalty = settings.decay * torch.stack(norms).mean()
@@ -333,9 +333,8 @@ class _Run:
         total, hits, labelled = 0.0, 0, 0
         for values, taught, classes, count in self._held_out():
             total += float(course.objective.loss(values, taught, classes)) * count
-            if classes is not None and course.scores is not None:
-                hits += _hits(values[course.scores], classes)
-                labelled += len(classes)
+            met, judged = self._hits(values, classes)
+            hits, labelled = hits + met, labelled + judged
         accuracy = hits / labelled if labelled else None
         return Epoch(number, None, total / len(course.held_out), accuracy, None, 0.0)
 
@@ -352,6 +351,14 @@ class _Run:
                     classes = None if labels is None else as_tensor(labels).to(course.student.device)
                     yield course.student(seen, names), taught, classes, len(rows)
 
+    def _hits(self, values: Mapping[str, Tensor], classes: Tensor | None) -> tuple[int, int]:
+        """How many labels are met, of how many."""
+        if classes is None or self.course.scores is None:
+            return 0, 0
+        scores = values[self.course.scores]
+        best = scores.reshape(scores.shape[0], -1).argmax(-1)
+        return int((best == classes).sum()), len(classes)
+
     def _told(self, number: int, train: float) -> str:
         """What the progress bar says."""
         last = self.history[-1]
@@ -359,7 +366,3 @@ class _Run:
         if last.accuracy is not None:
             shown += f", {last.accuracy:.1%}"
         return f"epoch {number} of {self.course.settings.epochs}, loss {train:.4g}, {shown}"
-
-
-def _hits(scores: Tensor, classes: Tensor) -> int:
-    return int((scores.reshape(scores.shape[0], -1).argmax(-1) == classes).sum())
