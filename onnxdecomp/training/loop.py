@@ -14,28 +14,22 @@ import torch
 
 from onnxdecomp.autograd.network import Network
 from onnxdecomp.autograd.tensors import as_tensor, as_tensors
-from onnxdecomp.errors import ModelError, UsageError
-from onnxdecomp.runtime.session import Feed
+from onnxdecomp.errors import ModelError
 from onnxdecomp.training import checkpoint
 from onnxdecomp.training.composed import Composed
-from onnxdecomp.training.images import DRAWS, augmented, blended, blends
 from onnxdecomp.training.objective import Objective
 from onnxdecomp.training.optimizer import Optimizer
 from onnxdecomp.training.rates import rates, schedule
 from onnxdecomp.training.roles import Role
 from onnxdecomp.training.samples import Batch, Samples
 from onnxdecomp.training.settings import Settings
+from onnxdecomp.training.teaching import HELD_OUT, Teaching
+from onnxdecomp.training.views import View, drawn, shown
 
 Tensor: TypeAlias = torch.Tensor
 
 Report = Callable[[str, int, int], None]
 """Progress: (what is being done, steps done, steps in all)."""
-
-_CACHED = 1 << 30
-"""Bytes of the teacher's values that are kept, where the same inputs come again."""
-
-_HELD_OUT = -1
-"""The view of the held-out samples: as they are."""
 
 
 @dataclass(frozen=True)
@@ -142,21 +136,6 @@ def fit(course: Course, *, report: Report, path: Path | None = None, mark: str =
     return Trained(tuple(run.history), run.best, run.kept)
 
 
-@dataclass(frozen=True, eq=False)
-class _View:
-    """How an epoch sees its images.
-
-    Attributes:
-        number: Of the view.
-        draws: Random numbers [samples, DRAWS] for `augmented` and `blended`.
-        others: The sample that each is blended with, if any.
-    """
-
-    number: int
-    draws: Tensor
-    others: Sequence[int]
-
-
 class _Run:
     """The state of a run: what a checkpoint holds."""
 
@@ -173,8 +152,8 @@ class _Run:
         self.best = 0
         self.kept: dict[str, Tensor] = {}
         self.step = 0
-        self.taught: dict[tuple[int, int], Mapping[str, Tensor]] = {}
-        self.cached = 0
+        needed = course.teacher is not None and course.objective.teacher
+        self.teaching = Teaching(course.teacher if needed else None, course.objective.hints)
 
     def keep(self) -> None:
         """Remember the weights as they are."""
@@ -218,7 +197,7 @@ class _Run:
         course, settings = self.course, self.course.settings
         order = np.random.default_rng((settings.seed, number)).permutation(len(course.train))
         noise = torch.Generator().manual_seed(settings.seed * 100_003 + number)
-        view = self._view(number)
+        view = drawn(settings, number, len(course.train))
         total = right = seen = 0.0
         for start in range(0, len(order), settings.batch):
             rows = [int(row) for row in order[start : start + settings.batch]]
@@ -232,46 +211,15 @@ class _Run:
             report(self._told(number, total / (start + len(rows))), self.step, self.steps)
         return total / len(order), right / seen if seen else None
 
-    def _view(self, number: int) -> _View:
-        """How an epoch sees its images."""
-        settings = self.course.settings
-        if not settings.augmentations:
-            return _View(0, torch.empty(0), ())
-        which = number % settings.views if settings.views else number
-        drawn = torch.Generator().manual_seed(settings.seed * 100_019 + which)
-        count = len(self.course.train)
-        draws = torch.rand(count, DRAWS, generator=drawn)
-        others = torch.randperm(count, generator=drawn).tolist() if blends(settings.augmentations) else ()
-        return _View(which, draws, others)
-
-    def _shown(self, feed: Feed, rows: tuple[int, ...], view: _View) -> dict[str, Tensor]:
-        """Some samples as a view shows them."""
-        names = self.course.settings.augmentations
-        if not names:
-            return as_tensors(feed)
-        draws = view.draws[list(rows)]
-        seen = {name: augmented(x, names, draws) for name, x in as_tensors(feed).items()}
-        if not view.others:
-            return seen
-        others = tuple(view.others[row] for row in rows)
-        (more, *rest) = self.course.train.batch(others).feeds
-        if rest or any(more[name].shape != x.shape for name, x in seen.items()):
-            raise UsageError("augment mix and cut are for images of one size, in models of any batch size")
-        there = view.draws[list(others)]
-        return {
-            name: blended(x, augmented(as_tensor(more[name]), names, there), names, draws)
-            for name, x in seen.items()
-        }
-
-    def _backward(self, batch: Batch, view: _View, noise: torch.Generator) -> tuple[float, int, int]:
+    def _backward(self, batch: Batch, view: View, noise: torch.Generator) -> tuple[float, int, int]:
         """Gradients of a batch: the loss, and how many labels of how many were met."""
         course, settings = self.course, self.course.settings
         names = (*course.student.outputs, *course.objective.hints)
         count = sum(map(len, batch.rows))
         total, hits, labelled = 0.0, 0, 0
         for feed, labels, rows in zip(batch.feeds, batch.labels, batch.rows, strict=True):
-            seen = self._shown(feed, rows, view)
-            taught = self._teach(seen, view.number, rows)
+            seen = shown(course.train, feed, rows, view)
+            taught = self.teaching.of(seen, view.number, rows)
             classes = None if labels is None else as_tensor(labels).to(course.student.device)
             values = self._student(seen, names)
             loss = course.objective.loss(values, taught, classes) * (len(rows) / count)
@@ -296,37 +244,6 @@ class _Run:
             values = student(feed, names)
         return {name: v.float() if v.dtype is torch.bfloat16 else v for name, v in values.items()}
 
-    def _teach(
-        self, feed: Mapping[str, Tensor], view: int, rows: tuple[int, ...]
-    ) -> Mapping[str, Tensor] | None:
-        """The teacher's values for some samples as a view shows them; they are kept."""
-        course = self.course
-        if course.teacher is None or not course.objective.teacher:
-            return None
-        names = (*course.teacher.outputs, *course.objective.hints)
-        if not all((view, row) in self.taught for row in rows):
-            with torch.no_grad():
-                values = course.teacher(feed, names)
-            self._remember(view, rows, values)
-            return values
-        parts = [self.taught[view, row] for row in rows]
-        if len(parts) == 1:
-            return parts[0]
-        return {name: torch.cat([part[name] for part in parts]) for name in names}
-
-    def _remember(self, view: int, rows: tuple[int, ...], values: Mapping[str, Tensor]) -> None:
-        size = sum(value.nbytes for value in values.values())
-        stacked = all(value.ndim and value.shape[0] == len(rows) for value in values.values())
-        if self.cached + size > _CACHED or (len(rows) > 1 and not stacked):
-            return
-        self.cached += size
-        for place, row in enumerate(rows):
-            self.taught[view, row] = (
-                {name: value[place : place + 1].clone() for name, value in values.items()}
-                if len(rows) > 1
-                else values
-            )
-
     def judge(self, number: int) -> Epoch:
         """The held-out samples, as they are."""
         course = self.course
@@ -347,7 +264,7 @@ class _Run:
             for batch in course.held_out.passes():
                 for feed, labels, rows in zip(batch.feeds, batch.labels, batch.rows, strict=True):
                     seen = as_tensors(feed)
-                    taught = self._teach(seen, _HELD_OUT, rows)
+                    taught = self.teaching.of(seen, HELD_OUT, rows)
                     classes = None if labels is None else as_tensor(labels).to(course.student.device)
                     yield course.student(seen, names), taught, classes, len(rows)
 

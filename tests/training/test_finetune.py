@@ -15,7 +15,7 @@ from onnxdecomp import finetune
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph.load import load
 from onnxdecomp.sites.rewrite import LAYER
-from onnxdecomp.training import loop
+from onnxdecomp.training import loop, teaching
 from tests.training.conftest import Case
 
 QUICK = {"epochs": 2, "batch": 40, "rate": 1e-2}
@@ -120,17 +120,17 @@ def test_the_teacher_sees_a_view_once(
     digits: Case, monkeypatch: pytest.MonkeyPatch, views: int, passes: int
 ) -> None:
     seen: list[int] = []
-    remember = loop._Run._remember
+    keep = teaching.Teaching._keep
 
-    def counts(run: loop._Run, view: int, rows: tuple[int, ...], values: Any) -> None:
+    def counts(self: teaching.Teaching, view: int, rows: tuple[int, ...], values: Any) -> None:
         seen.extend([view] * len(rows))
-        remember(run, view, rows, values)
+        keep(self, view, rows, values)
 
-    monkeypatch.setattr(loop._Run, "_remember", counts)
+    monkeypatch.setattr(teaching.Teaching, "_keep", counts)
     settings = {"epochs": 4, "batch": 40, "augment": "flip,crop", "views": views}
     done = finetune(digits.compressed, teacher=digits.original, data=digits.images, settings=settings)
     count = done.training["samples"]["train"]
-    assert len([view for view in seen if view != loop._HELD_OUT]) == passes * count
+    assert len([view for view in seen if view != teaching.HELD_OUT]) == passes * count
     assert len(set(seen)) == passes + 1
 
 
