@@ -1,9 +1,9 @@
-"""Put the generated tables into README.md: results of bench/ and the table of methods.
+"""Put the generated tables into README.md and docs/: results of bench/ and the table of methods.
 
     python -m bench.readme
 
 Between `<!-- bench/results/NAME.md -->` and `<!-- end -->` stands that file, between `<!-- methods -->` and
-`<!-- end -->` the table of what `onnxdecomp methods` lists. A test holds the README against both.
+`<!-- end -->` the table of what `onnxdecomp methods` lists. A test holds the pages against both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from onnxdecomp.methods import describe
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "training.md")
 
 _SECTION = re.compile(r"(<!-- (?P<what>methods|bench/results/[\w.]+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -30,7 +30,7 @@ def methods_table() -> str:
 
 
 def filled(text: str) -> str:
-    """The README's text with every generated section as it should be."""
+    """A page's text with every generated section as it should be."""
 
     def section(found: re.Match[str]) -> str:
         what = found["what"]
@@ -41,8 +41,9 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md."""
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Rewrite the pages."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ SETTINGS: Mapping[tuple[str, float], Mapping[str, Any]] = {
     ("resnet20_cifar10", 3.0): {**CIFAR, "epochs": 40, "rate": 5e-3},
     ("vgg16_half_cifar10", 5.0): {**CIFAR, "epochs": 60, "rate": 3e-3},
     ("vgg16_half_cifar10", 10.0): {**CIFAR, "epochs": 150, "rate": 5e-3, "views": 30},
-    **{(name, factor): {**IMAGES, "epochs": 20, "rate": 1e-3} for name, factor in CASES[4:]},
+    ("vdsr", 1.5): {**IMAGES, "epochs": 20, "rate": 3e-4},
+    **{(name, factor): {**IMAGES, "epochs": 20, "rate": 1e-3} for name, factor in CASES[5:]},
 }
 
 

@@ -153,7 +153,8 @@ def _show(result: Finetuned) -> None:
         f"{samples['train']} samples, {samples['held_out']} held out: {training['objective']}",
     ]
     if not training["best"]:
-        lines.append("no epoch was better on the held-out samples: the weights are those that came in")
+        verdict = result.record["verdict"]
+        lines.append("; ".join((verdict["text"], *verdict["because"])))
     checked = result.verification
     if checked is not None and checked.worst is not None:
         lines.append(

@@ -181,7 +181,8 @@ def _verdict(training: Mapping[str, Any]) -> dict[str, Any]:
     first, kept = epochs[0], epochs[best]
     if not best:
         text = "no epoch was better on the held-out samples: the weights are those that came in"
-        return {"worth": False, "text": text, "because": []}
+        rate = training["settings"]["rate"]
+        return {"worth": False, "text": text, "because": [f"a lower rate than {rate:g} may do it"]}
     text = f"the loss on held-out samples fell from {first['held_out']:.3g} to {kept['held_out']:.3g}"
     if kept["accuracy"] is not None:
         text += f", their accuracy went from {first['accuracy']:.2%} to {kept['accuracy']:.2%}"

@@ -160,6 +160,7 @@ def test_a_rate_that_harms_is_no_harm(digits: Case, tmp_path: Path) -> None:
         settings=QUICK | {"rate": 30.0},
     )
     assert done.training["best"] == 0
+    assert done.record["verdict"]["because"] == ["a lower rate than 30 may do it"]
     old, new = (
         {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
         for path in (digits.compressed, target)
