@@ -21,8 +21,8 @@ CASES: tuple[tuple[str, float], ...] = (
 CIFAR = {
     "train": "all",
     "batch": 64,
-    "augment": "flip,crop,mix,cut",
-    "views": 20,
+    "augment": "flip,crop,warp,light,mix,cut",
+    "views": 0,
     "objective": "distill",
     "loss": "kl",
     "held_out": 0.05,
@@ -39,8 +39,8 @@ IMAGES = {
 SETTINGS: Mapping[tuple[str, float], Mapping[str, Any]] = {
     ("resnet20_cifar10", 2.0): {**CIFAR, "epochs": 30, "rate": 3e-3},
     ("resnet20_cifar10", 3.0): {**CIFAR, "epochs": 40, "rate": 5e-3},
-    ("vgg16_half_cifar10", 5.0): {**CIFAR, "epochs": 60, "rate": 3e-3},
-    ("vgg16_half_cifar10", 10.0): {**CIFAR, "epochs": 150, "rate": 5e-3, "views": 30},
+    ("vgg16_half_cifar10", 5.0): {**CIFAR, "epochs": 80, "rate": 2e-3},
+    ("vgg16_half_cifar10", 10.0): {**CIFAR, "epochs": 80, "rate": 4e-3},
     ("vdsr", 1.5): {**IMAGES, "epochs": 20, "rate": 3e-4},
     **{(name, factor): {**IMAGES, "epochs": 20, "rate": 1e-3} for name, factor in CASES[5:]},
 }

@@ -100,9 +100,39 @@ def _crop(x: Tensor, draws: Tensor) -> Tensor:
     return wide.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-_WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"flip": _flip, "crop": _crop}
+def _warp(x: Tensor, draws: Tensor) -> Tensor:
+    """Larger or smaller by up to a half, turned by up to 17 degrees, shifted by up to a tenth."""
+    scale, angle = torch.exp(0.8 * (draws[:, 5] - 0.5)), 0.6 * (draws[:, 6] - 0.5)
+    sine, cosine = scale * angle.sin(), scale * angle.cos()
+    down, right = 0.4 * (draws[:, 7] - 0.5), 0.4 * (draws[:, 8] - 0.5)
+    rows = (torch.stack([cosine, -sine, right], 1), torch.stack([sine, cosine, down], 1))
+    grid = functional.affine_grid(torch.stack(rows, 1).to(x), list(x.shape), align_corners=False)
+    seen = functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    return torch.where(_touched(x, draws), seen, x)
+
+
+def _light(x: Tensor, draws: Tensor) -> Tensor:
+    """Contrast times 0.74 to 1.35, and brighter or darker by up to 0.4 standard deviations."""
+    contrast = torch.exp(0.6 * (draws[:, 9] - 0.5)).to(x).reshape(-1, 1, 1, 1)
+    brighter = 0.8 * (draws[:, 10] - 0.5).to(x).reshape(-1, 1, 1, 1)
+    spread = x.std((1, 2, 3), keepdim=True)
+    return torch.where(_touched(x, draws), x * contrast + brighter * spread, x)
+
+
+def _touched(x: Tensor, draws: Tensor) -> Tensor:
+    """Which images are warped and lit: two of three, so that the student sees some as they are."""
+    return (draws[:, 11] < 2 / 3).to(x.device).reshape(-1, 1, 1, 1)
+
+
+_WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "flip": _flip,
+    "crop": _crop,
+    "warp": _warp,
+    "light": _light,
+}
 
 _BLENDS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"mix": _mix, "cut": _cut}
 
-DRAWS = 5
-"""Random numbers for each image: to turn, top, left, how much of another, in which way."""
+DRAWS = 12
+"""Random numbers for each image: to flip, top, left; how much of another, in which way; scale, angle, down,
+right; contrast, brightness; whether the last six count."""

@@ -23,7 +23,7 @@ from onnxdecomp.training.rates import rates, schedule
 from onnxdecomp.training.roles import Role
 from onnxdecomp.training.samples import Batch, Samples
 from onnxdecomp.training.settings import Settings
-from onnxdecomp.training.teaching import HELD_OUT, Teaching
+from onnxdecomp.training.teaching import HELD_OUT, Teaching, in_bfloat16
 from onnxdecomp.training.views import View, drawn, shown
 
 Tensor: TypeAlias = torch.Tensor
@@ -153,7 +153,11 @@ class _Run:
         self.kept: dict[str, Tensor] = {}
         self.step = 0
         needed = course.teacher is not None and course.objective.teacher
-        self.teaching = Teaching(course.teacher if needed else None, course.objective.hints)
+        self.teaching = Teaching(
+            course.teacher if needed else None,
+            course.objective.hints,
+            mixed=settings.precision == "mixed",
+        )
 
     def keep(self) -> None:
         """Remember the weights as they are."""
@@ -221,7 +225,7 @@ class _Run:
             seen = shown(course.train, feed, rows, view)
             taught = self.teaching.of(seen, view.number, rows)
             classes = None if labels is None else as_tensor(labels).to(course.student.device)
-            values = self._student(seen, names)
+            values = in_bfloat16(course.student, seen, names, settings.precision == "mixed")
             loss = course.objective.loss(values, taught, classes) * (len(rows) / count)
             loss.backward()
             total += float(loss.detach())
@@ -234,15 +238,6 @@ class _Run:
             penalty.backward()
             total += float(penalty.detach())
         return total, hits, labelled
-
-    def _student(self, feed: Mapping[str, Tensor], names: Sequence[str]) -> Mapping[str, Tensor]:
-        """The student's values, for its gradients."""
-        student = self.course.student
-        if self.course.settings.precision == "single":
-            return student(feed, names)
-        with torch.autocast(torch.device(student.device).type, torch.bfloat16):
-            values = student(feed, names)
-        return {name: v.float() if v.dtype is torch.bfloat16 else v for name, v in values.items()}
 
     def judge(self, number: int) -> Epoch:
         """The held-out samples, as they are."""

@@ -14,7 +14,7 @@ from onnxdecomp.fields import convert, describe, from_text, suggest
 OPTIMIZERS = ("muon", "adam")
 PRECISIONS = ("single", "mixed")
 TRAINED = ("factors", "biases", "all")
-AUGMENTATIONS = ("flip", "crop", "mix", "cut")
+AUGMENTATIONS = ("flip", "crop", "warp", "light", "mix", "cut")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -52,15 +52,16 @@ class Settings:
     decay: float = _option(0.0, "Weight of the squared norm of the composed weights.")
     augment: str = _option(
         "",
-        "Of images, joined by commas: flip (sideways), crop (after a border of an eighth); and, of half of "
-        "them, mix (with another image) or cut (a window of another), which need a teacher.",
+        "Of images, joined by commas: flip (sideways), crop (after a border of an eighth), warp (scaled, "
+        "turned, shifted), light (contrast, brightness); and mix (with another image) and cut (a window of "
+        "another) of half of them, which need a teacher.",
     )
     views: int = _option(
         8,
         "So many augmentations of an image, then the same again, which the teacher has seen; 0: always new.",
     )
     precision: str = _option(
-        "single", "single, or mixed: the student's products in bfloat16 where no accuracy is measured."
+        "single", "single, or mixed: products in bfloat16, but not where the held-out samples are judged."
     )
     seed: int = _option(0, "Of the order of samples, the augmentation and --from-scratch.")
 

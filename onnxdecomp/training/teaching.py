@@ -18,12 +18,24 @@ _KEPT = 1 << 30
 """Bytes of values that are kept."""
 
 
+def in_bfloat16(
+    network: Network, feed: Mapping[str, Tensor], names: Sequence[str], wanted: bool = True
+) -> Mapping[str, Tensor]:
+    """A network's values, in single precision; its products are in bfloat16 where that is wanted."""
+    if not wanted:
+        return network(feed, names)
+    with torch.autocast(torch.device(network.device).type, torch.bfloat16):
+        values = network(feed, names)
+    return {name: value.float() if value.dtype is torch.bfloat16 else value for name, value in values.items()}
+
+
 class Teaching:
     """The teacher's values by view and sample."""
 
-    def __init__(self, teacher: Network | None, hints: Sequence[str]) -> None:
-        """Of its outputs and of values inside it; None says nothing."""
+    def __init__(self, teacher: Network | None, hints: Sequence[str], *, mixed: bool) -> None:
+        """Of its outputs and of values inside it; None says nothing. Held-out samples are never mixed."""
         self._teacher = teacher
+        self._mixed = mixed
         self._names = () if teacher is None else (*teacher.outputs, *hints)
         self._kept: dict[tuple[int, int], Mapping[str, Tensor]] = {}
         self._bytes = 0
@@ -34,7 +46,8 @@ class Teaching:
             return None
         if not all((view, row) in self._kept for row in rows):
             with torch.no_grad():
-                values = self._teacher(feed, self._names)
+                mixed = self._mixed and view != HELD_OUT
+                values = in_bfloat16(self._teacher, feed, self._names, mixed)
             self._keep(view, rows, values)
             return values
         parts = [self._kept[view, row] for row in rows]
