@@ -37,8 +37,8 @@ IMAGES = {
     "loss": "relative",
 }
 SETTINGS: Mapping[tuple[str, float], Mapping[str, Any]] = {
-    ("resnet20_cifar10", 2.0): {**CIFAR, "epochs": 30, "rate": 3e-3},
-    ("resnet20_cifar10", 3.0): {**CIFAR, "epochs": 40, "rate": 5e-3},
+    ("resnet20_cifar10", 2.0): {**CIFAR, "epochs": 15, "rate": 2e-3, "views": 8},
+    ("resnet20_cifar10", 3.0): {**CIFAR, "epochs": 20, "rate": 3e-3, "views": 8},
     ("vgg16_half_cifar10", 5.0): {**CIFAR, "epochs": 80, "rate": 2e-3},
     ("vgg16_half_cifar10", 10.0): {**CIFAR, "epochs": 80, "rate": 4e-3},
     ("vdsr", 1.5): {**IMAGES, "epochs": 20, "rate": 3e-4},

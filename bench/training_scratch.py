@@ -21,7 +21,7 @@ SHARE = 0.1
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "lenet": {"epochs": 6, "batch": 50, "rate": 1e-2, "held_out": 0.1, "objective": "labels"},
     "vgg16_half_cifar10": {
-        "epochs": 12,
+        "epochs": 8,
         "batch": 50,
         "rate": 1e-2,
         "held_out": 0.1,
