@@ -58,6 +58,7 @@ def at_parameters(
     wanted: int,
     *,
     include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     calib: Any = None,
 ) -> int:
@@ -70,7 +71,7 @@ def at_parameters(
         "method": method,
         "include": tuple(include),
         "must_save": "none",
-        "skip_below": 0.0,
+        "exclude": tuple(exclude),
         "options": {} if options is None else {method: dict(options)},
     }
     low, high, best = 0.0, 1.0, 0.0

@@ -37,7 +37,6 @@ def test_a_train_of_rank_16_has_the_parameters_of_the_paper(tmp_path: Path) -> N
         tmp_path / "tt.onnx",
         "tt",
         CORES + 625 + 6260,
-        include=("fc1",),
         options=METHODS["tt"],
     )
     assert 0.9 * (CORES + 6885) <= found <= CORES + 6885
