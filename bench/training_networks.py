@@ -58,7 +58,6 @@ def at_parameters(
     wanted: int,
     *,
     include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     calib: Any = None,
 ) -> int:
@@ -71,7 +70,6 @@ def at_parameters(
         "method": method,
         "include": tuple(include),
         "must_save": "none",
-        "exclude": tuple(exclude),
         "options": {} if options is None else {method: dict(options)},
     }
     low, high, best = 0.0, 1.0, 0.0
@@ -84,5 +82,35 @@ def at_parameters(
             high = middle
     done = onnxdecomp.compress(
         model, target, rank=f"{best:.5f}", calib=calib, verify=False, bench=False, overwrite=True, **how
+    )
+    return int(done.record["totals"]["params"]["after"])
+
+
+def at_share(model: Path, target: Path, method: str, share: float, *, exclude: Sequence[str] = ()) -> int:
+    """Decompose every layer to at most a share of its own parameters, by a rank fraction of its own.
+
+    One fraction for all layers takes a convolution's few channels with a large matrix' many.
+
+    Returns:
+        The parameters of the model's layers afterwards.
+    """
+    how: dict[str, Any] = {"must_save": "none", "exclude": tuple(exclude)}
+    fractions: dict[str, float] = {}
+    for fraction in (0.002 * 1.1**step for step in range(66)):
+        for layer in onnxdecomp.inspect(model, method=method, rank=f"{fraction:.5f}", **how).record["layers"]:
+            after, before = layer["params"]["after"], layer["params"]["before"]
+            if layer["method"] is not None and after <= share * before:
+                fractions[layer["name"]] = fraction
+    rules = tuple(f"{name}={method}:rank={fraction:.5f}" for name, fraction in fractions.items())
+    done = onnxdecomp.compress(
+        model,
+        target,
+        method=method,
+        rank="1.0",
+        layers=(*rules, "*=keep"),
+        verify=False,
+        bench=False,
+        overwrite=True,
+        **how,
     )
     return int(done.record["totals"]["params"]["after"])

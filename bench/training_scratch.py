@@ -10,15 +10,15 @@ import onnxdecomp
 from bench.corpus import Corpus
 from bench.training_data import cifar, cifar_test, mnist
 from bench.training_mlp import accuracy
-from bench.training_networks import at_parameters, lenet
+from bench.training_networks import at_share, lenet
 from onnxdecomp.graph.save import save
 
 METHODS = ("dense", "cp", "tucker", "tt", "tr", "ht")
-NETWORKS = {"lenet": "conv1", "vgg16_half_cifar10": "node_conv2d"}
-"""The networks, and their first layers, which stay: at one share of the ranks for all, theirs would be 1."""
+NETWORKS = {"lenet": ("conv1", "fc2"), "vgg16_half_cifar10": ("node_conv2d", "node_linear_2")}
+"""The networks, and their first and last layers, which stay: few parameters that everything goes through."""
 
 SHARE = 0.1
-"""Of the dense network's parameters."""
+"""Of each layer's parameters."""
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "lenet": {"epochs": 4, "batch": 50, "rate": 1e-2, "held_out": 0.1, "objective": "labels"},
@@ -55,7 +55,7 @@ def run(
             parameters = whole
             if method != "dense":
                 file = folder / f"{name}.{method}.onnx"
-                parameters = at_parameters(dense, file, method, int(SHARE * whole), exclude=(NETWORKS[name],))
+                parameters = at_share(dense, file, method, SHARE, exclude=NETWORKS[name])
             done = onnxdecomp.finetune(
                 file,
                 trained,

@@ -165,15 +165,20 @@ class _Run:
         self.kept = {name: t.detach().clone() for name, t in self.course.student.parameters.items()}
 
     def better(self) -> bool:
-        """Whether the last epoch is better than the best, and no worse than what came in in anything."""
+        """Whether the last epoch is better than the best, and no worse than what came in.
+
+        Where labels are a part of what is wanted, the accuracy decides: a surer network has a larger loss on
+        what it still gets wrong. Without, the loss does, for the accuracy on a few hundred samples is noise
+        beside it; it must not fall all the same.
+        """
         first, best, last = self.history[0], self.history[self.best], self.history[-1]
-        if not math.isfinite(last.held_out) or last.held_out >= first.held_out:
+        if not math.isfinite(last.held_out):
             return False
         if last.accuracy is None or best.accuracy is None or first.accuracy is None:
             return last.held_out < best.held_out
-        if self.course.objective.teacher:  # the accuracy on a few hundred samples is noise beside the loss
-            return last.accuracy >= first.accuracy and last.held_out < best.held_out
-        return (last.accuracy, -last.held_out) > (best.accuracy, -best.held_out)
+        if self.course.objective.labels and ":" not in self.course.settings.objective:
+            return (last.accuracy, -last.held_out) > (best.accuracy, -best.held_out)
+        return last.accuracy >= first.accuracy and last.held_out < best.held_out
 
     def state(self) -> dict[str, Any]:
         """As a checkpoint has it: written at once, so nothing is copied."""

@@ -183,7 +183,8 @@ def _verdict(training: Mapping[str, Any]) -> dict[str, Any]:
         text = "no epoch was better on the held-out samples: the weights are those that came in"
         rate = training["settings"]["rate"]
         return {"worth": False, "text": text, "because": [f"a lower rate than {rate:g} may do it"]}
-    text = f"the loss on held-out samples fell from {first['held_out']:.3g} to {kept['held_out']:.3g}"
+    moved = "fell" if kept["held_out"] < first["held_out"] else "rose"
+    text = f"the loss on held-out samples {moved} from {first['held_out']:.3g} to {kept['held_out']:.3g}"
     if kept["accuracy"] is not None:
         text += f", their accuracy went from {first['accuracy']:.2%} to {kept['accuracy']:.2%}"
     because = []

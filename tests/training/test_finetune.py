@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph.load import load
 from onnxdecomp.sites.rewrite import LAYER
 from onnxdecomp.training import loop, teaching
+from onnxdecomp.training.settings import Settings
 from tests.training.conftest import Case
 
 QUICK = {"epochs": 2, "batch": 40, "rate": 1e-2}
@@ -175,6 +177,30 @@ def test_blended_images_have_no_labels(digits: Case) -> None:
     done = finetune(digits.compressed, settings=QUICK | {"augment": "mix", "objective": "distill"}, **how)
     assert done.training["epochs"][-1]["train_accuracy"] is None
     assert done.training["epochs"][-1]["accuracy"] is not None
+
+
+@pytest.mark.parametrize(
+    ("labels", "objective", "loss", "accuracy", "better"),
+    [
+        (True, "both", 0.4, 0.95, True),  # surer, and right more often
+        (True, "both", 0.1, 0.89, False),
+        (True, "mine.py:loss", 0.4, 0.95, False),
+        (False, "distill", 0.4, 0.95, False),
+        (False, "distill", 0.1, 0.89, False),
+        (False, "distill", 0.1, 0.9, True),
+        (True, "both", float("nan"), 0.95, False),
+    ],
+)
+def test_what_counts_as_better(
+    labels: bool, objective: str, loss: float, accuracy: float, better: bool
+) -> None:
+    run = object.__new__(loop._Run)
+    course: Any = SimpleNamespace(
+        objective=SimpleNamespace(labels=labels), settings=Settings(objective=objective)
+    )
+    run.course, run.best = course, 0
+    run.history = [loop.Epoch(0, None, 0.2, 0.9, None, 0.0), loop.Epoch(1, 0.1, loss, accuracy, None, 0.0)]
+    assert run.better() is better
 
 
 class Killed(BaseException):
