@@ -69,7 +69,7 @@ def at_parameters(
     how: dict[str, Any] = {
         "method": method,
         "include": tuple(include),
-        "must_save": "none",
+        "must_save": "params",
         "options": {} if options is None else {method: dict(options)},
     }
     low, high, best = 0.0, 1.0, 0.0
