@@ -210,9 +210,8 @@ class Network:
         tensor = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
         if not tensor.is_floating_point():  # shapes and indices, which torch wants in the main memory
             return tensor
-        if (
-            tensor.ndim == 4 and self.device == "cpu"
-        ):  # torch's convolutions then reorder nothing between them
+        if tensor.ndim == 4 and self.device == "cpu":
+            # The processor's convolutions then reorder nothing between them.
             return tensor.to(memory_format=torch.channels_last)
         return tensor.to(self.device)
 

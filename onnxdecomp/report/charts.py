@@ -271,16 +271,7 @@ def learning(training: Fact, accuracy: bool, salt: str) -> str:
     scale = 100 if accuracy else 1
     with figure(height=2.3, margins=(0.6, 0.1, 0.45, 0.3)) as (made, axes):
         for place, (key, label) in enumerate(zip(keys, ("trained on", "held out"), strict=True)):
-            points = [(e["number"], scale * e[key]) for e in epochs if e[key] is not None]
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    color=SERIES[place],
-                    linestyle=LINES[place],
-                    marker=MARKERS[place],
-                    markersize=3,
-                    label=label,
-                )
+            _curve(axes, epochs, key, scale, place, label)
         axes.axvline(raw(training["best"]), color=FAINT, linewidth=1)
         if not accuracy and all(e[key] is None or e[key] > 0 for e in epochs for key in keys):
             logarithmic(axes, "y")
@@ -299,19 +290,7 @@ def trainings(every: Fact, labels: Sequence[str], key: str, salt: str) -> str:
     with figure(height=2.2 + legend, margins=(0.6, 0.1, 0.45, legend)) as (made, axes):
         for index, (run, label) in enumerate(zip(raw(every), labels, strict=True)):
             epochs = run["training"]["epochs"]
-            points = [(e["number"], scale * e[key]) for e in epochs if e[key] is not None]
-            if not points:
-                continue
-            place = index % len(SERIES)
-            shown += [value for _, value in points]
-            axes.plot(
-                *zip(*points, strict=True),
-                color=SERIES[place],
-                linestyle=LINES[place],
-                marker=MARKERS[place],
-                markersize=3,
-                label=label,
-            )
+            shown += _curve(axes, epochs, key, scale, index % len(SERIES), label)
         if not accuracy and shown and min(shown) > 0:
             logarithmic(axes, "y")
         axes.set_xlabel("epoch")
@@ -320,3 +299,20 @@ def trainings(every: Fact, labels: Sequence[str], key: str, salt: str) -> str:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
         side = "trained on" if key.startswith("train") else "held out"
         return svg(made, f"{'Accuracy' if accuracy else 'Loss'} over the epochs, {side}", salt)
+
+
+def _curve(
+    axes: Axes, epochs: Sequence[Mapping[str, Any]], key: str, scale: float, place: int, label: str
+) -> list[float]:
+    """A line over the epochs that have the number; what it shows."""
+    points = [(e["number"], scale * e[key]) for e in epochs if e[key] is not None]
+    if points:
+        axes.plot(
+            *zip(*points, strict=True),
+            color=SERIES[place],
+            linestyle=LINES[place],
+            marker=MARKERS[place],
+            markersize=3,
+            label=label,
+        )
+    return [value for _, value in points]

@@ -157,6 +157,7 @@ class _Run:
             course.teacher if needed else None,
             course.objective.hints,
             mixed=settings.precision == "mixed",
+            again=settings.views > 0 or not settings.augmentations,
         )
 
     def keep(self) -> None:

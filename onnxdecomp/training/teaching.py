@@ -32,10 +32,17 @@ def in_bfloat16(
 class Teaching:
     """The teacher's values by view and sample."""
 
-    def __init__(self, teacher: Network | None, hints: Sequence[str], *, mixed: bool) -> None:
-        """Of its outputs and of values inside it; None says nothing. Held-out samples are never mixed."""
+    def __init__(self, teacher: Network | None, hints: Sequence[str], *, mixed: bool, again: bool) -> None:
+        """Of a teacher's outputs and of values inside it; None says nothing.
+
+        Args:
+            teacher, hints: The network, and names inside it.
+            mixed: Whether products are in bfloat16; those of held-out samples never are.
+            again: Whether views come again; the held-out samples always do.
+        """
         self._teacher = teacher
         self._mixed = mixed
+        self._again = again
         self._names = () if teacher is None else (*teacher.outputs, *hints)
         self._kept: dict[tuple[int, int], Mapping[str, Tensor]] = {}
         self._bytes = 0
@@ -56,6 +63,8 @@ class Teaching:
         return {name: torch.cat([part[name] for part in parts]) for name in self._names}
 
     def _keep(self, view: int, rows: tuple[int, ...], values: Mapping[str, Tensor]) -> None:
+        if not self._again and view != HELD_OUT:
+            return
         size = sum(value.nbytes for value in values.values())
         stacked = all(value.ndim and value.shape[0] == len(rows) for value in values.values())
         if self._bytes + size > _KEPT or (len(rows) > 1 and not stacked):
