@@ -13,6 +13,7 @@ from onnxdecomp.data.read import Data, read_feeds, repeatable
 from onnxdecomp.data.read import describe as describe_data
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime import providers as ep
+from onnxdecomp.runtime.idling import pause, together
 from onnxdecomp.runtime.memory import peak_growth
 from onnxdecomp.runtime.random_inputs import bindings, trial_of
 from onnxdecomp.runtime.session import (
@@ -64,7 +65,7 @@ class Setting:
         provider, threads: Where they ran; 0 threads is ONNX Runtime's own choice.
         batch: The batch size asked for.
         io_binding: Whether inputs and outputs stayed on the device.
-        spinning: Whether idle threads waited busily.
+        spinning: Whether idle threads waited busily from one operator to the next, as they do in deployment.
         rounds: Runs of each model.
         models: In the order given.
         device: The processor's or graphics card's name.
@@ -203,9 +204,9 @@ def _setting(
     memory: bool,
 ) -> Setting:
     provider = ep.short_name(ep.ort_name(provider))
-    spinning = threads == 1 or len(models) == 1
+    idling = together(threads, len(models))
     sessions = [
-        open_session(model, provider=provider, threads=threads, spinning=spinning, record_nodes=True)
+        open_session(model, provider=provider, threads=threads, idling=idling, record_nodes=True)
         for model in models
     ]
     feeds = [
@@ -217,7 +218,9 @@ def _setting(
         _on_device(session, feed) if bound else _plain(session, feed)
         for session, feed in zip(sessions, feeds, strict=True)
     ]
-    timings = interleave(runs, duration=duration, iterations=iterations, warmup=warmup, seed=seed)
+    timings = interleave(
+        runs, duration=duration, iterations=iterations, warmup=warmup, seed=seed, rest=pause(idling)
+    )
     results = []
     for index, (model, session, feed) in enumerate(zip(models, sessions, feeds, strict=True)):
         latency = summarise(timings.samples[index])
@@ -236,7 +239,9 @@ def _setting(
             )
         )
     device = environment.device(provider)
-    return Setting(provider, threads, batch, bound, spinning, len(timings.order), tuple(results), device)
+    return Setting(
+        provider, threads, batch, bound, idling != "sleep", len(timings.order), tuple(results), device
+    )
 
 
 def feed_of(

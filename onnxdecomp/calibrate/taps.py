@@ -103,7 +103,7 @@ def open_taps(
         provider=provider,
         threads=threads,
         integers=False,
-        spinning=False,
+        idling="sleep",
         weights=lent,
     )
     return Taps(tuple(wanted), needed, opened, lent)

@@ -20,8 +20,8 @@ from onnxdecomp.chain import WEIGHTED, Chain, Convolve, Shape, Step
 from onnxdecomp.latency.neighbours import Neighbours
 from onnxdecomp.layer import Layer
 
-FILE = "latency-1.sqlite"
-"""Its number changes with what is stored."""
+FILE = "latency-2.sqlite"
+"""Its number changes with what is stored and how it is measured."""
 
 _SECONDS = 5.0
 """How long to wait for another process that writes."""

@@ -23,6 +23,7 @@ from onnxdecomp.latency.cache import Stored, Where, key_of, load, store, where
 from onnxdecomp.latency.neighbours import ALONE, Neighbours
 from onnxdecomp.latency.tiny import Tiny, chain_model, frame_model, noise, quantized_tiny, refusal
 from onnxdecomp.layer import Array, Layer
+from onnxdecomp.runtime.idling import pause, together
 from onnxdecomp.runtime.timing import Run, interleave
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def time_chains(
 
     Args:
         requests: What to time.
-        provider, threads: Where; with several threads idle ones do not spin, as in benchmark.bench.
+        provider, threads: Where; idle threads wait as in benchmark.bench.
         precision: "float" times layers and chains as they are, "int8" and "fp16" quantized.
         cache: The file of earlier timings (see cache.cache_file), or None for none.
         seconds: About the time to take. However short, each chain runs MIN_ROUNDS times.
@@ -207,7 +208,7 @@ def _time_group(group: Sequence[_Job], on: Where, seconds: float) -> dict[str, S
             continue
         places[job.key] = len(opened)
         opened.append(run)
-    ms = _typical_times(opened, seconds)
+    ms = _typical_times(opened, seconds, pause(together(on.threads, len(opened))))
     frame = float(ms[0])
     dense_ms = max(float(ms[1]) - frame, SHORTEST_MS)
     for key, place in places.items():
@@ -216,7 +217,7 @@ def _time_group(group: Sequence[_Job], on: Where, seconds: float) -> dict[str, S
     return known
 
 
-def _typical_times(runs: Sequence[Run], seconds: float) -> Array:
+def _typical_times(runs: Sequence[Run], seconds: float, rest: float = 0.0) -> Array:
     """The typical time of each run in milliseconds; the first is the frame, the second the dense layer.
 
     It is the mean of the middle half: on a busy machine runs of several threads come in two kinds, with
@@ -228,13 +229,14 @@ def _typical_times(runs: Sequence[Run], seconds: float) -> Array:
     from scipy.stats import trim_mean
 
     start = time.perf_counter()
-    typical = interleave(runs, iterations=2, warmup=0).samples.min(axis=1) / 1e6
+    typical = interleave(runs, iterations=2, warmup=0, rest=rest).samples.min(axis=1) / 1e6
     worth = np.flatnonzero(typical - typical[0] <= HOPELESS * (typical[1] - typical[0]))
     kept = np.union1d(worth, (0, 1))
     samples = np.empty((len(kept), 0))
     while True:
         turns = [runs[index] for index in kept]
-        more = interleave(turns, iterations=MIN_ROUNDS, warmup=0, seed=samples.shape[1]).samples / 1e6
+        seed = samples.shape[1]
+        more = interleave(turns, iterations=MIN_ROUNDS, warmup=0, seed=seed, rest=rest).samples / 1e6
         samples = np.concatenate((samples, more), axis=1)
         typical[kept] = trim_mean(samples, 0.25, axis=1)
         spread = np.median(np.abs(samples - typical[kept, None]), axis=1)
@@ -262,7 +264,7 @@ def runnable(model: Tiny | str, on: Where) -> Run | str:
             model.model,
             provider=on.provider,
             threads=on.threads,
-            spinning=on.threads == 1,
+            idling=together(on.threads, 2),
             weights=model.weights,
         )
         feed = {

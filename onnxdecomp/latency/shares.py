@@ -21,6 +21,7 @@ from onnxdecomp.latency.cache import Where, where
 from onnxdecomp.latency.measure import SHORTEST_MS, Request, runnable
 from onnxdecomp.latency.tiny import chain_model, frame_model
 from onnxdecomp.layer import Array
+from onnxdecomp.runtime.idling import pause, together
 from onnxdecomp.runtime.timing import Run
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 30
@@ -79,14 +80,15 @@ def shares(
     from onnxdecomp.runtime import session
 
     on = where(provider, threads, precision)
-    opened = session.open_session(model, provider=provider, threads=threads, spinning=threads == 1)
+    idling = together(threads, 2)
+    opened = session.open_session(model, provider=provider, threads=threads, idling=idling)
     given = dict(feed)
     session.run(opened, given)
     runs = [_runs(layer, on) for layer in layers]
     measured = [index for index, pair in enumerate(runs) if pair is not None]
     dense = [pair[0] for pair in runs if pair is not None]
     frames = [pair[1] for pair in runs if pair is not None]
-    whole, cold, warm = _rounds(lambda: opened.run(None, given), dense, frames, seconds)
+    whole, cold, warm = _rounds(lambda: opened.run(None, given), dense, frames, seconds, pause(idling))
     found = [Share(0.0, 0.0)] * len(layers)
     for index, share in zip(measured, _parts(whole, cold, warm), strict=True):
         found[index] = share
@@ -102,18 +104,24 @@ def _runs(request: Request, on: Where) -> tuple[Run, Run] | None:
 
 
 def _rounds(
-    whole: Run, dense: Sequence[Run], frames: Sequence[Run], seconds: float
+    whole: Run, dense: Sequence[Run], frames: Sequence[Run], seconds: float, rest: float
 ) -> tuple[Array, Array, Array]:
     """Milliseconds [rounds] of the whole, and [rounds, layers] of the layers, first cold and then warm.
 
     Cold, all that has a weight runs once a round: what ran twice would keep its place in the caches better.
+    Waking a session's threads is then timed too, of the layer as of its neighbours alone, and cancels out.
     """
 
     def once() -> Array:
-        return np.array([_ms(whole), *(_ms(run) for run in dense), *(_ms(run) for run in frames)])
+        return np.array([_ms(run, rest) for run in (whole, *dense, *frames)])
+
+    def third(run: Run) -> float:
+        time.sleep(rest)
+        run(), run()
+        return _ms(run)
 
     def again() -> Array:
-        return np.array([(run(), run(), _ms(run))[-1] for run in (*dense, *frames)])
+        return np.array([third(run) for run in (*dense, *frames)])
 
     once()
     cold = _repeated(once, 0.7 * seconds, MAX_ROUNDS)
@@ -131,7 +139,8 @@ def _repeated(turn: Callable[[], Array], seconds: float, most: int) -> Array:
     return np.array(found)
 
 
-def _ms(run: Run) -> float:
+def _ms(run: Run, rest: float = 0.0) -> float:
+    time.sleep(rest)
     begin = time.perf_counter()
     run()
     return (time.perf_counter() - begin) * 1e3

@@ -14,6 +14,7 @@ import numpy as np
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Array, Dim
 from onnxdecomp.runtime import providers
+from onnxdecomp.runtime.idling import Idling, set_idling
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -72,7 +73,7 @@ def open_session(
     threads: int = 1,
     inter_op: int = 1,
     low_memory: bool = False,
-    spinning: bool = True,
+    idling: Idling = "spin",
     record_nodes: bool = False,
     integers: bool = True,
     weights: Mapping[str, Array] | None = None,
@@ -86,7 +87,7 @@ def open_session(
         threads: Threads within an operator; 0 lets ONNX Runtime take one per core.
         inter_op: Threads between operators.
         low_memory: Give memory back after each run and keep one copy of each weight, but run slower.
-        spinning: Whether idle threads wait busily: fast alone, a disturbance to other sessions.
+        idling: How idle threads wait, see onnxdecomp.runtime.idling.
         record_nodes: Keep what `placements` reads.
         weights: The numbers of initializers that the model declares as external data, by name; they are
             not copied and must stay as they are while the session lives.
@@ -112,8 +113,7 @@ def open_session(
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if not spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    set_idling(options, idling)
     if not integers:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if record_nodes:

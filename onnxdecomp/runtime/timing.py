@@ -19,6 +19,9 @@ MIN_ROUNDS = 5
 
 _MAX_ROUNDS = 20_000
 
+_SHORT = 5_000_000
+"""Nanoseconds beside which it does not matter that threads have to be woken."""
+
 
 @dataclass(frozen=True, eq=False)
 class Timings:
@@ -69,6 +72,7 @@ def interleave(
     iterations: int | None = None,
     warmup: int = 3,
     seed: int = 0,
+    rest: float = 0.0,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> Timings:
     """Time each of `runs` once per round, each round in a new random order.
@@ -81,6 +85,8 @@ def interleave(
         iterations: The number of rounds, in place of `duration`.
         warmup: Untimed runs of each.
         seed: Of the order.
+        rest: Seconds of pause before each run, in which the threads of the others go to sleep; a short run
+            then runs once untimed as well, which wakes its own.
         clock: Nanoseconds.
     """
     rng = np.random.default_rng(seed)
@@ -97,6 +103,10 @@ def interleave(
         row = [0] * len(runs)
         for index in turn:
             run = runs[index]
+            if rest:
+                time.sleep(rest)
+                if not samples or samples[-1][index] < _SHORT:
+                    run()
             start = clock()
             run()
             row[index] = clock() - start

@@ -35,8 +35,8 @@ class Clock:
     def __init__(self) -> None:
         self.groups: list[int] = []
 
-    def __call__(self, runs: Sequence[Run], seconds: float) -> Array:
-        assert seconds >= 0
+    def __call__(self, runs: Sequence[Run], seconds: float, rest: float) -> Array:
+        assert min(seconds, rest) >= 0
         for run in runs:
             run()
         self.groups.append(len(runs) - 2)

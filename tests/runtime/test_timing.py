@@ -72,3 +72,19 @@ def test_one_round_has_no_interval() -> None:
     ratio = ratio_of_medians(np.array([2]), np.array([4]))
     assert ratio.value == 0.5
     assert np.isnan(ratio.low)
+
+
+def test_a_short_run_is_woken_after_its_rest_and_a_long_one_is_not() -> None:
+    now = 0
+    log: list[str] = []
+
+    def wait(name: str, amount: int) -> None:
+        nonlocal now
+        now += amount
+        log.append(name)
+
+    runs = [lambda: wait("short", 1_000), lambda: wait("long", 10_000_000)]
+    timings = interleave(runs, iterations=6, warmup=0, rest=1e-6, clock=lambda: now)
+    assert timings.samples.tolist() == [[1_000] * 6, [10_000_000] * 6]
+    assert log.count("short") == 2 * 6
+    assert log.count("long") == 6 + 1  # how long it takes is not known before
