@@ -39,8 +39,8 @@ IMAGES = {
 SETTINGS: Mapping[tuple[str, float], Mapping[str, Any]] = {
     ("resnet20_cifar10", 2.0): {**CIFAR, "epochs": 15, "rate": 2e-3, "views": 8},
     ("resnet20_cifar10", 3.0): {**CIFAR, "epochs": 20, "rate": 3e-3, "views": 8},
-    ("vgg16_half_cifar10", 5.0): {**CIFAR, "epochs": 80, "rate": 2e-3},
-    ("vgg16_half_cifar10", 10.0): {**CIFAR, "epochs": 80, "rate": 4e-3},
+    ("vgg16_half_cifar10", 5.0): {**CIFAR, "epochs": 200, "rate": 3e-3},
+    ("vgg16_half_cifar10", 10.0): {**CIFAR, "epochs": 240, "rate": 4e-3},
     ("vdsr", 1.5): {**IMAGES, "epochs": 20, "rate": 3e-4},
     **{(name, factor): {**IMAGES, "epochs": 20, "rate": 1e-3} for name, factor in CASES[5:]},
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 
 import onnxdecomp
 from bench.corpus import Corpus
@@ -13,7 +14,10 @@ from bench.training import mlp_table, rates_table, restore_table, scratch_table
 from bench.training_data import MNIST_TRAIN, cifar, mnist
 from bench.training_mlp import CORES, METHODS
 from bench.training_networks import at_parameters, lenet, mlp
+from bench.training_rates import by_sgd
+from onnxdecomp.data.read import read_feeds
 from onnxdecomp.graph.save import save
+from onnxdecomp.preflight import inputs
 
 
 def test_the_networks(tmp_path: Path) -> None:
@@ -40,6 +44,19 @@ def test_a_train_of_rank_16_has_the_parameters_of_the_paper(tmp_path: Path) -> N
         options=METHODS["tt"],
     )
     assert 0.9 * (CORES + 6885) <= found <= CORES + 6885
+
+
+def test_stochastic_gradients_learn_and_diverge(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    dense = save(mlp(), tmp_path / "mlp.onnx")
+    labels = np.random.default_rng(0).integers(10, size=400)
+    images = np.repeat(np.eye(10, 16, dtype=np.float32)[labels], 49, axis=1)
+    feeds = read_feeds({"image": images, "labels": labels}, inputs(dense))
+    learnt, lost = (by_sgd(dense, feeds, rate, threads=1) for rate in (1e-3, 1e30))
+    assert learnt.after is not None
+    assert learnt.after < 0.5 * learnt.before
+    assert lost.after is None
+    assert lost.before == learnt.before
 
 
 def test_the_data(corpus: Path) -> None:
