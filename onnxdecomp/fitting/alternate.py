@@ -70,14 +70,6 @@ def alternate(
     return replace(chain, steps=tuple(steps))
 
 
-def refit_last(chain: Chain, problem: Problem) -> Chain:
-    """The chain with the last factor that is best for the others as they are, in float64."""
-    steps = _in_float64(chain)
-    index = max(i for i, step in enumerate(steps) if isinstance(step, WEIGHTED))
-    steps[index] = _last(steps, index, _Responses(chain, problem))
-    return replace(chain, steps=tuple(steps))
-
-
 def _affordable(steps: Sequence[Step], responses: _Responses) -> int:
     """Iterations per factor whose work is within bounds: each goes through the chain about three times."""
     weighted = [

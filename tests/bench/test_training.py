@@ -17,6 +17,7 @@ from bench.training_networks import at_parameters, lenet, mlp
 from bench.training_rates import by_sgd
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.graph.save import save
+from onnxdecomp.layer import Array
 from onnxdecomp.preflight import inputs
 
 
@@ -51,7 +52,8 @@ def test_stochastic_gradients_learn_and_diverge(tmp_path: Path) -> None:
     dense = save(mlp(), tmp_path / "mlp.onnx")
     labels = np.random.default_rng(0).integers(10, size=400)
     images = np.repeat(np.eye(10, 16, dtype=np.float32)[labels], 49, axis=1)
-    feeds = read_feeds({"image": images, "labels": labels}, inputs(dense))
+    data: dict[str, Array] = {"image": images, "labels": labels}
+    feeds = read_feeds(data, inputs(dense))
     learnt, lost = (by_sgd(dense, feeds, rate, threads=1) for rate in (1e-3, 1e30))
     assert learnt.after is not None
     assert learnt.after < 0.5 * learnt.before

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onnxdecomp.chain import WEIGHTED, Chain, Convolve, MatMul, Reshape
-from onnxdecomp.fitting.alternate import alternate, refit_last
+from onnxdecomp.fitting.alternate import alternate
 from onnxdecomp.fitting.backward import with_weight
 from onnxdecomp.fitting.problem import Problem, as_rows, problem
 from onnxdecomp.layer import Layer
@@ -116,10 +116,7 @@ def solved(method: Method, layer: Layer) -> bool:
 @each([case for case in CASES if solved(*case[1:])])
 def test_the_last_factor_meets_the_normal_equations(method: Method, layer: Layer) -> None:
     chain, posed = at_half(method, layer), posed_for(layer)
-    refitted = refit_last(chain, posed)
-    for before, after in zip(chain.steps[:-1], refitted.steps[:-1], strict=True):
-        if isinstance(before, WEIGHTED) and isinstance(after, WEIGHTED):
-            np.testing.assert_array_equal(before.weight, after.weight)
+    refitted = alternate(chain, posed, sweeps=1)
     rng = np.random.default_rng(0)
     (*others, best) = refitted.steps
     assert isinstance(best, Convolve | MatMul)
@@ -145,7 +142,7 @@ def test_few_numbers_are_met_by_conjugate_gradients() -> None:
     chain = Chain((MatMul(-layer.weight.T), Reshape((1,), (1,))), None, 10)
     least = posed.loss(posed.best)
     assert loss_of(chain, layer, posed) > least + 1e-3 * posed.energy
-    refitted = refit_last(chain, posed)
+    refitted = alternate(chain, posed, sweeps=1)
     assert loss_of(refitted, layer, posed) == pytest.approx(least, abs=1e-7 * posed.energy)
 
 
