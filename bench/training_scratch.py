@@ -23,9 +23,9 @@ SHARE = 0.1
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "lenet": {"epochs": 4, "batch": 50, "rate": 1e-2, "held_out": 0.1, "objective": "labels"},
     "vgg16_half_cifar10": {
-        "epochs": 4,
+        "epochs": 20,
         "batch": 50,
-        "rate": 1e-2,
+        "rate": 3e-3,
         "held_out": 0.1,
         "objective": "labels",
         "augment": "flip,crop",
