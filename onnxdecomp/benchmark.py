@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
+_BEFORE = 4
+"""Untimed runs of a model in each of its turns: after that many a network of 16 MB ran as it does alone."""
+
+
 @dataclass(frozen=True)
 class ModelTiming:
     """One model under one setting.
@@ -219,7 +223,13 @@ def _setting(
         for session, feed in zip(sessions, feeds, strict=True)
     ]
     timings = interleave(
-        runs, duration=duration, iterations=iterations, warmup=warmup, seed=seed, rest=pause(idling)
+        runs,
+        duration=duration,
+        iterations=iterations,
+        warmup=warmup,
+        seed=seed,
+        rest=pause(idling),
+        before=_BEFORE if len(models) > 1 else 0,
     )
     results = []
     for index, (model, session, feed) in enumerate(zip(models, sessions, feeds, strict=True)):

@@ -229,14 +229,18 @@ def _typical_times(runs: Sequence[Run], seconds: float, rest: float = 0.0) -> Ar
     from scipy.stats import trim_mean
 
     start = time.perf_counter()
-    typical = interleave(runs, iterations=2, warmup=0, rest=rest).samples.min(axis=1) / 1e6
+    before = 1 if rest else 0  # it wakes the threads
+    typical = interleave(runs, iterations=2, warmup=0, rest=rest, before=before).samples.min(axis=1) / 1e6
     worth = np.flatnonzero(typical - typical[0] <= HOPELESS * (typical[1] - typical[0]))
     kept = np.union1d(worth, (0, 1))
     samples = np.empty((len(kept), 0))
     while True:
         turns = [runs[index] for index in kept]
         seed = samples.shape[1]
-        more = interleave(turns, iterations=MIN_ROUNDS, warmup=0, seed=seed, rest=rest).samples / 1e6
+        more = (
+            interleave(turns, iterations=MIN_ROUNDS, warmup=0, seed=seed, rest=rest, before=before).samples
+            / 1e6
+        )
         samples = np.concatenate((samples, more), axis=1)
         typical[kept] = trim_mean(samples, 0.25, axis=1)
         spread = np.median(np.abs(samples - typical[kept, None]), axis=1)

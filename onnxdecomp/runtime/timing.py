@@ -19,8 +19,8 @@ MIN_ROUNDS = 5
 
 _MAX_ROUNDS = 20_000
 
-_SHORT = 5_000_000
-"""Nanoseconds beside which it does not matter that threads have to be woken."""
+_SHORT, _LONG = 5_000_000, 50_000_000
+"""Nanoseconds of a run that takes all untimed runs before it, and of one to which they make no difference."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,7 @@ def interleave(
     warmup: int = 3,
     seed: int = 0,
     rest: float = 0.0,
+    before: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> Timings:
     """Time each of `runs` once per round, each round in a new random order.
@@ -85,14 +86,23 @@ def interleave(
         iterations: The number of rounds, in place of `duration`.
         warmup: Untimed runs of each.
         seed: Of the order.
-        rest: Seconds of pause before each run, in which the threads of the others go to sleep; a short run
-            then runs once untimed as well, which wakes its own.
+        rest: Seconds of pause before each turn, in which the threads of the others go to sleep.
+        before: Untimed runs at the beginning of each turn, where they are short: they wake the threads, and
+            fetch into the caches what the others have driven out. A model served alone runs like the fifth.
         clock: Nanoseconds.
     """
     rng = np.random.default_rng(seed)
+    last = [0] * len(runs)
+
+    def timed(index: int) -> int:
+        start = clock()
+        runs[index]()
+        last[index] = clock() - start
+        return last[index]
+
     for _ in range(warmup):
-        for run in runs:
-            run()
+        for index in range(len(runs)):
+            timed(index)
     samples: list[list[int]] = []
     order: list[tuple[int, ...]] = []
     begin = clock()
@@ -102,17 +112,21 @@ def interleave(
         turn = tuple(int(index) for index in rng.permutation(len(runs)))
         row = [0] * len(runs)
         for index in turn:
-            run = runs[index]
             if rest:
                 time.sleep(rest)
-                if not samples or samples[-1][index] < _SHORT:
-                    run()
-            start = clock()
-            run()
-            row[index] = clock() - start
+            for _ in range(_untimed(before, last[index])):
+                runs[index]()
+            row[index] = timed(index)
         samples.append(row)
         order.append(turn)
     return Timings(np.array(samples, np.int64).T.reshape(len(runs), len(order)), tuple(order))
+
+
+def _untimed(before: int, last: int) -> int:
+    """How many untimed runs come before one that took `last` nanoseconds; 0 is not known."""
+    if last < _SHORT:
+        return before
+    return min(before, 1) if last < _LONG else 0
 
 
 def summarise(nanoseconds: Array) -> Summary:

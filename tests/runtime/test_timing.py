@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -74,17 +75,17 @@ def test_one_round_has_no_interval() -> None:
     assert np.isnan(ratio.low)
 
 
-def test_a_short_run_is_woken_after_its_rest_and_a_long_one_is_not() -> None:
+def test_runs_before_the_timed_one_are_fewer_the_longer_they_are() -> None:
     now = 0
-    log: list[str] = []
+    log: list[int] = []
 
-    def wait(name: str, amount: int) -> None:
+    def wait(amount: int) -> None:
         nonlocal now
         now += amount
-        log.append(name)
+        log.append(amount)
 
-    runs = [lambda: wait("short", 1_000), lambda: wait("long", 10_000_000)]
-    timings = interleave(runs, iterations=6, warmup=0, rest=1e-6, clock=lambda: now)
-    assert timings.samples.tolist() == [[1_000] * 6, [10_000_000] * 6]
-    assert log.count("short") == 2 * 6
-    assert log.count("long") == 6 + 1  # how long it takes is not known before
+    amounts = (1_000, 10_000_000, 100_000_000)
+    runs = [partial(wait, amount) for amount in amounts]
+    timings = interleave(runs, iterations=6, warmup=1, rest=1e-6, before=4, clock=lambda: now)
+    assert timings.samples.tolist() == [[amount] * 6 for amount in amounts]
+    assert [log.count(amount) - 7 for amount in amounts] == [6 * 4, 6 * 1, 0]
