@@ -25,14 +25,18 @@ from onnxdecomp.runtime.session import (
     outputs_of,
     run,
 )
-from onnxdecomp.runtime.timing import Ratio, Run, Summary, interleave, ratio_of_medians, summarise
+from onnxdecomp.runtime.timing import (
+    ALONE_AFTER,
+    Ratio,
+    Run,
+    Summary,
+    interleave,
+    ratio_of_medians,
+    summarise,
+)
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-
-
-_BEFORE = 4
-"""Untimed runs of a model in each of its turns: after that many a network of 16 MB ran as it does alone."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,7 @@ def _setting(
         warmup=warmup,
         seed=seed,
         rest=pause(idling),
-        before=_BEFORE if len(models) > 1 else 0,
+        before=ALONE_AFTER if len(models) > 1 else 0,
     )
     results = []
     for index, (model, session, feed) in enumerate(zip(models, sessions, feeds, strict=True)):

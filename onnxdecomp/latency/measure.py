@@ -24,7 +24,7 @@ from onnxdecomp.latency.neighbours import ALONE, Neighbours
 from onnxdecomp.latency.tiny import Tiny, chain_model, frame_model, noise, quantized_tiny, refusal
 from onnxdecomp.layer import Array, Layer
 from onnxdecomp.runtime.idling import pause, together
-from onnxdecomp.runtime.timing import Run, interleave
+from onnxdecomp.runtime.timing import ALONE_AFTER, Run, interleave
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -229,19 +229,23 @@ def _typical_times(runs: Sequence[Run], seconds: float, rest: float = 0.0) -> Ar
     from scipy.stats import trim_mean
 
     start = time.perf_counter()
-    before = 1 if rest else 0  # it wakes the threads
-    typical = interleave(runs, iterations=2, warmup=0, rest=rest, before=before).samples.min(axis=1) / 1e6
+    typical = (
+        interleave(runs, iterations=2, warmup=1, rest=rest, before=ALONE_AFTER).samples.min(axis=1) / 1e6
+    )
     worth = np.flatnonzero(typical - typical[0] <= HOPELESS * (typical[1] - typical[0]))
     kept = np.union1d(worth, (0, 1))
     samples = np.empty((len(kept), 0))
     while True:
         turns = [runs[index] for index in kept]
-        seed = samples.shape[1]
-        more = (
-            interleave(turns, iterations=MIN_ROUNDS, warmup=0, seed=seed, rest=rest, before=before).samples
-            / 1e6
+        again = interleave(
+            turns,
+            iterations=MIN_ROUNDS,
+            warmup=0,
+            seed=samples.shape[1],
+            rest=rest,
+            before=ALONE_AFTER,
         )
-        samples = np.concatenate((samples, more), axis=1)
+        samples = np.concatenate((samples, again.samples / 1e6), axis=1)
         typical[kept] = trim_mean(samples, 0.25, axis=1)
         spread = np.median(np.abs(samples - typical[kept, None]), axis=1)
         # Of the median of normal numbers, whose standard deviation is 1.48 times the median deviation.

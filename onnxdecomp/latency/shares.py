@@ -18,11 +18,11 @@ import numpy as np
 
 from onnxdecomp.dense import dense_chain
 from onnxdecomp.latency.cache import Where, where
-from onnxdecomp.latency.measure import SHORTEST_MS, Request, runnable
+from onnxdecomp.latency.measure import Request, runnable
 from onnxdecomp.latency.tiny import chain_model, frame_model
 from onnxdecomp.layer import Array
 from onnxdecomp.runtime.idling import pause, together
-from onnxdecomp.runtime.timing import Run
+from onnxdecomp.runtime.timing import ALONE_AFTER, Run, untimed
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 30
 
@@ -108,26 +108,22 @@ def _rounds(
 ) -> tuple[Array, Array, Array]:
     """Milliseconds [rounds] of the whole, and [rounds, layers] of the layers, first cold and then warm.
 
-    Cold, all that has a weight runs once a round: what ran twice would keep its place in the caches better.
-    Waking a session's threads is then timed too, of the layer as of its neighbours alone, and cancels out.
+    Cold, the layers run one after the other, twice, and the second time is taken: each finds its weight where
+    the others have left it, as in their model. Waking a session's threads is then timed too, of the layer as
+    of its neighbours alone, and cancels out.
     """
 
     def once() -> Array:
-        return np.array([_ms(run, rest) for run in (whole, *dense, *frames)])
-
-    def third(run: Run) -> float:
-        time.sleep(rest)
-        run(), run()
-        return _ms(run)
-
-    def again() -> Array:
-        return np.array([third(run) for run in (*dense, *frames)])
+        ms = _settled(whole, rest)
+        for run in dense:
+            run()
+        cold = [_ms(run, rest) for run in (*dense, *frames)]
+        return np.array([ms, *cold, *(_settled(run, rest) for run in (*dense, *frames))])
 
     once()
-    cold = _repeated(once, 0.7 * seconds, MAX_ROUNDS)
-    warm = _repeated(again, 0.3 * seconds, MIN_ROUNDS)
-    count = len(dense)
-    return cold[:, 0], cold[:, 1 : 1 + count] - cold[:, 1 + count :], warm[:, :count] - warm[:, count:]
+    found = _repeated(once, seconds, MAX_ROUNDS)
+    parts = found[:, 1:].reshape(len(found), 4, len(dense))
+    return found[:, 0], parts[:, 0] - parts[:, 1], parts[:, 2] - parts[:, 3]
 
 
 def _repeated(turn: Callable[[], Array], seconds: float, most: int) -> Array:
@@ -146,12 +142,29 @@ def _ms(run: Run, rest: float = 0.0) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
+def _settled(run: Run, rest: float) -> float:
+    """Milliseconds of a run as it is alone: the last of several, where it is short."""
+    ms = _ms(run, rest)
+    for _ in range(untimed(ALONE_AFTER, int(1e6 * ms))):
+        ms = _ms(run)
+    return ms
+
+
 def _parts(whole: Array, cold: Array, warm: Array) -> list[Share]:
-    """The layers' shares; pairs of each round, for what slows a round down slows all in it."""
-    parts = np.maximum(np.median(cold / whole[:, None], axis=0), 0.0)
-    # Their sum is steadier than each: it takes as long as the whole, and is disturbed as often.
-    total = float(np.median(cold.sum(axis=1) / whole)) if parts.size else 0.0
-    parts *= min(max(total, 0.0), 1.0) / max(float(parts.sum()), 1e-12)
-    typical = np.maximum(np.median(cold, axis=0), SHORTEST_MS)
-    fetching = np.clip(1.0 - np.median(warm, axis=0) / typical, 0.0, 1.0)
-    return [Share(float(part), float(share)) for part, share in zip(parts, fetching, strict=True)]
+    """The layers' shares; ratios within each round, for what slows a round down slows all in it.
+
+    Fetching gets what the layers with their weights near leave of the whole, if it needs so much: in a run of
+    layers that are models of their own more is driven out of the caches, and their threads have to be woken.
+    """
+    near = np.maximum(np.median(warm / whole[:, None], axis=0), 0.0)
+    fetching = np.maximum(np.median((cold - warm) / whole[:, None], axis=0), 0.0)
+    # Sums are steadier than what they add up: they take as long as the whole, and are disturbed as often.
+    total = float(np.median(warm.sum(axis=1) / whole)) if near.size else 0.0
+    near *= min(max(total, 0.0), 1.0) / max(float(near.sum()), 1e-12)
+    room = max(1.0 - float(near.sum()), 0.0)
+    fetching *= min(1.0, room / max(float(fetching.sum()), 1e-12))
+    parts = near + fetching
+    return [
+        Share(float(part), float(cold / part) if part > 0 else 0.0)
+        for part, cold in zip(parts, fetching, strict=True)
+    ]

@@ -19,6 +19,9 @@ MIN_ROUNDS = 5
 
 _MAX_ROUNDS = 20_000
 
+ALONE_AFTER = 4
+"""Runs in a row after which the next is as fast as if nothing else ran: seen with a network of 16 MB."""
+
 _SHORT, _LONG = 5_000_000, 50_000_000
 """Nanoseconds of a run that takes all untimed runs before it, and of one to which they make no difference."""
 
@@ -114,7 +117,7 @@ def interleave(
         for index in turn:
             if rest:
                 time.sleep(rest)
-            for _ in range(_untimed(before, last[index])):
+            for _ in range(untimed(before, last[index])):
                 runs[index]()
             row[index] = timed(index)
         samples.append(row)
@@ -122,7 +125,7 @@ def interleave(
     return Timings(np.array(samples, np.int64).T.reshape(len(runs), len(order)), tuple(order))
 
 
-def _untimed(before: int, last: int) -> int:
+def untimed(before: int, last: int) -> int:
     """How many untimed runs come before one that took `last` nanoseconds; 0 is not known."""
     if last < _SHORT:
         return before

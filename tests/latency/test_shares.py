@@ -107,3 +107,11 @@ def test_layers_that_take_longer_alone_than_all_together_are_scaled_to_the_whole
     found = module._parts(np.ones(7), cold, cold)
     assert sum(share.part for share in found) == pytest.approx(min(factor, 1))
     assert all(share.cold == 0 for share in found)
+
+
+def test_fetching_gets_what_is_left_of_the_whole() -> None:
+    """Alone, the layers fetch more than in their model, where less lies between two runs of one."""
+    warm = np.tile([0.5, 0.3], (7, 1))
+    found = module._parts(np.ones(7), warm + [0.1, 0.3], warm)
+    assert [share.part for share in found] == pytest.approx([0.55, 0.45])
+    assert [share.part * share.cold for share in found] == pytest.approx([0.05, 0.15])
