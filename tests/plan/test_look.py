@@ -80,3 +80,22 @@ def test_out_of_reach_is_said_only_of_the_first_plan() -> None:
     found = look(lambda optimism: plan(0.5) if optimism == 1 else beyond, lambda p: 0.7, 0.5)
     assert isinstance(found, Chosen)
     assert found.measured == 0.7
+
+
+@pytest.mark.parametrize("fastest", [0.3, 0.45])
+def test_what_simplification_alone_would_meet_is_met_by_a_plan(fastest: float) -> None:
+    """The file of a plan that keeps everything is the original, as slow as it was."""
+    nothing = Chosen(Plan(()), 0.0, 0.0, 0.0, 0.45)
+
+    def choose(optimism: float) -> Chosen | OutOfReach:
+        if 0.45 * optimism <= 0.5:
+            return nothing
+        return plan(0.44) if fastest < 0.45 else OutOfReach("nothing is", (0.45,))
+
+    found = look(choose, expected, 0.5)
+    assert isinstance(found, Chosen)
+    if fastest < 0.45:
+        assert found.plan.decomposed
+        assert found.measured == pytest.approx(0.44)
+    else:
+        assert found == nothing  # there is no other
