@@ -230,7 +230,7 @@ def _typical_times(runs: Sequence[Run], seconds: float, rest: float = 0.0) -> Ar
 
     start = time.perf_counter()
     typical = (
-        interleave(runs, iterations=2, warmup=1, rest=rest, before=ALONE_AFTER).samples.min(axis=1) / 1e6
+        interleave(runs, iterations=2, warmup=0, rest=rest, before=ALONE_AFTER).samples.min(axis=1) / 1e6
     )
     worth = np.flatnonzero(typical - typical[0] <= HOPELESS * (typical[1] - typical[0]))
     kept = np.union1d(worth, (0, 1))

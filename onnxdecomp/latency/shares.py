@@ -10,7 +10,7 @@ is what fetching the weight takes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from onnxdecomp.latency.measure import Request, runnable
 from onnxdecomp.latency.tiny import chain_model, frame_model
 from onnxdecomp.layer import Array
 from onnxdecomp.runtime.idling import pause, together
-from onnxdecomp.runtime.timing import ALONE_AFTER, Run, untimed
+from onnxdecomp.runtime.timing import ALONE_AFTER, Run, settled
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 30
 
@@ -114,40 +114,24 @@ def _rounds(
     """
 
     def once() -> Array:
-        ms = _settled(whole, rest)
+        ms = [_ms(whole, rest)]
         for run in dense:
             run()
-        cold = [_ms(run, rest) for run in (*dense, *frames)]
-        return np.array([ms, *cold, *(_settled(run, rest) for run in (*dense, *frames))])
+        ms += [_ms(run, rest, before=0) for run in (*dense, *frames)]
+        return np.array([*ms, *(_ms(run, rest) for run in (*dense, *frames))])
 
     once()
-    found = _repeated(once, seconds, MAX_ROUNDS)
-    parts = found[:, 1:].reshape(len(found), 4, len(dense))
-    return found[:, 0], parts[:, 0] - parts[:, 1], parts[:, 2] - parts[:, 3]
-
-
-def _repeated(turn: Callable[[], Array], seconds: float, most: int) -> Array:
-    """The results of several turns, at least MIN_ROUNDS."""
     found: list[Array] = []
     start = time.perf_counter()
-    while len(found) < MIN_ROUNDS or (len(found) < most and time.perf_counter() - start < seconds):
-        found.append(turn())
-    return np.array(found)
+    while len(found) < MIN_ROUNDS or (len(found) < MAX_ROUNDS and time.perf_counter() - start < seconds):
+        found.append(once())
+    rounds = np.array(found)
+    parts = rounds[:, 1:].reshape(len(rounds), 4, len(dense))
+    return rounds[:, 0], parts[:, 0] - parts[:, 1], parts[:, 2] - parts[:, 3]
 
 
-def _ms(run: Run, rest: float = 0.0) -> float:
-    time.sleep(rest)
-    begin = time.perf_counter()
-    run()
-    return (time.perf_counter() - begin) * 1e3
-
-
-def _settled(run: Run, rest: float) -> float:
-    """Milliseconds of a run as it is alone: the last of several, where it is short."""
-    ms = _ms(run, rest)
-    for _ in range(untimed(ALONE_AFTER, int(1e6 * ms))):
-        ms = _ms(run)
-    return ms
+def _ms(run: Run, rest: float, before: int = ALONE_AFTER) -> float:
+    return settled(run, rest=rest, before=before) / 1e6
 
 
 def _parts(whole: Array, cold: Array, warm: Array) -> list[Share]:

@@ -95,17 +95,9 @@ def interleave(
         clock: Nanoseconds.
     """
     rng = np.random.default_rng(seed)
-    last = [0] * len(runs)
-
-    def timed(index: int) -> int:
-        start = clock()
-        runs[index]()
-        last[index] = clock() - start
-        return last[index]
-
     for _ in range(warmup):
-        for index in range(len(runs)):
-            timed(index)
+        for run in runs:
+            run()
     samples: list[list[int]] = []
     order: list[tuple[int, ...]] = []
     begin = clock()
@@ -115,21 +107,28 @@ def interleave(
         turn = tuple(int(index) for index in rng.permutation(len(runs)))
         row = [0] * len(runs)
         for index in turn:
-            if rest:
-                time.sleep(rest)
-            for _ in range(untimed(before, last[index])):
-                runs[index]()
-            row[index] = timed(index)
+            row[index] = settled(runs[index], rest=rest, before=before, clock=clock)
         samples.append(row)
         order.append(turn)
     return Timings(np.array(samples, np.int64).T.reshape(len(runs), len(order)), tuple(order))
 
 
-def untimed(before: int, last: int) -> int:
-    """How many untimed runs come before one that took `last` nanoseconds; 0 is not known."""
-    if last < _SHORT:
-        return before
-    return min(before, 1) if last < _LONG else 0
+def settled(
+    run: Run, *, rest: float = 0.0, before: int = ALONE_AFTER, clock: Callable[[], int] = time.perf_counter_ns
+) -> int:
+    """Nanoseconds of a run as it is alone: of the last of several where it is short, see `interleave`."""
+
+    def timed() -> int:
+        start = clock()
+        run()
+        return clock() - start
+
+    if rest:
+        time.sleep(rest)
+    took = timed()
+    for _ in range(before if took < _SHORT else min(before, 1) if took < _LONG else 0):
+        took = timed()
+    return took
 
 
 def summarise(nanoseconds: Array) -> Summary:
