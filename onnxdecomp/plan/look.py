@@ -20,7 +20,11 @@ _ASIDE = 1.01
 
 
 def look(
-    choose: Callable[[float], Chosen | OutOfReach], measure: Callable[[Plan], float], wanted: float | None
+    choose: Callable[[float], Chosen | OutOfReach],
+    measure: Callable[[Plan], float],
+    wanted: float | None,
+    *,
+    quantized: bool = False,
 ) -> Chosen | OutOfReach:
     """The plan of least loss among those that were measured to be as fast as wanted; else the fastest.
 
@@ -28,12 +32,13 @@ def look(
         choose: The best plan where plans take so many times what is expected of them.
         measure: The latency of a plan over the original's.
         wanted: The most that it may be; None takes the first plan, measured.
+        quantized: Whether the model is quantized afterwards, and so another one even with every layer kept.
     """
     seen: list[Chosen] = []
     optimism = 1.0
     for _ in range(LOOKS):
         found = choose(optimism)
-        if not seen and wanted is not None:
+        if not (seen or quantized or wanted is None):
             found = _something(choose, found, wanted)
         if isinstance(found, OutOfReach) or not found.plan.decomposed or found.latency is None:
             # Only the first is what was asked for: the others hang on the measurement before them.

@@ -115,7 +115,10 @@ def pursue(
         def best(optimism: float) -> Chosen | OutOfReach:
             return choose(weighed, skips, costs, size=size, max_loss=max_loss, optimism=optimism)
 
-        found = best(1.0) if stopwatch is None else look(best, measure, wanted)
+        if stopwatch is None:
+            found = best(1.0)
+        else:
+            found = look(best, measure, wanted, quantized=stopwatch.precision != "float")
         if isinstance(found, OutOfReach):
             raise UsageError(_out_of_reach(costs, found, totals(weighed, size)))
         return found

@@ -99,3 +99,4 @@ def test_what_simplification_alone_would_meet_is_met_by_a_plan(fastest: float) -
         assert found.measured == pytest.approx(0.44)
     else:
         assert found == nothing  # there is no other
+    assert look(choose, expected, 0.5, quantized=True) == nothing  # its file is another one
