@@ -170,3 +170,15 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     line = [sys.executable, "-c", program]
     done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_model_that_calls_the_default_domain_by_its_long_name(model: Path) -> None:
+    proto = onnx.load(model)
+    proto.opset_import[0].domain = "ai.onnx"
+    for node in proto.graph.node:
+        node.domain = "ai.onnx"
+    onnx.save(proto, model)
+    result = onnxdecomp.compress(model, model.with_name("out.onnx"), **{**QUICK, "simplify": None})
+    assert [layer.method for layer in result.layers] == ["tucker", "tucker"]
+    assert result.record["model"]["opset"] == 17
+    onnx.checker.check_model(onnx.load(model.with_name("out.onnx")))

@@ -59,13 +59,13 @@ def decomposition(function: F) -> F:
                 "--include",
                 multiple=True,
                 metavar="PATTERN",
-                help="Only layers whose name matches, such as 'conv3*'; repeatable.",
+                help="Only layers of that name, or whose name matches, such as 'conv3*'; repeatable.",
             ),
             click.option(
                 "--exclude",
                 multiple=True,
                 metavar="PATTERN",
-                help="No layer whose name matches; repeatable.",
+                help="No layer of that name, or whose name matches; repeatable.",
             ),
             click.option(
                 "--must-save",

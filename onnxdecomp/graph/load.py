@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.external import attach
-from onnxdecomp.graph.support import unreadable
+from onnxdecomp.graph.support import DEFAULT_DOMAINS, unreadable
 from onnxdecomp.graph.tensors import own_memory
 from onnxdecomp.graph.walk import operands, places, slots
 
@@ -120,7 +120,28 @@ def _parse(path: Path) -> onnx.ModelProto:
         proto.ParseFromString(content)
     except Exception:  # a DecodeError, of whichever of protobuf's implementations
         raise ModelError(f"{path}: not an ONNX model, or a truncated one") from None
+    _unalias(proto)
     return proto
+
+
+def _unalias(proto: onnx.ModelProto) -> None:
+    """Call the standard operators' domain "" where it is called "ai.onnx", as onnx_ir does for nodes.
+
+    Of several versions of it the last one counts, as ONNX Runtime has it.
+    """
+    for importer in (proto, *proto.functions):
+        last = {_plain_domain(entry.domain): entry.version for entry in importer.opset_import}
+        if len(last) < len(importer.opset_import) or any(
+            entry.domain not in last for entry in importer.opset_import
+        ):
+            del importer.opset_import[:]
+            importer.opset_import.extend(onnx.helper.make_opsetid(d, v) for d, v in last.items())
+    for function in proto.functions:
+        function.domain = _plain_domain(function.domain)
+
+
+def _plain_domain(domain: str) -> str:
+    return DEFAULT_DOMAINS[0] if domain in DEFAULT_DOMAINS else domain
 
 
 def _check_header(proto: onnx.ModelProto, path: Path) -> None:

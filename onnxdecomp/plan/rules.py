@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,12 +10,13 @@ from typing import Any
 from onnxdecomp.errors import UsageError
 from onnxdecomp.methods import get, names
 from onnxdecomp.methods.base import Method
+from onnxdecomp.patterns import Names, matches
 from onnxdecomp.ranks.spec import RankSpec, check, parse
 
 KEEP = "keep"
 """In place of a method: the layer stays as it is."""
 
-_RULE = re.compile(r"(?P<match>.+?)=(?P<methods>[a-z]+(?:,[a-z]+)*)(?P<options>(?::[a-z_]+=.*)?)", re.DOTALL)
+_GIVEN = re.compile(r"(?P<methods>[a-z]+(?:,[a-z]+)*)(?P<options>(?::[a-z_]+=.*)?)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Rule:
     methods: tuple[Method, ...]
     rank: RankSpec
 
-    def fits(self, name: str) -> bool:
-        return fnmatch.fnmatchcase(name, self.match)
+    def fits(self, names: Names) -> bool:
+        return matches(names, [self.match])
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,19 @@ def parse_rule(text: str, defaults: Defaults) -> Rule:
     Raises:
         UsageError: It is of another form, or as `make_rule`.
     """
-    found = _RULE.fullmatch(text)
-    if not found:
+    # A name may hold "=" and ":" itself: what follows it begins with a method, if there is one.
+    parts = [(text[: at.start()], _GIVEN.fullmatch(text, at.end())) for at in re.finditer("=", text)]
+    readings = [(match, given) for match, given in parts if match and given]
+    known = [(m, given) for m, given in readings if {*given["methods"].split(",")} <= {KEEP, *names()}]
+    match, found = next(iter(known or readings), ("", None))
+    if found is None:
         raise UsageError(
             f"{text!r} is no rule: give PATTERN=METHOD or PATTERN=METHOD:rank=SPEC:option=value, METHOD "
             f"one of {', '.join(names())} or keep"
         )
     # A value may hold ":" and ",": an option starts where a name and "=" follow the colon.
-    parts = [part for part in re.split(r":(?=[a-z_]+=)", found["options"]) if part]
-    given = dict(part.split("=", 1) for part in parts)
-    return make_rule(found["methods"], defaults, found["match"], given)
+    options = [part for part in re.split(r":(?=[a-z_]+=)", found["options"]) if part]
+    return make_rule(found["methods"], defaults, match, dict(part.split("=", 1) for part in options))
 
 
 def _known(name: str, given: Mapping[str, str], *, single: bool) -> dict[str, str]:

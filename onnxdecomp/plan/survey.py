@@ -14,6 +14,7 @@ from onnxdecomp.dense import dense_chain
 from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.latency.shapes import input_shapes
 from onnxdecomp.methods import for_layer, get
+from onnxdecomp.patterns import names_of, of_layers, selected
 from onnxdecomp.plan.candidates import (
     QUICK,
     Candidate,
@@ -27,7 +28,6 @@ from onnxdecomp.plan.candidates import (
 from onnxdecomp.plan.plan import Cost
 from onnxdecomp.plan.sensitivity import Effect, Outputs, effect, original_outputs
 from onnxdecomp.plan.timing import Stopwatch
-from onnxdecomp.plan.uniform import check_patterns, selected
 from onnxdecomp.sites.base import Site
 
 Progress = Callable[[str, int, int], None]
@@ -131,8 +131,9 @@ def survey(
         progress: Called as the work goes on.
 
     """
-    patterns = (*scope.include, *scope.exclude)
-    check_patterns(patterns, [site.layer.name for site in sites])
+    layers = [site.layer for site in sites]
+    include, exclude = of_layers(scope.include, layers), of_layers(scope.exclude, layers)
+    scope = replace(scope, include=include, exclude=exclude)
     report = progress or (lambda what, done, total: None)
     dense = [dense_cost(site.layer) for site in sites]
     reasons = _reasons(sites, dense, scope)
@@ -161,7 +162,7 @@ def survey(
     macs = _real_macs(model, sites, calibration)
     outputs = original_outputs(model, parted(calibration)[1], macs)
     found = [
-        Surveyed(s, c, reason=r, fixed=not selected(s.layer.name, scope.include, scope.exclude))
+        Surveyed(s, c, reason=r, fixed=not selected(names_of(s.layer), scope.include, scope.exclude))
         for s, c, r in zip(sites, dense, reasons, strict=True)
     ]
     todo = [index for index, own in enumerate(options) if own]
@@ -229,7 +230,7 @@ def _reasons(sites: Sequence[Site], dense: Sequence[Cost], scope: Scope) -> list
     few_params = share * sum(cost.params for cost in dense)
     reasons = []
     for site, cost in zip(sites, dense, strict=True):
-        if not selected(site.layer.name, scope.include, scope.exclude):
+        if not selected(names_of(site.layer), scope.include, scope.exclude):
             reasons.append("excluded by name")
         elif cost.macs < few_macs and cost.params < few_params:
             reasons.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from onnxdecomp.dense import dense_chain
 from onnxdecomp.errors import UsageError
 from onnxdecomp.methods import for_layer
 from onnxdecomp.methods.base import Method, Ranks, outline
+from onnxdecomp.patterns import Named, names_of, of_layers, selected
 from onnxdecomp.plan.plan import Choice, Cost, Plan, cost_of, kept
 from onnxdecomp.plan.rules import Rule
 from onnxdecomp.ranks.spec import RankSpec, choose
@@ -47,7 +47,7 @@ def plan_uniform(sites: Sequence[Site], skips: Sequence[Skip], request: Request)
     Raises:
         UsageError: Patterns that match no layer; ranks that fit no layer at all.
     """
-    _check_patterns(sites, skips, request)
+    request = _resolved(request, sites, skips)
     costs = [cost_of(dense_chain(site.layer), site.layer) for site in sites]
     smallest = _smallest(costs, request)
     choices = [_choose(site, before, smallest, request) for site, before in zip(sites, costs, strict=True)]
@@ -69,9 +69,9 @@ def _smallest(costs: Sequence[Cost], request: Request) -> Cost:
 def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choice:
     layer = site.layer
     stays = kept(layer, before)
-    if not selected(layer.name, request.include, request.exclude):
+    if not selected(names_of(layer), request.include, request.exclude):
         return replace(stays, reason="excluded by name", fixed=True)
-    rule = next((rule for rule in request.rules if rule.fits(layer.name)), None)
+    rule = next((rule for rule in request.rules if rule.fits(names_of(layer))), None)
     if rule is None or not rule.methods:
         return replace(stays, reason="kept as asked" if rule else "no rule fits its name", fixed=True)
     if before.macs < smallest.macs and before.params < smallest.params:
@@ -106,12 +106,6 @@ def _with_method(site: Site, stays: Choice, method: Method, rank: RankSpec, requ
     return replace(stays, method=fitting.name, options=method_options(fitting), ranks=ranks, after=after)
 
 
-def selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    """Whether shell patterns let a layer of that name through."""
-    inside = not include or any(fnmatch.fnmatchcase(name, pattern) for pattern in include)
-    return inside and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
-
-
 def method_options(method: Method) -> dict[str, Any]:
     """The method's fields and their values."""
     return asdict(method)  # type: ignore[call-overload,no-any-return]
@@ -141,18 +135,12 @@ def _show(ranks: Ranks) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
-def _check_patterns(sites: Sequence[Site], skips: Sequence[Skip], request: Request) -> None:
-    names = [site.layer.name for site in sites] + [skip.name for skip in skips]
-    rules = (rule.match for rule in request.rules)
-    check_patterns((*request.include, *request.exclude, *rules), names)
-
-
-def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse shell patterns that match no layer.
-
-    Raises:
-        UsageError: One of them matches none.
-    """
-    for pattern in patterns:
-        if names and not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"no layer matches {pattern!r}; 'onnxdecomp inspect' lists their names")
+def _resolved(request: Request, sites: Sequence[Site], skips: Sequence[Skip]) -> Request:
+    """The request with names of layers read literally."""
+    layers: list[Named] = [*(site.layer for site in sites), *skips]
+    return replace(
+        request,
+        rules=tuple(replace(rule, match=of_layers([rule.match], layers)[0]) for rule in request.rules),
+        include=of_layers(request.include, layers),
+        exclude=of_layers(request.exclude, layers),
+    )

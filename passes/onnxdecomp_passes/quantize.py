@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
+from onnxdecomp.patterns import Names, literal, matches
 from onnxdecomp.pipeline import CAME_IN, CameIn
+from onnxdecomp.sites.rewrite import LAYER
 from onnxdecomp.stage import Stage, StageResult, option
 
 KEY = "pkg.onnxdecomp.quantize"
@@ -108,5 +109,12 @@ class Quantize(Stage):
 
 
 def _matching(model: ir.Model, patterns: Sequence[str]) -> tuple[str, ...]:
-    names = [node.name for node in model.graph if node.name]
-    return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+    """The nodes of the main graph that the patterns name, themselves or by the layer that they came of."""
+    known = {node.name: names for node in model.graph if node.name and (names := _names(node))}
+    wanted = literal(patterns, known.values())
+    return tuple(name for name, names in known.items() if matches(names, wanted))
+
+
+def _names(node: ir.Node) -> Names:
+    layer = node.metadata_props.get(LAYER)
+    return tuple(name for name in (node.name, layer) if name)

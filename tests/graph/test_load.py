@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import inherit, load, sha256, source, total_bytes
 from onnxdecomp.graph.save import save
+from onnxdecomp.graph.walk import places
 from tests.graph import builders as b
 
 
@@ -341,3 +342,41 @@ def test_inherit(external: Path) -> None:
     inherit(made_anew, model)
     assert source(made_anew) == source(model)
     assert source(model.clone()) == source(model)
+
+
+def test_the_long_name_of_the_default_domain(tmp_path: Path) -> None:
+    """ "ai.onnx" is "" in opset imports and nodes, in subgraphs and functions: the last version counts."""
+
+    def renamed(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            if not node.domain:
+                node.domain = "ai.onnx"
+            for attribute in node.attribute:
+                renamed(attribute.g)
+
+    for number, proto in enumerate((b.nested(), b.with_function())):
+        others = {name: version for name, version in _imports(proto).items() if name}
+        feeds = {"x": np.ones((2, 4), np.float32), "flag": np.asarray(True)}
+        given = {value.name: feeds[value.name] for value in proto.graph.input}
+        expected = b.outputs(proto.SerializeToString(), given)[0]
+        for entry in (*proto.opset_import, *(e for f in proto.functions for e in f.opset_import)):
+            entry.domain = entry.domain or "ai.onnx"
+        for function in proto.functions:
+            for node in function.node:
+                node.domain = node.domain or "ai.onnx"
+        renamed(proto.graph)
+        proto.opset_import.insert(0, onnx.helper.make_opsetid("", 13))
+        path = tmp_path / f"{number}.onnx"
+        onnx.save(proto, path)
+        model = load(path)
+        assert dict(model.opset_imports) == {"": 17, **others}
+        assert all(f.opset_imports[""] == 17 for f in model.functions.values())
+        assert {node.domain for place in places(model) for node in place.graph} <= {"", "local"}
+        out = tmp_path / f"{number}.out.onnx"
+        save(model, out)
+        onnx.checker.check_model(onnx.load(out))
+        assert np.array_equal(b.outputs(out, given)[0], expected)
+
+
+def _imports(proto: onnx.ModelProto) -> dict[str, int]:
+    return {entry.domain: entry.version for entry in proto.opset_import}
