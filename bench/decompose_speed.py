@@ -45,7 +45,7 @@ from typing import Any
 import numpy as np
 
 from bench.provenance import RESULTS, ROOT, markdown, provenance, write
-from onnxdecomp.blas import one_pool
+from onnxdecomp.blas import one_thread
 from onnxdecomp.layer import Array, ConvSpec, Layer
 
 SIDES = ("onnxdecomp", "tensorly", "tltorch")
@@ -131,7 +131,7 @@ def ours(case: Case, weight: Array) -> Callable[[], Callable[[], Array]]:
     ranks = ranks_of(case, layer)
 
     def run() -> Callable[[], Array]:
-        with one_pool():
+        with one_thread():
             factors = method.fit(layer, ranks)
         if case.method == "tt":  # sending the identity through the train would take minutes
             return lambda: _matrix_of_train(factors)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import onnx_ir as ir
 
 from onnxdecomp import environment, pipeline, preflight, verification
-from onnxdecomp.blas import one_pool
+from onnxdecomp.blas import one_thread
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.details import Details, details_of, timed_elsewhere, with_profiles
 from onnxdecomp.equip import Gear, equip
@@ -163,7 +163,7 @@ def compress(
     stages = stages_of(config, seed, provider, simplify, wanted, quantize)
     training = training_settings(finetune, calib, stages)
     cores = threads or environment.cores()
-    with on_disk(model) as path, one_pool():
+    with on_disk(model) as path, one_thread():
         report("load", 0, 0)
         working = load(path)
         if file is not None:

@@ -1,66 +1,88 @@
-"""Threads of the linear algebra.
+"""Threads of the linear algebra: one, but for single large problems.
 
 The wheels of NumPy and SciPy bring an OpenBLAS each. Its threads wait for each other at every call, and spin
-for a while after it in case another follows. So two things are to be avoided. Where the work goes to and fro
-between the two libraries, the threads of either keep the cores from the other's. And where many small
-products follow each other, each waits until all threads were given a core: beside other work these waits are
-most of the time. On two cores the CP of a 512 x 512 x 3 x 3 weight at rank 256 took 4 s on one thread, 17 s
-on two, and more than a minute on two beside another busy process.
+for a while after it in case another follows. So where many products follow each other, each waits until all
+threads were given a core, and where the work goes to and fro between the two libraries, the threads of either
+keep the cores from the other's: beside other work these waits are most of the time. On two cores the CP of a
+512 x 512 x 3 x 3 weight at rank 256 took 4 s on one thread, 17 s on two, and more than a minute on two beside
+another busy process; the eigenvalues of a 1536 x 1536 matrix 1.1 s on one thread and 2.4 to 20 s on two.
+
+The number of threads belongs to the process, whichever of its threads asks. So scopes that overlap are kept
+account of in one place: the least that any thread asks for holds, and when the last has left all is as
+before.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from threadpoolctl import ThreadpoolController
+    from threadpoolctl import LibController
 
 LARGE = 2048
-"""Rows of an eigenvalue problem from which more threads gain more than the change of hands costs."""
-
-
-@contextmanager
-def one_pool() -> Iterator[None]:
-    """Inside, NumPy's products have all threads, and SciPy's own BLAS, if it has one, has one thread."""
-    scipys, _ = _libraries()
-    with scipys.limit(limits=1):
-        yield
+"""Rows of a problem from which more threads gain more than they wait for each other."""
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, all linear algebra has one thread: for alternations, which are many small products."""
-    scipys, others = _libraries()
-    with scipys.limit(limits=1), others.limit(limits=1):
+    """Inside, linear algebra has one thread; `threads_for` makes the exceptions."""
+    with _SCOPES.scope(1):
         yield
 
 
 @contextmanager
 def threads_for(rows: int) -> Iterator[None]:
-    """Inside, SciPy has as many threads as NumPy for a problem of that many rows, if it is large."""
+    """Inside, a problem of that many rows has as many threads as there were at first, if it is large."""
     if rows < LARGE:
         yield
         return
-    scipys, others = _libraries()
-    most = max((library.num_threads for library in others.lib_controllers), default=1)
-    with scipys.limit(limits=most):
+    with _SCOPES.scope(None):
         yield
 
 
-def _libraries() -> tuple[ThreadpoolController, ThreadpoolController]:
-    """The BLAS that only SciPy uses, if there is one, and the others."""
-    import scipy.linalg
+class _Scopes:
+    """What the threads of this process have asked for, each in scopes within each other."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: dict[int, list[int | None]] = {}
+        self._before: list[tuple[LibController, int]] = []
+
+    @contextmanager
+    def scope(self, threads: int | None) -> Iterator[None]:
+        """Inside, at most so many threads; None: as many as there were before all scopes."""
+        me = threading.get_ident()
+        with self._lock:
+            if not self._asked:
+                self._before = [(library, library.num_threads) for library in _libraries()]
+            self._asked.setdefault(me, []).append(threads)
+            self._settle()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asked[me].pop()
+                if not self._asked[me]:
+                    del self._asked[me]
+                self._settle()
+
+    def _settle(self) -> None:
+        asked = [scopes[-1] for scopes in self._asked.values()]
+        for library, before in self._before:
+            wanted = min((most for most in asked if most is not None), default=before)
+            library.set_num_threads(min(wanted, before))
+
+
+_SCOPES = _Scopes()
+"""The one place for what belongs to the process."""
+
+
+def _libraries() -> list[LibController]:
+    """Every BLAS of the process, SciPy's included, which comes with it."""
+    import scipy.linalg  # noqa: F401
     from threadpoolctl import ThreadpoolController
 
-    package = Path(scipy.__file__).parent
-    homes = (package, package.with_name("scipy.libs"))
-    loaded = ThreadpoolController().select(user_api="blas")
-    own: list[str] = []
-    others: list[str] = []
-    for library in loaded.lib_controllers:
-        of_scipy = any(Path(library.filepath).is_relative_to(home) for home in homes)
-        (own if of_scipy else others).append(library.filepath)
-    return loaded.select(filepath=own), loaded.select(filepath=others)
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)

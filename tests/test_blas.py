@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController
 
 from onnxdecomp import api, blas, pipeline
+from onnxdecomp.chain import Chain
+from onnxdecomp.fitting import fit, repair
+from onnxdecomp.fitting.alternate import alternate
+from onnxdecomp.fitting.problem import Problem, as_rows, problem
 from onnxdecomp.layer import Array, ConvSpec, Layer
 from onnxdecomp.methods import cp, get, tucker
 from tests.cli.small import network
+from tests.fitting.data import LAYERS, asymmetric, gathered
 
 BOTH = {"numpy.libs", "scipy.libs"}
+ONE, TWO = dict.fromkeys(BOTH, 1), dict.fromkeys(BOTH, 2)
+SPEC = ConvSpec((1, 1), (1, 1), (0,) * 4)
 
 
 def threads() -> dict[str, int]:
@@ -35,28 +44,77 @@ def two_threads() -> Iterator[None]:
         yield
 
 
-def test_one_pool() -> None:
-    with blas.one_pool():
-        assert threads() == {"numpy.libs": 2, "scipy.libs": 1}
-    assert threads() == {"numpy.libs": 2, "scipy.libs": 2}
-
-
-def test_one_thread_in_one_pool() -> None:
-    with blas.one_pool():
-        with blas.one_thread():
-            assert threads() == {"numpy.libs": 1, "scipy.libs": 1}
-        assert threads() == {"numpy.libs": 2, "scipy.libs": 1}
-
-
-def test_a_large_problem_has_the_threads_of_the_products() -> None:
-    with blas.one_pool():
+def test_a_small_problem_has_one_thread_and_a_large_one_all() -> None:
+    with blas.one_thread():
+        assert threads() == ONE
         with blas.threads_for(blas.LARGE - 1):
-            assert threads() == {"numpy.libs": 2, "scipy.libs": 1}
+            assert threads() == ONE
         with blas.threads_for(blas.LARGE):
-            assert threads() == {"numpy.libs": 2, "scipy.libs": 2}
-        with blas.one_thread(), blas.threads_for(blas.LARGE):
-            assert threads() == {"numpy.libs": 1, "scipy.libs": 1}
-        assert threads() == {"numpy.libs": 2, "scipy.libs": 1}
+            assert threads() == TWO
+            with blas.one_thread():
+                assert threads() == ONE
+            assert threads() == TWO
+        assert threads() == ONE
+    assert threads() == TWO
+
+
+def test_what_was_set_before_is_the_most() -> None:
+    with ThreadpoolController().limit(limits=1):
+        with blas.threads_for(blas.LARGE):
+            assert threads() == ONE
+        assert threads() == ONE
+
+
+def test_scopes_of_several_threads_overlap() -> None:
+    """The first to enter is the first to leave; what it found must not come back before the last has left."""
+    entered, leave, left = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with blas.one_thread():
+            entered.set()
+            assert leave.wait(10)
+        left.set()
+
+    other = threading.Thread(target=first)
+    other.start()
+    assert entered.wait(10)
+    with blas.one_thread():
+        with blas.threads_for(blas.LARGE):  # the other thread wants one
+            assert threads() == ONE
+        leave.set()
+        assert left.wait(10)
+        assert threads() == ONE
+        with blas.threads_for(blas.LARGE):
+            assert threads() == TWO
+    other.join()
+    assert threads() == TWO
+
+
+def test_fits_have_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[dict[str, int]]] = {"alternate": [], "repair": []}
+
+    def posing(*arguments: Any, **named: Any) -> Problem:
+        seen["repair"].append(threads())
+        return problem(*arguments, **named)
+
+    def alternating(*arguments: Any, **named: Any) -> Chain:
+        seen["alternate"].append(threads())
+        return alternate(*arguments, **named)
+
+    monkeypatch.setattr(repair, "problem", posing)
+    monkeypatch.setattr(fit, "alternate", alternating)
+    layer = LAYERS["conv2d"]
+    moments = gathered(layer, *asymmetric(layer, 200))
+    method = get("tucker")
+    ranks = method.fraction_ranks(layer, 0.5)
+    found = fit.fit(method, layer, ranks, moments)
+    fit.refit(found, layer, moments)
+    fit.sketch(get("cp"), layer, (4,), problem(moments, as_rows(layer.weight, layer)))
+    repair.repair(layer, moments)
+    assert len(seen["alternate"]) == 3
+    assert len(seen["repair"]) >= 1
+    assert all(found == ONE for found in (*seen["alternate"], *seen["repair"]))
+    assert threads() == TWO
 
 
 @pytest.mark.parametrize(("name", "module", "inner"), [("cp", cp, "alternate"), ("tucker", tucker, "hooi")])
@@ -73,15 +131,15 @@ def test_alternations_have_one_thread(
 
     monkeypatch.setattr(module, inner, spy)
     weight = np.random.default_rng(0).standard_normal((12, 10, 3, 3), dtype=np.float32)
-    layer = Layer("layer", "Conv", weight, None, ConvSpec((1, 1), (1, 1), (0,) * 4))
+    layer = Layer("layer", "Conv", weight, None, SPEC)
     method = get(name)
     method.fit(layer, method.fraction_ranks(layer, 0.5))
     assert seen
-    assert all(found == dict.fromkeys(BOTH, 1) for found in seen)
-    assert threads() == dict.fromkeys(BOTH, 2)
+    assert all(found == ONE for found in seen)
+    assert threads() == TWO
 
 
-def test_compress_works_in_one_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compress_works_on_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, int]] = []
     run = pipeline.run
 
@@ -91,5 +149,5 @@ def test_compress_works_in_one_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(pipeline, "run", spy)
     api.compress(network(tmp_path / "model.onnx"), rank="0.5", verify=False, bench=False)
-    assert seen == [{"numpy.libs": 2, "scipy.libs": 1}]
-    assert threads() == dict.fromkeys(BOTH, 2)
+    assert seen == [ONE]
+    assert threads() == TWO

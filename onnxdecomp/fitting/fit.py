@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxdecomp.blas import one_thread
 from onnxdecomp.chain import WEIGHTED, Chain
 from onnxdecomp.fitting.alternate import ITERATIONS, alternate
 from onnxdecomp.fitting.backward import with_weight
@@ -43,6 +44,7 @@ class Fit:
     shrinkage: float
 
 
+@one_thread()
 def fit(
     method: Method,
     layer: Layer,
@@ -98,6 +100,7 @@ def fit(
     return Fit(fitted, loss, plain_loss, outside, strength)
 
 
+@one_thread()
 def refit(found: Fit, layer: Layer, moments: Moments, *, centred: bool = True, sweeps: int = 2) -> Fit:
     """The fit carried on with other wanted outputs, at the strength that it chose."""
     posed = problem(moments, as_rows(layer.weight, layer), found.shrinkage, centred=centred)
@@ -107,6 +110,7 @@ def refit(found: Fit, layer: Layer, moments: Moments, *, centred: bool = True, s
     return replace(found, chain=chain)
 
 
+@one_thread()
 def sketch(
     method: Method, layer: Layer, ranks: Ranks, posed: Problem, *, seed: int = 0
 ) -> tuple[Chain, float]:

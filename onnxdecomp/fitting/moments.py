@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxdecomp.blas import threads_for
 from onnxdecomp.layer import Array, Layer
 
 
@@ -85,9 +86,10 @@ class Gatherer:
         for group in range(g):
             x = rows[group] - at_x[group]
             y = wanted[:, group * (self.outputs // g) : (group + 1) * (self.outputs // g)]
-            if self.second:
-                self._xx[group] += x.T @ x
-            self._yx[group] += y.T @ x
+            with threads_for(self.features):
+                if self.second:
+                    self._xx[group] += x.T @ x
+                self._yx[group] += y.T @ x
             self._x[group] += x.sum(0, dtype=np.float64)
         self._y += wanted.sum(0, dtype=np.float64)
         self._yy += np.square(wanted, dtype=np.float64).sum(0)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from onnxdecomp.blas import one_thread
 from onnxdecomp.dense import dense_chain
 from onnxdecomp.fitting.fit import SHRINKAGES, Fit
 from onnxdecomp.fitting.moments import Moments, together
@@ -20,6 +21,7 @@ _WORTH = 0.99
 """Other numbers must leave less than this share of the loss on held-out rows."""
 
 
+@one_thread()
 def repair(
     layer: Layer,
     train: Moments,

@@ -70,9 +70,10 @@ def gram(tensor: Array, axis: int, dtype: type[np.floating[Any]] = np.float64) -
     per_row = max(1, tensor.size // max(1, n * tensor.shape[other]))
     step = max(1, _BLOCK_ELEMENTS // (n * per_row), _BLOCK_COLUMNS // per_row)
     total = np.zeros((n, n))
-    for start in range(0, tensor.shape[other], step):
-        block = swept[:, start : start + step].reshape(n, -1).astype(dtype, copy=False)
-        total += block @ block.T
+    with threads_for(n):
+        for start in range(0, tensor.shape[other], step):
+            block = swept[:, start : start + step].reshape(n, -1).astype(dtype, copy=False)
+            total += block @ block.T
     return total
 
 
@@ -198,7 +199,8 @@ def two_factors(matrix: Array, rank: int) -> tuple[Array, Array]:
         b, a = two_factors(matrix.T, rank)
         return np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
     sketched = worthwhile(matrix.shape[0], matrix.shape[1], rank) and _in_range(matrix)
-    found = leading_factors(matrix, rank) if sketched else None
+    with threads_for(matrix.shape[0]):
+        found = leading_factors(matrix, rank) if sketched else None
     if found is None:
         basis = left_basis(matrix, rank=rank)[0].astype(matrix.dtype, copy=False)
         found = basis, basis.T @ matrix
