@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,15 +32,17 @@ from onnxdecomp.request import (
     with_target,
 )
 from onnxdecomp.runrecord import Origin, describe_data, describe_model, describe_output, run_record
-from onnxdecomp.settle import Watch, is_quantized, settle
+from onnxdecomp.settle import is_quantized, settle
 from onnxdecomp.sites.find import FINDERS
 from onnxdecomp.staging import on_disk, staged
 from onnxdecomp.training.settings import Settings
+from onnxdecomp.watch import Watch, timed_input
 
 if TYPE_CHECKING:
     import onnx
 
     from onnxdecomp.benchmark import BenchResult
+    from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.read import Data
     from onnxdecomp.pipeline import PipelineResult
     from onnxdecomp.verification import Verification
@@ -129,7 +132,7 @@ def compress(
         bench: Time the result against the original.
         bench_seconds: Seconds that timing may take, roughly.
         bench_batches, bench_threads: The result is timed at these batch sizes and numbers of threads too;
-            what decides is always batch 1 and `threads`.
+            what decides is `threads` and the first input of `calib`, else of `data`, else a random one.
         details: Put into the record what a report shows: spectra, the graph around every rewritten layer,
             where the time goes.
         max_error: Largest relative L2 error of an output; above it GateError, and no file is written.
@@ -169,8 +172,7 @@ def compress(
         if file is not None:
             check_target(file, model=working, overwrite=overwrite)
         before = describe_model(working, path, named=isinstance(model, str | Path))
-        calib = None if calib is None else read_feeds(calib, preflight.inputs(path))
-        data = calib if data is None else data
+        calib, data = _inputs(path, calib, data, samples)
         if (verify or bench) and not dry_run:
             preflight.check(path, provider=provider, data=data)
         how: dict[str, Any] = {
@@ -179,7 +181,8 @@ def compress(
             "seed": seed or 0,
             "shapes": input_shapes,
         }
-        gear = Gear(path, calib, data, samples, timed=bench, report=report, details=details, **how)
+        inputs = cache(lambda: timed_input(path, calib, data, shapes=input_shapes, seed=seed or 0))
+        gear = Gear(path, calib, data, samples, inputs if bench else None, report, details=details, **how)
         request = described(stages, planned=given is not None, max_error=max_error)
         origin = Origin(started, 0.0, seed or 0, request, {"calib": describe_data(calib)})
         if dry_run:
@@ -189,7 +192,7 @@ def compress(
             chosen = [stage for stage in stages if quantized or not hasattr(stage, "precision")]
             return pipeline.run(fresh, equip(chosen, gear, plan), lambda stage: report(stage, 0, 0))
 
-        watch = Watch(path, provider, cores, bench_seconds, seed or 0, input_shapes)
+        watch = Watch(path, provider, cores, bench_seconds, seed or 0, inputs)
         first = run(given, working)
         faster = bench and not (about_size(given, stages) if allow_slower is None else allow_slower)
         settled = settle(
@@ -219,7 +222,7 @@ def compress(
                 else (None, ())
             )
             notes = (*ran.notes, *settled.notes, *remarks)
-            used = None if data is calib else describe_data(data, checked.samples if checked else None)
+            used = None if data is calib else describe_data(data)
             record = run_record(
                 before,
                 plan=plan_done,
@@ -269,6 +272,15 @@ def default_output(model: str | Path, config: Config = None, **decompose: Any) -
     suffix = methods[0].replace(",", "-") if methods else "new"
     precision = next((stage.precision for stage in stages if hasattr(stage, "precision")), None)
     return Path(f"{Path(model).stem}.{f'{suffix}.{precision}' if precision else suffix}.onnx")
+
+
+def _inputs(
+    path: Path, calib: Data | None, data: Data | None, samples: int | None
+) -> tuple[Feeds | None, Feeds | None]:
+    """The inputs to fit to, and those to verify with: the same where no others are given."""
+    fed = () if calib is None and data is None else preflight.inputs(path)
+    fitted = None if calib is None else read_feeds(calib, fed)
+    return fitted, fitted if data is None else read_feeds(data, fed, samples=samples)
 
 
 def _with_search(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from onnxdecomp.data.read import Data, read_feeds, repeatable
 from onnxdecomp.data.read import describe as describe_data
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime import providers as ep
+from onnxdecomp.runtime.batches import rebatched
 from onnxdecomp.runtime.idling import pause, together
 from onnxdecomp.runtime.memory import peak_growth
 from onnxdecomp.runtime.random_inputs import bindings, trial_of
@@ -140,7 +141,7 @@ def bench(
         models: Files; the first is what the others are compared with.
         providers, batch_sizes, threads: Settings; threads within an operator, 0 for ONNX Runtime's own
             choice. A batch size applies where the first axes of the inputs are free; other models run at
-            their own.
+            their own, and data that have more rows of their own keep them at a batch size of 1.
         duration: Seconds of a setting, all models together.
         iterations: Runs of each model, in place of `duration`.
         warmup: Untimed runs before.
@@ -267,7 +268,10 @@ def feed_of(
     shapes: Mapping[str, Sequence[int]] | None,
     seed: int,
 ) -> Feed:
-    """One feed of `batch` rows, or of as many as the model wants; alike for models of one interface."""
+    """One feed of `batch` rows, or of as many as the model wants; alike for models of one interface.
+
+    Data are taken as they are at a batch size of 1: feeds of several rows keep them.
+    """
     inputs = inputs_of(session)
     trial = trial_of(lambda feed: run(session, feed))
     if data is not None:
@@ -275,9 +279,11 @@ def feed_of(
         # Too few samples are used again: their values hardly matter for time.
         items = tuple(itertools.islice(itertools.cycle(feeds), batch))
         feed = next(replace(feeds, items=items, labels=None).batches(batch))
+        feed = feed if batch == 1 else rebatched(feed, inputs, batch)
         reason = trial(feed)
         if reason:
-            raise ModelError(f"{model} does not run on {feeds.source}: {reason}")
+            rows = f" at batch {batch}" if batch > 1 else ""
+            raise ModelError(f"{model} does not run on {feeds.source}{rows}: {reason}")
         return feed
     found = bindings(inputs, trial, count=1, batch=batch, shapes=shapes, seed=seed)
     if isinstance(found, str):

@@ -7,16 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from onnxdecomp import benchmark, jsonio
+from onnxdecomp import jsonio
 from onnxdecomp.benchmark import BenchResult
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import load
 from onnxdecomp.latency.profile import Profile, profile
 from onnxdecomp.record import LayerRecord
-from onnxdecomp.runtime.session import open_session
-from onnxdecomp.settle import Watch
 from onnxdecomp.sites.rewrite import Rewritten
 from onnxdecomp.surroundings import Surroundings, surroundings
+from onnxdecomp.watch import Watch
 
 Key: TypeAlias = tuple[str, str]
 """A layer: the graph that it stands in, and its name."""
@@ -92,9 +91,7 @@ def with_profiles(details: Details, new: Path, layers: Sequence[LayerRecord], wa
     names = [layer.name for layer in layers]
 
     def of(path: Path) -> Profile:
-        session = open_session(path, low_memory=True)
-        feed = benchmark.feed_of(session, path, batch=1, data=None, shapes=watch.shapes, seed=watch.seed)
-        return profile(path, load(path), names, feed, threads=watch.threads)
+        return profile(path, load(path), names, watch.inputs()[0], threads=watch.threads)
 
     return replace(details, before=of(watch.original), after=of(new))
 
@@ -115,7 +112,7 @@ def timed_elsewhere(
     """
     first = first or watch.time(new)
     settings, notes = list(first.settings), []
-    known = {(watch.threads, 1)}
+    known = {(watch.threads, 1), (watch.threads, first.settings[0].models[0].batch)}
     for count in threads or (watch.threads,):
         for batch in batches:
             if (count, batch) in known:

@@ -13,7 +13,6 @@ from onnxdecomp.plan.plan import Plan
 
 if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
-    from onnxdecomp.data.read import Data
     from onnxdecomp.stage import Stage
 
 Report = Callable[[str, int, int], None]
@@ -50,7 +49,7 @@ class Gear:
         calib: Calibration inputs, or None.
         data: Inputs with labels, or None.
         samples: At most so many of the labelled ones are used.
-        timed: Whether latency may be measured.
+        inputs: Gives what latency is measured on (see onnxdecomp.watch), or None where it is not to be.
         report: Progress.
         provider, threads, seed: Where, and of what is random.
         shapes: Shapes of inputs by name, for random inputs.
@@ -59,9 +58,9 @@ class Gear:
 
     path: Path
     calib: Feeds | None
-    data: Data | None
+    data: Feeds | None
     samples: int | None
-    timed: bool
+    inputs: Callable[[], Feeds] | None
     report: Report
     provider: str
     threads: int
@@ -93,11 +92,10 @@ def _calibrated(stage: Any, gear: Gear) -> Stage:
 
 def _equipped(stage: Any, gear: Gear, plan: Plan | None, quantizer: Any) -> Stage:
     from onnxdecomp.calibrate.observe import Calibration
-    from onnxdecomp.data.read import read_feeds
     from onnxdecomp.plan.timing import Stopwatch
-    from onnxdecomp.runtime.session import inputs_of, open_session
 
     changes: dict[str, Any] = {"given": plan, "on_layer": gear.report, "details": gear.details}
+    changes["shapes"] = gear.shapes
     if quantizer is not None:
         changes["finish"] = quantizer.quantized
     if gear.calib is not None:
@@ -106,24 +104,10 @@ def _equipped(stage: Any, gear: Gear, plan: Plan | None, quantizer: Any) -> Stag
     made = replace(stage, **changes)
     if not made.searches:
         return made  # type: ignore[no-any-return]
-    opened = open_session(gear.path, threads=gear.threads)
     changes = {"size": gear.path.stat().st_size}
     if gear.data is not None and "drop" in made.goal:
-        changes["labelled"] = read_feeds(gear.data, inputs_of(opened), samples=gear.samples)
-    if gear.timed:
-        feeds = _random(opened, gear.shapes, gear.seed) if gear.calib is None else gear.calib
+        changes["labelled"] = gear.data.first(gear.samples)
+    if gear.inputs is not None:
         precision = quantizer.precision if quantizer is not None else "float"
-        changes["stopwatch"] = Stopwatch(gear.path, feeds[0], gear.provider, gear.threads, precision)
+        changes["stopwatch"] = Stopwatch(gear.path, gear.inputs()[0], gear.provider, gear.threads, precision)
     return replace(made, **changes)  # type: ignore[no-any-return]
-
-
-def _random(opened: Any, shapes: Mapping[str, Sequence[int]] | None, seed: int) -> Feeds:
-    from onnxdecomp.errors import ModelError
-    from onnxdecomp.runtime import session
-    from onnxdecomp.runtime.random_inputs import random_feeds, trial_of
-
-    trial = trial_of(lambda feed: session.run(opened, feed))
-    feeds = random_feeds(session.inputs_of(opened), trial, seed=seed, shapes=shapes, per_binding=1, count=1)
-    if isinstance(feeds, str):
-        raise ModelError(feeds)
-    return feeds

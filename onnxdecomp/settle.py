@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import onnx_ir as ir
 
 from onnxdecomp import benchmark
 from onnxdecomp.benchmark import BenchResult
 from onnxdecomp.graph.save import save
 from onnxdecomp.pipeline import PipelineResult
 from onnxdecomp.plan.plan import Choice, Cost, Plan
+from onnxdecomp.watch import Watch
 
 _ROUNDS = 3
 """Times that half of the layers are put back, before all are."""
@@ -34,43 +33,6 @@ class Settled:
     plan: Plan
     timed: BenchResult | None
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Watch:
-    """How models are timed against the original.
-
-    Attributes:
-        original: The file that came in.
-        provider, threads, seconds, seed, shapes: For benchmark.bench.
-    """
-
-    original: Path
-    provider: str
-    threads: int
-    seconds: float
-    seed: int
-    shapes: Mapping[str, Sequence[int]] | None
-
-    def time(self, new: Path, *, threads: int | None = None, batch: int = 1) -> BenchResult:
-        """The two, interleaved; with other threads where that is asked for."""
-        return benchmark.bench(
-            [self.original, new],
-            providers=(self.provider,),
-            threads=(threads or self.threads,),
-            batch_sizes=(batch,),
-            shapes=self.shapes,
-            duration=self.seconds,
-            seed=self.seed,
-            memory=False,
-        )
-
-    def time_model(self, model: ir.Model) -> BenchResult:
-        """The same for a model in memory."""
-        with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-            new = Path(folder) / "model.onnx"
-            save(model, new)
-            return self.time(new)
 
 
 def settle(
@@ -109,7 +71,7 @@ def settle(
     with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
         file = Path(folder) / "quantized.onnx"
         save(alone.model, file)
-        against = replace(watch, original=file)
+        against = watch.against(file)
         found = _settle_layers(
             ran, lambda plan: again(plan, True), against, "the time of the original quantized"
         )

@@ -13,10 +13,11 @@ import pytest
 import onnxdecomp
 from onnxdecomp import api, settle
 from onnxdecomp.benchmark import BenchResult, ModelTiming, Setting
+from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.pipeline import PipelineResult
 from onnxdecomp.plan.plan import Choice, Cost, Plan
 from onnxdecomp.runtime.timing import Ratio, Summary
-from onnxdecomp.settle import Watch
+from onnxdecomp.watch import Watch
 from tests.cli.small import command, files, network
 
 SLOWER = Ratio(1.2, 1.1, 1.3, 0.95)
@@ -45,7 +46,7 @@ class Fake(Watch):
 
 
 def watch(*ratios: Ratio | None) -> Fake:
-    return Fake(Path("original.onnx"), "cpu", 1, 0.1, 0, None, ratios)
+    return Fake(Path("original.onnx"), "cpu", 1, 0.1, 0, lambda: Feeds((), "none"), ratios)
 
 
 def plan_of(saved: Iterable[int]) -> Plan:

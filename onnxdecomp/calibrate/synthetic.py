@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration
@@ -12,15 +14,26 @@ from onnxdecomp.runtime.random_inputs import random_feeds, trial_of
 _SAMPLES = 8
 
 
-def synthetic(model: ir.Model, *, seed: int = 0) -> Calibration:
+def synthetic(
+    model: ir.Model, *, seed: int = 0, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Calibration:
     """Random inputs that the model runs on.
+
+    Args:
+        model: The model.
+        seed: Of the numbers.
+        shapes: Shapes of inputs by name; those of inputs that no output depends on are left out.
 
     Raises:
         ModelError: No such inputs were found.
+        UsageError: The shapes do not fit the inputs.
     """
     taps = open_taps(model, [str(value.name) for value in model.graph.outputs], threads=1)
 
-    feeds = random_feeds(taps.specs(), trial_of(taps.run), seed=seed, per_binding=_SAMPLES, count=1)
+    specs = taps.specs()
+    read = {spec.name for spec in specs}
+    fixed = {name: shape for name, shape in (shapes or {}).items() if name in read}
+    feeds = random_feeds(specs, trial_of(taps.run), seed=seed, shapes=fixed, per_binding=_SAMPLES, count=1)
     if isinstance(feeds, str):
         raise ModelError(f"{feeds}; give inputs with --calib")
     return Calibration(feeds, synthetic=True, seed=seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxdecomp import console
-from onnxdecomp.report.text import count
+from onnxdecomp.report.text import count, fed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,7 +158,7 @@ def _latency(result: Result) -> list[Line]:
                 "latency",
                 f"{original.latency.p50:.3f} -> {new.latency.p50:.3f} ms, {1 / ratio.value:.2f}x as fast "
                 f"[{1 / ratio.high:.2f}, {1 / ratio.low:.2f}] ({setting.provider}, batch {new.batch}, "
-                f"threads {setting.threads}, {setting.rounds} interleaved runs)",
+                f"threads {setting.threads}, {fed(new.shapes)}, {setting.rounds} interleaved runs)",
             )
         )
     return lines

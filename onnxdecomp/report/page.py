@@ -37,6 +37,7 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "full": text.full,
     "listed": text.listed,
     "shape": text.shape,
+    "fed": text.fed,
     "whole": str,
 }
 """How templates name the ways in which a number is shown."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _LONGEST = 240
 """Characters of a name that are shown: some exporters write whole call stacks into them."""
+
+
+_MOST_INPUTS = 4
+"""Inputs whose shapes are shown."""
 
 
 def visible(text: str, longest: int = _LONGEST) -> str:
@@ -110,6 +114,13 @@ def listed(values: Sequence[Any]) -> str:
 def shape(values: Sequence[Any]) -> str:
     """64×32×3×3."""
     return "×".join("?" if value is None else visible(str(value), 20) for value in values) or "scalar"
+
+
+def fed(shapes: Mapping[str, Sequence[Any]]) -> str:
+    """What a model was fed: "x 1×3×64×64, h 1×64"; of many inputs the first ones."""
+    named = [f"{visible(str(name), 40)} {shape(sizes)}" for name, sizes in shapes.items()]
+    more = len(named) - _MOST_INPUTS
+    return ", ".join(named) if more <= 0 else f"{', '.join(named[:_MOST_INPUTS])} and {more} more"
 
 
 def setting(value: Any) -> str:

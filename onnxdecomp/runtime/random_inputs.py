@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import ModelError, UsageError
-from onnxdecomp.layer import Array, Dim
+from onnxdecomp.layer import Array
 from onnxdecomp.runtime.session import Feed, TensorSpec, dtype_of
 
 SIZES = (32, 64, 96, 128, 224, 16, 320, 256, 512, 160, 48, 640, 8, 4, 2, 1)
@@ -162,11 +162,13 @@ def _given(inputs: Sequence[TensorSpec], shapes: Shapes) -> dict[Key, int]:
             raise UsageError(f"the shape {'x'.join(map(str, shape))} of {name!r} has a size below 1")
         for axis, (dim, size) in enumerate(zip(spec.shape, shape, strict=True)):
             if not isinstance(dim, int):
-                fixed.setdefault(_key(spec, axis, dim), size)
+                fixed.setdefault(dimension(spec, axis), size)
     return fixed
 
 
-def _key(spec: TensorSpec, axis: int, dim: Dim) -> Key:
+def dimension(spec: TensorSpec, axis: int) -> Key:
+    """What stands for a free dimension: equal for all that have the same size."""
+    dim = spec.shape[axis]
     return dim if isinstance(dim, str) else (spec.name, axis)
 
 
@@ -175,7 +177,7 @@ def _free(inputs: Sequence[TensorSpec], fixed: Mapping[Key, int]) -> dict[Key, b
     free: dict[Key, bool] = {}
     for spec in inputs:
         for axis, dim in enumerate(spec.shape):
-            key = _key(spec, axis, dim)
+            key = dimension(spec, axis)
             if not isinstance(dim, int) and key not in fixed:
                 free[key] = free.get(key, False) or axis == 0
     return free
@@ -226,7 +228,7 @@ def _bound(
         spec.name: tuple(shapes[spec.name])
         if spec.name in shapes
         else tuple(
-            dim if isinstance(dim, int) else sizes[_key(spec, axis, dim)]
+            dim if isinstance(dim, int) else sizes[dimension(spec, axis)]
             for axis, dim in enumerate(spec.shape)
         )
         for spec in inputs

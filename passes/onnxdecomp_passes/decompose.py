@@ -104,6 +104,7 @@ class Decompose(Stage):
     stopwatch: Stopwatch | None = field(default=None, compare=False, repr=False)
     size: int = field(default=0, compare=False, repr=False)
     on_layer: Callable[[str, int, int], None] | None = field(default=None, compare=False, repr=False)
+    shapes: Mapping[str, Sequence[int]] | None = field(default=None, compare=False, repr=False)
     details: bool = field(default=False, compare=False, repr=False)
     finish: Callable[[ir.Model], ir.Model] | None = field(default=None, compare=False, repr=False)
     """What a later stage does to the result (quantize): a target that was named is one for that."""
@@ -187,7 +188,7 @@ class Decompose(Stage):
     def _calibration(self, model: ir.Model, sites: Sequence[Site]) -> tuple[Calibration, tuple[str, ...]]:
         if self.calibration is not None:
             return sized(self.calibration, sites), ()
-        made = synthetic(model, seed=self.seed)
+        made = synthetic(model, seed=self.seed, shapes=self.shapes)
         note = (
             "no calibration inputs: errors were measured on random ones, and factors fitted to the weights "
             "alone; give real inputs with --calib for far better accuracy"

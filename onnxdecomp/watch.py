@@ -1,0 +1,88 @@
+"""The watch: models timed against the original, on one and the same input from the search to the page."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxdecomp import benchmark
+from onnxdecomp.benchmark import BenchResult
+from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.save import save
+from onnxdecomp.runtime import session
+from onnxdecomp.runtime.random_inputs import random_feeds, trial_of
+
+
+def timed_input(
+    model: Path,
+    *given: Feeds | None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> Feeds:
+    """The one input that everything is timed on: the first that the user gave, else a random one.
+
+    Args:
+        model: The original.
+        given: Inputs of the user, the most fitting first; None where there are none.
+        shapes, seed: Of a random input.
+
+    Raises:
+        ModelError: The model runs on no random input.
+        UsageError: The shapes do not fit the model.
+    """
+    for feeds in given:
+        if feeds is not None:
+            return Feeds((feeds[0],), feeds.source)
+    opened = session.open_session(model, low_memory=True)
+    trial = trial_of(lambda feed: session.run(opened, feed))
+    made = random_feeds(session.inputs_of(opened), trial, seed=seed, shapes=shapes, per_binding=1, count=1)
+    if isinstance(made, str):
+        raise ModelError(f"{model}: {made}; give its shapes with --input-shape or inputs with --calib")
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """How models are timed against the original.
+
+    Attributes:
+        original: The file that came in.
+        provider, threads, seconds, seed: For benchmark.bench.
+        inputs: Gives the input, see `timed_input`: it is made when the first model is timed.
+    """
+
+    original: Path
+    provider: str
+    threads: int
+    seconds: float
+    seed: int
+    inputs: Callable[[], Feeds]
+
+    def time(self, new: Path, *, threads: int | None = None, batch: int = 1) -> BenchResult:
+        """The two, interleaved; with other threads, or the input at another batch size, where asked."""
+        return benchmark.bench(
+            [self.original, new],
+            providers=(self.provider,),
+            threads=(threads or self.threads,),
+            batch_sizes=(batch,),
+            data=self.inputs(),
+            duration=self.seconds,
+            seed=self.seed,
+            memory=False,
+        )
+
+    def time_model(self, model: ir.Model) -> BenchResult:
+        """The same for a model in memory."""
+        with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
+            new = Path(folder) / "model.onnx"
+            save(model, new)
+            return self.time(new)
+
+    def against(self, original: Path) -> Watch:
+        """The same with another model to compare with."""
+        return replace(self, original=original)
