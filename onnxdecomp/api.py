@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxdecomp import environment, pipeline, preflight, verification
 from onnxdecomp.blas import one_thread
+from onnxdecomp.consistency import Asked
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.details import Details, details_of, timed_elsewhere, with_profiles
 from onnxdecomp.equip import Gear, equip
@@ -22,15 +23,7 @@ from onnxdecomp.graph.save import check_target
 from onnxdecomp.lowering import LoweringCheck, check_lowering
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
-from onnxdecomp.request import (
-    Config,
-    about_size,
-    described,
-    given_plan,
-    stages_of,
-    training_settings,
-    with_target,
-)
+from onnxdecomp.request import Config, about_size, described, requested, stages_of
 from onnxdecomp.runrecord import Origin, describe_data, describe_model, describe_output, run_record
 from onnxdecomp.settle import is_quantized, settle
 from onnxdecomp.sites.find import FINDERS
@@ -161,10 +154,24 @@ def compress(
     file = None if output is None or dry_run else Path(output)
     if file is not None:
         check_target(file, overwrite=overwrite)
-    wanted = with_target(config, decompose, target, max_error)
-    given = given_plan(plan, wanted)
-    stages = stages_of(config, seed, provider, simplify, wanted, quantize)
-    training = training_settings(finetune, calib, stages)
+    asked = Asked(
+        plan=plan is not None,
+        calib=calib is not None,
+        finetune=finetune is not None,
+        max_error=max_error,
+        verify=verify,
+        bench=bench,
+        allow_slower=allow_slower,
+        samples=samples,
+        threads=threads,
+        bench_seconds=bench_seconds,
+        batches=bench_batches,
+        bench_threads=bench_threads,
+    )
+    wanted = requested(
+        *(asked, config, decompose, target, plan, finetune, seed, provider, simplify, quantize)
+    )
+    stages, given, seed = wanted.stages, wanted.plan, wanted.seed
     cores = threads or environment.cores()
     with on_disk(model) as path, one_thread():
         report("load", 0, 0)
@@ -178,21 +185,21 @@ def compress(
         how: dict[str, Any] = {
             "provider": provider,
             "threads": cores,
-            "seed": seed or 0,
+            "seed": seed,
             "shapes": input_shapes,
         }
-        inputs = cache(lambda: timed_input(path, calib, data, shapes=input_shapes, seed=seed or 0))
+        inputs = cache(lambda: timed_input(path, calib, data, shapes=input_shapes, seed=seed))
         gear = Gear(path, calib, data, samples, inputs if bench else None, report, details=details, **how)
         request = described(stages, planned=given is not None, max_error=max_error)
-        origin = Origin(started, 0.0, seed or 0, request, {"calib": describe_data(calib)})
+        origin = Origin(started, 0.0, seed, request, {"calib": describe_data(calib)})
         if dry_run:
-            return _dry_run(before, working, equip(stages, gear, given), report, origin)
+            return _dry_run(before, working, equip(stages, gear, given), report, origin, wanted.notes)
 
         def run(plan: Plan | None, fresh: ir.Model, quantized: bool = True) -> PipelineResult:
             chosen = [stage for stage in stages if quantized or not hasattr(stage, "precision")]
             return pipeline.run(fresh, equip(chosen, gear, plan), lambda stage: report(stage, 0, 0))
 
-        watch = Watch(path, provider, cores, bench_seconds, seed or 0, inputs)
+        watch = Watch(path, provider, cores, bench_seconds, seed, inputs)
         first = run(given, working)
         faster = bench and not (about_size(given, stages) if allow_slower is None else allow_slower)
         settled = settle(
@@ -203,8 +210,8 @@ def compress(
         )
         ran, plan_done = settled.ran, settled.plan
         report("check layers", 0, 0)
-        checks = _lowered(ran, opset=before["opset"], ir_version=before["ir_version"])
-        learnt = _finetuned(ran, path, calib, training, threads, report)
+        checks = _lowered(ran, opset=before["opset"], ir_version=before["ir_version"], seed=seed)
+        learnt = _finetuned(ran, path, calib, wanted.training, threads, report)
         layers = layer_records(plan_done, ran.rewritten, checks)
         changed = bool(ran.rewritten) or is_quantized(ran)
         _require_changed(plan_done, changed or not fail_if_unchanged)
@@ -221,7 +228,7 @@ def compress(
                 if bench and changed
                 else (None, ())
             )
-            notes = (*ran.notes, *settled.notes, *remarks)
+            notes = (*wanted.notes, *ran.notes, *settled.notes, *remarks)
             used = None if data is calib else describe_data(data)
             record = run_record(
                 before,
@@ -327,7 +334,12 @@ def _details(
 
 
 def _dry_run(
-    before: Mapping[str, Any], working: ir.Model, stages: Sequence[Any], report: Report, origin: Origin
+    before: Mapping[str, Any],
+    working: ir.Model,
+    stages: Sequence[Any],
+    report: Report,
+    origin: Origin,
+    said: Sequence[str],
 ) -> Result:
     """Run the pipeline up to the decompose stage and let that one plan only."""
     names = [stage.name for stage in stages]
@@ -338,7 +350,7 @@ def _dry_run(
     report("plan", 0, 0)
     found, _ = stages[first].plan(ran.model)
     layers = layer_records(found.plan, carried_out=False)
-    notes = (*ran.notes, *(f"decompose: {note}" for note in found.notes))
+    notes = (*said, *ran.notes, *(f"decompose: {note}" for note in found.notes))
     passes = {**ran.record, "decompose": {"search": found.record}} if found.record else ran.record
     record = run_record(
         before, plan=found.plan, layers=layers, notes=notes, passes=passes, origin=origin.ended()
@@ -346,9 +358,9 @@ def _dry_run(
     return Result(ran.model, found.plan, layers, (), notes, False, None, None, None, record)
 
 
-def _lowered(ran: PipelineResult, *, opset: int, ir_version: int) -> tuple[LoweringCheck, ...]:
+def _lowered(ran: PipelineResult, *, opset: int, ir_version: int, seed: int) -> tuple[LoweringCheck, ...]:
     """The lowering checks, all of them passed."""
-    checks = check_lowering(ran.rewritten, opset=opset, ir_version=ir_version)
+    checks = check_lowering(ran.rewritten, opset=opset, ir_version=ir_version, seed=seed)
     for check in checks:
         if not check.passed:
             raise ModelError(

@@ -73,7 +73,7 @@ def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage
     """The stages with calibration inputs, the decompose stage with labels, the plan and a stopwatch too.
 
     Raises:
-        UsageError: The data do not fit the model, or there are none for int8.
+        UsageError: The data do not fit the model.
         ModelError: ONNX Runtime does not load the model, or it runs on no random input.
     """
     stages = tuple(_calibrated(stage, gear) if hasattr(stage, "precision") else stage for stage in stages)
@@ -85,8 +85,6 @@ def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage
 
 def _calibrated(stage: Any, gear: Gear) -> Stage:
     """The quantize stage with the inputs that ranges of activations are found on."""
-    if stage.precision == "int8" and gear.calib is None:
-        raise UsageError("--quantize int8 needs inputs to find the ranges of activations on: give --calib")
     return replace(stage, calibration=gear.calib, provider=gear.provider)  # type: ignore[no-any-return]
 
 

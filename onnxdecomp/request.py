@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from onnxdecomp import pipeline
+from onnxdecomp.consistency import Asked, check, overruled
 from onnxdecomp.equip import read_plan
 from onnxdecomp.errors import UsageError
 from onnxdecomp.plan.budget import parse_budgets
@@ -14,10 +16,58 @@ from onnxdecomp.plan.plan import Plan
 from onnxdecomp.training.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
-    from onnxdecomp.data.read import Data
     from onnxdecomp.stage import Stage
 
 Config: TypeAlias = Mapping[str, Any] | str | Path | None
+
+
+@dataclass(frozen=True)
+class Requested:
+    """What is to be done.
+
+    Attributes:
+        stages: The pipeline.
+        plan: The plan to carry out, or None where one is made.
+        seed: Of everything random.
+        training: How to train afterwards, or None.
+        notes: What a user should know of it.
+    """
+
+    stages: tuple[Stage, ...]
+    plan: Plan | None
+    seed: int
+    training: Settings | None
+    notes: tuple[str, ...]
+
+
+def requested(
+    asked: Asked,
+    config: Config,
+    decompose: Mapping[str, Any],
+    target: str | None,
+    plan: Plan | Mapping[str, Any] | str | Path | None,
+    finetune: Settings | Mapping[str, Any] | str | None,
+    seed: int | None,
+    provider: str,
+    simplify: str | None,
+    quantize: str | None,
+) -> Requested:
+    """What the arguments of `compress` ask for, once it is clear that they agree with each other.
+
+    Raises:
+        UsageError: They do not, or one of them is not valid.
+    """
+    wanted = with_target(config, decompose, target, asked.max_error, planned=asked.plan)
+    stages = stages_of(config, seed, provider, simplify, wanted, quantize)
+    check(asked, wanted, stages)
+    seed = seed_of(stages, seed)
+    return Requested(
+        stages,
+        given_plan(plan, wanted),
+        seed,
+        training_settings(finetune, seed),
+        overruled(stages, wanted, plan=asked.plan),
+    )
 
 
 def stages_of(
@@ -51,25 +101,43 @@ def stages_of(
 
 
 def with_target(
-    config: Config, decompose: Mapping[str, Any], target: str | None, max_error: float | None
+    config: Config,
+    decompose: Mapping[str, Any],
+    target: str | None,
+    max_error: float | None,
+    *,
+    planned: bool = False,
 ) -> dict[str, Any]:
     """The decompose stage's options with the target; where nothing says how far to go, the largest error."""
-    if target is not None:  # it wins over a rank of the configuration
-        return {"rank": "", "layers": (), **decompose, "target": target}
-    if max_error is None or any(decompose.get(name) for name in ("rank", "layers")):
+    if target is not None:  # it wins over ranks of the configuration, and what goes with them
+        return {"rank": "", "layers": (), "must_save": "macs", **decompose, "target": target}
+    if max_error is None or planned or any(decompose.get(name) for name in ("rank", "layers")):
         return dict(decompose)
     stages = [stage for stage in pipeline.build(config, {}) if stage.name == "decompose"]
     said = any(getattr(stage, name, "") for stage in stages for name in ("rank", "layers", "target"))
-    return dict(decompose) if said else {**decompose, "target": f"error={max_error}"}
+    if said:
+        return dict(decompose)
+    if not 0 <= max_error < 1:
+        raise UsageError(
+            f"--max-error {max_error:g}: the search may use up a fraction from 0 to below 1 of the outputs; "
+            "give a target, or ranks"
+        )
+    return {**decompose, "target": f"error={max_error}"}
 
 
 def given_plan(plan: Plan | Mapping[str, Any] | str | Path | None, wanted: Mapping[str, Any]) -> Plan | None:
-    """The plan to carry out, which excludes every other request."""
+    """The plan to carry out; whether kept layers are repaired may be said anew."""
     if plan is None:
         return None
-    if any(wanted.get(name) for name in ("rank", "layers", "target")):
-        raise UsageError("a plan says it all: give no rank, layer rule or target with it")
-    return read_plan(plan)
+    found, repair = read_plan(plan), wanted.get("repair")
+    return found if repair is None else replace(found, repair=bool(repair))
+
+
+def seed_of(stages: Sequence[Any], seed: int | None) -> int:
+    """The one seed of a run: the caller's, else that of the configured decompose stage."""
+    if seed is not None:
+        return seed
+    return next((int(stage.seed) for stage in stages if hasattr(stage, "searches")), 0)
 
 
 def about_size(plan: Plan | None, stages: Sequence[Any]) -> bool:
@@ -94,21 +162,12 @@ def described(stages: Sequence[Any], *, planned: bool, max_error: float | None) 
     }
 
 
-def training_settings(
-    finetune: Settings | Mapping[str, Any] | str | None, calib: Data | None, stages: Sequence[Stage]
-) -> Settings | None:
-    """How to train afterwards, once it is clear that it can be done."""
+def training_settings(finetune: Settings | Mapping[str, Any] | str | None, seed: int) -> Settings | None:
+    """How to train afterwards, with the run's seed where that names none."""
     if finetune is None:
         return None
     from onnxdecomp.training.run import require_torch
 
-    wanted = parse_settings(finetune)
-    if calib is None:
-        raise UsageError("finetune trains on the calibration inputs: give them with --calib")
-    if any(hasattr(stage, "precision") for stage in stages):
-        raise UsageError(
-            "finetune comes before quantization: write the fine-tuned model first, then compress that with "
-            "--quantize, --rank 1.0 and --exclude '*'"
-        )
+    wanted = parse_settings(finetune, seed=seed)
     require_torch()
     return wanted

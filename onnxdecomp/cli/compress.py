@@ -160,7 +160,10 @@ def command(
     from onnxdecomp.api import compress
     from onnxdecomp.cli.show import show_plan, show_result
     from onnxdecomp.data.read import prepared
+    from onnxdecomp.errors import UsageError
 
+    if preprocess is not None and calib is None and data is None:
+        raise UsageError("--preprocess is for images in --calib or --eval: give one of them")
     given = options.given(context, (*options.DECOMPOSE, "seed", "quantize"))
     told = bool(report_target or markdown_target)
     decisive = threads or environment.cores()
@@ -180,8 +183,8 @@ def command(
             threads=threads,
             verify=verify,
             bench=bench,
-            bench_batches=batches or ((1, 16) if told else (1,)),
-            bench_threads=bench_threads or ((decisive, 1) if told else (decisive,)),
+            bench_batches=batches or ((1, 16) if told and bench else (1,)),
+            bench_threads=bench_threads or (((decisive, 1) if told else (decisive,)) if bench else ()),
             details=told or json_target is not None,
             allow_slower=allow_slower,
             dry_run=dry_run,

@@ -53,7 +53,9 @@ def plan_uniform(sites: Sequence[Site], skips: Sequence[Skip], request: Request)
     choices = [_choose(site, before, smallest, request) for site, before in zip(sites, costs, strict=True)]
     beyond = [choice.reason for choice in choices if choice.reason.startswith("rank ")]
     if beyond and not any(choice.method or choice.after for choice in choices):
-        raise UsageError(f"--rank {request.rules[-1].rank} fits no layer: {beyond[0]}")
+        *rules, default = request.rules
+        named = [f"rank={rule.rank}" for rule in rules if rule.methods]
+        raise UsageError(f"{' and '.join(named) or f'--rank {default.rank}'} fits no layer: {beyond[0]}")
     skipped = [Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason) for skip in skips]
     return Plan((*choices, *skipped))
 

@@ -88,6 +88,7 @@ class Settings:
             (self.hints >= 0 and self.decay >= 0, "hints and decay must not be below 0"),
             (0 < self.held_out < 1, "held_out must be between 0 and 1"),
             (self.views >= 0, "views must not be below 0"),
+            (self.seed >= 0, "seed must not be below 0"),
             (0 <= self.warmup < 1, "warmup must be at least 0 and below 1"),
             (set(self.augmentations) <= set(AUGMENTATIONS), f"augment is of {', '.join(AUGMENTATIONS)}"),
         )
@@ -110,8 +111,12 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.replace("+", ",").split(",") if name.strip())
 
 
-def parse_settings(text: str | Mapping[str, Any] | Settings) -> Settings:
+def parse_settings(text: str | Mapping[str, Any] | Settings, *, seed: int = 0) -> Settings:
     """The settings in "epochs=2,rate=1e-3": names as in Settings; several values of one joined by "+".
+
+    Args:
+        text: What was given.
+        seed: Where that names none.
 
     Raises:
         UsageError: A name or a value is not valid.
@@ -129,7 +134,7 @@ def parse_settings(text: str | Mapping[str, Any] | Settings) -> Settings:
             given[name] = reads(value, hints[name])
         except ValueError:
             raise UsageError(f"finetune: {name} must be {describe(hints[name])}, not {value!r}") from None
-    return Settings(**given)
+    return Settings(**{"seed": seed, **given})
 
 
 def _pairs(text: str) -> dict[str, Any]:
