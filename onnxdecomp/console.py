@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from onnxdecomp.processwide import Undo, shared
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
@@ -107,22 +109,25 @@ def progress(description: str, total: float | None = None) -> Iterator[Advance]:
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
     """Send to stderr what is printed to stdout, by libraries in C too."""
+    with shared("stdout", _turn_stdout):
+        yield
+
+
+def _turn_stdout() -> Undo:
+    stack = contextlib.ExitStack()
     try:
         out, err = sys.stdout.fileno(), sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):  # replaced by something without a descriptor
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-        return
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        return stack.close
     sys.stdout.flush()
     kept = os.dup(out)
     os.dup2(err, out)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _flush_c()
-        os.dup2(kept, out)
-        os.close(kept)
+    stack.callback(os.close, kept)
+    stack.callback(os.dup2, kept, out)
+    stack.callback(_flush_c)
+    stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+    return stack.close
 
 
 def _flush_c() -> None:

@@ -6,8 +6,8 @@ import dataclasses
 import json
 import math
 import os
+import secrets
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,22 +82,17 @@ def write(text: str, target: str | Path) -> None:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         return
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # Not tempfile's: those files are for their owner only, whatever the umask says.
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101  (mkstemp's 0600 would surprise)
         os.replace(name, path)  # noqa: PTH105
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

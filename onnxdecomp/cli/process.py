@@ -8,8 +8,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
+
+from onnxdecomp.processwide import handled_logging, no_warnings
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code of a command ended by Ctrl-C, as shells have it."""
@@ -77,18 +79,8 @@ def quiet(*, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    import logging
-    import warnings
-
-    silent = logging.NullHandler()  # without any handler, Python prints warnings to stderr
-    logging.getLogger().addHandler(silent)
-    try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.getLogger().removeHandler(silent)
+    with handled_logging(), nullcontext() if sys.warnoptions else no_warnings():
+        yield
 
 
 def forget_stdout() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import struct
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from onnxdecomp.data.pixels import Target, check_preprocess, prepare, target_of
 from onnxdecomp.data.preprocess import NAMES, Preprocess
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layer import Array
+from onnxdecomp.processwide import no_warnings
 from onnxdecomp.runtime.session import Feed, TensorSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -87,8 +87,7 @@ def _open(file: Path, preprocess: Preprocess, target: Target) -> Array:
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings(), Image.open(file) as opened:
-            warnings.simplefilter("ignore")  # odd metadata, large photographs
+        with no_warnings(), Image.open(file) as opened:  # odd metadata, large photographs
             return prepare(ImageOps.exif_transpose(opened), preprocess, target)
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise UsageError(f"{file} is no readable image: {error}") from error

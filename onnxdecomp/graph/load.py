@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from onnxdecomp.graph.external import attach
 from onnxdecomp.graph.support import DEFAULT_DOMAINS, unreadable
 from onnxdecomp.graph.tensors import own_memory
 from onnxdecomp.graph.walk import operands, places, slots
+from onnxdecomp.processwide import quiet_logger
 
 PROTOBUF_LIMIT = (1 << 31) - 1
 _META = "onnxdecomp.source"
@@ -60,7 +58,7 @@ def load(path: str | Path) -> ir.Model:
     path = Path(path)
     proto = _parse(path)
     _check_header(proto, path)
-    with quiet("onnx_ir"):
+    with quiet_logger("onnx_ir"):  # what it warns of is checked here and raised
         try:
             model = ir.from_proto(proto)
         except Exception as error:  # onnx_ir raises many kinds, wrapped in one another
@@ -186,15 +184,3 @@ def _check_names(model: ir.Model, path: Path) -> None:
 
 def _undefined(value: ir.Value) -> bool:
     return value.producer() is None and not value.is_graph_input() and not value.is_initializer()
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Silence a library's logger: what it warns of is checked here and raised."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -8,8 +8,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxdecomp.graph.external import reference
-from onnxdecomp.graph.load import quiet
 from onnxdecomp.graph.walk import node_graphs, places, slots
+from onnxdecomp.processwide import quiet_logger
 
 SMALL = 1024
 """Bytes up to which a tensor is shown to the inference: shapes and axes are, weights are not."""
@@ -50,7 +50,7 @@ def infer_shapes(model: ir.Model) -> None:
     symbols = _symbols(model)
     # The interface is a promise to whoever runs the model.
     interface = {*model.graph.inputs, *model.graph.outputs}
-    with quiet("onnx_ir"):
+    with quiet_logger("onnx_ir"):
         _merge_graphs(model.graph, _inferred(model), symbols, interface)
         for function in _callers_first(model):
             typed = _typed_body(model, function)

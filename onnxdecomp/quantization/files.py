@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from onnxdecomp.errors import ModelError, OnnxDecompError
 from onnxdecomp.graph.load import inherit, load
 from onnxdecomp.graph.save import save
+from onnxdecomp.processwide import quiet_logging
 from onnxdecomp.runtime.providers import quiet
 from onnxdecomp.runtime.session import one_line, open_session
 
@@ -57,17 +58,23 @@ def converted(model: ir.Model, what: str, convert: Callable[[Path, Path], None])
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Run a tool of ONNX Runtime in here: neither it nor its sessions print anything."""
-    nobody = logging.NullHandler()  # without any handler, logging.warning adds one that prints
-    root = logging.getLogger()
-    level = root.manager.disable
-    root.addHandler(nobody)
-    logging.disable(logging.CRITICAL)
-    try:
-        with quiet("cpu"):
-            yield
-    finally:
-        logging.disable(level)
-        root.removeHandler(nobody)
+    with quiet_logging("onnxruntime", "onnxscript", "onnx_ir"), quiet("cpu"):
+        yield
+
+
+def load_tools() -> None:
+    """Import ONNX Runtime's tools, all of those that are used.
+
+    Their package puts its own folder on `sys.path`, where they find each other; nobody else should.
+    """
+    before = list(sys.path)
+    import onnxruntime.quantization
+    import onnxruntime.transformers
+
+    own = str(Path(onnxruntime.transformers.__file__).parent)
+    if own not in before:
+        with contextlib.suppress(ValueError):  # another thread has been here
+            sys.path.remove(own)
 
 
 def _restore(made: ir.Model, model: ir.Model) -> None:

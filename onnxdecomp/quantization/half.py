@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.walk import places
-from onnxdecomp.quantization.files import converted
+from onnxdecomp.quantization.files import converted, load_tools
 from onnxdecomp.quantization.prepare import choose_sizes
 
 if TYPE_CHECKING:
@@ -45,9 +44,7 @@ def fp16(model: ir.Model) -> ir.Model:
 
 
 def _converter() -> Callable[..., onnx.ModelProto]:
-    path = list(sys.path)
-    try:
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-    finally:
-        sys.path[:] = path  # the package puts its own folder there
+    load_tools()
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
     return convert_float_to_float16  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.biases import own_biases
 from onnxdecomp.graph.walk import operands, places
-from onnxdecomp.quantization.files import converted, silent
+from onnxdecomp.quantization.files import converted, load_tools, silent
 from onnxdecomp.quantization.prepare import choose_sizes, raised
 from onnxdecomp.quantization.scheme import Scheme
 from onnxdecomp.sites.quantized import OLDEST_OPSET
@@ -45,6 +45,7 @@ def int8(model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256) -
         ModelError: The model is quantized already, its opset cannot be raised, the quantizer fails, or
             what it wrote does not run.
     """
+    load_tools()
     from onnxruntime.quantization import QuantFormat, quantize_static
 
     model = prepared(model)
@@ -69,6 +70,7 @@ def rough(model: ir.Model, scheme: Scheme) -> ir.Model:
     Raises:
         ModelError: As `int8`.
     """
+    load_tools()
     from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
     model = prepared(model)
@@ -84,6 +86,7 @@ def rough(model: ir.Model, scheme: Scheme) -> ir.Model:
 
 def rough_proto(proto: onnx.ModelProto, model: ir.Model, scheme: Scheme) -> onnx.ModelProto:
     """`rough` for a serialised model with the types of all of its values; `model` is the same one."""
+    load_tools()
     import numpy as np
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -146,6 +149,7 @@ class Reader:
 
 def operators() -> frozenset[str]:
     """The types of operators that the quantizer takes."""
+    load_tools()
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     return frozenset((*QDQRegistry, *QLinearOpsRegistry))

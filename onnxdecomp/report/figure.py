@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
+from onnxdecomp.processwide import alone
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -52,7 +54,7 @@ def figure(
     import matplotlib as mpl
     from matplotlib.figure import Figure as New
 
-    with mpl.rc_context(_style()):
+    with alone("matplotlib"), mpl.rc_context(_style()):  # its settings are the process's
         made = New(figsize=(width, height), layout="constrained" if margins is None else None)
         if margins is not None:
             left, right, bottom, top = margins
@@ -90,7 +92,7 @@ def svg(made: Figure, label: str, salt: str) -> str:
     from markupsafe import Markup
 
     buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": salt}):
+    with alone("matplotlib"), mpl.rc_context({"svg.hashsalt": salt}):
         made.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnxdecomp.errors import ProviderError, UsageError
+from onnxdecomp.processwide import Undo, no_stdout, shared
 
 ORT_NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -37,6 +37,9 @@ ORT_NAMES = {
 
 NVIDIA = frozenset({"cuda", "tensorrt"})
 """Providers that keep tensors on a CUDA device and need CUDA's libraries."""
+
+_WARNINGS, _SILENT = 2, 4
+"""Severities of ONNX Runtime's log: its default, and the one of which there is nothing."""
 
 _INSTALL = {
     "cuda": "install its libraries with: pip install 'onnxdecomp[cuda]'",
@@ -106,14 +109,16 @@ def quiet(provider: str) -> Iterator[None]:
     """
     import onnxruntime as ort
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        if short_name(ort_name(provider)) in NVIDIA and hasattr(ort, "preload_dlls"):
+    def change() -> Undo:
+        ort.set_default_logger_severity(_SILENT)
+        return lambda: ort.set_default_logger_severity(_WARNINGS)  # nothing tells what it was
+
+    short = short_name(ort_name(provider))
+    with contextlib.nullcontext() if short == "cpu" else no_stdout():
+        if short in NVIDIA and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()
-        ort.set_default_logger_severity(4)
-        try:
+        with shared("ONNX Runtime's logger", change):
             yield
-        finally:
-            ort.set_default_logger_severity(2)
 
 
 def start(provider: str) -> Start:

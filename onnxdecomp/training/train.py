@@ -18,6 +18,7 @@ from onnxdecomp.autograd.network import Network
 from onnxdecomp.autograd.tensors import as_tensors
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.processwide import Undo, shared
 from onnxdecomp.training import checkpoint
 from onnxdecomp.training.agreement import check_agreement
 from onnxdecomp.training.composed import composed
@@ -144,13 +145,15 @@ def _device(name: str) -> str:
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     """torch's threads, as they were afterwards."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
+
+    def change() -> Undo:
+        before = torch.get_num_threads()
+        if count is not None:
+            torch.set_num_threads(count)
+        return lambda: torch.set_num_threads(before)
+
+    with shared("torch's threads", change):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _tensors(samples: Samples) -> dict[str, Tensor]:
