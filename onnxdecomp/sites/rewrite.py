@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxdecomp.chain import Chain, Convolve, with_lookup
 from onnxdecomp.graph.constants import discard, initializer
+from onnxdecomp.graph.inherit import inherit_value
 from onnxdecomp.graph.walk import Place, node_names, value_names
 from onnxdecomp.layer import Array
 from onnxdecomp.sites.base import Site, Snapshot
@@ -122,6 +123,8 @@ class Rewriter:
             old_values=[old for old, _ in pairs],
             new_values=[new for _, new in pairs],
         )
+        for old, new in pairs:
+            inherit_value(new, old)
         discard(site.weight)
         if site.bias is not None:
             discard(site.bias)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxdecomp.graph.biases import own_biases
 from onnxdecomp.graph.constants import Constant, discard, initializer, resolve
+from onnxdecomp.graph.inherit import inherit_node, inherit_value
 from onnxdecomp.graph.shapes import infer_shapes
 from onnxdecomp.graph.walk import Place, places, unique_name, value_names
 from onnxdecomp.layer import Array
@@ -316,12 +317,13 @@ def _settle_cast(node: ir.Node) -> bool:
 
 def _as_gemm(matmul: ir.Node) -> ir.Node:
     """A Gemm in the place of a MatMul of two-dimensional operands, under its name."""
-    gemm = ir.node("Gemm", list(matmul.inputs), name=matmul.name, doc_string=matmul.doc_string)
-    gemm.metadata_props.update(matmul.metadata_props)
+    gemm = ir.node("Gemm", list(matmul.inputs), name=matmul.name)
+    inherit_node(gemm, matmul)
     new, old, graph = gemm.outputs[0], matmul.outputs[0], matmul.graph
     assert graph is not None
     graph.insert_before(matmul, gemm)
-    new.name, new.type, new.shape = old.name, old.type, old.shape
+    new.name = old.name
+    inherit_value(new, old)
     old.replace_all_uses_with(new)
     graph.remove(matmul, safe=True)
     return gemm
@@ -334,9 +336,7 @@ def _take_over(node: ir.Node, follower: ir.Node) -> None:
     operands = [v for v in follower.inputs if v is not None and v is not new]
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     new.name = old.name
-    new.type, new.shape = old.type or new.type, old.shape or new.shape
-    new.doc_string = old.doc_string
-    new.metadata_props.update(old.metadata_props)
+    inherit_value(new, old)
     graph.remove(follower, safe=True)
     for operand in operands:
         discard(operand)

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.graph.inherit import inherit_graph, inherit_node, inherit_value, replace_props
 from onnxdecomp.graph.walk import node_graphs, places, unique_name
 from onnxdecomp.stage import Stage, StageResult, option
 from onnxdecomp_passes._skeleton import LARGE, put_back, skeleton
@@ -188,17 +189,19 @@ def _custom(model: ir.Model) -> set[str]:
 def _restore(model: ir.Model, graph: ir.Graph) -> None:
     """Give the graph what tools lose or make up: names, metadata, doc strings and declared shapes."""
     old = model.graph
-    graph.name = old.name
-    graph.doc_string = old.doc_string
-    _replace(graph.opset_imports, old.opset_imports)
-    _replace(graph.metadata_props, old.metadata_props)
+    replace_props(graph.opset_imports, old.opset_imports)
     interface = {value.name or "": value for value in (*old.inputs, *old.outputs)}
     for value in (*graph.inputs, *graph.outputs):
         before = interface.get(value.name or "")
         if before is not None:
-            value.type, value.shape, value.doc_string = before.type, before.shape, before.doc_string
-            _replace(value.metadata_props, before.metadata_props)
+            inherit_value(value, before)
+    for name, value in graph.initializers.items():
+        if (before := old.initializers.get(name)) is not None:
+            inherit_value(value, before)
+            if _tensor_signature(value.const_value) == _tensor_signature(before.const_value):
+                value.const_value = before.const_value  # with what is written about it
     _restore_nodes(old, graph)
+    inherit_graph(graph, old)
     functions = {node.name for f in model.functions.values() for node in _nodes(f.graph) if node.name}
     _part_names(graph, functions, allowed={node.name for node in _nodes(old)})
 
@@ -215,17 +218,19 @@ def _restore_nodes(old: ir.Graph, graph: ir.Graph) -> None:
             if before.name and before.name not in taken:
                 node.name = before.name
                 taken.add(node.name)
-            node.doc_string = before.doc_string
-            _replace(node.metadata_props, before.metadata_props)
+            inherit_node(node, before)
         else:
             kept = {k: v for k, v in node.metadata_props.items() if not k.startswith(_TOOL_KEYS)}
-            _replace(node.metadata_props, kept)
+            replace_props(node.metadata_props, kept)
         for value in node.outputs:
             known = values.get(value.name or "")
             if not value.is_graph_output():
                 # What a tool infers may be wrong, and would then be wrong in the file.
-                value.shape = None if known is None else known.shape
-            _replace(value.metadata_props, {} if known is None else known.metadata_props)
+                value.shape = None
+            if known is not None:
+                inherit_value(value, known)
+            else:
+                value.metadata_props.clear()
 
 
 def _part_names(graph: ir.Graph, taken: set[str], allowed: set[str | None]) -> None:
@@ -235,12 +240,6 @@ def _part_names(graph: ir.Graph, taken: set[str], allowed: set[str | None]) -> N
         if node.name and node.name in taken and node.name not in allowed:
             node.name = unique_name(node.name, names)
         taken.add(node.name or "")
-
-
-def _replace(target: MutableMapping[str, Any], source: Mapping[str, Any]) -> None:
-    if target != source:
-        target.clear()
-        target.update(source)
 
 
 def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
