@@ -421,6 +421,21 @@ def with_lookup(chain: Chain) -> Chain:
     return replace(chain, steps=(first, *rest))
 
 
+def mirrored(chain: Chain, bias: Array | None) -> Chain:
+    """The chain of the transposed weight: its products of matrices in reverse, each transposed.
+
+    Args:
+        chain: Of plain products of matrices only.
+        bias: The new chain's.
+    """
+    products = [step for step in chain.steps if isinstance(step, MatMul)]
+    labels = [step.label for step in products]
+    steps = tuple(
+        MatMul(step.weight.T, label) for step, label in zip(reversed(products), labels, strict=True)
+    )
+    return Chain(steps, bias, int(steps[0].weight.shape[0]))
+
+
 def conv_output_size(size: int, kernel: int, spec: ConvSpec, axis: int) -> int:
     """The output's size along one spatial axis, as ONNX defines it for Conv and ConvTranspose."""
     stride, dilation = spec.strides[axis], spec.dilations[axis]

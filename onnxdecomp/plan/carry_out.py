@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration, unobservable
-from onnxdecomp.chain import WEIGHTED, Chain
+from onnxdecomp.chain import WEIGHTED, Chain, mirrored
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.fitting.fit import Fit, stored
+from onnxdecomp.layer import Layer
 from onnxdecomp.methods import get
-from onnxdecomp.methods.base import Factors, Method
+from onnxdecomp.methods.base import Factors, Method, Ranks
 from onnxdecomp.plan.fitter import Fitter
 from onnxdecomp.plan.plan import Choice, Plan
 from onnxdecomp.plan.stations import stations
-from onnxdecomp.sites.base import Site
+from onnxdecomp.plan.tally import shares_of
+from onnxdecomp.sites.base import Share, Site
 from onnxdecomp.sites.rewrite import Rewriter, Rewritten
+from onnxdecomp.sites.ties import ties
 from onnxdecomp.weight_error import weight_error
 
 
@@ -37,19 +39,27 @@ def carry_out(
     """Rewrite the model in place as the plan says; the same plan, seed and model give the same bytes.
 
     `sites` is emptied: every dense weight is let go of as soon as its factors stand in the model.
-    Layers that share a weight and are given the same method and ranks share the factors. With
-    `requantize`, layers whose weight was stored quantized get factors stored as int8. With a `calibration`
-    every layer that can be observed is fitted to what it sees by then, unless it shares its weight.
+    Layers that share a weight and are given the same method and ranks share the factors, an embedding and
+    the head that multiplies by its transpose too. With `requantize`, layers whose weight was stored
+    quantized get factors stored as int8. With a `calibration` every layer that can be observed is fitted to
+    what it sees by then, unless it shares its factors.
 
     Raises:
         UsageError: The plan names a layer that the model has not.
         ModelError: A weight holds NaN or infinite values, or its factors do not fit the element type.
     """
     work = stations(model, sites, plan, repair=calibration is not None and plan.repair)
-    users = Counter(id(site.root) for site in sites)
+    for station in work:
+        if station.site is not None and station.choice is not None and station.choice.method is not None:
+            _check_ranks(station.choice, get(station.choice.method, **station.choice.options), station.site)
+    found_ties = ties(sites)
+    shares = shares_of(sites, found_ties, plan)
+    tied = {sites[index].nodes[0] for tie in found_ties if tie.is_shared for index in tie.members}
     sites.clear()
+    del found_ties
+    users = Counter(share.key for share in shares.values())
     fitter = Fitter.of(model, calibration) if calibration is not None else None
-    shared_factors: dict[object, Factors] = {}
+    shared_factors: dict[Hashable, Factors] = {}
     rewriter = Rewriter(model)
     done = []
     while work:
@@ -61,17 +71,20 @@ def carry_out(
             continue
         site, choice = station.site.current(), station.choice
         assert choice is not None
-        alone = users[id(site.root)] == 1
-        fitting = fitter if alone and not unobservable(site) else None
+        share = shares.get((choice.graph, choice.layer))
+        if share is not None and users[share.key] == 1:
+            share = None
+        fitting = fitter if share is None and not unobservable(site) else None
         if choice.method is None:
-            mended = None if fitting is None or site.quantized else fitting.repair(site, pending)
+            # A weight that others read as well is theirs, too.
+            mendable = fitting is not None and not site.quantized and site.nodes[0] not in tied
+            mended = fitting.repair(site, pending) if fitting is not None and mendable else None
             if mended is not None:
                 done.append(_put(rewriter, site, mended, {"pkg.onnxdecomp.repaired": "true"}))
             continue
         if on_layer:
             on_layer(choice.layer)
         method = get(choice.method, **choice.options)
-        _check_ranks(choice, method, site)
         metadata = {
             "pkg.onnxdecomp.method": method.name,
             "pkg.onnxdecomp.ranks": ",".join(map(str, choice.ranks)),
@@ -81,13 +94,10 @@ def carry_out(
             found = fitting.fit(site, method, choice.ranks, seed, pending)
             done.append(_put(rewriter, site, found, metadata, quantize=quantize))
             continue
-        share = None if alone else _share_key(site, choice, method)
-        factors = shared_factors.get(share) if share is not None else None
-        if factors is None:
-            factors = method.fit(site.layer, choice.ranks, seed)
+        factors = shared_factors.get(share.key) if share is not None else None
+        chain, factors = _plain(site.layer, method, choice.ranks, seed, share, factors)
         if share is not None:
-            shared_factors[share] = factors
-        chain = method.assemble(site.layer, factors)
+            shared_factors[share.key] = factors
         done.append(_put(rewriter, site, chain, metadata, share=share, quantize=quantize))
     return tuple(done)
 
@@ -98,7 +108,7 @@ def _put(
     found: Fit | Chain,
     metadata: Mapping[str, str],
     *,
-    share: object = None,
+    share: Share | None = None,
     quantize: bool = False,
 ) -> Rewritten:
     """Put a chain in a layer's place, in the layer's type."""
@@ -110,24 +120,16 @@ def _put(
     return replace(rewritten, rel_error=error, loss=loss).without_weight()
 
 
-def _share_key(site: Site, choice: Choice, method: Method) -> object:
-    """Equal for layers with the same factors: the weight's numbers, the method, its options and ranks.
-
-    What a method decides by the layer's attributes (which factor has the kernel) shows in the shapes.
-    """
-    weight = site.layer.weight
-    digest = hashlib.sha256(np.ascontiguousarray(weight).data).hexdigest()
-    options = tuple(sorted(choice.options.items()))
-    return (
-        digest,
-        method.shapes(site.layer, choice.ranks),
-        weight.shape,
-        site.layer.groups,
-        site.layer.dtype,
-        choice.method,
-        options,
-        choice.ranks,
-    )
+def _plain(
+    layer: Layer, method: Method, ranks: Ranks, seed: int, share: Share | None, factors: Factors | None
+) -> tuple[Chain, Factors]:
+    """The chain that is fitted to the weight alone, of factors that another layer may have brought."""
+    first = layer
+    if share is not None and share.flipped:
+        first = replace(layer, weight=layer.weight.T, bias=None)
+    factors = factors or method.fit(first, ranks, seed)
+    chain = method.assemble(first, factors)
+    return (chain if first is layer else mirrored(chain, layer.bias)), factors
 
 
 def _check_ranks(choice: Choice, method: Method, site: Site) -> None:

@@ -13,9 +13,11 @@ from onnxdecomp.methods.base import Method, Ranks, outline
 from onnxdecomp.patterns import Named, names_of, of_layers, selected
 from onnxdecomp.plan.plan import Choice, Cost, Plan, cost_of, kept
 from onnxdecomp.plan.rules import Rule
+from onnxdecomp.plan.tally import tallied
 from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.sites.base import Site, Skip
 from onnxdecomp.sites.rewrite import obstacle
+from onnxdecomp.sites.ties import ties
 
 Saving = Literal["macs", "params", "both", "either", "none"]
 
@@ -51,6 +53,7 @@ def plan_uniform(sites: Sequence[Site], skips: Sequence[Skip], request: Request)
     costs = [cost_of(dense_chain(site.layer), site.layer) for site in sites]
     smallest = _smallest(costs, request)
     choices = [_choose(site, before, smallest, request) for site, before in zip(sites, costs, strict=True)]
+    choices = _with_ties(sites, choices, request.must_save)
     beyond = [choice.reason for choice in choices if choice.reason.startswith("rank ")]
     if beyond and not any(choice.method or choice.after for choice in choices):
         *rules, default = request.rules
@@ -106,6 +109,37 @@ def _with_method(site: Site, stays: Choice, method: Method, rank: RankSpec, requ
     if why_not := _does_not_save(request.must_save, before, after, layer.lookup):
         return replace(stays, reason=f"{fitting.name} at {_show(ranks)} {why_not}", ranks=ranks, after=after)
     return replace(stays, method=fitting.name, options=method_options(fitting), ranks=ranks, after=after)
+
+
+def _with_ties(sites: Sequence[Site], choices: list[Choice], must_save: Saving) -> list[Choice]:
+    """The choices without those that must save parameters and save none, since others read their weight."""
+    shared = [tie for tie in ties(sites) if tie.is_shared]
+    before = -1
+    while before != (before := sum(choice.method is None for choice in choices)):
+        counted = tallied(Plan(tuple(choices)), sites).choices if shared else ()
+        for tie in shared:
+            bound = [index for index in tie.members if _needs_params(choices[index], sites[index], must_save)]
+            kept_by = [choices[index].layer for index in tie.members if choices[index].method is None]
+            costs = [(counted[index].before, counted[index].after) for index in tie.members]
+            stored, left = (sum(cost.params for cost in part if cost) for part in zip(*costs, strict=True))
+            if reader := next(iter(kept_by), tie.other):
+                reason = f"its weight stays in the model, for {reader} reads it too: no parameters are saved"
+            elif left >= stored:
+                reason = f"the layers that share its weight need {left / max(stored, 1):.2f}x its parameters"
+            else:
+                continue
+            for index in bound:
+                choices[index] = replace(choices[index], method=None, options={}, reason=reason)
+    return choices
+
+
+def _needs_params(choice: Choice, site: Site, must_save: Saving) -> bool:
+    """Whether the layer is to be decomposed only if that saves parameters."""
+    if choice.method is None or choice.before is None or choice.after is None:
+        return False
+    if must_save == "either":
+        return choice.after.macs >= choice.before.macs
+    return must_save in ("params", "both") or (must_save == "macs" and site.layer.lookup)
 
 
 def method_options(method: Method) -> dict[str, Any]:

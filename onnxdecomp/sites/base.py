@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -152,6 +152,21 @@ class Site:
         if fused is not None and fused.residual is not None:
             fused = replace(fused, residual=live(fused.residual))
         return replace(self, x=live(self.x), linear=linear, fused=fused)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The factors that a layer gets, as far as it may have them in common with others.
+
+    Attributes:
+        key: Equal for layers of a model that get the same factors.
+        flipped: The layer's chain is the mirror image of the one that the factors make.
+        turned: Its operators multiply by the transposes of the factors.
+    """
+
+    key: Hashable
+    flipped: bool = False
+    turned: bool = False
 
 
 @dataclass(frozen=True)

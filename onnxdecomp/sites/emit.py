@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from onnxdecomp.chain import (
 )
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Array
-from onnxdecomp.sites.base import Fused, Site, as_attributes
+from onnxdecomp.sites.base import Fused, Share, Site, as_attributes
 from onnxdecomp.sites.conv import onnx_transposed
 from onnxdecomp.sites.quantized import quantize
 
@@ -44,6 +44,7 @@ class Emitter:
         unique: Makes a node or value name unique.
         name: The layer's name; parts are called name/label.
         share: What layers with the same factors have in common, or None for a layer with its own.
+        mirror: For a share that is flipped, the label that the factor of a label was stored with.
         opset: The opset of the graph or function that the nodes go into.
         quantize: Factors are stored as int8 (see onnxdecomp.sites.quantized).
     """
@@ -53,7 +54,8 @@ class Emitter:
     name: str
     dtype: ir.DataType
     metadata: dict[str, str]
-    share: object = None
+    share: Share | None = None
+    mirror: Mapping[str, str] = field(default_factory=dict)
     quantize: bool = False
     opset: int = 17
     nodes: list[ir.Node] = field(default_factory=list)
@@ -89,8 +91,10 @@ class Emitter:
         """A factor; its output channels are along `axis`, which matters where it is quantized."""
         if self.quantize:
             return self.dequantized(*self.quantized(array, label, axis), label, axis)
-        stored = np.ascontiguousarray(array).astype(self.dtype.numpy(), copy=False)
-        return self._shared(stored, f"{self.name}/{label}.weight", (label, axis))
+        turned = self.share is not None and self.share.turned
+        stored = np.ascontiguousarray(array.T if turned else array).astype(self.dtype.numpy(), copy=False)
+        value = self._shared(stored, f"{self.name}/{label}.weight", self.mirror.get(label, label))
+        return self.add("Transpose", [value], f"{label}.turned", perm=(1, 0)) if turned else value
 
     def quantized(self, array: Array, label: str, axis: int) -> tuple[ir.Value, ir.Value]:
         """A factor as int8, and its scales."""
@@ -102,7 +106,8 @@ class Emitter:
         return self.add("DequantizeLinear", [stored, scales], f"{label}.dequantized", axis=axis)
 
     def _shared(self, array: Array, name: str, part: object) -> ir.Value:
-        return self.constant(array, name, None if self.share is None else (self.share, part, array.shape))
+        key = None if self.share is None else (self.share.key, part, array.shape)
+        return self.constant(array, name, key)
 
     def bias(self, site: Site, chain: Chain, shape: tuple[int, ...] | None = None) -> ir.Value | None:
         """The chain's bias; the original's own value where it is unchanged and needs no new shape."""

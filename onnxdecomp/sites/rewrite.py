@@ -13,8 +13,8 @@ from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.inherit import inherit_value
 from onnxdecomp.graph.walk import Place, node_names, value_names
 from onnxdecomp.layer import Array
-from onnxdecomp.sites.base import Site, Snapshot
-from onnxdecomp.sites.emit import Emitter, emit_conv, emit_linear, needs_rank
+from onnxdecomp.sites.base import Share, Site, Snapshot
+from onnxdecomp.sites.emit import Emitter, emit_conv, emit_linear, labels, needs_rank
 from onnxdecomp.sites.quantized import on_grid
 
 LAYER = "pkg.onnxdecomp.layer"
@@ -76,14 +76,14 @@ class Rewriter:
         site: Site,
         chain: Chain,
         metadata: Mapping[str, str],
-        share: object = None,
+        share: Share | None = None,
         quantize: bool = False,
     ) -> Rewritten:
         """Replace the site's nodes by the chain's.
 
         The last new node takes the name, the output name and the output's uses of the site's last node;
-        the dense weight goes when nothing uses it any more. Sites replaced with the same `share` (any
-        hashable) have the same factors, which are stored once. With `quantize`, factors are stored as int8,
+        the dense weight goes when nothing uses it any more. Sites replaced with the same `share` have the
+        same factors, which are stored once. With `quantize`, factors are stored as int8,
         and the chain that is returned has their values.
         """
         site = site.current()
@@ -100,6 +100,7 @@ class Rewriter:
             dtype=_data_type(site.layer.dtype),
             metadata={LAYER: site.layer.name, **metadata},
             share=share,
+            mirror=_mirror(chain) if share is not None and share.flipped else {},
             quantize=quantize,
             opset=self._opset(site.place),
         )
@@ -165,6 +166,12 @@ class Rewriter:
         first = place.function[0]
         place.function.insert_before(first, node)
         return node.outputs[0]
+
+
+def _mirror(chain: Chain) -> dict[str, str]:
+    """The steps' labels, and for each that of the step whose transpose it is in the chain's mirror image."""
+    own = labels(chain)
+    return dict(zip(own, reversed(own), strict=True))
 
 
 def _data_type(name: str) -> ir.DataType:

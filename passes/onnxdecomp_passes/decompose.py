@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from onnxdecomp.plan.plan import Plan
 from onnxdecomp.plan.pursue import Pursued, pursue
 from onnxdecomp.plan.rules import Defaults, make_rule, parse_rule
 from onnxdecomp.plan.survey import Scope
+from onnxdecomp.plan.tally import remaining, tallied
 from onnxdecomp.plan.timing import Stopwatch
 from onnxdecomp.plan.uniform import Request, Saving, plan_uniform
 from onnxdecomp.ranks.multiple import quantum
@@ -133,9 +134,9 @@ class Decompose(Stage):
         infer_shapes(model)
         sites, skips = find(model, freeze=self.freeze_initializers)
         if self.given is not None:
-            return Pursued(self.given), sites
+            return Pursued(tallied(self.given, sites)), sites
         if not self.searches:
-            plan = plan_uniform(sites, skips, self._request())
+            plan = tallied(plan_uniform(sites, skips, self._request()), sites)
             return Pursued(replace(plan, repair=self.repair)), sites
         calibration, notes = self._calibration(model, sites)
         found = pursue(
@@ -151,7 +152,7 @@ class Decompose(Stage):
             size=self.size,
             progress=self.on_layer,
         )
-        plan = replace(found.plan, repair=self.repair)
+        plan = replace(tallied(found.plan, sites), repair=self.repair)
         return replace(found, plan=plan, notes=(*notes, *found.notes)), sites
 
     def call(self, model: ir.Model) -> StageResult:
@@ -166,6 +167,7 @@ class Decompose(Stage):
         record: dict[str, object] = {"plan": plan.to_json()}
         if pursued.record:
             record["search"] = pursued.record
+        dense = remaining(plan, sites)
         if self.details:  # before the dense weights are let go of
             record["spectra"] = spectra_of(sites, plan)
         rewritten = carry_out(
@@ -180,7 +182,7 @@ class Decompose(Stage):
         return StageResult(
             model,
             bool(rewritten),
-            notes=(*pursued.notes, *_notes(rewritten, self.requantize, opset)),
+            notes=(*pursued.notes, *_stays(dense), *_notes(rewritten, self.requantize, opset)),
             rewritten=rewritten,
             record=record,
         )
@@ -252,6 +254,13 @@ class Decompose(Stage):
         if multiple < 1:
             raise UsageError(f"rank multiple {text!r} is neither a positive number nor 'auto'")
         return multiple
+
+
+def _stays(dense: Mapping[tuple[str, str], str]) -> Iterator[str]:
+    """A note for every reader that keeps the weight of decomposed layers in the file."""
+    for reader in dict.fromkeys(dense.values()):
+        layers = ", ".join(name for (_, name), other in dense.items() if other == reader)
+        yield f"the weight of {layers} stays beside the factors, for {reader} reads it too"
 
 
 def _notes(rewritten: Sequence[Rewritten], requantize: bool, opset: int) -> tuple[str, ...]:

@@ -222,8 +222,8 @@ def _lost(original: Path, path: Path) -> Iterator[str]:
 
 def _not_smaller(case: Case, result: api.Result) -> Iterator[str]:
     """The dense weights are gone from the file, and nothing but the factors came."""
-    # A quantized weight held no floating point numbers; a shared one is counted for each of its users.
-    if case.name in (*QUANTIZED, "basic_pitch_nmp"):
+    # A quantized weight held no floating point numbers.
+    if case.name in QUANTIZED:
         return
     assert result.path is not None
     after, before = (
