@@ -17,11 +17,15 @@ def attach(slots: list[Slot], model_path: Path) -> tuple[Path, ...]:
     """Check every external tensor against its file, then map the files in; return their real paths.
 
     The tensors hold the mapping itself and not a path: they stay right when the file's name is given to
-    other content later, and links need no exception. Only pages that are read take memory.
+    other content later. Only pages that are read take memory.
+
+    A location is a path below the model's folder, and a link there must not lead out of it: whoever made the
+    model could have any file copied into the output. There are caches built of links, as HuggingFace's hub,
+    where snapshots/REVISION/model.onnx and its data both lead to ../../blobs: where the model's own file is
+    a link, its data may also lie in the folder that this link leads to. ONNX Runtime has the same rule.
 
     Raises:
-        ModelError: A file is missing, too short, or outside the model's folder by its location (a link
-            that leads elsewhere is fine, as caches use them).
+        ModelError: A file is missing, too short, no regular file, or outside of these folders.
     """
     external = [(slot, slot.tensor) for slot in slots if isinstance(slot.tensor, ir.ExternalTensor)]
     files = {str(tensor.location): _file(tensor, model_path) for _, tensor in external}
@@ -37,16 +41,23 @@ def attach(slots: list[Slot], model_path: Path) -> tuple[Path, ...]:
 def _file(tensor: ir.ExternalTensor, model_path: Path) -> Path:
     """The real path of a tensor's file."""
     location = str(tensor.location or "")
-    folder = Path.cwd() / model_path.parent
-    # By the text alone: a link inside the folder may lead out of it, a ".." may not.
-    folder = Path(os.path.normpath(folder))
-    target = Path(os.path.normpath(folder / location))
     what = f"{model_path}: the external data {location!r} of tensor {tensor.name!r}"
-    if not location or Path(location).is_absolute() or folder not in target.parents:
+    inside = Path(os.path.normpath(location))
+    if inside.is_absolute() or not inside.parts or inside.parts[0] == ".." or "\0" in location:
         raise ModelError(f"{what} is not a file inside the model's folder; refused")
-    if not target.is_file():
-        raise ModelError(f"{what} is missing: put that file beside the model")
-    return target.resolve()
+    try:
+        file = (model_path.parent / inside).resolve(strict=True)
+        homes = (model_path.parent.resolve(), model_path.resolve().parent)
+    except (OSError, RuntimeError) as error:  # links in a circle were a RuntimeError until Python 3.13
+        reason = "is missing: put that file beside the model"
+        if not isinstance(error, FileNotFoundError):
+            reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise ModelError(f"{what} {reason}") from error
+    if not any(home in file.parents for home in homes):
+        raise ModelError(f"{what} is a link that leads out of the model's folder, to {file}; refused")
+    if not file.is_file():
+        raise ModelError(f"{what} is no regular file; refused")
+    return file
 
 
 def _check_extent(tensor: ir.ExternalTensor, model_path: Path, size: int) -> None:
@@ -66,11 +77,14 @@ def _check_extent(tensor: ir.ExternalTensor, model_path: Path, size: int) -> Non
 
 
 def _buffer(file: Path) -> mmap.mmap | bytes:
-    with file.open("rb") as opened:
-        try:
-            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        except (ValueError, OSError):  # empty, a file system without mmap, or too many open files
-            return opened.read()
+    try:
+        with file.open("rb") as opened:
+            try:
+                return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            except (ValueError, OSError):  # empty, a file system without mmap, or too many open files
+                return opened.read()
+    except OSError as error:
+        raise ModelError(f"{file}: external data that cannot be read: {error.strerror}") from error
 
 
 def _mapped(tensor: ir.ExternalTensor, buffer: mmap.mmap | bytes) -> ir.TensorProtocol:

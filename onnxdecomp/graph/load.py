@@ -97,7 +97,11 @@ def _parse(path: Path) -> onnx.ModelProto:
     if path.is_dir():
         raise ModelError(f"{path}: this is a folder; name the .onnx file inside it")
     try:
+        if not path.is_file() and path.exists():
+            raise ModelError(f"{path}: a model must be a regular file, no pipe or device")
         size = path.stat().st_size
+        if not size:  # nor is anything of /proc read, which may never end
+            raise ModelError(f"{path}: the file is empty")
         if size > PROTOBUF_LIMIT:
             raise ModelError(
                 f"{path}: larger than the 2 GiB that an ONNX file can have; export it with external data"
@@ -107,8 +111,6 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: no such file") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    if not content:
-        raise ModelError(f"{path}: the file is empty")
     if content.startswith(b"version https://git-lfs"):
         raise ModelError(f"{path}: a Git LFS pointer, not the model; run git lfs pull")
     if content[4:8] == b"ORTM":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -229,35 +230,116 @@ def test_external_nonsense_extent(external: Path, key: str, value: str) -> None:
     refusal(external)
 
 
-@pytest.mark.parametrize("link", ["symlink", "hardlink", "folder"])
-def test_external_through_links(external: Path, tmp_path: Path, link: str) -> None:
-    """As caches keep their files: the content under another name, outside the model's folder."""
-    data, blobs = external.parent / "weights.bin", tmp_path / "blobs"
-    blobs.mkdir()
-    data.rename(blobs / "blob")
-    if link == "symlink":
-        data.symlink_to(blobs / "blob")
-        path = external
-    elif link == "hardlink":
-        data.hardlink_to(blobs / "blob")
-        path = external
+def linked(kind: str, home: Path) -> Path:
+    """A model in the folder `home` whose data is reached through links of this kind."""
+    path = b.write(b.linear(), home / "m.onnx", "weights.bin")
+    data, elsewhere = home / "weights.bin", home.parent / "elsewhere"
+    for folder in (elsewhere, elsewhere / "deeper", home / "below"):
+        folder.mkdir()
+
+    def both(model: Path, blob: Path) -> None:
+        replaced(path, model)
+        replaced(data, blob)
+
+    def by_a_folder() -> None:
+        data.rename(elsewhere / "weights.bin")
+        (home / "inner").symlink_to(elsewhere)
+        moved(path, "inner/weights.bin")
+
+    def by_two_links() -> None:
+        data.rename(elsewhere / "d")
+        (home / "below" / "d").symlink_to(elsewhere / "d")
+        data.symlink_to("below/d")
+
+    def pipe() -> None:
+        data.unlink()
+        os.mkfifo(data)
+
+    {
+        # As HuggingFace's: the names of both lead to their contents, side by side.
+        "hub": lambda: both(elsewhere / ("9a" * 20), elsewhere / ("f0" * 32)),
+        "below the model's file": lambda: both(elsewhere / "m", elsewhere / "deeper" / "d"),
+        "hard link": lambda: (elsewhere / "d").hardlink_to(data),
+        "folder": lambda: (home.parent / "alias").symlink_to(home),
+        "inside": lambda: replaced(data, home / "below" / "d"),
+        "out": lambda: replaced(data, elsewhere / "d"),
+        "out by a folder": by_a_folder,
+        "out by two links": by_two_links,
+        "out of a hub": lambda: both(elsewhere / "deeper" / "m", elsewhere / "d"),
+        "circle": lambda: replaced(data, data),
+        "device": lambda: replaced(data, Path("/dev/zero")),
+        "proc": lambda: replaced(data, Path("/proc/self/environ")),
+        "pipe": pipe,
+    }[kind]()
+    return home.parent / "alias" / "m.onnx" if kind == "folder" else path
+
+
+def replaced(file: Path, target: Path) -> None:
+    """Move a file to another place, where there is nothing yet, and leave a link to it."""
+    if target.exists():
+        file.unlink()
     else:
-        (blobs / "blob").rename(blobs / "weights.bin")
-        external.rename(blobs / "m.onnx")
-        (tmp_path / "alias").symlink_to(blobs)
-        path = tmp_path / "alias" / "m.onnx"
-    assert np.array_equal(weight(load(path)).numpy(), expected())
+        file.rename(target)
+    file.symlink_to(os.path.relpath(target, file.parent))
 
 
-@pytest.mark.parametrize("location", ["../weights.bin", "a/../../weights.bin", "/etc/passwd", "", "."])
-def test_external_outside_the_folder(tmp_path: Path, location: str) -> None:
-    (tmp_path / "in").mkdir()
-    path = b.write(b.linear(), tmp_path / "in" / "m.onnx", "weights.bin")
-    (tmp_path / "in" / "weights.bin").rename(tmp_path / "weights.bin")
+def moved(path: Path, location: str) -> None:
+    """Let the model look for its data in another place."""
     proto = onnx.load(path, load_external_data=False)
     for tensor in proto.graph.initializer:
         tensor.external_data[0].value = location
     path.write_bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("kind", ["hub", "below the model's file", "hard link", "folder", "inside"])
+def test_external_through_links(kind: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    path = linked(kind, home)
+    b.session(path)  # ONNX Runtime has the same rule
+    model = load(path)
+    assert np.array_equal(weight(model).numpy(), expected())
+    saved = save(model, tmp_path / "saved.onnx", external=True)
+    assert not saved.with_name("saved.onnx.data").is_symlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices are POSIX")
+@pytest.mark.parametrize(
+    "kind",
+    ["out", "out by a folder", "out by two links", "out of a hub", "device", "proc", "pipe", "circle"],
+)
+def test_external_through_links_that_are_refused(kind: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    message = refusal(linked(kind, home))
+    assert "the external data" in message
+    assert "refused" in message or kind == "circle"
+
+
+def test_a_folder_reached_by_a_link_and_back(tmp_path: Path) -> None:
+    """What ".." means behind a link is the system's to say, not the text's."""
+    far = tmp_path / "far" / "inner"
+    far.mkdir(parents=True)
+    b.write(b.linear(), tmp_path / "far" / "m.onnx", "weights.bin")
+    (tmp_path / "near").symlink_to(far)
+    assert np.array_equal(weight(load(tmp_path / "near" / ".." / "m.onnx")).numpy(), expected())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices are POSIX")
+def test_models_that_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    for path in (tmp_path / "pipe.onnx", Path("/dev/zero"), Path("/dev/null")):
+        assert "regular file" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "location", ["../weights.bin", "a/../../weights.bin", "/etc/passwd", "", ".", "..", "a/..", "a\0b"]
+)
+def test_external_outside_the_folder(tmp_path: Path, location: str) -> None:
+    (tmp_path / "in").mkdir()
+    path = b.write(b.linear(), tmp_path / "in" / "m.onnx", "weights.bin")
+    (tmp_path / "in" / "weights.bin").rename(tmp_path / "weights.bin")
+    moved(path, location)
     assert "refused" in refusal(path)
 
 
