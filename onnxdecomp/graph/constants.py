@@ -50,7 +50,7 @@ class Constant:
     array: Array
     dtype: str
     root: ir.Value
-    via: tuple[str, ...] = ()
+    via: frozenset[str] = frozenset()
 
 
 Memo: TypeAlias = MutableMapping[ir.Value, "Constant | str"]
@@ -92,14 +92,29 @@ class _Rules:
 
 
 def _resolve(value: ir.Value, rules: _Rules, memo: Memo) -> Constant | str:
-    if value not in memo:
-        node = value.producer()
-        if node is None:
-            memo[value] = _initializer(value, rules)
+    """What the memo then has of the value: operands come before what is computed from them.
+
+    Not by calls within calls: exporters write chains of thousands of nodes.
+    """
+    todo, opened = [value], set[ir.Value]()
+    while todo:
+        last = todo[-1]
+        node = last.producer()
+        if last in memo:
+            todo.pop()
+        elif node is None:
+            memo[last] = _initializer(last, rules)
         elif node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            memo[value] = _constant_node(value, node)
+            memo[last] = _constant_node(last, node)
+        elif (reason := _not_evaluated(last, node)) is not None:
+            memo[last] = reason
+        elif not (missing := [v for v in node.inputs if v is not None and v not in memo]):
+            memo[last] = _computed(last, node, rules, memo)
+        elif last in opened:
+            memo[last] = f"its {node.op_type} depends on its own output"
         else:
-            memo[value] = _computed(value, node, rules, memo)
+            opened.add(last)
+            todo += missing
     return memo[value]
 
 
@@ -135,13 +150,18 @@ def _made(value: ir.Value, array: Array) -> Constant:
     return Constant(array, array.dtype.name, value)
 
 
+def _not_evaluated(value: ir.Value, node: ir.Node) -> str | None:
+    """Why the node is not evaluated whatever its operands are."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in EVALUATED or not node.inputs:
+        return f"it is computed by {node.op_type}"
+    if node.op_type == "Dropout" and (len(node.inputs) > 2 or value is not node.outputs[0]):
+        return "it is computed by Dropout in training mode"
+    return None
+
+
 def _computed(value: ir.Value, node: ir.Node, rules: _Rules, memo: Memo) -> Constant | str:
     op_type = node.op_type
-    if node.domain not in ("", "ai.onnx") or op_type not in EVALUATED or not node.inputs:
-        return f"it is computed by {op_type}"
-    if op_type == "Dropout" and (len(node.inputs) > 2 or value is not node.outputs[0]):
-        return "it is computed by Dropout in training mode"
-    found = [None if operand is None else _resolve(operand, rules, memo) for operand in node.inputs]
+    found = [None if operand is None else memo[operand] for operand in node.inputs]
     if (reason := next((entry for entry in found if isinstance(entry, str)), None)) is not None:
         return reason
     given = [entry for entry in found if isinstance(entry, Constant)]
@@ -154,7 +174,7 @@ def _computed(value: ir.Value, node: ir.Node, rules: _Rules, memo: Memo) -> Cons
         return f"its {op_type} could not be evaluated: {(str(error) or repr(error)).splitlines()[0]}"
     # The weight is the largest operand: scales, axes and shapes are small, conditions of small type.
     main = max(given, key=lambda entry: (entry.array.size, entry.array.itemsize))
-    return Constant(array, array.dtype.name, main.root, (*main.via, op_type))
+    return Constant(array, array.dtype.name, main.root, main.via | {op_type})
 
 
 def _opset(node: ir.Node, rules: _Rules) -> int:
@@ -250,8 +270,15 @@ def discard(value: ir.Value) -> None:
     Uses in subgraphs count. An initializer that is also a graph input leaves the inputs too, for without
     its value it would become a required input. Control flow stays: its bodies may still capture values.
     """
+    todo = [value]
+    while todo:
+        todo += _discarded(todo.pop())
+
+
+def _discarded(value: ir.Value) -> list[ir.Value]:
+    """Remove what stands behind a value, if nothing uses it; the operands that may be unused now."""
     if value.uses() or value.is_graph_output():
-        return
+        return []
     node = value.producer()
     if node is None:
         graph = value.graph
@@ -259,11 +286,10 @@ def discard(value: ir.Value) -> None:
             if value.is_graph_input():
                 graph.inputs.remove(value)
             graph.initializers.pop(value.name)
-        return
+        return []
     unused = all(not output.uses() and not output.is_graph_output() for output in node.outputs)
     if node.graph is None or not unused or any(True for _ in node_graphs(node)):
-        return
+        return []
     operands = [operand for operand in node.inputs if operand is not None]
     node.graph.remove(node, safe=True)
-    for operand in operands:
-        discard(operand)
+    return operands

@@ -200,20 +200,26 @@ def _calls(model: ir.Model, function: ir.Function) -> list[ir.Node]:
 
 def _callers_first(model: ir.Model) -> list[ir.Function]:
     """The functions, each after those that call it (they cannot call each other in a circle)."""
-    order: list[ir.Function] = []
-
-    def visit(function: ir.Function) -> None:
-        if function in order:
-            return
-        for node in function.all_nodes():
-            called = model.functions.get(node.op_identifier())
-            if called is not None:
-                visit(called)
-        order.append(function)
-
-    for function in model.functions.values():
-        visit(function)
-    return order[::-1]
+    called = {
+        function: [
+            model.functions[node.op_identifier()]
+            for node in function.all_nodes()
+            if node.op_identifier() in model.functions
+        ]
+        for function in model.functions.values()
+    }
+    order: dict[ir.Function, None] = {}
+    opened = set[ir.Function]()
+    todo = list(called)
+    while todo:
+        function = todo[-1]
+        missing = [other for other in called[function] if other not in order and other not in opened]
+        if missing and function not in opened:
+            opened.add(function)
+            todo += missing
+        else:
+            order.setdefault(todo.pop())
+    return list(order)[::-1]
 
 
 def _typed_body(model: ir.Model, function: ir.Function) -> ir.Model | None:

@@ -21,7 +21,7 @@ from onnxdecomp.fitting.fit import stored
 from onnxdecomp.layer import Array
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.sites.base import Site
-from onnxdecomp.sites.find import find
+from onnxdecomp.sites.find import find_again
 from onnxdecomp.sites.rewrite import Rewriter
 
 _WORK = 2e10
@@ -156,9 +156,7 @@ def effect(
 def replaced(model: ir.Model, site: Site, chain: Chain) -> ir.Model:
     """A copy of the model with one layer replaced."""
     copy = model.clone()
-    sites, _ = find(copy, freeze=True)
-    key = (site.layer.graph, site.layer.name)
-    own = next(s for s in sites if (s.layer.graph, s.layer.name) == key)
+    own = find_again(copy, site)
     own = replace(own, layer=replace(own.layer, weight=site.layer.weight))
     Rewriter(copy).replace(own, stored(chain, site.layer), {})
     return copy

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.graph.constants import Constant, resolve
+from onnxdecomp.graph.constants import Constant, Memo, resolve
 from onnxdecomp.graph.walk import Place
 from onnxdecomp.layer import Array, Dim, Layer
 
@@ -181,18 +181,21 @@ class Skip:
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """What finding a site needs to know of the model."""
+    """What finding a site needs to know of the model, and what was resolved of it so far."""
 
     place: Place
     ir_version: int
     opset: int
     freeze: bool
+    memo: Memo = field(default_factory=dict)
 
     def constant(self, value: ir.Value | None) -> Constant | str:
         """The constant behind a value, or why there is none."""
         if value is None:
             return "there is no such input"
-        return resolve(value, ir_version=self.ir_version, freeze=self.freeze, opset=self.opset)
+        return resolve(
+            value, ir_version=self.ir_version, freeze=self.freeze, opset=self.opset, memo=self.memo
+        )
 
 
 def node_name(node: ir.Node) -> str:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from onnxdecomp.graph.constants import Memo
 from onnxdecomp.graph.walk import Place, places
 from onnxdecomp.sites.base import Scope, Site, Skip, node_name
 from onnxdecomp.sites.contraction import einsum_site
@@ -60,8 +61,9 @@ def find(model: ir.Model, *, freeze: bool = False) -> tuple[list[Site], list[Ski
     """
     sites: list[Site] = []
     skips: list[Skip] = []
+    memo: Memo = {}
     for place in places(model):
-        scope = Scope(place, model.ir_version, _opset(model, place), freeze)
+        scope = Scope(place, model.ir_version, _opset(model, place), freeze, memo)
         for node in place.graph:
             found = _look(node, scope)
             if isinstance(found, Site):
@@ -69,6 +71,20 @@ def find(model: ir.Model, *, freeze: bool = False) -> tuple[list[Site], list[Ski
             elif found is not None:
                 skips.append(Skip(node_name(node), node.op_type, place.path, found))
     return _distinct(sites), skips
+
+
+def find_again(copy: ir.Model, site: Site) -> Site:
+    """The same layer in a clone of its model, without a look at all the others.
+
+    Args:
+        copy: The clone; as it was made, and the model as it was then.
+        site: The layer in the model.
+    """
+    place = next(place for place in places(copy) if place.path == site.place.path)
+    position = next(at for at, node in enumerate(site.place.graph) if node is site.nodes[0])
+    found = _look(place.graph[position], Scope(place, copy.ir_version, _opset(copy, place), freeze=True))
+    assert isinstance(found, Site)
+    return replace(found, layer=replace(found.layer, name=site.layer.name))
 
 
 def _look(node: ir.Node, scope: Scope) -> Site | str | None:

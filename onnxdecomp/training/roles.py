@@ -97,7 +97,8 @@ def _is_matrix(value: ir.Value) -> bool:
 def _readers(value: ir.Value) -> list[tuple[str, str] | None]:
     """What each operator behind a value does with it, and which rewritten layer that belongs to."""
     found: list[tuple[str, str] | None] = []
-    for node, index in value.uses():
+    todo = list(value.uses())
+    for node, index in todo:  # grows
         layer = node.metadata_props.get(LAYER, "")
         if index in _WEIGHTS.get(node.op_type, ()):
             found.append(("weight", layer))
@@ -106,7 +107,7 @@ def _readers(value: ir.Value) -> list[tuple[str, str] | None]:
         ):
             found.append(("bias", layer))
         elif node.op_type in _VIEWS and index == 0:
-            found += _readers(node.outputs[0])
+            todo += node.outputs[0].uses()
         else:
             found.append(None)
     return found

@@ -65,12 +65,12 @@ def _is_scale(node: ir.Node | None, name: str) -> bool:
 
 def _gain(node: ir.Node) -> float:
     """2 where a rectifier follows, else 1."""
-    for value in node.outputs:
-        for user, _ in value.uses():
-            if user.op_type in _ACTIVATIONS:
-                return 2.0
-            if user.op_type in _PASSED:
-                return _gain(user)
+    at: ir.Node | None = node
+    while at is not None:
+        readers = [user for value in at.outputs for user, _ in value.uses()]
+        at = next((user for user in readers if user.op_type in _ACTIVATIONS | _PASSED), None)
+        if at is not None and at.op_type in _ACTIVATIONS:
+            return 2.0
     return 1.0
 
 
