@@ -239,7 +239,8 @@ def compress(
                 output=describe_output(written, file),
                 verified=checked,
                 timed=timed,
-                passes=_with_search(ran.record, first.record),
+                looks=settled.looks if faster else None,
+                passes=_with_search(ran.record, settled.search),
                 origin=origin.ended(used),
                 training=learnt,
                 details=_details(ran, layers, written, watch, timed is not None) if details else None,
@@ -290,9 +291,8 @@ def _inputs(
     return fitted, fitted if data is None else read_feeds(data, fed, samples=samples)
 
 
-def _with_search(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+def _with_search(record: Mapping[str, Any], search: Mapping[str, Any] | None) -> dict[str, Any]:
     """The passes' facts with the search that found the plan: a run that puts layers back has none."""
-    search = record.get("decompose", {}).get("search") or first.get("decompose", {}).get("search")
     return {**record, "decompose": {**record.get("decompose", {}), "search": search}}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from onnxdecomp import environment, jsonio
 from onnxdecomp.data.read import Data, read_feeds, repeatable
 from onnxdecomp.data.read import describe as describe_data
 from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.layer import Array
 from onnxdecomp.runtime import providers as ep
 from onnxdecomp.runtime.batches import rebatched
 from onnxdecomp.runtime.idling import pause, together
@@ -28,6 +30,7 @@ from onnxdecomp.runtime.session import (
 )
 from onnxdecomp.runtime.timing import (
     ALONE_AFTER,
+    LOOKS,
     Ratio,
     Run,
     Summary,
@@ -129,6 +132,7 @@ def bench(
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     memory: bool = True,
+    limit: float = 0.0,
     advance: Callable[[], object] = lambda: None,
 ) -> BenchResult:
     """Time models against the first of them, under every combination of provider, threads and batch.
@@ -149,6 +153,8 @@ def bench(
         shapes: Shapes of inputs by name, for random inputs.
         seed: Of the random inputs, of the order and of the bootstrap.
         memory: Measure `peak_rss`, in a process of its own for each model and setting.
+        limit: Seconds up to which a setting is timed on beyond `duration` until every ratio is decided (see
+            timing.Ratio).
         advance: Called after each setting, for a progress bar.
 
     Raises:
@@ -174,6 +180,7 @@ def bench(
                 shapes=shapes,
                 seed=seed,
                 memory=memory,
+                limit=limit,
             )
         )
         advance()
@@ -211,6 +218,7 @@ def _setting(
     shapes: Mapping[str, Sequence[int]] | None,
     seed: int,
     memory: bool,
+    limit: float,
 ) -> Setting:
     provider = ep.short_name(ep.ort_name(provider))
     idling = together(threads, len(models))
@@ -235,6 +243,8 @@ def _setting(
         seed=seed,
         rest=pause(idling),
         before=ALONE_AFTER if len(models) > 1 else 0,
+        limit=limit,
+        decided=partial(_decided, seed=seed) if limit > duration else None,
     )
     results = []
     for index, (model, session, feed) in enumerate(zip(models, sessions, feeds, strict=True)):
@@ -289,6 +299,13 @@ def feed_of(
     if isinstance(found, str):
         raise ModelError(f"{model}: {found}; give its shapes with --input-shape or data with --data")
     return found[0].feed(inputs, (seed,))
+
+
+def _decided(samples: Array, *, seed: int) -> bool:
+    """Whether all ratios to the first are; looks share the chance of an error of one interval."""
+    confidence = 1 - 0.05 / LOOKS
+    ratios = (ratio_of_medians(row, samples[0], confidence=confidence, seed=seed) for row in samples[1:])
+    return all(ratio.decided for ratio in ratios)
 
 
 def _plain(session: ort.InferenceSession, feed: Feed) -> Run:

@@ -114,6 +114,7 @@ def run_record(
     output: Mapping[str, Any] | None = None,
     verified: Verification | None = None,
     timed: BenchResult | None = None,
+    looks: Sequence[Mapping[str, Any]] | None = None,
     training: Mapping[str, Any] | None = None,
     details: Details | None = None,
 ) -> dict[str, Any]:
@@ -143,6 +144,7 @@ def run_record(
         "training": None if training is None else dict(training),
         "verify": None if verified is None else _verify(verified, model, output),
         "latency": None if timed is None else _latency(timed),
+        "looks": None if looks is None else [dict(look) for look in looks],
         "settings": None if timed is None else _settings(timed, model, output),
         "profile": details.profile(),
         "notes": list(notes),

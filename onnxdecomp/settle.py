@@ -6,16 +6,21 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from onnxdecomp import benchmark
 from onnxdecomp.benchmark import BenchResult
+from onnxdecomp.finding import Finding
 from onnxdecomp.graph.save import save
 from onnxdecomp.pipeline import PipelineResult
 from onnxdecomp.plan.plan import Choice, Cost, Plan
+from onnxdecomp.plan.without import Key, key_of, nothing_of, without
 from onnxdecomp.watch import Watch
 
 _ROUNDS = 3
 """Times that half of the layers are put back, before all are."""
+
+_ORIGINAL, _QUANTIZED = "the original's time", "the time of the original quantized"
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,18 +30,27 @@ class Settled:
     Attributes:
         ran: The pipeline's result; of no rewritten layer where nothing pays.
         plan: What was carried out.
+        search: The record of the search that found the plan, or None.
         timed: The timing that shows it, or None where nothing is left to time.
-        notes: What was put back.
+        notes: What was put back, and what was kept without being sure.
+        looks: What was timed on the way, JSON values.
     """
 
     ran: PipelineResult
     plan: Plan
-    timed: BenchResult | None
-    notes: tuple[str, ...]
+    search: Mapping[str, Any] | None = None
+    timed: BenchResult | None = None
+    notes: tuple[str, ...] = ()
+    looks: tuple[dict[str, Any], ...] = ()
 
 
 def settle(
-    ran: PipelineResult, again: Callable[[Plan | None, bool], PipelineResult], watch: Watch, *, enabled: bool
+    ran: PipelineResult,
+    again: Callable[[Plan | None, bool], PipelineResult],
+    watch: Watch,
+    *,
+    enabled: bool,
+    search: Mapping[str, Any] | None = None,
 ) -> Settled:
     """Time the result against the original, and undo what does not pay.
 
@@ -48,38 +62,48 @@ def settle(
         again: Runs the pipeline with another plan, quantizing or not; with None it plans anew.
         watch: Times.
         enabled: Else the result is taken as it is.
+        search: The record of the search behind the result, where its own record has none.
     """
-    plan = _plan_of(ran)
+    first = Settled(ran, plan_of(ran), search_of(ran) or search)
     if not enabled:
-        return Settled(ran, plan, None, ())
+        return first
     if not is_quantized(ran):
-        return _settle_layers(ran, lambda plan: again(plan, False), watch, "the original's time")
-    alone = again(_nothing_of(plan), True) if ran.rewritten else ran
+        return _settle_layers(first, lambda plan: again(plan, False), watch, _ORIGINAL)
+    alone = again(nothing_of(first.plan), True) if ran.rewritten else ran
     timed = watch.time_model(alone.model)
-    ratio = timed.settings[0].models[1].ratio
-    if ratio is None or ratio.high >= 1:
-        kind = ran.record.get("quantize", {}).get("kind", "quantized")
-        took = f"{ratio.value:.2f}x the original's time" if ratio else "no less than the original's time"
-        note = f"not quantized, for {kind} alone takes {took} on {watch.provider}"
+    found = _finding(timed, _ORIGINAL, watch)
+    looks = (_look("quantization", 0, found),)
+    kind = ran.record.get("quantize", {}).get("kind", "quantized")
+    if not found.pays:
+        note = f"not quantized, for {kind} alone {found.why} on {watch.provider}"
+        if found.outcome == "undecided":
+            note = f"not quantized, for whether {kind} alone is faster on {watch.provider} is {found.why}"
         # What pays in floating point is another question than the one that the plan answers.
+        fresh = again(None, False)
         undone = _settle_layers(
-            again(None, False), lambda plan: again(plan, False), watch, "the original's time"
+            Settled(fresh, plan_of(fresh), search_of(fresh)),
+            lambda plan: again(plan, False),
+            watch,
+            _ORIGINAL,
         )
-        return replace(undone, notes=(note, *undone.notes))
+        return replace(undone, notes=(note, *undone.notes), looks=(*looks, *undone.looks))
+    notes = _kept_unsure(found, f"{kind} alone")
     if not ran.rewritten:
-        return Settled(ran, plan, timed, ())
+        return replace(first, timed=timed, notes=notes, looks=looks)
     with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
         file = Path(folder) / "quantized.onnx"
         save(alone.model, file)
-        against = watch.against(file)
-        found = _settle_layers(
-            ran, lambda plan: again(plan, True), against, "the time of the original quantized"
-        )
-    gain = None if found.timed is None else found.timed.settings[0].models[1].ratio
-    facts = {**found.ran.record.get("quantize", {}), "gain": benchmark.speedup(gain)}
-    record = {**found.ran.record, "quantize": facts}
-    # What it was timed against is not the original.
-    return replace(found, ran=replace(found.ran, record=record), timed=None)
+        settled = _settle_layers(first, lambda plan: again(plan, True), watch.against(file), _QUANTIZED)
+    gain = None if settled.timed is None else settled.timed.settings[0].models[1].ratio
+    facts = {**settled.ran.record.get("quantize", {}), "gain": benchmark.speedup(gain)}
+    record = {**settled.ran.record, "quantize": facts}
+    return replace(
+        settled,
+        ran=replace(settled.ran, record=record),
+        timed=None,  # what it was timed against is not the original
+        notes=(*notes, *settled.notes),
+        looks=(*looks, *settled.looks),
+    )
 
 
 def is_quantized(ran: PipelineResult) -> bool:
@@ -87,54 +111,67 @@ def is_quantized(ran: PipelineResult) -> bool:
     return "quantize" in ran.modified
 
 
-def _settle_layers(
-    ran: PipelineResult, again: Callable[[Plan], PipelineResult], watch: Watch, against: str
-) -> Settled:
-    """Put layers back until the result is faster than what the watch compares it with."""
-    plan = _plan_of(ran)
-    gains = _gains(ran.record.get("decompose", {}).get("search"))
-    notes: list[str] = []
-    for left in reversed(range(_ROUNDS + 1)):
-        if not ran.rewritten:
-            break
-        timed = watch.time_model(ran.model)
-        ratio = timed.settings[0].models[1].ratio
-        if ratio is not None and ratio.high < 1:
-            return Settled(ran, plan, timed, tuple(notes))
-        took = f"{ratio.value:.2f}x {against}" if ratio else f"no less than {against}"
-        reason = f"does not pay on {watch.provider}: with it the model took {took}"
-        plan, put_back = _put_back(plan, gains, reason, everything=left == 0)
-        notes.append(f"put back, for with them the model takes {took}: {', '.join(put_back)}")
-        ran = again(plan)
-    return Settled(ran, plan, None, tuple(notes))
-
-
-def _plan_of(ran: PipelineResult) -> Plan:
+def plan_of(ran: PipelineResult) -> Plan:
+    """The plan that was carried out."""
     record = ran.record.get("decompose", {})
     return Plan.from_json(record.get("plan", {"version": 1, "choices": []}))  # type: ignore[arg-type]
 
 
-def _nothing_of(plan: Plan) -> Plan:
-    return _put_back(plan, {}, "", everything=True)[0]
+def search_of(ran: PipelineResult) -> Mapping[str, Any] | None:
+    """The record of the search for that plan; None where it was given."""
+    found = ran.record.get("decompose", {}).get("search")
+    return found if isinstance(found, Mapping) else None
 
 
-def _put_back(
-    plan: Plan, gains: Mapping[tuple[str, str], float], reason: str, *, everything: bool
-) -> tuple[Plan, list[str]]:
-    """The plan without the half of its layers that gain least."""
-    ordered = sorted(
-        plan.decomposed, key=lambda choice: gains.get((choice.graph, choice.layer), _saved(choice))
+def _settle_layers(
+    settled: Settled, again: Callable[[Plan], PipelineResult], watch: Watch, against: str
+) -> Settled:
+    """Put layers back until the result is faster than what the watch compares it with."""
+    gains = _gains(settled.search, settled.plan)
+    for left in reversed(range(_ROUNDS + 1)):
+        if not settled.ran.rewritten:
+            break
+        timed = watch.time_model(settled.ran.model)
+        found = _finding(timed, against, watch)
+        looks = (*settled.looks, _look("layers", len(settled.plan.decomposed), found))
+        if found.pays:
+            notes = (*settled.notes, *_kept_unsure(found, "the result"))
+            return replace(settled, timed=timed, notes=notes, looks=looks)
+        worst = _worst(settled.plan, gains, everything=left == 0)
+        names = ", ".join(choice.layer for choice in worst)
+        if found.outcome == "undecided":
+            reason = f"not shown to pay on {watch.provider}: with it {found.why}"
+            note = f"put back, for whether the model is faster with them is {found.why}: {names}"
+        else:
+            reason = f"does not pay on {watch.provider}: with it the model {found.why}"
+            note = f"put back, for with them the model {found.why}: {names}"
+        plan = without(settled.plan, {key_of(choice) for choice in worst}, reason)
+        settled = replace(settled, ran=again(plan), plan=plan, notes=(*settled.notes, note), looks=looks)
+    return replace(settled, timed=None)
+
+
+def _finding(timed: BenchResult, against: str, watch: Watch) -> Finding:
+    return Finding(timed.settings[0].models[1].ratio, against, watch.limit)
+
+
+def _look(what: str, decomposed: int, found: Finding) -> dict[str, Any]:
+    return {"what": what, "decomposed": decomposed, **found.to_json()}
+
+
+def _kept_unsure(found: Finding, what: str) -> tuple[str, ...]:
+    """What is said of something that is kept although it is undecided whether it is faster."""
+    if found.outcome != "undecided" or found.ratio is None:
+        return ()
+    return (
+        f"whether {what} is faster is {found.why}; it is kept, for the middle, {found.ratio.value:.2f}, "
+        "is a gain",
     )
-    worst = ordered if everything else ordered[: max(1, len(ordered) // 2)]
-    names = {(choice.graph, choice.layer) for choice in worst}
 
-    def kept(choice: Choice) -> Choice:
-        if (choice.graph, choice.layer) not in names:
-            return choice
-        return replace(choice, method=None, options={}, ranks=(), reason=reason, after=None)
 
-    choices = tuple(kept(choice) for choice in plan.choices)
-    return replace(plan, choices=choices), [choice.layer for choice in worst]
+def _worst(plan: Plan, gains: Mapping[Key, float], *, everything: bool) -> list[Choice]:
+    """The half of a plan's layers that gain least, or all."""
+    ordered = sorted(plan.decomposed, key=lambda choice: gains.get(key_of(choice), _saved(choice)))
+    return ordered if everything else ordered[: max(1, len(ordered) // 2)]
 
 
 def _saved(choice: Choice) -> float:
@@ -143,11 +180,14 @@ def _saved(choice: Choice) -> float:
     return (before.macs - after.macs) * 1e-12
 
 
-def _gains(search: object) -> dict[tuple[str, str], float]:
-    """What each layer was expected to take off the model's latency, at best."""
-    gains: dict[tuple[str, str], float] = {}
-    for layer in search.get("layers", []) if isinstance(search, Mapping) else []:
-        parts = [candidate["part"] for candidate in layer["candidates"] if candidate["part"] is not None]
-        if layer["part"] is not None and parts:
-            gains[layer["graph"], layer["layer"]] = layer["part"] - min(parts)
+def _gains(search: Mapping[str, Any] | None, plan: Plan) -> dict[Key, float]:
+    """What each layer was expected to take off the model's latency with the candidate that the plan has."""
+    chosen = {key_of(choice): (choice.method, choice.ranks) for choice in plan.decomposed}
+    gains: dict[Key, float] = {}
+    for layer in search["layers"] if search is not None else ():
+        own = (layer["graph"], layer["layer"])
+        for candidate in layer["candidates"]:
+            found = (candidate["method"], tuple(candidate["ranks"])) == chosen.get(own)
+            if found and layer["part"] is not None and candidate["part"] is not None:
+                gains[own] = layer["part"] - candidate["part"]
     return gains

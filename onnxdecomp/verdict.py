@@ -20,7 +20,7 @@ def verdict_on_run(record: Record) -> dict[str, Any]:
     """Of a compression, from the other parts of its record.
 
     Returns:
-        `worth`: true, false, or null where nothing was measured yet (a dry run); `text`: the verdict as a
+        `worth`: true, false, or null where it is open (a dry run, a noisy machine); `text`: the verdict as a
         sentence; `because`: why it is not worth it, or what else to know; and the numbers of the sentence:
         `speedup` (the first setting's, with `provider`, `batch` and `threads`), `smaller`, `fewer_params` and
         `fewer_macs` (factors), `accuracy` (change, as a fraction), `error` (relative L2, all outputs).
@@ -73,6 +73,9 @@ def judged(numbers: dict[str, Any], everywhere: Sequence[Record] = ()) -> dict[s
         because.append("latency was not measured")
     elif speed["low"] is not None and speed["low"] > 1.0:
         worth = True
+    elif _vague(speed) and speed["value"] > 1.0:
+        worth = None
+        because.append("whether it is faster is undecided: the machine was too noisy while it was timed")
     else:
         slower = speed["high"] is not None and speed["high"] < 1.0
         worth = False
@@ -86,7 +89,7 @@ def judged(numbers: dict[str, Any], everywhere: Sequence[Record] = ()) -> dict[s
     if worth and (numbers["accuracy"] or 0.0) < -_DEAR:
         worth = None
         because.append(f"whether that is worth {-100 * numbers['accuracy']:.2f} points of accuracy is open")
-    if speed is not None and _vague(speed):
+    if worth is not None and speed is not None and _vague(speed):
         because.append("the machine was disturbed while it was timed: see how wide the interval is")
     # The first is the one that decided.
     vain = [setting(other) for other in everywhere[1:] if _vain(other)]

@@ -54,6 +54,7 @@ class Watch:
         original: The file that came in.
         provider, threads, seconds, seed: For benchmark.bench.
         inputs: Gives the input, see `timed_input`: it is made when the first model is timed.
+        patience: So many times `seconds` are taken at most to decide whether a model is faster.
     """
 
     original: Path
@@ -62,9 +63,23 @@ class Watch:
     seconds: float
     seed: int
     inputs: Callable[[], Feeds]
+    patience: float = 15.0
 
-    def time(self, new: Path, *, threads: int | None = None, batch: int = 1) -> BenchResult:
-        """The two, interleaved; with other threads, or the input at another batch size, where asked."""
+    @property
+    def limit(self) -> float:
+        """Seconds within which it is to be decided whether a model is faster."""
+        return self.patience * self.seconds
+
+    def time(
+        self, new: Path, *, threads: int | None = None, batch: int = 1, decide: bool = False
+    ) -> BenchResult:
+        """The two, interleaved; with other threads, or the input at another batch size, where asked.
+
+        Args:
+            new: The file to compare with the original.
+            threads, batch: In place of the watch's threads and the input's own rows.
+            decide: Go on up to the limit until it is known whether the new one is faster.
+        """
         return benchmark.bench(
             [self.original, new],
             providers=(self.provider,),
@@ -74,14 +89,15 @@ class Watch:
             duration=self.seconds,
             seed=self.seed,
             memory=False,
+            limit=self.limit if decide else 0.0,
         )
 
     def time_model(self, model: ir.Model) -> BenchResult:
-        """The same for a model in memory."""
+        """The same for a model in memory, until it is decided whether it is faster."""
         with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
             new = Path(folder) / "model.onnx"
             save(model, new)
-            return self.time(new)
+            return self.time(new, decide=True)
 
     def against(self, original: Path) -> Watch:
         """The same with another model to compare with."""

@@ -14,6 +14,7 @@ import onnxdecomp
 from onnxdecomp import api, settle
 from onnxdecomp.benchmark import BenchResult, ModelTiming, Setting
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.finding import Finding
 from onnxdecomp.pipeline import PipelineResult
 from onnxdecomp.plan.plan import Choice, Cost, Plan
 from onnxdecomp.runtime.timing import Ratio, Summary
@@ -23,7 +24,11 @@ from tests.cli.small import command, files, network
 SLOWER = Ratio(1.2, 1.1, 1.3, 0.95)
 FASTER = Ratio(0.5, 0.4, 0.6, 0.95)
 UNSURE = Ratio(0.99, 0.97, 1.01, 0.95)
-"""Faster, but not outside of its confidence interval."""
+"""Perhaps faster, but by next to nothing."""
+NOISY = Ratio(0.86, 0.72, 1.08, 0.95)
+"""Faster in the middle of a wide interval."""
+NOTHING = Ratio(0.996, 0.991, 1.002, 0.95)
+"""As good as no gain, for certain."""
 
 
 def result(ratio: Ratio | None) -> BenchResult:
@@ -46,7 +51,7 @@ class Fake(Watch):
 
 
 def watch(*ratios: Ratio | None) -> Fake:
-    return Fake(Path("original.onnx"), "cpu", 1, 0.1, 0, lambda: Feeds((), "none"), ratios)
+    return Fake(Path("original.onnx"), "cpu", 1, 2.0, 0, lambda: Feeds((), "none"), ratios=ratios)
 
 
 def plan_of(saved: Iterable[int]) -> Plan:
@@ -94,7 +99,7 @@ def test_a_faster_result_is_kept() -> None:
     assert settled.timed.settings[0].models[1].ratio == FASTER
 
 
-@pytest.mark.parametrize("ratio", [SLOWER, UNSURE, None])
+@pytest.mark.parametrize("ratio", [SLOWER, UNSURE, NOTHING, None])
 def test_layers_are_put_back_half_by_half_until_all_are(ratio: Ratio | None) -> None:
     runs, timer = Runs(), watch(ratio)
     settled = runs.settle(plan_of([10, 80, 30, 40, 50, 60, 70, 20]), timer)
@@ -107,7 +112,9 @@ def test_layers_are_put_back_half_by_half_until_all_are(ratio: Ratio | None) -> 
     assert settled.notes[0].endswith("0, 7, 2, 3")
     for choice in settled.plan.choices[:-1]:
         assert (choice.method, choice.ranks, choice.after) == (None, (), None)
-        assert "does not pay on cpu" in choice.reason
+        assert choice.reason.startswith(
+            "not shown to pay on cpu" if ratio is UNSURE else "does not pay on cpu"
+        )
     assert settled.plan.choices[-1].reason == "too small"
 
 
@@ -124,17 +131,54 @@ def test_it_ends_as_soon_as_the_rest_pays() -> None:
     assert runs.left == [list("01234567"), list("4567"), list("67")]
     assert settled.ran.model is timer.looks[-1]
     assert settled.timed is not None
-    assert "1.20x" in settled.notes[0]
-    assert "0.99x" in settled.notes[1]
+    assert "takes 1.20x the original's time" in settled.notes[0]
+    assert "undecided within 30 s: the difference is too small (0.97 to 1.01 times" in settled.notes[1]
     assert "1.20x" in settled.plan.choices[0].reason
+    assert [look["outcome"] for look in settled.looks] == ["no faster", "undecided", "faster"]
+    assert [look["decomposed"] for look in settled.looks] == [8, 4, 2]
 
 
-def test_what_was_timed_decides_and_not_the_macs() -> None:
-    def weighed(name: str, part: float | None, *parts: float | None) -> dict[str, Any]:
-        return {"layer": name, "graph": "", "part": part, "candidates": [{"part": p} for p in parts]}
+def test_a_gain_that_a_noisy_machine_leaves_open_is_kept_and_said_to_be_open() -> None:
+    runs, timer = Runs(), watch(NOISY)
+    settled = runs.settle(plan_of([5, 4, 3]), timer)
+    assert runs.left == [["0", "1", "2"]]
+    assert settled.timed is not None
+    (note,) = settled.notes
+    assert "undecided within 30 s: the machine is too noisy (0.72 to 1.08 times the original's time)" in note
+    assert "kept, for the middle, 0.86, is a gain" in note
+    (look,) = settled.looks
+    assert (look["outcome"], look["pays"], look["ratio"]["high"]) == ("undecided", True, 1.08)
 
-    # "1" saves fewer MACs and more time.
-    timed = {"layers": [weighed("0", 0.5, 0.45, 0.49), weighed("1", 0.4, 0.1, 0.3)]}
+
+@pytest.mark.parametrize(
+    ("ratio", "outcome", "pays", "why"),
+    [
+        (FASTER, "faster", True, ""),
+        (SLOWER, "no faster", False, "takes 1.20x the original's time"),
+        (NOTHING, "no faster", False, "gains less than 1% (0.991 to 1.002 times the original's time)"),
+        (NOISY, "undecided", True, "undecided within 30 s: the machine is too noisy (0.72 to 1.08 times"),
+        (UNSURE, "undecided", False, "undecided within 30 s: the difference is too small (0.97 to 1.01"),
+        (Ratio(1.1, 0.8, 1.3, 0.95), "undecided", False, "the machine is too noisy (0.80 to 1.30 times"),
+        (None, "no faster", False, "takes no less than the original's time"),
+    ],
+)
+def test_what_a_timing_says_is_true_of_its_interval(
+    ratio: Ratio | None, outcome: str, pays: bool, why: str
+) -> None:
+    found = Finding(ratio, "the original's time", 30.0)
+    assert (found.outcome, found.pays) == (outcome, pays)
+    assert why in found.why
+
+
+def test_the_gain_of_what_was_chosen_decides_and_neither_the_macs_nor_the_fastest() -> None:
+    def weighed(name: str, part: float | None, **parts: float | None) -> dict[str, Any]:
+        candidates = [
+            {"method": "svd", "ranks": [int(rank[1:])], "part": part} for rank, part in parts.items()
+        ]
+        return {"layer": name, "graph": "", "part": part, "candidates": candidates}
+
+    # "0" saves more MACs, and would gain most if it were given the fastest of its candidates.
+    timed = {"layers": [weighed("0", 0.5, r2=0.45, r1=0.01), weighed("1", 0.4, r2=0.3, r1=0.2)]}
     runs = Runs(timed)
     runs.settle(plan_of([900, 100]), watch(SLOWER, FASTER))
     assert runs.left == [["0", "1"], ["1"]]

@@ -20,10 +20,14 @@ def numbers(speed: tuple[float, float, float] | None, **other: Any) -> dict[str,
         ((2.4, 2.3, 2.5), True, []),
         ((1.02, 0.99, 1.05), False, ["it is no faster than the original beyond the uncertainty"]),
         ((0.8, 0.7, 0.9), False, ["it is slower than the original"]),
+        ((1.16, 0.93, 1.39), None, ["whether it is faster is undecided: the machine was too noisy"]),
+        ((0.9, 0.7, 1.1), False, ["it is no faster than the original beyond the uncertainty"]),
         (None, True, ["latency was not measured"]),
     ],
 )
-def test_what_is_worth_it(speed: tuple[float, float, float] | None, worth: bool, because: list[str]) -> None:
+def test_what_is_worth_it(
+    speed: tuple[float, float, float] | None, worth: bool | None, because: list[str]
+) -> None:
     found = judged(numbers(speed))
     assert found["worth"] is worth
     assert all(given.startswith(said) for given, said in zip(found["because"], because, strict=False))

@@ -19,6 +19,12 @@ MIN_ROUNDS = 5
 
 _MAX_ROUNDS = 20_000
 
+LOOKS = 5
+"""Times that samples are looked at, at most, before timing ends because they say enough."""
+
+NEGLIGIBLE = 0.01
+"""A gain that is not told from none."""
+
 ALONE_AFTER = 4
 """Runs in a row after which the next is as fast as if nothing else ran: seen with a network of 16 MB."""
 
@@ -67,6 +73,11 @@ class Ratio:
     high: float
     confidence: float
 
+    @property
+    def decided(self) -> bool:
+        """Whether the interval says that it is below 1, or not by more than is negligible."""
+        return self.high < 1.0 or self.low > 1.0 - NEGLIGIBLE
+
 
 def interleave(
     runs: Sequence[Run],
@@ -77,6 +88,8 @@ def interleave(
     seed: int = 0,
     rest: float = 0.0,
     before: int = 0,
+    limit: float = 0.0,
+    decided: Callable[[Array], bool] | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> Timings:
     """Time each of `runs` once per round, each round in a new random order.
@@ -92,6 +105,10 @@ def interleave(
         rest: Seconds of pause before each turn, in which the threads of the others go to sleep.
         before: Untimed runs at the beginning of each turn, where they are short: they wake the threads, and
             fetch into the caches what the others have driven out. A model served alone runs like the fifth.
+        limit: Seconds after which it ends though nothing is decided.
+        decided: Whether samples [runs, rounds] say what is to be known. It is asked after `duration`, and
+            whenever the time has doubled, at most LOOKS times up to 16 durations: the chance of an error is
+            that of all these looks together.
         clock: Nanoseconds.
     """
     rng = np.random.default_rng(seed)
@@ -100,17 +117,25 @@ def interleave(
             run()
     samples: list[list[int]] = []
     order: list[tuple[int, ...]] = []
-    begin = clock()
+    begin, look = clock(), duration
     while len(order) < (iterations or _MAX_ROUNDS):
-        if iterations is None and len(order) >= MIN_ROUNDS and clock() - begin >= duration * 1e9:
-            break
+        passed = (clock() - begin) / 1e9
+        if iterations is None and len(order) >= MIN_ROUNDS and passed >= look:
+            if decided is None or passed >= limit or decided(_table(samples, len(runs))):
+                break
+            look = min(2 * max(look, passed), limit)
         turn = tuple(int(index) for index in rng.permutation(len(runs)))
         row = [0] * len(runs)
         for index in turn:
             row[index] = settled(runs[index], rest=rest, before=before, clock=clock)
         samples.append(row)
         order.append(turn)
-    return Timings(np.array(samples, np.int64).T.reshape(len(runs), len(order)), tuple(order))
+    return Timings(_table(samples, len(runs)), tuple(order))
+
+
+def _table(samples: Sequence[Sequence[int]], runs: int) -> Array:
+    """Rounds as [runs, rounds]."""
+    return np.array(samples, np.int64).T.reshape(runs, len(samples))
 
 
 def settled(

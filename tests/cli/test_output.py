@@ -118,6 +118,7 @@ RECORD = {
     "latency": {
         *("provider", "threads", "batch", "shapes", "inputs", "original", "compressed", "speedup"),
     },
+    "looks": None,
     "settings": None,
     "profile": {"unit", "before", "after"},
     "notes": None,

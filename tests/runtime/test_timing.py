@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from onnxdecomp.runtime.timing import MIN_ROUNDS, interleave, ratio_of_medians, summarise
+from onnxdecomp.layer import Array
+from onnxdecomp.runtime.timing import LOOKS, MIN_ROUNDS, Ratio, interleave, ratio_of_medians, summarise
 
 
 def test_every_round_runs_every_model_once_in_the_recorded_order() -> None:
@@ -89,3 +90,36 @@ def test_runs_before_the_timed_one_are_fewer_the_longer_they_are() -> None:
     timings = interleave(runs, iterations=6, warmup=1, rest=1e-6, before=4, clock=lambda: now)
     assert timings.samples.tolist() == [[amount] * 6 for amount in amounts]
     assert [log.count(amount) - 7 for amount in amounts] == [6 * 4, 6 * 1, 0]
+
+
+def test_what_is_undecided_is_timed_on_until_it_is_or_a_limit() -> None:
+    now = 0
+
+    def wait() -> None:
+        nonlocal now
+        now += 1_000_000
+
+    def rounds(decided_at: int) -> tuple[int, list[int]]:
+        looks: list[int] = []
+
+        def decided(samples: Array) -> bool:
+            looks.append(len(samples[0]))
+            return len(samples[0]) >= decided_at
+
+        timings = interleave(
+            [wait, wait], duration=0.1, limit=1.5, decided=decided, warmup=0, clock=lambda: now
+        )
+        return len(timings.order), looks
+
+    assert rounds(1) == (50, [50])
+    assert rounds(300) == (400, [50, 100, 200, 400])
+    ended, looks = rounds(10_000)
+    assert ended == 750
+    assert len(looks) < LOOKS
+    assert len(interleave([wait, wait], duration=0.1, limit=1.5, warmup=0, clock=lambda: now).order) == 50
+
+
+def test_a_ratio_is_decided_where_it_is_a_gain_or_none_worth_the_name() -> None:
+    ratios = [Ratio(0.9, 0.8, 0.99, 0.95), Ratio(1.1, 0.995, 1.3, 0.95), Ratio(0.99, 0.95, 1.01, 0.95)]
+    assert [ratio.decided for ratio in ratios] == [True, True, False]
+    assert not ratio_of_medians(np.array([2]), np.array([4])).decided

@@ -1,0 +1,33 @@
+"""A plan without some of its layers: they stay as they were, and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TypeAlias
+
+from onnxdecomp.plan.plan import Choice, Plan
+
+Key: TypeAlias = tuple[str, str]
+"""A layer: the graph that it stands in, and its name."""
+
+
+def key_of(choice: Choice) -> Key:
+    """The layer that a choice is about."""
+    return choice.graph, choice.layer
+
+
+def without(plan: Plan, layers: Collection[Key], reason: str) -> Plan:
+    """The plan with these layers kept, for this reason."""
+
+    def kept(choice: Choice) -> Choice:
+        if choice.method is None or key_of(choice) not in layers:
+            return choice
+        return replace(choice, method=None, options={}, ranks=(), reason=reason, after=None)
+
+    return replace(plan, choices=tuple(kept(choice) for choice in plan.choices))
+
+
+def nothing_of(plan: Plan, reason: str = "") -> Plan:
+    """The plan with every layer kept."""
+    return without(plan, {key_of(choice) for choice in plan.decomposed}, reason)
