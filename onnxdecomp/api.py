@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxdecomp import environment, pipeline, preflight, verification
 from onnxdecomp.blas import one_thread
 from onnxdecomp.consistency import Asked
-from onnxdecomp.data.read import read_feeds
+from onnxdecomp.data.culprit import blaming
 from onnxdecomp.details import Details, details_of, timed_elsewhere, with_profiles
 from onnxdecomp.equip import Gear, equip
 from onnxdecomp.errors import GateError, ModelError, UnchangedError, UsageError
@@ -181,7 +181,7 @@ def compress(
         before = describe_model(working, path, named=isinstance(model, str | Path))
         calib, data = _inputs(path, calib, data, samples)
         if (verify or bench) and not dry_run:
-            preflight.check(path, provider=provider, data=data)
+            preflight.check(path, provider=provider)
         how: dict[str, Any] = {
             "provider": provider,
             "threads": cores,
@@ -193,11 +193,12 @@ def compress(
         request = described(stages, planned=given is not None, max_error=max_error)
         origin = Origin(started, 0.0, seed, request, {"calib": describe_data(calib)})
         if dry_run:
-            return _dry_run(before, working, equip(stages, gear, given), report, origin, wanted.notes)
+            return _dry_run(before, working, equip(stages, gear, given), gear, origin, wanted.notes)
 
         def run(plan: Plan | None, fresh: ir.Model, quantized: bool = True) -> PipelineResult:
             chosen = [stage for stage in stages if quantized or not hasattr(stage, "precision")]
-            return pipeline.run(fresh, equip(chosen, gear, plan), lambda stage: report(stage, 0, 0))
+            with blaming(path, calib):
+                return pipeline.run(fresh, equip(chosen, gear, plan), lambda stage: report(stage, 0, 0))
 
         watch = Watch(path, provider, cores, bench_seconds, seed, inputs)
         first = run(given, working)
@@ -286,9 +287,8 @@ def _inputs(
     path: Path, calib: Data | None, data: Data | None, samples: int | None
 ) -> tuple[Feeds | None, Feeds | None]:
     """The inputs to fit to, and those to verify with: the same where no others are given."""
-    fed = () if calib is None and data is None else preflight.inputs(path)
-    fitted = None if calib is None else read_feeds(calib, fed)
-    return fitted, fitted if data is None else read_feeds(data, fed, samples=samples)
+    fitted = None if calib is None else preflight.read(path, calib)
+    return fitted, fitted if data is None else preflight.read(path, data, samples=samples)
 
 
 def _with_search(record: Mapping[str, Any], search: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def _finetuned(
         return None
     from onnxdecomp.training.run import trained
 
-    with on_disk(ran.model) as passing:
+    with on_disk(ran.model) as passing, blaming(original, calib):
         return trained(ran.model, passing, original, calib, wanted, report, threads=threads)
 
 
@@ -337,7 +337,7 @@ def _dry_run(
     before: Mapping[str, Any],
     working: ir.Model,
     stages: Sequence[Any],
-    report: Report,
+    gear: Gear,
     origin: Origin,
     said: Sequence[str],
 ) -> Result:
@@ -346,9 +346,10 @@ def _dry_run(
     if "decompose" not in names:
         raise UsageError("the pipeline has no decompose pass: there is no plan to show")
     first = names.index("decompose")
-    ran = pipeline.run(working, stages[:first], lambda name: report(name, 0, 0))
-    report("plan", 0, 0)
-    found, _ = stages[first].plan(ran.model)
+    with blaming(gear.path, gear.calib):
+        ran = pipeline.run(working, stages[:first], lambda name: gear.report(name, 0, 0))
+        gear.report("plan", 0, 0)
+        found, _ = stages[first].plan(ran.model)
     layers = layer_records(found.plan, carried_out=False)
     notes = (*said, *ran.notes, *(f"decompose: {note}" for note in found.notes))
     passes = {**ran.record, "decompose": {"search": found.record}} if found.record else ran.record

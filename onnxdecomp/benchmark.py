@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxdecomp import environment, jsonio
+from onnxdecomp.data.culprit import culprit
 from onnxdecomp.data.read import Data, read_feeds, repeatable
 from onnxdecomp.data.read import describe as describe_data
 from onnxdecomp.errors import ModelError, UsageError
@@ -292,6 +293,8 @@ def feed_of(
         feed = feed if batch == 1 else rebatched(feed, inputs, batch)
         reason = trial(feed)
         if reason:
+            if bad := culprit(feeds, lambda feed: run(session, feed)):
+                raise UsageError(bad)
             rows = f" at batch {batch}" if batch > 1 else ""
             raise ModelError(f"{model} does not run on {feeds.source}{rows}: {reason}")
         return feed

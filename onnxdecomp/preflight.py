@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxdecomp.data.read import Prepared, read_feeds
+from onnxdecomp.data.culprit import culprit
+from onnxdecomp.data.read import read_feeds
+from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime import providers
-from onnxdecomp.runtime.session import TensorSpec, inputs_of, open_session
+from onnxdecomp.runtime.session import TensorSpec, inputs_of, open_session, run
 
 if TYPE_CHECKING:
+    from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.read import Data
 
 
@@ -22,21 +25,32 @@ def inputs(model: Path) -> tuple[TensorSpec, ...]:
     return inputs_of(open_session(model, low_memory=True))
 
 
-def check(model: Path, *, provider: str, data: Data | None) -> None:
-    """Check that the model runs where it is to be verified and timed, and that the data fits it.
+def read(model: Path, data: Data, *, samples: int | None = None) -> Feeds:
+    """The feeds that `data` holds for the model, which runs on the first of them.
 
-    The model is loaded on the CPU, which every provider falls back on. Of data given by name only the first
-    sample is looked at; other data are left for the verification, since they may be read once only.
+    Raises:
+        ModelError: ONNX Runtime does not load the model.
+        UsageError: The data do not fit the model, or it fails on the first feed.
+    """
+    session = open_session(model, low_memory=True)
+    feeds = read_feeds(data, inputs_of(session), samples=samples)
+    if (found := culprit(feeds, lambda feed: run(session, feed), first=1)) is not None:
+        raise UsageError(found)
+    return feeds
+
+
+def check(model: Path, *, provider: str) -> None:
+    """Check that the model runs where it is to be verified and timed.
+
+    The model is loaded on the CPU, which every provider falls back on.
 
     Raises:
         ProviderError: The provider does not start.
         ModelError: ONNX Runtime does not load the model.
-        UsageError: There is no such provider, or the data does not fit the model.
+        UsageError: There is no such provider.
     """
     if providers.ort_name(provider) != providers.ORT_NAMES["cpu"]:
         start = providers.start(provider)
         if not start.started:
             raise providers.not_started(start)
-    session = open_session(model, low_memory=True)
-    if isinstance(data, str | Path | Prepared):
-        read_feeds(data, inputs_of(session), samples=1)
+    open_session(model, low_memory=True)

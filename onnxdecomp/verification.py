@@ -12,6 +12,7 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 
 from onnxdecomp import jsonio
+from onnxdecomp.data.culprit import culprit
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.read import Data, read_feeds
 from onnxdecomp.errors import ModelError, UsageError
@@ -222,8 +223,9 @@ def _record(
         try:
             outputs = run(session, feed)
         except ModelError as error:
+            found = culprit(feeds, lambda feed: run(session, feed))
             where = f"sample {index * size} of {feeds.source}"
-            raise UsageError(f"the original fails on {where}: {error}") from error
+            raise UsageError(found or f"the original fails on {where}: {error}") from error
         for output in outputs:
             _write(spool, output)
         advance()

@@ -16,6 +16,7 @@ import onnxdecomp
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.patterns import literal, matches
+from onnxdecomp.runtime.session import inputs_of, open_session
 from tests.cli.small import Outcome, command
 from tests.graph.builders import info, model, nested, rng
 
@@ -119,9 +120,7 @@ def test_what_quantization_leaves_out(file: Path) -> None:
 
 
 def onnxdecomp_inputs(path: Path) -> Any:
-    from onnxdecomp.preflight import inputs
-
-    return inputs(path)
+    return inputs_of(open_session(path))
 
 
 @pytest.mark.parametrize(

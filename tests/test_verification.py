@@ -148,7 +148,7 @@ def test_an_original_that_runs_on_nothing_is_skipped() -> None:
     result = verify(made, made)
     assert result.status == "skipped"
     assert "no random input" in str(result.reason)
-    with pytest.raises(UsageError, match="the original fails on sample 0"):
+    with pytest.raises(UsageError, match="sample 0: the original fails on it"):
         verify(made, made, data=[{"x": np.ones((2, 3), np.float32)}])
 
 

@@ -80,9 +80,9 @@ def layout_of(headers: Mapping[str, Header], inputs: Sequence[TensorSpec], where
         counts[spec.name] = shape[0] // step if extra == 0 else shape[0]
     whole = not counts
     if len(set(counts.values())) > 1:
-        whole = all(
-            rows[name] for name in counts
-        )  # every array has the model's rank: together they are one feed
+        # Where every array has the model's rank they are one feed together, unless the model itself says that
+        # their first axes are one and the same.
+        whole = all(rows[name] for name in counts) and not _same_axis(inputs, counts)
         if not whole:
             each = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise UsageError(f"{where}: the inputs differ in their number of samples: {each}")
@@ -99,6 +99,16 @@ def layout_of(headers: Mapping[str, Header], inputs: Sequence[TensorSpec], where
         check_shape(feed_shape(header.shape, step_or_none), spec, f"{where}, sample 0")
         check_dtype(header.dtype, spec, where)
     return layout
+
+
+def _same_axis(inputs: Sequence[TensorSpec], counts: Mapping[str, int]) -> bool:
+    """Whether inputs of unequal counts have a first axis of the same name (not "?" or the like)."""
+    axes: dict[str, set[int]] = {}
+    for spec in inputs:
+        first = spec.shape[0] if spec.shape else None
+        if spec.name in counts and isinstance(first, str) and first.isidentifier():
+            axes.setdefault(first, set()).add(counts[spec.name])
+    return any(len(found) > 1 for found in axes.values())
 
 
 def feed_shape(shape: tuple[int, ...], rows: int | None) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Whether arrays are what a model's inputs want: names, shapes, types, and no NaN."""
+"""Whether arrays are what a model's inputs want: names, shapes, types, and finite numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_feed(feed: Mapping[str, Array], inputs: Sequence[TensorSpec], where: s
     """The feed with each array in the model's type; read-only, since it may be handed out again.
 
     Raises:
-        UsageError: A name, rank, size or type is not the model's, or a value is NaN.
+        UsageError: A name, rank, size or type is not the model's, or a value is NaN or infinite.
     """
     if not isinstance(feed, Mapping):
         kind = type(feed).__name__
@@ -80,15 +80,24 @@ def _is_numpy(spec: TensorSpec) -> bool:
 
 def _cast(array: Array, spec: TensorSpec, where: str) -> Array:
     check_dtype(array.dtype, spec, where)
+    given = array
     wanted = dtype_of(spec)
     if array.dtype != wanted:
         if wanted.kind in "iu" and not _fits(array, wanted):
             raise UsageError(f"{where}: {spec.name!r} is {array.dtype}, the model wants {spec.dtype}")
         with np.errstate(over="ignore"):
             array = array.astype(wanted)
-    if wanted.kind == "f" and np.isnan(array).any():
-        raise UsageError(f"{where}: {spec.name!r} holds NaN")
+    if wanted.kind in "fc" and not np.isfinite(array).all():
+        raise UsageError(f"{where}: {spec.name!r} holds {_not_finite(given, array)}")
     return array
+
+
+def _not_finite(given: Array, array: Array) -> str:
+    if np.isnan(given).any():
+        return "NaN"
+    if np.isinf(given).any():
+        return "infinite values"
+    return f"values that {array.dtype} cannot hold"
 
 
 def _fits(array: Array, wanted: np.dtype[np.generic]) -> bool:

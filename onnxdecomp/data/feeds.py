@@ -37,11 +37,13 @@ class Part:
         count: How many.
         read: Opens what holds them, yields them and closes it again; called for every iteration.
         labels: Class indices [count * labels of a feed], or None.
+        name: What holds them, for people; "" for what holds all of them.
     """
 
     count: int
     read: Callable[[], Iterator[Feed]]
     labels: Array | None = None
+    name: str = ""
 
     def first(self, count: int) -> Part:
         """The first `count` feeds of it."""
@@ -49,7 +51,7 @@ class Part:
             return self
         each = len(self.labels) // self.count if self.labels is not None else 0
         labels = None if self.labels is None else self.labels[: count * each]
-        return Part(count, partial(_first, self.read, count), labels)
+        return replace(self, count=count, read=partial(_first, self.read, count), labels=labels)
 
 
 class FeedSource:
@@ -139,6 +141,16 @@ class Feeds:
 
     def __getitem__(self, index: int) -> Feed:
         return self.items[index]
+
+    def where(self, index: int) -> str:
+        """Where a feed comes from, for people: "digits.npz, sample 3"."""
+        parts = self.items.parts if isinstance(self.items, FeedSource) else ()
+        before = 0
+        for part in parts:
+            if index < before + part.count:
+                return f"{part.name or self.source}, sample {index - before}"
+            before += part.count
+        return f"{self.source}, sample {index}"
 
     def shapes(self) -> tuple[dict[str, tuple[int, ...]], ...]:
         """The different shapes among the feeds."""

@@ -64,7 +64,8 @@ def image_feeds(
     groups = [files[k : k + step] for k in range(0, len(files) - step + 1, step)]
     if files and not groups:
         raise UsageError(f"{path} has {len(files)} images, the model takes {step} at a time")
-    parts = first_parts((Part(1, partial(_read, group, preprocess, target)) for group in groups), samples)
+    read = (Part(1, partial(_read, group, preprocess, target), name=str(group[0])) for group in groups)
+    parts = first_parts(read, samples)
     used = len(parts) * step
     count = str(used) if used == len(files) else f"{used} of {len(files)}"
     source = f"{path}, {count} images, {preprocess.name}"

@@ -49,6 +49,7 @@ def npz_part(path: Path, inputs: Sequence[TensorSpec]) -> tuple[Part, bool]:
             layout.count,
             partial(_stream, path, layout, headers, inputs),
             labels_of(labels, inputs, layout.count, str(path)),
+            str(path),
         ),
         layout.stackable,
     )

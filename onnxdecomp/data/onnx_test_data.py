@@ -21,7 +21,7 @@ def data_sets(folder: Path) -> list[Path]:
 
 def data_set_part(folder: Path, inputs: Sequence[TensorSpec]) -> Part:
     """The one feed of a folder; iterating raises UsageError where it is damaged or does not fit."""
-    return Part(1, partial(_read, folder, inputs))
+    return Part(1, partial(_read, folder, inputs), name=str(folder))
 
 
 def _read(folder: Path, inputs: Sequence[TensorSpec]) -> Iterator[Feed]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from onnxdecomp import environment, preflight, verification
-from onnxdecomp.data.read import read_feeds
+from onnxdecomp.data.culprit import blaming
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph.load import load, sha256
 from onnxdecomp.graph.save import check_target
@@ -100,11 +100,12 @@ def finetune(
             check_target(file, model=working, overwrite=overwrite)
         before = describe_model(working, path, named=isinstance(model, str | Path))
         taught = original and describe_model(load(original), original, named=isinstance(teacher, str | Path))
-        feeds = read_feeds(data, preflight.inputs(path)).first(samples)
-        preflight.check(path, provider="cpu", data=feeds)
-        training = trained(
-            working, path, original, feeds, wanted, report, from_scratch, checkpoint, device, threads
-        )
+        feeds = preflight.read(path, data, samples=samples)
+        preflight.check(path, provider="cpu")
+        with blaming(path, feeds):
+            training = trained(
+                working, path, original, feeds, wanted, report, from_scratch, checkpoint, device, threads
+            )
         with staged(working, file, original=None) as written:
             found = None
             if original is not None:
