@@ -18,8 +18,8 @@ from onnxdecomp.plan.budget import Budget
 from onnxdecomp.plan.frontier import frontier, macs_left
 from onnxdecomp.plan.look import look
 from onnxdecomp.plan.plan import Plan
-from onnxdecomp.plan.search import Chosen, choose, totals
-from onnxdecomp.plan.sensitivity import Outputs, output_error
+from onnxdecomp.plan.search import Chosen, choose, totals, with_reason
+from onnxdecomp.plan.sensitivity import Outputs, output_errors
 from onnxdecomp.plan.survey import Progress, Scope, Survey, survey
 from onnxdecomp.plan.timing import Stopwatch
 from onnxdecomp.runtime.metrics import score_rows
@@ -124,12 +124,28 @@ def pursue(
         return found
 
     if not losses:
-        chosen = pick(None)
-        return Pursued(chosen.plan, _record(weighed, chosen, ()), _missed(chosen, wanted))
+        return _pursued(weighed, pick(None), (), (), wanted)
     measures = [_measure(budget, model, weighed.outputs, calibration, labelled) for budget in losses]
     brief = shortened(parted(calibration)[0], weighed.macs)
     chosen, tries, notes = _try(pick, losses, measures, lambda plan: trial(plan, brief), progress)
-    return Pursued(chosen.plan, _record(weighed, chosen, tries), (*notes, *_missed(chosen, wanted)))
+    if notes:
+        chosen = with_reason(chosen, weighed, "no plan that was tried keeps the loss asked for")
+    return _pursued(weighed, chosen, tries, notes, wanted)
+
+
+def _pursued(
+    weighed: Survey,
+    chosen: Chosen,
+    tries: Sequence[Mapping[str, float | None]],
+    notes: tuple[str, ...],
+    wanted: float | None,
+) -> Pursued:
+    """The plan with what is to be said of it; a target that was missed is no reason to keep a layer."""
+    missed = _missed(chosen, wanted)
+    if missed:
+        reason = "no plan that was measured to be faster decomposes it"
+        chosen = with_reason(chosen, weighed, reason)
+    return Pursued(chosen.plan, _record(weighed, chosen, tries), (*notes, *missed))
 
 
 def _try(
@@ -225,7 +241,10 @@ def _measure(
     labelled: Feeds | None,
 ) -> Measure:
     if budget.quantity == "error":
-        return Measure("error", lambda made: float(np.sqrt(output_error(made, outputs, calibration))))
+        # Of the worst output, as the verification counts: a state that is fed back is an output too.
+        return Measure(
+            "error", lambda made: max(output_errors(made, outputs, calibration), default=0.0) ** 0.5
+        )
     if labelled is None or labelled.labels is None:
         raise UsageError("--eval has no labels: --target drop=… needs them")
     before = accuracy(model, labelled, calibration)

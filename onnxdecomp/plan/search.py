@@ -11,6 +11,7 @@ from onnxdecomp.plan.candidates import Candidate
 from onnxdecomp.plan.plan import Choice, Cost, Plan, kept
 from onnxdecomp.plan.survey import Survey, Surveyed
 from onnxdecomp.plan.uniform import method_options
+from onnxdecomp.plan.without import BETTER_KEPT
 from onnxdecomp.sites.base import Skip
 
 
@@ -85,7 +86,7 @@ def choose(
         found = allocate(items, limits, fixed=[max(0.0, f) for f in fixed])
     if isinstance(found, OutOfReach):
         return found
-    return _chosen(survey, skips, found)
+    return _chosen(survey, skips, found, max_loss)
 
 
 def totals(survey: Survey, size: int) -> dict[str, float]:
@@ -98,12 +99,49 @@ def totals(survey: Survey, size: int) -> dict[str, float]:
     }
 
 
-def _chosen(survey: Survey, skips: Sequence[Skip], found: Allocation) -> Chosen:
+def with_reason(chosen: Chosen, survey: Survey, reason: str) -> Chosen:
+    """The same where the layers that could have been decomposed and were not are kept for this reason."""
+    could = {(entry.site.layer.graph, entry.site.layer.name) for entry in survey.layers if entry.candidates}
+
+    def told(choice: Choice) -> Choice:
+        stays = choice.method is None and (choice.graph, choice.layer) in could
+        return replace(choice, reason=reason) if stays else choice
+
+    plan = replace(chosen.plan, choices=tuple(told(choice) for choice in chosen.plan.choices))
+    return replace(chosen, plan=plan)
+
+
+def _why_kept(entry: Surveyed, max_loss: float | None, *, alone: bool) -> str:
+    """Why a layer stays that could have been decomposed.
+
+    Args:
+        entry: The layer.
+        max_loss: What all layers together may lose, or None where budgets on costs decide.
+        alone: Whether other layers stay as well.
+    """
+    if entry.reason:
+        return entry.reason
+    if not entry.candidates:
+        return "no candidate saves enough to be weighed"
+    if max_loss is None:
+        if alone:
+            return "the target is met with every layer as it is"
+        return f"{BETTER_KEPT}other layers save as much at less loss"
+    if min(entry.losses()) > max_loss:
+        return "every candidate is expected to lose more than may be lost"
+    if alone:
+        return "no candidate gains anything within what may be lost"
+    return f"{BETTER_KEPT}other layers gain more for the same loss"
+
+
+def _chosen(survey: Survey, skips: Sequence[Skip], found: Allocation, max_loss: float | None) -> Chosen:
     surveyed = survey.layers
+    nothing = not any(found.choice)
     choices, loss, latency = [], 0.0, 1.0
     for entry, index in zip(surveyed, found.choice, strict=True):
         picked = None if index == 0 else index - 1
-        choices.append(_choice(entry, None if picked is None else entry.candidates[picked]))
+        reason = _why_kept(entry, max_loss, alone=nothing) if picked is None else ""
+        choices.append(_choice(entry, None if picked is None else entry.candidates[picked], reason))
         if picked is not None:
             loss += entry.losses()[picked]
             latency += (entry.parts[picked] if entry.parts else entry.part) - entry.part
@@ -115,10 +153,9 @@ def _chosen(survey: Survey, skips: Sequence[Skip], found: Allocation) -> Chosen:
     )
 
 
-def _choice(entry: Surveyed, candidate: Candidate | None) -> Choice:
+def _choice(entry: Surveyed, candidate: Candidate | None, reason: str) -> Choice:
     layer = entry.site.layer
     if candidate is None:
-        reason = entry.reason or "better kept: the budget is met with less loss elsewhere"
         return replace(kept(layer, entry.dense, reason), fixed=entry.fixed)
     outline = candidate.outline
     return replace(

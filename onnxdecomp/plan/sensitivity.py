@@ -99,7 +99,15 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
 def output_error(
     model: ir.Model, outputs: Outputs, calibration: Calibration, known: Sequence[Feed] = ()
 ) -> float:
-    """The squared relative L2 error of a model's outputs, the mean over the outputs.
+    """The squared relative L2 error of a model's outputs, the mean over the outputs; see `output_errors`."""
+    shares = output_errors(model, outputs, calibration, known)
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def output_errors(
+    model: ir.Model, outputs: Outputs, calibration: Calibration, known: Sequence[Feed] = ()
+) -> list[float]:
+    """The squared relative L2 error of each output of a model.
 
     Args:
         model: The model.
@@ -121,8 +129,7 @@ def output_error(
             reference = old.astype(np.float64)
             energy[index] += float(np.sum(np.square(reference)))
             error[index] += float(np.sum(np.square(new.astype(np.float64) - reference)))
-    shares = [e / n if n > 0 else float(e > 0) for e, n in zip(error, energy, strict=True)]
-    return float(np.mean(shares)) if shares else 0.0
+    return [float(e / n) if n > 0 else float(e > 0) for e, n in zip(error, energy, strict=True)]
 
 
 def effect(

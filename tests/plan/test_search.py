@@ -12,11 +12,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxdecomp_passes.decompose import Decompose
 
+import onnxdecomp
 from onnxdecomp.calibrate.observe import Calibration
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.plan.budget import Budget, parse_budgets
 from onnxdecomp.plan.plan import Plan
+from onnxdecomp.plan.without import without
 from onnxdecomp.runtime.session import TensorSpec
 
 
@@ -193,3 +195,64 @@ def test_without_inputs_it_says_so() -> None:
     (note,) = found.notes
     assert "random" in note
     assert "--calib" in note
+
+
+def two_outputs() -> onnx.ModelProto:
+    """x to y by a layer that has little but a rank of 3, and to a state by one of full rank."""
+    rng = np.random.default_rng(3)
+    low = rng.standard_normal((24, 3)) @ rng.standard_normal((3, 24)) + 0.01 * rng.standard_normal((24, 24))
+    weights = {"w1": low, "w2": rng.standard_normal((24, 24))}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["y"], name="one"),
+        helper.make_node("MatMul", ["x", "w2"], ["state"], name="two"),
+        *(helper.make_node("Identity", ["y"], [f"copy{k}"]) for k in range(3)),
+    ]
+    names = ("y", "copy0", "copy1", "copy2", "state")
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 24])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 24]) for name in names],
+        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_the_error_is_that_of_the_worst_output() -> None:
+    """Not the mean, in which four good outputs would hide a bad state."""
+    x = np.random.default_rng(0).standard_normal((64, 24)).astype(np.float32)
+    done = onnxdecomp.compress(
+        two_outputs(), target="error=0.3", calib={"x": x}, method="svd", bench=False, simplify="none"
+    )
+    assert done.plan.decomposed[0].layer == "one"
+    assert done.verification is not None
+    assert done.verification.worst is not None
+    assert done.verification.worst <= 0.3
+
+
+@pytest.mark.parametrize(
+    ("target", "layers", "reason"),
+    [
+        ("macs=1x", (), "the target is met with every layer as it is"),
+        ("macs=1.8x", ("two",), "better kept: other layers save as much at less loss"),
+        ("error=0", (), "every candidate is expected to lose more than may be lost"),
+        ("error=0.08", ("two", "fc"), "los"),
+    ],
+)
+def test_why_a_layer_is_kept_is_true(target: str, layers: tuple[str, ...], reason: str) -> None:
+    plan, record = search(target)
+    assert tuple(choice.layer for choice in plan.decomposed) == layers
+    weighed = {entry["layer"] for entry in record["layers"]}
+    kept = [choice.reason for choice in plan.choices if choice.layer in weighed - set(layers)]
+    assert kept
+    assert all(reason in said for said in kept), kept
+
+
+def test_no_layer_was_better_kept_where_all_are() -> None:
+    plan, _ = search("macs=1.8x")
+    left = without(plan, {("", "two")}, "put back")
+    reasons = [choice.reason for choice in left.choices]
+    assert left.decomposed == ()
+    assert "put back" in reasons
+    assert not any("better kept" in reason for reason in reasons)
+    assert any(reason.startswith("left out of the plan that was put back: ") for reason in reasons)
