@@ -141,6 +141,7 @@ def window(model: ir.Model, calibration: Calibration) -> Window:
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # Moments.finite tells
 def observe(
     site: Site,
     now: Window,
@@ -178,6 +179,7 @@ def observe(
     return gather.halves()
 
 
+@np.errstate(over="ignore", invalid="ignore")  # Moments.finite tells
 def observe_unchanged(
     model: ir.Model, sites: Sequence[Site], calibration: Calibration
 ) -> list[tuple[Moments, Moments | None]]:

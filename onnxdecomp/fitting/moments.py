@@ -30,6 +30,13 @@ class Moments:
     y: Array
     yy: Array
 
+    @property
+    def finite(self) -> bool:
+        """Whether the rows were finite, and what the layer made of them."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = [self.x.sum(), self.y.sum(), self.yy.sum(), np.einsum("gdd->", self.xx), self.yx.sum()]
+        return bool(np.isfinite(sums).all())
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(
             self.count + other.count,

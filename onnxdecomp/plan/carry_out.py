@@ -11,13 +11,14 @@ import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration, unobservable
 from onnxdecomp.chain import WEIGHTED, Chain, mirrored
-from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.errors import ModelError
 from onnxdecomp.fitting.fit import Fit, stored
 from onnxdecomp.layer import Layer
-from onnxdecomp.methods import get
 from onnxdecomp.methods.base import Factors, Method, Ranks
+from onnxdecomp.plan.check import check_plan, method_of
 from onnxdecomp.plan.fitter import Fitter
-from onnxdecomp.plan.plan import Choice, Plan
+from onnxdecomp.plan.plan import Plan
+from onnxdecomp.plan.sound import unsound
 from onnxdecomp.plan.stations import stations
 from onnxdecomp.plan.tally import shares_of
 from onnxdecomp.sites.base import Share, Site
@@ -45,13 +46,11 @@ def carry_out(
     what it sees by then, unless it shares its factors.
 
     Raises:
-        UsageError: The plan names a layer that the model has not.
+        UsageError: The plan does not fit the layers (see `check_plan`).
         ModelError: A weight holds NaN or infinite values, or its factors do not fit the element type.
     """
+    check_plan(plan, sites)
     work = stations(model, sites, plan, repair=calibration is not None and plan.repair)
-    for station in work:
-        if station.site is not None and station.choice is not None and station.choice.method is not None:
-            _check_ranks(station.choice, get(station.choice.method, **station.choice.options), station.site)
     found_ties = ties(sites)
     shares = shares_of(sites, found_ties, plan)
     tied = {sites[index].nodes[0] for tie in found_ties if tie.is_shared for index in tie.members}
@@ -78,20 +77,21 @@ def carry_out(
         if choice.method is None:
             # A weight that others read as well is theirs, too.
             mendable = fitting is not None and not site.quantized and site.nodes[0] not in tied
+            mendable = mendable and not unsound(site.layer.weight)
             mended = fitting.repair(site, pending) if fitting is not None and mendable else None
             if mended is not None:
                 done.append(_put(rewriter, site, mended, {"pkg.onnxdecomp.repaired": "true"}))
             continue
         if on_layer:
             on_layer(choice.layer)
-        method = get(choice.method, **choice.options)
+        method = method_of(choice)
         metadata = {
             "pkg.onnxdecomp.method": method.name,
             "pkg.onnxdecomp.ranks": ",".join(map(str, choice.ranks)),
         }
         quantize = requantize and site.quantized and site.layer.dtype == "float32"
-        if fitting is not None:
-            found = fitting.fit(site, method, choice.ranks, seed, pending)
+        found = None if fitting is None else fitting.fit(site, method, choice.ranks, seed, pending)
+        if found is not None:
             done.append(_put(rewriter, site, found, metadata, quantize=quantize))
             continue
         factors = shared_factors.get(share.key) if share is not None else None
@@ -130,16 +130,6 @@ def _plain(
     factors = factors or method.fit(first, ranks, seed)
     chain = method.assemble(first, factors)
     return (chain if first is layer else mirrored(chain, layer.bias)), factors
-
-
-def _check_ranks(choice: Choice, method: Method, site: Site) -> None:
-    full = method.full_ranks(site.layer) if method.refusal(site.layer) is None else None
-    if full is None or len(choice.ranks) != len(full) or min(choice.ranks) < 1:
-        ranks = ",".join(map(str, choice.ranks))
-        raise UsageError(
-            f"the plan is for another model: {method.name} takes no ranks {ranks} for the layer "
-            f"{choice.layer!r} here"
-        )
 
 
 def _check_range(chain: Chain, site: Site) -> None:

@@ -47,9 +47,16 @@ class Fitter:
         seen = model if calibration.asymmetric else original
         return Fitter(calibration, model, window(seen, calibration), window(original, calibration))
 
-    def fit(self, site: Site, method: Method, ranks: Ranks, seed: int, pending: Collection[ir.Node]) -> Fit:
-        """The factors of a layer that is decomposed; `pending` as for `Window.look`."""
+    def fit(
+        self, site: Site, method: Method, ranks: Ranks, seed: int, pending: Collection[ir.Node]
+    ) -> Fit | None:
+        """The factors of a layer that is decomposed, or None where it sees or makes what is not finite.
+
+        `pending` as for `Window.look`.
+        """
         train, held = observe(site, self.now, self.original, self.calibration, pending)
+        if not together(train, held).finite:
+            return None
         found = fit(
             method,
             site.layer,
@@ -65,6 +72,8 @@ class Fitter:
     def repair(self, site: Site, pending: Collection[ir.Node]) -> Fit | None:
         """Other numbers for a layer that is kept, or None where they would be of no use."""
         train, held = observe(site, self.now, self.original, self.calibration, pending)
+        if not together(train, held).finite:
+            return None
         found = repair(site.layer, train, held, shrinkages=self.calibration.shrinkages, centred=centred(site))
         if found is None or not found.shrinkage:
             return found

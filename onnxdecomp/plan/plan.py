@@ -83,7 +83,9 @@ class Plan:
         try:
             choices = tuple(_choice(entry) for entry in value["choices"])
             return Plan(choices, repair=bool(value.get("repair", False)))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise UsageError(f"the plan is damaged: a choice lacks {error}") from error
+        except (TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"the plan is damaged: {error}") from error
 
 
@@ -91,13 +93,21 @@ def _choice(entry: Mapping[str, Any]) -> Choice:
     def cost(value: Mapping[str, Any] | None) -> Cost | None:
         return None if value is None else Cost(int(value["params"]), int(value["macs"]))
 
+    method, ranks = entry["method"], entry["ranks"]
+    if method is not None and not isinstance(method, str):
+        raise ValueError(f"layer {entry['layer']!r}: {method!r} is no name of a method")
+    if not isinstance(ranks, list | tuple):
+        raise ValueError(f"layer {entry['layer']!r}: {ranks!r} is no list of ranks")
+    for rank in ranks:
+        if not isinstance(rank, int) or isinstance(rank, bool):
+            raise ValueError(f"layer {entry['layer']!r}: the rank {rank!r} is no whole number")
     return Choice(
         layer=str(entry["layer"]),
         graph=str(entry["graph"]),
         op_type=str(entry["op_type"]),
-        method=entry["method"],
+        method=method,
         options=dict(entry["options"]),
-        ranks=tuple(int(rank) for rank in entry["ranks"]),
+        ranks=tuple(ranks),
         reason=str(entry["reason"]),
         before=cost(entry["before"]),
         after=cost(entry["after"]),

@@ -31,6 +31,10 @@ _FEWEST, _MOST = 4, 512
 """Samples of one look."""
 
 
+_BROKEN = 1e6
+"""The squared relative error of an output that is not finite any more."""
+
+
 @dataclass(frozen=True, eq=False)
 class Outputs:
     """The original's outputs on some of the calibration inputs.
@@ -126,10 +130,13 @@ def output_errors(
     energy, error = np.zeros(len(outputs.names)), np.zeros(len(outputs.names))
     for feed, inner, values in zip(outputs.feeds, known, outputs.values, strict=True):
         for index, (new, old) in enumerate(zip(taps.run(feed | inner), values, strict=True)):
-            reference = old.astype(np.float64)
+            # What the original leaves infinite or NaN is no loss, whatever becomes of it.
+            finite = np.isfinite(old)
+            reference = old[finite].astype(np.float64)
             energy[index] += float(np.sum(np.square(reference)))
-            error[index] += float(np.sum(np.square(new.astype(np.float64) - reference)))
-    return [float(e / n) if n > 0 else float(e > 0) for e, n in zip(error, energy, strict=True)]
+            error[index] += float(np.sum(np.square(new[finite].astype(np.float64) - reference)))
+    shares = [float(e / n) if n > 0 else float(e > 0) for e, n in zip(error, energy, strict=True)]
+    return [min(share, _BROKEN) if math.isfinite(share) else _BROKEN for share in shares]
 
 
 def effect(

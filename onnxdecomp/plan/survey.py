@@ -27,6 +27,7 @@ from onnxdecomp.plan.candidates import (
 )
 from onnxdecomp.plan.plan import Cost
 from onnxdecomp.plan.sensitivity import Effect, Outputs, effect, original_outputs
+from onnxdecomp.plan.sound import unsound
 from onnxdecomp.plan.timing import Stopwatch
 from onnxdecomp.sites.base import Site
 
@@ -214,7 +215,8 @@ def _moments(
 
     moments = observed()
     for index in todo:
-        yield index, None if hidden(sites[index]) else next(moments)
+        seen = None if hidden(sites[index]) else next(moments)
+        yield index, seen if seen is not None and seen.finite else None
 
 
 def _probes(weighed: Sequence[Candidate]) -> list[tuple[float, Chain]]:
@@ -237,7 +239,7 @@ def _reasons(sites: Sequence[Site], dense: Sequence[Cost], scope: Scope) -> list
                 f"too small: below {scope.skip_below:g} of the average layer in MACs and parameters"
             )
         else:
-            reasons.append("")
+            reasons.append(unsound(site.layer.weight) or "")
     return reasons
 
 

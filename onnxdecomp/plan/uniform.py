@@ -13,6 +13,7 @@ from onnxdecomp.methods.base import Method, Ranks, outline
 from onnxdecomp.patterns import Named, names_of, of_layers, selected
 from onnxdecomp.plan.plan import Choice, Cost, Plan, cost_of, kept
 from onnxdecomp.plan.rules import Rule
+from onnxdecomp.plan.sound import unsound
 from onnxdecomp.plan.tally import tallied
 from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.sites.base import Site, Skip
@@ -82,6 +83,8 @@ def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choic
     if before.macs < smallest.macs and before.params < smallest.params:
         reason = f"too small: below {request.skip_below:g} of the average layer in MACs and parameters"
         return replace(stays, reason=reason)
+    if wrong := unsound(layer.weight):
+        return replace(stays, reason=wrong)
     tried = []
     for method in rule.methods:
         choice = _with_method(site, stays, method, rule.rank, request)

@@ -15,6 +15,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.shapes import infer_shapes
 from onnxdecomp.plan.budget import parse_budgets
 from onnxdecomp.plan.carry_out import carry_out
+from onnxdecomp.plan.check import check_plan
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.plan.pursue import Pursued, pursue
 from onnxdecomp.plan.rules import Defaults, make_rule, parse_rule
@@ -134,6 +135,7 @@ class Decompose(Stage):
         infer_shapes(model)
         sites, skips = find(model, freeze=self.freeze_initializers)
         if self.given is not None:
+            check_plan(self.given, sites)
             return Pursued(tallied(self.given, sites)), sites
         if not self.searches:
             plan = tallied(plan_uniform(sites, skips, self._request()), sites)
