@@ -229,7 +229,7 @@ def compress(
                 if bench and changed
                 else (None, ())
             )
-            notes = (*wanted.notes, *ran.notes, *settled.notes, *remarks)
+            notes = (*wanted.notes, *ran.notes, *settled.notes, *remarks, *(checked.notes if checked else ()))
             used = None if data is calib else describe_data(data)
             record = run_record(
                 before,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ import numpy as np
 from onnxdecomp import jsonio
 from onnxdecomp.data.culprit import culprit
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.data.mask import Mask, masked_inputs
 from onnxdecomp.data.read import Data, read_feeds
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.layer import Array
-from onnxdecomp.runtime.interface import differences, interface_of, lost_defaults
-from onnxdecomp.runtime.metrics import Comparison, OutputError, ratio, score_rows
+from onnxdecomp.runtime.comparable import Compared, chosen_by_data, unsteady
+from onnxdecomp.runtime.interface import Port, differences, interface_of, lost_defaults
+from onnxdecomp.runtime.metrics import OutputError, ratio, score_rows
 from onnxdecomp.runtime.random_inputs import random_feeds, trial_of
 from onnxdecomp.runtime.session import inputs_of, open_session, outputs_of, run
 
@@ -27,6 +30,9 @@ Model: TypeAlias = str | Path | bytes
 
 _IN_MEMORY = 64 << 20
 """Bytes of the original's outputs that are kept in memory; more go to a temporary file."""
+
+_TWICE = 2
+"""Feeds that the original runs on a second time, to see which outputs differ by themselves."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Verification:
     """The comparison of a model with the original.
 
     Attributes:
-        status: "passed", "failed", or "skipped" where no input was found that the original runs on.
+        status: "passed", "failed", or "skipped" where no input was found that the original runs on, or no
+            output can be compared.
         reason: Why it is not "passed".
         original, new: The files.
         provider: What both ran on.
@@ -53,8 +60,9 @@ class Verification:
         shapes: The different shapes of the feeds.
         max_error: The largest `rel_l2` of an output that passes; None where any does.
         interface: Differences of names, order, types and shapes; each is a failure.
-        notes: Remarks that are no failure.
-        outputs: Per output of the original that the new model has.
+        notes: Remarks that are no failure: outputs that were left out, and why, among them.
+        outputs: Per output of the original that the new model has, and per tensor of a sequence; those
+            that can be compared.
         rel_l2: Over all floating-point outputs together.
         worst: The largest `rel_l2` of a single output, and that output's name in `worst_output`.
         accuracy: Where the data have labels.
@@ -99,9 +107,13 @@ def verify(
     max_error: float | None = 0.05,
     samples: int | None = None,
     batch: int = 32,
+    mask: str = "",
     advance: Callable[[], object] = lambda: None,
 ) -> Verification:
     """Run both models on the same inputs and compare every output.
+
+    What differs between two runs of the original (random numbers), and what has another number of rows since
+    the data choose them, is left out, and a note names it. Where nothing is left the status is "skipped".
 
     The sessions are open one after the other, never together; the original's outputs beyond 64 MiB wait
     in a temporary file. A state is not fed back: every feed stands alone.
@@ -116,6 +128,8 @@ def verify(
         max_error: The largest relative L2 error of an output that passes; None for any.
         samples: At most so many feeds of the data (all), or random ones per size (2, or 1 large one).
         batch: Samples without a batch axis are stacked to so many where the batch size is free.
+        mask: The inputs whose zeros say which positions are padding, which no error counts: names, "none", or
+            "" for those with the usual names (see onnxdecomp.data.mask).
         advance: Called after each run, for a progress bar.
 
     Raises:
@@ -130,7 +144,9 @@ def verify(
     before, after = interface_of(original), interface_of(new)
     changed = differences(before, after)
     lost = lost_defaults(before, after)
-    notes = (f"can no longer be overridden by the caller: {', '.join(lost)}",) if lost else ()
+    notes: tuple[str, ...] = (
+        (f"can no longer be overridden by the caller: {', '.join(lost)}",) if lost else ()
+    )
 
     def outcome(status: Status, reason: str | None, source: str, **fields: Any) -> Verification:
         return Verification(
@@ -148,7 +164,7 @@ def verify(
 
     where: dict[str, Any] = {"provider": provider, "threads": threads, "advance": advance}
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
-        feeds, size = _record(
+        made = _record(
             original,
             spool,
             data=data,
@@ -156,19 +172,21 @@ def verify(
             seed=seed,
             samples=samples,
             batch=batch,
+            mask=mask,
             **where,
         )
-        if isinstance(feeds, str):
-            return outcome("failed" if changed else "skipped", changed[0] if changed else feeds, "none")
+        if isinstance(made, str):
+            return outcome("failed" if changed else "skipped", changed[0] if changed else made, "none")
+        feeds = made.feeds
         spool.seek(0)
         known = {"samples": len(feeds), "shapes": feeds.shapes()}
-        names = [port.name for port in before.outputs]
         try:
-            compared = _compare(new, spool, names, feeds, size=size, **where)
+            compared, hits = _compare(new, spool, before.outputs, made, original, **where)
         except _RunError as failure:
             reason = "; ".join((*changed, str(failure)))
             return outcome("failed", reason, feeds.source, **known)
-    comparisons, hits = compared
+    notes += compared.notes
+    comparisons = compared.comparisons
     results = tuple(comparison.result() for comparison in comparisons)
     floats = [c for c, r in zip(comparisons, results, strict=True) if r.agreement is None]
     worst = max(results, key=lambda r: r.rel_l2, default=None)
@@ -176,8 +194,11 @@ def verify(
     failures += [f"{r.nonfinite} values of {r.name!r} are not finite" for r in results if r.nonfinite]
     if max_error is not None and worst is not None and not worst.rel_l2 <= max_error:
         failures.append(f"the error {worst.rel_l2:.3g} of {worst.name!r} is above {max_error:g}")
+    status: Status = "failed" if failures else "passed"
+    if not failures and compared.left_out and not results:
+        status, failures = "skipped", ["no output can be compared with the original's", *compared.notes]
     return outcome(
-        "failed" if failures else "passed",
+        status,
         "; ".join(failures) or None,
         feeds.source,
         **known,
@@ -193,6 +214,25 @@ class _RunError(Exception):
     """The new model fails where the original works."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """The original's run.
+
+    Attributes:
+        feeds: The inputs.
+        size: Feeds that run together.
+        mask: Which of their positions count.
+        unsteady: Outputs that differ between two runs, with the reason.
+        varying: Outputs whose shapes differ although those of the inputs do not.
+    """
+
+    feeds: Feeds
+    size: int
+    mask: Mask | None
+    unsteady: Mapping[str, str]
+    varying: frozenset[str]
+
+
 def _record(
     original: Model,
     spool: IO[bytes],
@@ -204,11 +244,14 @@ def _record(
     threads: int,
     samples: int | None,
     batch: int,
+    mask: str,
     advance: Callable[[], object],
-) -> tuple[Feeds | str, int]:
-    """Run the original, its outputs into `spool`; returns the feeds, or why not, and the batch size."""
+) -> _Recorded | str:
+    """Run the original, its outputs into `spool`; a reason where it runs on nothing."""
     session = open_session(original, provider=provider, threads=threads, low_memory=True)
     inputs = inputs_of(session)
+    names = [spec.name for spec in outputs_of(session)]
+    masked = masked_inputs(inputs, mask)
 
     trial = trial_of(lambda feed: run(session, feed))
     if data is not None:
@@ -217,51 +260,66 @@ def _record(
     else:
         made = random_feeds(inputs, trial, seed=seed, shapes=shapes, per_binding=samples)
         if isinstance(made, str):
-            return made, 1
+            return made
         feeds, size = made, 1
+    differing: dict[str, str] = {}
+    made_of: dict[object, list[object]] = {}
+    varying: set[str] = set()
     for index, feed in enumerate(feeds.batches(size)):
         try:
             outputs = run(session, feed)
+            if index < _TWICE:
+                differing |= unsteady(names, outputs, run(session, feed))
         except ModelError as error:
             found = culprit(feeds, lambda feed: run(session, feed))
             where = f"sample {index * size} of {feeds.source}"
             raise UsageError(found or f"the original fails on {where}: {error}") from error
-        for output in outputs:
-            _write(spool, output)
+        sizes = [getattr(output, "shape", None) for output in outputs]
+        alike = made_of.setdefault(tuple((name, array.shape) for name, array in feed.items()), sizes)
+        varying |= {name for name, one, two in zip(names, sizes, alike, strict=True) if one != two}
+        pickle.dump(outputs, spool, pickle.HIGHEST_PROTOCOL)
         advance()
-    return feeds, size
+    return _Recorded(feeds, size, masked, differing, frozenset(varying))
 
 
 def _compare(
     new: Model,
     spool: IO[bytes],
-    names: Sequence[str],
-    feeds: Feeds,
+    ports: Sequence[Port],
+    made: _Recorded,
+    original: Model,
     *,
-    size: int,
     provider: str,
     threads: int,
     advance: Callable[[], object],
-) -> tuple[list[Comparison], _Hits]:
+) -> tuple[Compared, _Hits]:
     session = open_session(new, provider=provider, threads=threads, low_memory=True)
     here = [spec.name for spec in outputs_of(session)]
-    comparisons = {name: Comparison(name) for name in names if name in here}
+    names = [port.name for port in ports]
+    both = [name for name in names if name in here]
+    compared = Compared(
+        both,
+        declared={port.name: port.shape for port in ports},
+        mask=made.mask,
+        left_out={name: reason for name, reason in made.unsteady.items() if name in both},
+        by_data=lambda name: name in made.varying or chosen_by_data(original, name),
+    )
     hits = _Hits([], [], "")
-    for index, feed in enumerate(feeds.batches(size)):
+    for index, feed in enumerate(made.feeds.batches(made.size)):
         try:
             outputs = dict(zip(here, run(session, feed), strict=True))
         except ModelError as error:
-            raise _RunError(f"the new model fails on sample {index * size}: {error}") from error
-        originals = {name: _read(spool) for name in names}
-        for name, comparison in comparisons.items():
-            try:
-                comparison.add(originals[name], outputs[name])
-            except ValueError as error:
-                raise _RunError(f"on sample {index * size} {error}") from error
-        if feeds.labels is not None:
-            hits.add(originals, outputs)
+            raise _RunError(f"the new model fails on sample {index * made.size}: {error}") from error
+        # Only what this process wrote into its own nameless file is unpickled here.
+        originals = dict(zip(names, pickle.load(spool), strict=True))
+        try:
+            tensors = compared.add(feed, [originals[name] for name in both], [outputs[name] for name in both])
+        except ValueError as error:
+            raise _RunError(f"on sample {index * made.size} {error}") from error
+        if made.feeds.labels is not None:
+            hits.add(tensors)
         advance()
-    return list(comparisons.values()), hits
+    return compared, hits
 
 
 @dataclass
@@ -272,10 +330,9 @@ class _Hits:
     new: list[Array]
     output: str
 
-    def add(self, originals: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        for name, array in originals.items():
-            rows = score_rows(array)
-            others = score_rows(outputs[name]) if name in outputs else None
+    def add(self, tensors: Mapping[str, tuple[Array, Array]]) -> None:
+        for name, (original, new) in tensors.items():
+            rows, others = score_rows(original), score_rows(new)
             if rows is not None and others is not None:
                 self.output = name
                 self.original.append(rows.argmax(1))
@@ -292,16 +349,6 @@ def _accuracy(hits: _Hits, labels: Array | None) -> Accuracy | None:
         return None
     before, after = (float(np.mean(classes == labels)) for classes in (original, new))
     return Accuracy(hits.output, len(labels), before, after)
-
-
-def _write(spool: IO[bytes], array: object) -> None:
-    np.lib.format.write_array(spool, np.asarray(array), allow_pickle=True)
-
-
-def _read(spool: IO[bytes]) -> Array:
-    # Only what this process wrote into its own nameless file is unpickled here (arrays of strings).
-    array: Array = np.lib.format.read_array(spool, allow_pickle=True)
-    return array
 
 
 def _label(model: Model) -> str:

@@ -7,6 +7,7 @@ the output goes into nothing but a sum with another branch, what that branch has
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,15 +17,18 @@ import onnx_ir as ir
 
 from onnxdecomp.calibrate.activation import Aim
 from onnxdecomp.calibrate.branch import branch
+from onnxdecomp.calibrate.pins import loose
 from onnxdecomp.calibrate.rows import Positions, at_positions, conv_rows, draw_positions, output_sizes
 from onnxdecomp.calibrate.taps import open_taps
 from onnxdecomp.calibrate.window import Window
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.data.mask import Mask
 from onnxdecomp.fitting.fit import SHRINKAGES
 from onnxdecomp.fitting.moments import Gatherer, Moments, features
 from onnxdecomp.fitting.problem import as_rows
 from onnxdecomp.layer import Array
 from onnxdecomp.lowering.feeds import features_last
+from onnxdecomp.runtime.session import Feed
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.recurrent import Recurrent
 
@@ -47,6 +51,7 @@ class Calibration:
         shrinkages: The strengths to choose among.
         provider, threads: Where the model is run.
         seed: Of the positions.
+        mask: Which positions are padding: no rows are drawn from there.
     """
 
     feeds: Feeds
@@ -60,6 +65,7 @@ class Calibration:
     provider: str = "cpu"
     threads: int = 0
     seed: int = 0
+    mask: Mask | None = None
 
 
 _HELD = 1 << 26
@@ -130,14 +136,15 @@ def centred(site: Site) -> bool:
     return site.layer.bias is not None
 
 
-def window(model: ir.Model, calibration: Calibration) -> Window:
-    """A window of the model's activations on the calibration inputs."""
+def window(model: ir.Model, calibration: Calibration, pins: Sequence[Feed] = ()) -> Window:
+    """A window of the model's activations on the calibration inputs, with some values pinned."""
     return Window(
         model,
         calibration.feeds,
         batch=calibration.batch,
         provider=calibration.provider,
         threads=calibration.threads,
+        pins=pins,
     )
 
 
@@ -166,17 +173,28 @@ def observe(
     names = [site.x.name or "", *([other.name or ""] if other is not None else [])]
     gather = _Halves(site, calibration, second=aim is None)
     looks = zip(now.look(names, pending), original.look(names), strict=True)
-    for index, (seen, meant) in enumerate(looks):
-        rows, at = gather.rows(seen[0])
-        wanted = gather.wanted(gather.rows(meant[0], at)[0])
+    apart = loose(site.x) or (other is not None and loose(other))
+    for index, ((looked, meant), feed) in enumerate(zip(looks, _inputs(calibration), strict=False)):
+        # Rows that are no counterparts, chosen by other scores or drawn anew, say nothing about each other.
+        unlike = apart or any(one.shape != two.shape for one, two in zip(looked, meant, strict=True))
+        seen = meant if unlike else looked
+        rows, at = gather.rows(seen[0], feed)
+        wanted = gather.wanted(gather.rows(meant[0], feed, at)[0])
         if other is not None:
             # The branch may be the layer's own input, which is then tapped once.
-            added = at_positions(seen[-1], at)
-            wanted = wanted + at_positions(meant[-1], at) - added
+            added = gather.outputs(seen[-1], at)
+            wanted = wanted + gather.outputs(meant[-1], at) - added
         if aim is not None:
             wanted = aim(rows, wanted, added if other is not None else None)
         gather.add(index, rows, wanted)
     return gather.halves()
+
+
+def _inputs(calibration: Calibration) -> Iterator[Feed]:
+    """The inputs batch by batch where a mask is among them; else nothing of them is read."""
+    if calibration.mask is None:
+        return itertools.repeat({})
+    return calibration.feeds.batches(calibration.batch)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # Moments.finite tells
@@ -191,7 +209,7 @@ def observe_unchanged(
     for index, feed in enumerate(calibration.feeds.batches(calibration.batch)):
         seen = taps.run(feed)
         for name, gather in zip(names, gathers, strict=True):
-            rows, _ = gather.rows(seen[place[name]])
+            rows, _ = gather.rows(seen[place[name]], feed)
             gather.add(index, rows, gather.wanted(rows))
     return [gather.halves() for gather in gathers]
 
@@ -212,12 +230,20 @@ def packs(sites: Sequence[Site], budget: int = 512 << 20) -> Iterator[list[Site]
         yield pack
 
 
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where rows were taken: the positions, and which of the rows found there are real (None for all)."""
+
+    positions: Positions
+    real: Array | None
+
+
 class _Halves:
     """Gathers a layer's rows, some batches apart from the others."""
 
     def __init__(self, site: Site, calibration: Calibration, *, second: bool = True) -> None:
         layer = site.layer
-        self._site, self._layer = site, layer
+        self._site, self._layer, self._mask = site, layer, calibration.mask
         self._rng = np.random.default_rng((calibration.seed, 1))
         self._batches = math.ceil(len(calibration.feeds) / calibration.batch)
         if not calibration.feeds.stackable:
@@ -230,21 +256,39 @@ class _Halves:
         self._weight = as_rows(layer.weight, layer).astype(layer.weight.dtype)
         self._bias = layer.bias if centred(site) else None
 
-    def rows(self, x: Array, at: Positions | None = None) -> tuple[Array, Positions]:
-        """Rows [g, n, D] of an activation, at given positions or new ones, and the positions."""
+    def rows(self, x: Array, feed: Feed, at: _Places | None = None) -> tuple[Array, _Places]:
+        """Rows [g, n, D] of an activation, at given places or new ones, and the places."""
         x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
         if self._layer.conv is not None:
             if at is None:
                 sizes = output_sizes(self._layer, x)
-                at = draw_positions(sizes, max(1, round(self._per_feed)), self._rng)
-            return conv_rows(self._layer, x, at), at
+                drawn = draw_positions(sizes, max(1, round(self._per_feed)), self._rng)
+                at = _Places(drawn, self._real_positions(feed, x, sizes, drawn))
+            rows = conv_rows(self._layer, x, at.positions)
+            return rows if at.real is None else rows[:, at.real], at
         if self._site.linear is not None:
             x = features_last(x, self._site)
         flat = x.reshape(-1, x.shape[-1])
         if at is None:
+            real = None if self._mask is None else self._mask.rows(feed, x.shape[:-1])
+            among = np.arange(len(flat)) if real is None else np.flatnonzero(real)
             most = self._per_feed * (len(x) if x.ndim > 1 else 1)
-            at = draw_positions((len(flat),), most, self._rng)
-        return flat[at[0]][None], at
+            (drawn_rows,) = draw_positions((len(among),), most, self._rng)
+            at = _Places((among[drawn_rows],), None)
+        return flat[at.positions[0]][None], at
+
+    def _real_positions(self, feed: Feed, x: Array, sizes: tuple[int, ...], drawn: Positions) -> Array | None:
+        """Which rows [N P] at the positions drawn are real, where a convolution runs along the sequence."""
+        long = [axis for axis, size in enumerate(sizes) if size > 1]
+        if self._mask is None or len(long) != 1 or x.shape[2 + long[0]] != sizes[long[0]]:
+            return None
+        real = self._mask.rows(feed, (len(x), sizes[long[0]]))
+        return None if real is None else real[:, drawn[long[0]]].reshape(-1)
+
+    def outputs(self, y: Array, at: _Places) -> Array:
+        """The rows [n, T] of a convolution's output at these places."""
+        rows = at_positions(y, at.positions)
+        return rows if at.real is None else rows[at.real]
 
     def wanted(self, rows: Array) -> Array:
         """What the layer itself makes of rows, [n, T]."""

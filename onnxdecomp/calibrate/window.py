@@ -6,14 +6,16 @@ the depth; so the values at a cut through the graph are held, and each look comp
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibrate.taps import Taps, open_taps
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.graph.walk import node_graphs, operands, upstream
 from onnxdecomp.layer import Array
+from onnxdecomp.runtime.session import Feed
 
 HELD = 512 << 20
 """Bytes of activations that a window holds. A cut that takes more is not moved to: the old one stays."""
@@ -23,7 +25,7 @@ class Window:
     """Values inside a model's main graph, for all inputs, batch by batch.
 
     The model may change between two looks, by nodes that the look before was told of as pending: nothing
-    that depends on them is held.
+    that depends on them is held. Values that are pinned, one set for each batch, are never computed.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class Window:
         provider: str = "cpu",
         threads: int = 0,
         held: int = HELD,
+        pins: Sequence[Feed] = (),
     ) -> None:
+        self._pins = pins
         self._model, self._feeds, self._batch = model, feeds, batch
         self._provider, self._threads, self._most = provider, threads, held
         self._held: list[dict[ir.Value, Array]] = []
@@ -66,9 +70,11 @@ class Window:
         for index, feed in enumerate(self._batches(taps)):
             have = dict(self._held[index]) if self._known else {}
             if taps is not None:
-                before = {str(value.name): array for value, array in have.items()}
+                before = {str(value.name): array for value, array in have.items()} | self._pinned(index)
                 have |= zip(missing, taps.run(feed | before), strict=True)
             yield [have[value] for value in wanted]
+            if window is not None and not all(isinstance(have[value], np.ndarray) for value in cut):
+                window = None  # a sequence is not held
             if window is not None:
                 window.append({value: have[value] for value in cut})
                 size += sum(have[value].nbytes for value in cut)
@@ -101,9 +107,13 @@ class Window:
     def _open(self, missing: Sequence[ir.Value]) -> Taps | None:
         if not missing:
             return None
-        known: Mapping[str, Array] = {str(v.name): a for v, a in self._held[0].items()} if self._known else {}
+        known: Feed = {str(v.name): a for v, a in self._held[0].items()} if self._known else {}
+        known = known | self._pinned(0)
         names = [str(value.name) for value in missing]
         return open_taps(self._model, names, provider=self._provider, threads=self._threads, known=known)
+
+    def _pinned(self, index: int) -> Feed:
+        return dict(self._pins[index]) if self._pins else {}
 
     def _batches(self, taps: Taps | None) -> Iterator[dict[str, Array]]:
         """The inputs where they are needed, else as many empty feeds as batches are held."""

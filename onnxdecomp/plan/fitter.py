@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxdecomp.calibrate.activation import activation, aim
 from onnxdecomp.calibrate.normalisation import renormalise
 from onnxdecomp.calibrate.observe import Calibration, centred, observe, window
+from onnxdecomp.calibrate.pins import pins_of
 from onnxdecomp.calibrate.window import Window
 from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
 from onnxdecomp.fitting.moments import Moments, together
@@ -45,7 +46,14 @@ class Fitter:
         """For a model in which nothing was rewritten yet."""
         original = model.clone()
         seen = model if calibration.asymmetric else original
-        return Fitter(calibration, model, window(seen, calibration), window(original, calibration))
+        pins = pins_of(
+            original,
+            calibration.feeds,
+            batch=calibration.batch,
+            provider=calibration.provider,
+            threads=calibration.threads,
+        )
+        return Fitter(calibration, model, *(window(of, calibration, pins) for of in (seen, original)))
 
     def fit(
         self, site: Site, method: Method, ranks: Ranks, seed: int, pending: Collection[ir.Node]

@@ -123,6 +123,12 @@ def pursue(
             raise UsageError(_out_of_reach(costs, found, totals(weighed, size)))
         return found
 
+    on_outputs = [budget for budget in losses if budget.quantity == "error"]
+    if on_outputs and not weighed.outputs.names:
+        # What layers lose, each of its own output, is all that is known; the network in general loses less.
+        chosen = pick(min(budget.limit for budget in on_outputs) ** 2)
+        note = "no output can be compared: the error allowed is that of all layers' own outputs together"
+        return _pursued(weighed, chosen, (), (note,), wanted)
     if not losses:
         return _pursued(weighed, pick(None), (), (), wanted)
     measures = [_measure(budget, model, weighed.outputs, calibration, labelled) for budget in losses]
@@ -145,7 +151,8 @@ def _pursued(
     if missed:
         reason = "no plan that was measured to be faster decomposes it"
         chosen = with_reason(chosen, weighed, reason)
-    return Pursued(chosen.plan, _record(weighed, chosen, tries), (*notes, *missed))
+    said = (*weighed.outputs.notes, *notes, *missed)
+    return Pursued(chosen.plan, _record(weighed, chosen, tries), said)
 
 
 def _try(

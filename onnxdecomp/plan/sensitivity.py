@@ -7,20 +7,25 @@ into the original model, each alone, and the output is compared; in between, the
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration, window
+from onnxdecomp.calibrate.pins import chosen, pins_of, present
 from onnxdecomp.calibrate.taps import open_taps
 from onnxdecomp.calibrate.window import Window
 from onnxdecomp.chain import Chain
+from onnxdecomp.data.mask import Mask
 from onnxdecomp.fitting.fit import stored
-from onnxdecomp.layer import Array
+from onnxdecomp.layer import Dim
+from onnxdecomp.runtime.comparable import Compared, unsteady
+from onnxdecomp.runtime.metrics import Comparison
 from onnxdecomp.runtime.session import Feed
-from onnxdecomp.sites.base import Site
+from onnxdecomp.sites.base import Site, dims
 from onnxdecomp.sites.find import find_again
 from onnxdecomp.sites.rewrite import Rewriter
 
@@ -30,9 +35,8 @@ _WORK = 2e10
 _FEWEST, _MOST = 4, 512
 """Samples of one look."""
 
-
 _BROKEN = 1e6
-"""The squared relative error of an output that is not finite any more."""
+"""The squared relative error of an output that is not finite any more, or beyond all bounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +45,38 @@ class Outputs:
 
     Attributes:
         feeds: The inputs, batched.
-        names: The float outputs.
+        names: The outputs that are compared: the floating-point ones where there are any.
         values: Per feed and name.
         window: On the original with these inputs.
+        pins: What the original has chosen and drawn, for each of the feeds.
+        declared: The shapes that the model declares for outputs.
+        mask: Which positions count.
+        left_out: Outputs that cannot be compared, with the reason.
+        chosen: Outputs that pinned values take part in, with how they are compared.
     """
 
     feeds: tuple[Feed, ...]
     names: tuple[str, ...]
-    values: tuple[tuple[Array, ...], ...]
+    values: tuple[tuple[object, ...], ...]
     window: Window
+    pins: tuple[Feed, ...] = ()
+    declared: Mapping[str, Sequence[Dim] | None] = field(default_factory=dict)
+    mask: Mask | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    chosen: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be compared, or not as it is, a sentence each."""
+        left_out = (
+            f"the search does not compare the output {name!r}: {why}" for name, why in self.left_out.items()
+        )
+        chosen = (
+            f"the search compares the output {name!r} {how}"
+            for name, how in self.chosen.items()
+            if self.pins and name in self.names
+        )
+        return (*left_out, *chosen)
 
 
 @dataclass(frozen=True)
@@ -87,17 +114,36 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
         calibration: The inputs; the first ones are taken.
         macs: Multiply-accumulates of one sample.
     """
-    names = tuple(
+    outputs = [str(value.name) for value in model.graph.outputs]
+    floats = [
         str(value.name)
         for value in model.graph.outputs
         if value.dtype is None or value.dtype.is_floating_point()
-    )
-    taps = open_taps(model, names, provider=calibration.provider, threads=calibration.threads)
+    ]
     count = int(np.clip(_WORK / max(macs, 1), _FEWEST, _MOST))
     some = replace(calibration, feeds=calibration.feeds.first(count))
     feeds = tuple(some.feeds.batches(calibration.batch))
-    values = tuple(tuple(taps.run(feed)) for feed in feeds)
-    return Outputs(feeds, names, values, window(model, some))
+    where: dict[str, Any] = {"provider": calibration.provider, "threads": calibration.threads}
+    pins = pins_of(model, some.feeds, batch=calibration.batch, **where)
+    names = floats or outputs
+    taps = open_taps(model, names, known=pins[0] if pins else {}, **where)
+    values = [
+        tuple(taps.run(feed | own)) for feed, own in zip(feeds, pins or ({},) * len(feeds), strict=True)
+    ]
+    again = taps.run(feeds[0] | (pins[0] if pins else {}))
+    left_out = unsteady(names, values[0], again)
+    kept = [index for index, name in enumerate(names) if name not in left_out]
+    return Outputs(
+        feeds,
+        tuple(names[index] for index in kept),
+        tuple(tuple(own[index] for index in kept) for own in values),
+        window(model, some, pins),
+        pins,
+        {str(v.name): dims(v) for v in model.graph.outputs},
+        calibration.mask,
+        left_out,
+        chosen(model),
+    )
 
 
 def output_error(
@@ -113,6 +159,9 @@ def output_errors(
 ) -> list[float]:
     """The squared relative L2 error of each output of a model.
 
+    Of integers, booleans and strings it is the square of the share of values that differ. An output that
+    cannot be compared in this model is left out; where none is left the error is beyond all bounds.
+
     Args:
         model: The model.
         outputs: What the original gives.
@@ -120,6 +169,8 @@ def output_errors(
         known: Values inside the model, by name for each of the feeds, that need not be computed.
     """
     known = known or [{} for _ in outputs.feeds]
+    pins = present(model, outputs.pins) or [{} for _ in outputs.feeds]
+    known = [own | inner for own, inner in zip(pins, known, strict=True)]
     taps = open_taps(
         model,
         outputs.names,
@@ -127,16 +178,19 @@ def output_errors(
         threads=calibration.threads,
         known=known[0] if known else {},
     )
-    energy, error = np.zeros(len(outputs.names)), np.zeros(len(outputs.names))
+    compared = Compared(outputs.names, declared=outputs.declared, mask=outputs.mask)
     for feed, inner, values in zip(outputs.feeds, known, outputs.values, strict=True):
-        for index, (new, old) in enumerate(zip(taps.run(feed | inner), values, strict=True)):
-            # What the original leaves infinite or NaN is no loss, whatever becomes of it.
-            finite = np.isfinite(old)
-            reference = old[finite].astype(np.float64)
-            energy[index] += float(np.sum(np.square(reference)))
-            error[index] += float(np.sum(np.square(new[finite].astype(np.float64) - reference)))
-    shares = [float(e / n) if n > 0 else float(e > 0) for e, n in zip(error, energy, strict=True)]
-    return [min(share, _BROKEN) if math.isfinite(share) else _BROKEN for share in shares]
+        compared.add(feed, values, taps.run(feed | inner))
+    return [_share(comparison) for comparison in compared.comparisons] or [_BROKEN]
+
+
+def _share(comparison: Comparison) -> float:
+    """The squared relative error; 1 where the original is zero throughout and the new output is not."""
+    if comparison.nonfinite:
+        return _BROKEN
+    if comparison.discrete or comparison.energy > 0:
+        return min(comparison.rel_l2**2, _BROKEN)
+    return float(comparison.error_energy > 0)
 
 
 def effect(
@@ -156,8 +210,13 @@ def effect(
         outputs: What the original gives.
         calibration: Where models are run.
         pending: The nodes of this layer and of all that will be measured later.
+
+    Returns:
+        The effect; without points, so that a layer's own loss stands for it, where no output can be compared.
     """
-    points = []
+    points: list[tuple[float, float]] = []
+    if not outputs.names:
+        return Effect(())
     if chains:
         for _ in outputs.window.look([site.x.name or ""] if not site.place.path else [], pending):
             pass

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp.data.mask import Mask
 from onnxdecomp.graph.save import save
 from onnxdecomp.quantization.int8 import Reader, int8, operators
 from onnxdecomp.quantization.scheme import Scheme
+from onnxdecomp.runtime.comparable import Compared, unsteady
 from onnxdecomp.runtime.session import open_session, run
+from onnxdecomp.sites.base import dims
 
 if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
@@ -69,20 +72,30 @@ def guarded(model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256
     return Guarded(None, least, note)
 
 
-def distance(model: ir.Model, other: ir.Model, feeds: Feeds) -> float:
-    """||other(x) - model(x)|| / ||model(x)|| over all floating-point outputs; infinite where not finite."""
+def distance(model: ir.Model, other: ir.Model, feeds: Feeds, mask: Mask | None = None) -> float:
+    """||other(x) - model(x)|| / ||model(x)|| over all floating-point outputs; infinite where not finite.
+
+    Outputs that cannot be compared are left out, and so are positions that are padding; 0 where nothing is
+    left.
+    """
     with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
         files = [Path(folder) / name for name in ("a.onnx", "b.onnx")]
         for file, content in zip(files, (model, other), strict=True):
             save(content.clone(), file)
         sessions = [open_session(file) for file in files]
         reader = Reader(feeds.first(_JUDGED))
-        difference = norm = 0.0
+        first = True
+        names = [str(value.name) for value in model.graph.outputs]
+        declared = {str(value.name): dims(value) for value in model.graph.outputs}
+        compared = Compared(names, declared=declared, mask=mask)
         while (feed := reader.get_next()) is not None:
-            for a, b in zip(*(run(session, feed) for session in sessions), strict=True):
-                if a.dtype.kind == "f":
-                    difference += float(np.square(b.astype(np.float64) - a).sum())
-                    norm += float(np.square(a.astype(np.float64)).sum())
-    if not np.isfinite(difference):
+            originals, news = (run(session, feed) for session in sessions)
+            if first:
+                compared.left_out |= unsteady(names, originals, run(sessions[0], feed))
+                first = False
+            compared.add(feed, originals, news)
+    floats = [comparison for comparison in compared.comparisons if not comparison.discrete]
+    if any(comparison.nonfinite for comparison in floats):
         return float("inf")
+    difference, norm = (sum(getattr(c, what) for c in floats) for what in ("error_energy", "energy"))
     return float(np.sqrt(difference / norm)) if norm else float(np.sqrt(difference))

@@ -72,8 +72,12 @@ class Comparison:
         self._kept = 0
         self._stride = 1
 
-    def add(self, original: Array, new: Array) -> None:
+    def add(self, original: Array, new: Array, real: Array | None = None) -> None:
         """Count one pair in.
+
+        Args:
+            original, new: The arrays.
+            real: Of the same shape: which of their values count; None for all.
 
         Raises:
             ValueError: The shapes differ.
@@ -85,12 +89,16 @@ class Comparison:
         self._dtype = str(original.dtype)
         # kind "V" is what NumPy calls the narrow floats of ml_dtypes
         if original.dtype.kind not in "fV":
+            if real is not None:
+                original, new = original[real], new[real]
             self._discrete = True
             self._values += original.size
             self._equal += int(np.sum(original == new))
             return
         x, y = np.asarray(original, np.float64), np.asarray(new, np.float64)
-        scores, new_scores = score_rows(x), score_rows(y)
+        scores, new_scores = (score_rows(a if real is None else np.where(real, a, -np.inf)) for a in (x, y))
+        if real is not None:
+            x, y = x[real], y[real]
         if scores is not None and new_scores is not None:
             self._rows += len(scores)
             self._same_rows += int(np.sum(scores.argmax(1) == new_scores.argmax(1)))
@@ -123,6 +131,16 @@ class Comparison:
             self._errors = [kept[::2] for kept in self._errors]
             self._kept = sum(map(len, self._errors))
             self._stride *= 2
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the values are no floating-point numbers."""
+        return self._discrete
+
+    @property
+    def nonfinite(self) -> int:
+        """See OutputError."""
+        return self._nonfinite
 
     @property
     def rel_l2(self) -> float:

@@ -27,7 +27,6 @@ _TRIAL_WEIGHTS = 1 << 23
 memory than the compression itself. Larger models have the verification of the result."""
 _FREE_SIZES = (32, 1, 64)
 """What free dimensions are bound to, until one suits the model."""
-_RANDOM_OPS = ("RandomNormal", "RandomUniform", "Multinomial", "Bernoulli")
 
 
 def simplify(model: onnx.ModelProto, tool: str) -> onnx.ModelProto:
@@ -79,28 +78,29 @@ def difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str | None:
         candidate = ort.InferenceSession(after.SerializeToString(), options, providers)
     except Exception as error:
         return f"ONNX Runtime does not load the simplified model: {error}"
-    if any(node.op_type.startswith(_RANDOM_OPS) for node in before.graph.node):
-        return None
     names = [value.name for value in before.graph.output]
     for size in _FREE_SIZES:
         feeds = _feeds(before, size)
         if feeds is None:
             break
         try:
-            expected = reference.run(None, feeds)
+            expected, again = (reference.run(None, feeds) for _ in range(2))
         except Exception:
             continue
-        return _compare(names, expected, candidate, feeds)
+        return _compare(names, expected, again, candidate, feeds)
     return None
 
 
-def _compare(names: list[str], expected: list[Any], candidate: Any, feeds: Feeds) -> str | None:
+def _compare(
+    names: list[str], expected: list[Any], again: list[Any], candidate: Any, feeds: Feeds
+) -> str | None:
+    """What differs between the models; an output that differs between two runs of the first says nothing."""
     try:
         actual = candidate.run(None, feeds)
     except Exception as error:
         return f"the simplified model does not run: {error}"
-    for name, one, two in zip(names, expected, actual, strict=True):
-        if not _same(one, two):
+    for name, one, once_more, two in zip(names, expected, again, actual, strict=True):
+        if _same(one, once_more) and not _same(one, two):
             return f"the simplified model computes something else at the output {name!r}"
     return None
 
