@@ -107,11 +107,16 @@ def outlines(
             if ranks is None or ranks in seen:
                 continue
             seen.add(ranks)
-            chain = outline(method, layer, ranks)
-            cost = cost_of(chain, layer)
-            if getattr(cost, what) < dense:
-                found.append(Outline(method, ranks, chain, cost))
+            option = outlined(site, method, ranks)
+            if getattr(option.cost, what) < dense:
+                found.append(option)
     return found
+
+
+def outlined(site: Site, method: Method, ranks: Ranks) -> Outline:
+    """A method at some ranks in a layer's place."""
+    chain = outline(method, site.layer, ranks)
+    return Outline(method, ranks, chain, cost_of(chain, site.layer))
 
 
 def ranks_at(method: Method, layer: Layer, cost: float, multiple: int, what: What) -> Ranks | None:

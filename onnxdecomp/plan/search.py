@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onnxdecomp.plan.allocate import Allocation, Option, OutOfReach, allocate
 from onnxdecomp.plan.budget import Budget
 from onnxdecomp.plan.candidates import Candidate
-from onnxdecomp.plan.plan import Choice, Cost, Plan, kept
+from onnxdecomp.plan.joint import Pick, ways
+from onnxdecomp.plan.plan import Choice, Plan, kept
 from onnxdecomp.plan.survey import Survey, Surveyed
 from onnxdecomp.plan.uniform import method_options
 from onnxdecomp.plan.without import BETTER_KEPT
@@ -66,34 +67,38 @@ def choose(
     # Budgets are on the original as it came in; what the simplifier gained is there already.
     now["latency"] = whole_ms
     kinds = [budget.quantity for budget in budgets]
-    # What no layer has: of the file beside the weights, of the latency beside the layers.
-    fixed = [now[kind] - sum(_cost(entry, None, kind, whole_ms) for entry in surveyed) for kind in kinds]
     objective = "latency" if any(entry.part for entry in surveyed) else "macs"
-    items = []
-    for entry in surveyed:
-        options = []
-        for index, loss in [(None, 0.0), *enumerate(entry.losses())]:
-            costs = [_cost(entry, index, kind, whole_ms) for kind in kinds]
-            if max_loss is None:
-                options.append(Option(tuple(costs), loss))
-            else:
-                aim = _cost(entry, index, objective, whole_ms or 1.0)
-                options.append(Option((loss, *costs), aim))
-        items.append(options)
+    decisions = ways(survey)
+    losses = [entry.losses() for entry in surveyed]
+
+    def cost(way: Sequence[Pick], kind: str, unit: float = whole_ms) -> float:
+        return sum(_cost(surveyed[pick.place], pick, kind, unit) for pick in way)
+
+    def option(way: Sequence[Pick]) -> Option:
+        loss = sum(0.0 if p.candidate is None else losses[p.place][p.candidate] for p in way)
+        costs = tuple(cost(way, kind) for kind in kinds)
+        if max_loss is None:
+            return Option(costs, loss)
+        return Option((loss, *costs), cost(way, objective, whole_ms or 1.0))
+
+    # What no layer has: of the file beside the weights, of the latency beside the layers.
+    fixed = [now[kind] - sum(cost(own[0], kind) for own in decisions) for kind in kinds]
+    items = [[option(way) for way in own] for own in decisions]
     if max_loss is not None:
         found = allocate(items, [max_loss, *limits], fixed=[0.0, *(max(0.0, f) for f in fixed)])
     else:
         found = allocate(items, limits, fixed=[max(0.0, f) for f in fixed])
     if isinstance(found, OutOfReach):
         return found
-    return _chosen(survey, skips, found, max_loss)
+    picked = [way for own, index in zip(decisions, found.choice, strict=True) for way in own[index]]
+    return _chosen(survey, skips, found, {pick.place: pick.candidate for pick in picked}, max_loss)
 
 
 def totals(survey: Survey, size: int) -> dict[str, float]:
     """What the original has of every quantity that can be a budget."""
     return {
         "macs": float(sum(entry.dense.macs for entry in survey.layers)),
-        "params": float(sum(entry.dense.params for entry in survey.layers)),
+        "params": float(sum(entry.stored for entry in survey.layers)),
         "size": float(size),
         "latency": survey.original_ms,
     }
@@ -134,12 +139,18 @@ def _why_kept(entry: Surveyed, max_loss: float | None, *, alone: bool) -> str:
     return f"{BETTER_KEPT}other layers gain more for the same loss"
 
 
-def _chosen(survey: Survey, skips: Sequence[Skip], found: Allocation, max_loss: float | None) -> Chosen:
+def _chosen(
+    survey: Survey,
+    skips: Sequence[Skip],
+    found: Allocation,
+    candidates: Mapping[int, int | None],
+    max_loss: float | None,
+) -> Chosen:
     surveyed = survey.layers
     nothing = not any(found.choice)
     choices, loss, latency = [], 0.0, 1.0
-    for entry, index in zip(surveyed, found.choice, strict=True):
-        picked = None if index == 0 else index - 1
+    for place, entry in enumerate(surveyed):
+        picked = candidates[place]
         reason = _why_kept(entry, max_loss, alone=nothing) if picked is None else ""
         choices.append(_choice(entry, None if picked is None else entry.candidates[picked], reason))
         if picked is not None:
@@ -167,15 +178,18 @@ def _choice(entry: Surveyed, candidate: Candidate | None, reason: str) -> Choice
     )
 
 
-def _cost(entry: Surveyed, index: int | None, kind: str, whole_ms: float) -> float:
-    """What a layer costs with a candidate, or as it is, in a budget's unit."""
+def _cost(entry: Surveyed, pick: Pick, kind: str, whole_ms: float) -> float:
+    """What a layer costs as it is picked, in a budget's unit."""
     if kind == "latency":
-        part = entry.part if index is None or not entry.parts else entry.parts[index]
+        part = entry.part if pick.candidate is None or not entry.parts else entry.parts[pick.candidate]
         return part * whole_ms
-    cost: Cost = entry.dense if index is None else entry.candidates[index].outline.cost
     if kind == "size":
-        return float(cost.params * _bytes(entry.site.layer.dtype))
-    return float(getattr(cost, kind))
+        return float(pick.stored * _bytes(entry.site.layer.dtype))
+    if kind == "params":
+        return float(pick.stored)
+    return float(
+        (entry.dense if pick.candidate is None else entry.candidates[pick.candidate].outline.cost).macs
+    )
 
 
 def _bytes(dtype: str) -> int:

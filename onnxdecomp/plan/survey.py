@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from onnxdecomp.plan.candidates import (
     candidates,
     dense_cost,
     methods_for,
+    outlined,
     outlines,
 )
 from onnxdecomp.plan.plan import Cost
@@ -30,6 +31,7 @@ from onnxdecomp.plan.sensitivity import Effect, Outputs, effect, original_output
 from onnxdecomp.plan.sound import unsound
 from onnxdecomp.plan.timing import Stopwatch
 from onnxdecomp.sites.base import Site
+from onnxdecomp.sites.ties import Tie, stays, ties
 
 Progress = Callable[[str, int, int], None]
 
@@ -76,6 +78,7 @@ class Surveyed:
         parts: Of each candidate, the share of the original model's latency that it would take.
         reason: Why nothing can be done to it.
         fixed: It was asked to stay as it is.
+        stored: The numbers that the model holds for it, as `Tie` counts them.
     """
 
     site: Site
@@ -86,6 +89,7 @@ class Surveyed:
     parts: tuple[float, ...] = ()
     reason: str = ""
     fixed: bool = False
+    stored: int = 0
 
     def losses(self) -> list[float]:
         """Of each candidate, the squared relative error that it makes in the output."""
@@ -102,6 +106,7 @@ class Survey:
         macs: Multiply-accumulates of one calibration sample.
         whole_ms: The latency of the original, simplified; 0 where it was not measured. Shares are of it.
         original_ms: The latency of the original as it came in, likewise.
+        ties: Who reads which weight.
     """
 
     layers: tuple[Surveyed, ...]
@@ -109,6 +114,11 @@ class Survey:
     macs: int
     whole_ms: float = 0.0
     original_ms: float = 0.0
+    ties: tuple[Tie, ...] = ()
+
+    def reader(self, tie: Tie) -> str:
+        """Who keeps the weight in the model, whatever is done to its other readers; "" where nobody does."""
+        return _reader(tie, {i: (self.layers[i].site, self.layers[i].candidates) for i in tie.members})
 
 
 def survey(
@@ -146,6 +156,8 @@ def survey(
     for index, own in enumerate(options):
         if not own and not reasons[index]:
             reasons[index] = _refusals(scope.methods, sites[index])
+    found_ties = ties(sites)
+    joint = _joined(found_ties, sites, options, reasons, scope)
     timed = None
     takes: dict[int, float] = {}
     if stopwatch is not None:
@@ -163,11 +175,13 @@ def survey(
     macs = _real_macs(model, sites, calibration)
     outputs = original_outputs(model, parted(calibration)[1], macs)
     found = [
-        Surveyed(s, c, reason=r, fixed=not selected(names_of(s.layer), scope.include, scope.exclude))
-        for s, c, r in zip(sites, dense, reasons, strict=True)
+        Surveyed(
+            s, c, reason=r, fixed=not selected(names_of(s.layer), scope.include, scope.exclude), stored=n
+        )
+        for s, c, r, n in zip(sites, dense, reasons, _stored(found_ties, sites, dense), strict=True)
     ]
     todo = [index for index, own in enumerate(options) if own]
-    for done, (index, moments) in enumerate(_moments(model, sites, todo, calibration)):
+    for done, (index, moments) in enumerate(_moments(model, sites, todo, calibration, joint)):
         site = sites[index]
         report(f"weigh {site.layer.name}", done, len(todo))
         what = "params" if site.layer.lookup else scope.what
@@ -187,9 +201,55 @@ def survey(
         # The numbers of the anchors have served; a plan is carried out anew.
         light = tuple(replace(candidate, fitted=None) for candidate in entry.candidates)
         found[index] = replace(entry, candidates=light)
-    if timed is None:
-        return Survey(tuple(found), outputs, macs)
-    return Survey(tuple(found), outputs, macs, timed.whole_ms, timed.original_ms)
+    latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
+    return Survey(tuple(found), outputs, macs, *latency, found_ties)
+
+
+def _stored(found: Sequence[Tie], sites: Sequence[Site], dense: Sequence[Cost]) -> list[int]:
+    """The numbers that the model holds for each layer, a weight with its first reader."""
+    numbers = {index: n for tie in found for index, n in zip(tie.members, tie.numbers, strict=True)}
+    biases = (cost.params - int(site.layer.weight.size) for site, cost in zip(sites, dense, strict=True))
+    return [numbers[index] + bias for index, bias in enumerate(biases)]
+
+
+def _reader(tie: Tie, members: Mapping[int, tuple[Site, Sequence[object]]]) -> str:
+    """Who keeps a weight, given what could be done to each of its layers."""
+    kept = (site.layer.name for site, options in members.values() if not options)
+    return next(kept, tie.other) if len(members) > 1 else tie.other
+
+
+def _joined(
+    found: Sequence[Tie],
+    sites: Sequence[Site],
+    options: list[list[Outline]],
+    reasons: list[str],
+    scope: Scope,
+) -> set[int]:
+    """Make the outlines of layers that share a weight alike, so that all of them may get the same.
+
+    Layers that are decomposed for their parameters alone lose their outlines where another reader keeps the
+    weight.
+
+    Returns:
+        The layers that would share factors, which are fitted to the weight alone.
+    """
+    joint: set[int] = set()
+    for tie in found:
+        own = [index for index in tie.members if options[index]]
+        if reader := _reader(tie, {index: (sites[index], options[index]) for index in tie.members}):
+            for index in own:
+                if scope.what == "params" or sites[index].layer.lookup:
+                    options[index], reasons[index] = [], stays(reader)
+        elif len(own) > 1:
+            common = set.intersection(*({o.method.name for o in options[index]} for index in own))
+            ranks = {(o.method.name, o.ranks): o for i in own for o in options[i] if o.method.name in common}
+            for index in own:
+                methods = {option.method.name: option.method for option in options[index]}
+                options[index] = [outlined(sites[index], methods[n], r) for n, r in ranks]
+                if not common:
+                    reasons[index] = "no method takes all layers that share its weight"
+            joint.update(own if common else ())
+    return joint
 
 
 def _real_macs(model: ir.Model, sites: Sequence[Site], calibration: Calibration) -> int:
@@ -201,21 +261,25 @@ def _real_macs(model: ir.Model, sites: Sequence[Site], calibration: Calibration)
 
 
 def _moments(
-    model: ir.Model, sites: Sequence[Site], todo: Sequence[int], calibration: Calibration
+    model: ir.Model,
+    sites: Sequence[Site],
+    todo: Sequence[int],
+    calibration: Calibration,
+    joint: Collection[int],
 ) -> Iterator[tuple[int, Moments | None]]:
     """The moments of layers in their order, a pack at a time; None for those that cannot be observed."""
 
-    def hidden(site: Site) -> bool:
-        return calibration.synthetic or unobservable(site) is not None
+    def hidden(index: int) -> bool:
+        return calibration.synthetic or index in joint or unobservable(sites[index]) is not None
 
     def observed() -> Iterator[Moments]:
-        for pack in packs([sites[index] for index in todo if not hidden(sites[index])]):
+        for pack in packs([sites[index] for index in todo if not hidden(index)]):
             for train, held in observe_unchanged(model, pack, calibration):
                 yield together(train, held)
 
     moments = observed()
     for index in todo:
-        seen = None if hidden(sites[index]) else next(moments)
+        seen = None if hidden(index) else next(moments)
         yield index, seen if seen is not None and seen.finite else None
 
 

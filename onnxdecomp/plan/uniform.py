@@ -18,7 +18,7 @@ from onnxdecomp.plan.tally import tallied
 from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.sites.base import Site, Skip
 from onnxdecomp.sites.rewrite import obstacle
-from onnxdecomp.sites.ties import ties
+from onnxdecomp.sites.ties import stays, ties
 
 Saving = Literal["macs", "params", "both", "either", "none"]
 
@@ -126,7 +126,7 @@ def _with_ties(sites: Sequence[Site], choices: list[Choice], must_save: Saving) 
             costs = [(counted[index].before, counted[index].after) for index in tie.members]
             stored, left = (sum(cost.params for cost in part if cost) for part in zip(*costs, strict=True))
             if reader := next(iter(kept_by), tie.other):
-                reason = f"its weight stays in the model, for {reader} reads it too: no parameters are saved"
+                reason = stays(reader)
             elif left >= stored:
                 reason = f"the layers that share its weight need {left / max(stored, 1):.2f}x its parameters"
             else:

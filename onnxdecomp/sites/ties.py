@@ -93,6 +93,11 @@ def share_of(tie: Tie, member: int, site: Site, method: Method, ranks: Ranks) ->
     return Share((*key, how))
 
 
+def stays(reader: str) -> str:
+    """Why a layer is kept whose weight another reader keeps, a phrase for people."""
+    return f"its weight stays in the model, for {reader} reads it too: no parameters are saved"
+
+
 def _stored(root: ir.Value, own: Sequence[Site]) -> int:
     tensor = ir.convenience.get_const_tensor(root)
     if tensor is None:  # a Constant that holds no tensor but numbers
