@@ -195,9 +195,7 @@ def test_all_readers_decomposed_share_the_factors(name: str) -> None:
 def test_a_layer_whose_weight_stays_saves_no_parameters(
     name: str, exclude: tuple[str, ...], layer: str, reader: str
 ) -> None:
-    result = compressed(
-        MODELS[name](), method="svd", rank="6", exclude=exclude, must_save="params"
-    )
+    result = compressed(MODELS[name](), method="svd", rank="6", exclude=exclude, must_save="params")
     (found,) = (entry for entry in result.layers if entry.name == layer)
     assert found.status == "kept"
     assert "reads it too: no parameters are saved" in found.reason
