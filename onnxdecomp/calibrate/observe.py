@@ -24,16 +24,17 @@ from onnxdecomp.calibrate.window import Window
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.fitting.fit import SHRINKAGES
-from onnxdecomp.fitting.moments import Gatherer, Moments, features
+from onnxdecomp.fitting.moments import Gatherer, Moments, features, needed
 from onnxdecomp.fitting.problem import as_rows
 from onnxdecomp.layer import Array
 from onnxdecomp.lowering.feeds import features_last
+from onnxdecomp.runtime.budget import budget, gibibytes
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.recurrent import Recurrent
 
-LARGEST = 6144
-"""Features of a row up to which second moments are held: 300 MB."""
+_BLOCK = 1 << 24
+"""Numbers of rows and wanted outputs that are made at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +123,8 @@ def unobservable(site: Site) -> str | None:
         return "its weight is a stack of matrices"
     if layer.dtype not in ("float32", "float64", "float16"):
         return f"ONNX Runtime gives no {layer.dtype} activations out"
-    if features(layer) > LARGEST:
-        return f"its rows have {features(layer)} numbers, more than {LARGEST}"
+    if (size := needed(layer)) > (most := budget()):
+        return f"a fit to its inputs would take {gibibytes(size)} of memory, more than {gibibytes(most)}"
     return None
 
 
@@ -178,15 +179,16 @@ def observe(
         # Rows that are no counterparts, chosen by other scores or drawn anew, say nothing about each other.
         unlike = apart or any(one.shape != two.shape for one, two in zip(looked, meant, strict=True))
         seen = meant if unlike else looked
-        rows, at = gather.rows(seen[0], feed)
-        wanted = gather.wanted(gather.rows(meant[0], feed, at)[0])
-        if other is not None:
-            # The branch may be the layer's own input, which is then tapped once.
-            added = gather.outputs(seen[-1], at)
-            wanted = wanted + gather.outputs(meant[-1], at) - added
-        if aim is not None:
-            wanted = aim(rows, wanted, added if other is not None else None)
-        gather.add(index, rows, wanted)
+        for at in gather.places(seen[0], feed):
+            rows, wanted = gather.rows(seen[0], at), gather.wanted(gather.rows(meant[0], at))
+            added = None
+            if other is not None:
+                # The branch may be the layer's own input, which is then tapped once.
+                added = gather.outputs(seen[-1], at)
+                wanted = wanted + gather.outputs(meant[-1], at) - added
+            if aim is not None:
+                wanted = aim(rows, wanted, added)
+            gather.add(index, rows, wanted)
     return gather.halves()
 
 
@@ -209,8 +211,10 @@ def observe_unchanged(
     for index, feed in enumerate(calibration.feeds.batches(calibration.batch)):
         seen = taps.run(feed)
         for name, gather in zip(names, gathers, strict=True):
-            rows, _ = gather.rows(seen[place[name]], feed)
-            gather.add(index, rows, gather.wanted(rows))
+            x = seen[place[name]]
+            for at in gather.places(x, feed):
+                rows = gather.rows(x, at)
+                gather.add(index, rows, gather.wanted(rows))
     return [gather.halves() for gather in gathers]
 
 
@@ -256,26 +260,42 @@ class _Halves:
         self._weight = as_rows(layer.weight, layer).astype(layer.weight.dtype)
         self._bias = layer.bias if centred(site) else None
 
-    def rows(self, x: Array, feed: Feed, at: _Places | None = None) -> tuple[Array, _Places]:
-        """Rows [g, n, D] of an activation, at given places or new ones, and the places."""
-        x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
+    def places(self, x: Array, feed: Feed) -> Iterator[_Places]:
+        """Places of an activation's rows, drawn anew, in parts of which each makes few enough numbers."""
         if self._layer.conv is not None:
-            if at is None:
-                sizes = output_sizes(self._layer, x)
-                drawn = draw_positions(sizes, max(1, round(self._per_feed)), self._rng)
-                at = _Places(drawn, self._real_positions(feed, x, sizes, drawn))
-            rows = conv_rows(self._layer, x, at.positions)
-            return rows if at.real is None else rows[:, at.real], at
-        if self._site.linear is not None:
-            x = features_last(x, self._site)
-        flat = x.reshape(-1, x.shape[-1])
-        if at is None:
-            real = None if self._mask is None else self._mask.rows(feed, x.shape[:-1])
-            among = np.arange(len(flat)) if real is None else np.flatnonzero(real)
-            most = self._per_feed * (len(x) if x.ndim > 1 else 1)
-            (drawn_rows,) = draw_positions((len(among),), most, self._rng)
-            at = _Places((among[drawn_rows],), None)
-        return flat[at.positions[0]][None], at
+            sizes = output_sizes(self._layer, x)
+            at = draw_positions(sizes, max(1, self._per_feed), self._rng)
+            for part in self._in_parts(at, len(x)):
+                yield _Places(part, self._real_positions(feed, x, sizes, part))
+            return
+        lead = self._features_last(x).shape[:-1]
+        real = None if self._mask is None else self._mask.rows(feed, lead)
+        among = np.arange(math.prod(lead)) if real is None else np.flatnonzero(real)
+        (drawn,) = draw_positions((len(among),), self._per_feed * (len(x) if x.ndim > 1 else 1), self._rng)
+        for part in self._in_parts((among[drawn],), 1):
+            yield _Places(part, None)
+
+    def _in_parts(self, at: Positions, each: int) -> Iterator[Positions]:
+        """Positions in parts, of which each stands for `each` rows."""
+        size = each * (self._layer.groups * features(self._layer) + self._layer.outputs)
+        step = max(1, _BLOCK // max(1, size))
+        if not at:  # a single position without an axis
+            yield at
+        for start in range(0, len(at[0]) if at else 0, step):
+            yield tuple(axis[start : start + step] for axis in at)
+
+    def rows(self, x: Array, at: _Places) -> Array:
+        """Rows [g, n, D] of an activation at these places."""
+        if self._layer.conv is not None:
+            found = conv_rows(self._layer, x, at.positions)
+            found = found if at.real is None else found[:, at.real]
+        else:
+            x = self._features_last(x)
+            found = x.reshape(-1, x.shape[-1])[at.positions[0]][None]
+        return found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
+
+    def _features_last(self, x: Array) -> Array:
+        return x if self._site.linear is None else features_last(x, self._site)
 
     def _real_positions(self, feed: Feed, x: Array, sizes: tuple[int, ...], drawn: Positions) -> Array | None:
         """Which rows [N P] at the positions drawn are real, where a convolution runs along the sequence."""

@@ -9,6 +9,9 @@ import numpy as np
 from onnxdecomp.blas import threads_for
 from onnxdecomp.layer import Array, Layer
 
+_COPIES = 12
+"""How many times the moments are held at once, as measured (7 to 14)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -56,6 +59,15 @@ def together(train: Moments, held_out: Moments | None) -> Moments:
 def features(layer: Layer) -> int:
     """D: the length of a row of one group."""
     return int(layer.weight.size) // (layer.outputs)
+
+
+def needed(layer: Layer) -> int:
+    """Bytes that a fit to the layer's moments takes, about.
+
+    There are moments of rows fitted to, of held-out ones and of both, problems and their solutions.
+    """
+    d = features(layer)
+    return _COPIES * 8 * d * (layer.groups * d + layer.outputs)
 
 
 @dataclass(eq=False)

@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 import scipy.linalg
 
+from onnxdecomp.blas import threads_for
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.layer import Array, Layer
 
@@ -81,9 +82,8 @@ class Problem:
 
     @cached_property
     def modes(self) -> Array:
-        """The directions [g, T/g, T/g] in which the best outputs vary, as columns, the most first."""
-        spread = self.best @ self.second @ self.best.swapaxes(1, 2)
-        return np.linalg.eigh((spread + spread.swapaxes(1, 2)) / 2)[1][:, :, ::-1]
+        """The directions [g, T/g, min(T/g, D)] in which the best outputs vary, as columns, the most first."""
+        return np.stack([_modes(best, g) for best, g in zip(self.best, self.second, strict=True)])
 
 
 def problem(moments: Moments, weight: Array, shrinkage: float = 0.0, *, centred: bool = True) -> Problem:
@@ -120,12 +120,34 @@ def _solved(second: Array, cross: Array) -> Array:
     below its most negative eigenvalue then count as never seen.
     """
     try:
-        return np.asarray(scipy.linalg.solve(second, cross.T, assume_a="pos").T)
+        with threads_for(len(second)):
+            return np.asarray(scipy.linalg.solve(second, cross.T, assume_a="pos").T)
     except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(second)
+        values, vectors = _eigh(second)
         seen = values > 2 * abs(values[0])
         basis = vectors[:, seen]
         return np.asarray((cross @ basis / values[seen]) @ basis.T)
+
+
+def _modes(best: Array, second: Array) -> Array:
+    """The eigenvectors of L G LT, of the smaller side: of RT LT L R with G = R RT where T > D."""
+    if best.shape[0] <= best.shape[1]:
+        spread = best @ second @ best.T
+        return _eigenvectors((spread + spread.T) / 2)
+    values, vectors = _eigh(second)
+    spread = best @ (vectors * np.sqrt(np.maximum(values, 0)))  # [T, D]
+    return np.asarray(np.linalg.qr(spread @ _eigenvectors(spread.T @ spread))[0])
+
+
+def _eigenvectors(matrix: Array) -> Array:
+    """Of a symmetric matrix, as columns, that of the largest eigenvalue first."""
+    return _eigh(matrix)[1][:, ::-1]
+
+
+def _eigh(matrix: Array) -> tuple[Array, Array]:
+    with threads_for(len(matrix)):
+        values, vectors = np.linalg.eigh(matrix)
+    return values, vectors
 
 
 def as_rows(weight: Array, layer: Layer) -> Array:

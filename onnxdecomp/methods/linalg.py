@@ -99,11 +99,28 @@ def left_basis(tensor: Array, axis: int = 0, rank: int | None = None) -> tuple[A
         # The wide matrix's triangular factor has its left singular vectors and is small.
         (triangle,) = scipy.linalg.qr(unfold(tensor, axis).astype(np.float64).T, mode="r", check_finite=False)
         basis, values, _ = scipy.linalg.svd(triangle[:n].T, check_finite=False)
+    elif n > rest:
+        basis, values = _tall_basis(unfold(tensor, axis), wanted, rank is not None)
     else:
         values, basis = _eigenvectors(tensor, axis, wanted, rank is not None and n >= _SINGLE)
     basis, values = basis[:, :wanted], values[: min(wanted, rest)]
     peak = basis[np.abs(basis).argmax(axis=0), np.arange(wanted)]
     return basis * np.where(peak < 0, -1.0, 1.0).astype(basis.dtype), values
+
+
+def _tall_basis(matrix: Array, wanted: int, single: bool) -> tuple[Array, Array]:
+    """Left singular vectors of a tall matrix M, by the eigenvectors V of its small side: those of M V.
+
+    Columns beyond the small side, which no value belongs to, are any that make the basis orthonormal.
+    """
+    rows, columns = matrix.shape
+    most = min(wanted, columns)
+    values, right = _eigenvectors(matrix, 1, most, single and columns >= _SINGLE)
+    image = matrix @ right[:, :most].astype(matrix.dtype)
+    if wanted > columns:
+        more = np.random.default_rng(0).standard_normal((rows, wanted - columns))
+        image = np.hstack([image, more.astype(matrix.dtype)])
+    return np.linalg.qr(image)[0], values
 
 
 def _eigenvectors(tensor: Array, axis: int, rank: int, single: bool) -> tuple[Array, Array]:
@@ -169,15 +186,9 @@ def _eigenvalues(matrix: Array) -> Array:
 def column_basis(matrix: Array, rank: int) -> Array:
     """Orthonormal basis [T, rank] of the best subspace of the columns, in the matrix's dtype.
 
-    A tall matrix takes the small side's eigenvectors V and orthonormalises M V. Columns beyond
-    min(T, D), which nothing needs, are zero.
+    Columns beyond min(T, D), which nothing needs, are zero.
     """
-    rows, columns = matrix.shape
-    if rows <= columns:
-        basis = left_basis(matrix, rank=rank)[0]
-    else:
-        right = left_basis(matrix, 1, rank)[0]
-        basis = np.linalg.qr(matrix @ right.astype(matrix.dtype))[0]
+    basis = left_basis(matrix, rank=min(rank, *matrix.shape))[0]
     missing = rank - basis.shape[1]
     return np.pad(basis, ((0, 0), (0, missing))).astype(matrix.dtype)
 

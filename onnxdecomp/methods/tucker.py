@@ -83,9 +83,11 @@ class Tucker:
         t, s = channels(layer)
         energy = np.zeros((t, s))
         for w in finite_groups(layer):
-            bases = [left_basis(w, axis)[0].astype(w.dtype) for axis in (0, 1)]
-            core = compress(compress(w, bases[0], 0), bases[1], 1).reshape(t, s, -1)
-            energy += np.einsum("tsk,tsk->ts", core, core, dtype=np.float64)
+            # Directions beyond the other side's size have nothing in them.
+            a, b = (left_basis(w, axis, min(n, w.size // n))[0] for axis, n in ((0, t), (1, s)))
+            core = compress(compress(w, a.astype(w.dtype), 0), b.astype(w.dtype), 1)
+            core = core.reshape(*core.shape[:2], -1)
+            energy[: len(core), : core.shape[1]] += np.einsum("tsk,tsk->ts", core, core, dtype=np.float64)
         # Summed from the far end, the small losses do not drown in the large total.
         lost = np.zeros((t + 1, s + 1))
         corner = np.cumsum(np.cumsum(energy[::-1, ::-1], 0), 1)[::-1, ::-1]
@@ -116,17 +118,15 @@ class Tucker:
         keep_out, keep_in = self._sides(layer, ranks)
         parts: list[list[Array]] = []
         for w in finite_groups(layer):
-            t, s = w.shape[:2]
-            a, b = (np.eye(t, dtype=w.dtype), np.eye(s, dtype=w.dtype))
             if keep_out and keep_in:
                 a, b = hooi(w, ranks, self.tolerance, self.max_sweeps)
+                parts.append([b.T, compress(compress(w, a, 0), b, 1), a])
             elif keep_out:
                 a = left_basis(w, 0, ranks[0])[0].astype(w.dtype)
+                parts.append([compress(w, a, 0), a])
             else:
                 b = left_basis(w, 1, ranks[1])[0].astype(w.dtype)
-            core = compress(w, a, 0) if keep_out else w
-            core = compress(core, b, 1) if keep_in else core
-            parts.append([f for f, kept in ((b.T, keep_in), (core, True), (a, keep_out)) if kept])
+                parts.append([b.T, compress(w, b, 1)])
         shapes = self.shapes(layer, ranks)
         return tuple(stacked(p, s) for p, s in zip(zip(*parts, strict=True), shapes, strict=True))
 
