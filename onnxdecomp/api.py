@@ -27,7 +27,7 @@ from onnxdecomp.request import Config, about_size, described, requested, stages_
 from onnxdecomp.runrecord import Origin, describe_data, describe_model, describe_output, run_record
 from onnxdecomp.settle import is_quantized, settle
 from onnxdecomp.sites.find import FINDERS
-from onnxdecomp.staging import on_disk, staged
+from onnxdecomp.staging import claim, on_disk, staged
 from onnxdecomp.training.settings import Settings
 from onnxdecomp.watch import Watch, timed_input
 
@@ -152,8 +152,7 @@ def compress(
     report = progress or _silent
     started = time.time()
     file = None if output is None or dry_run else Path(output)
-    if file is not None:
-        check_target(file, overwrite=overwrite)
+    claim(file, {"calib": calib, "data": data, "plan": plan, "config": config}, overwrite=overwrite)
     asked = Asked(
         plan=plan is not None,
         calib=calib is not None,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.outputs import is_special, landing
 
 
 def plain(value: object) -> Any:
@@ -74,13 +75,17 @@ def write(text: str, target: str | Path) -> None:
         sys.stdout.flush()
         return
     path = Path(target)
-    if path.exists() and not path.is_file():
+    if is_special(path):
+        if _is_stdout(path):  # opened anew, the two would write over each other
+            write(text, "-")
+            return
         # A pipe or a device is written to: a file in its place would end it.
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         return
+    path = landing(path)
     try:
         # Not tempfile's: those files are for their owner only, whatever the umask says.
         name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -96,3 +101,10 @@ def write(text: str, target: str | Path) -> None:
         if isinstance(error, OSError):
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         raise
+
+
+def _is_stdout(path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):
+        return False

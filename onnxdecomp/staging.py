@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from onnxdecomp.data.read import Prepared
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.load import Source
-from onnxdecomp.graph.save import copy, data_path, save
+from onnxdecomp.graph.save import check_target, copy, data_path, save
+from onnxdecomp.outputs import check_apart, landing
 
 if TYPE_CHECKING:
     import onnx
+
+
+def claim(target: Path | None, sources: Mapping[str, object], *, overwrite: bool) -> None:
+    """Check, before the work, that a model can be saved there, and that nothing is lost that is read from.
+
+    Args:
+        target: Where it will go, or None.
+        sources: What is read, by the argument that gives it: only what is a path, or has one, matters.
+        overwrite: Whether a file may be replaced.
+
+    Raises:
+        UsageError: As `check_target` and `check_apart`.
+    """
+    if target is None:
+        return
+    check_target(target, overwrite=overwrite)
+    where = {name: value.where if isinstance(value, Prepared) else value for name, value in sources.items()}
+    paths = {name: value for name, value in where.items() if isinstance(value, str | Path)}
+    check_apart({"output": target, "its external data": data_path(target)}, paths)
 
 
 @contextlib.contextmanager
@@ -41,24 +63,27 @@ def staged(model: ir.Model, target: Path | None, original: Path | None) -> Itera
 
     Args:
         model: The result.
-        target: Where it goes in the end, or None.
+        target: Where it goes in the end, or None; of a link the file that it leads to.
         original: The file that the result is a plain copy of, byte by byte where it is one file.
     """
-    with _folder(target) as folder:
-        file = folder / ("model.onnx" if target is None else target.name)
+    place = None if target is None else landing(target)
+    with _folder(place) as folder:
+        file = folder / ("model.onnx" if place is None else place.name)
         if original is not None:
             copy(original, file)
         else:
             save(model, file)
         yield file
-        if target is None:
+        if place is None:
             return
         if data_path(file).exists():
             # Two files are never replaced by two renames: a crash in between would mix them.
-            save(model, target, overwrite=True, external=True)
+            save(model, place, overwrite=True, external=True)
             return
         try:
-            file.replace(target)
+            if place.exists():
+                shutil.copymode(place, file)
+            file.replace(place)
         except OSError as error:
             raise UsageError(f"{target}: cannot be written: {error.strerror or error}") from error
 

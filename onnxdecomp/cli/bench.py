@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxdecomp.cli.inputs import data_options, parse_shapes
-from onnxdecomp.cli.output import json_option, report_options, write_record
+from onnxdecomp.cli.output import check_files, json_option, report_options, write_record
 
 if TYPE_CHECKING:
     from onnxdecomp.benchmark import Setting
@@ -78,6 +78,7 @@ def command(
     from onnxdecomp.compare import compare, gate_failure
     from onnxdecomp.errors import GateError
 
+    check_files(context, {**{f"MODEL {model}": model for model in models}, "--data": data})
     with console.progress("timing", len(provider) * len(batch) * len(threads)) as advance:
         result, record = compare(
             models,

@@ -10,7 +10,7 @@ import click
 
 from onnxdecomp.cli import options
 from onnxdecomp.cli.inputs import input_shape_option, parse_shapes, preprocess_option
-from onnxdecomp.cli.output import json_option, report_options, write_record
+from onnxdecomp.cli.output import check_files, json_option, report_options, write_record
 
 
 @click.command()
@@ -165,12 +165,16 @@ def command(
     if preprocess is not None and calib is None and data is None:
         raise UsageError("--preprocess is for images in --calib or --eval: give one of them")
     given = options.given(context, (*options.DECOMPOSE, "seed", "quantize"))
+    target = output or _default_output(model, config, given)
+    sources = {"--calib": calib, "--eval": data, "--plan": plan, "--config": config}
+    check_files(context, sources, target)
+    check_files(context, {"MODEL": model, "its external data": f"{model}.data"})
     told = bool(report_target or markdown_target)
     decisive = threads or environment.cores()
     with console.progress("load") as advance:
         result = compress(
             model,
-            output or _default_output(model, config, given),
+            target,
             config=config,
             calib=prepared(calib, preprocess) if calib is not None else None,
             plan=plan,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from onnxdecomp.cli.inputs import preprocess_option
-from onnxdecomp.cli.output import json_option, report_options, write_record
+from onnxdecomp.cli.output import check_files, json_option, report_options, write_record
 from onnxdecomp.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -106,14 +106,20 @@ def command(
     """
     from onnxdecomp import console
     from onnxdecomp.data.read import prepared
+    from onnxdecomp.outputs import check_apart
     from onnxdecomp.training.run import finetune
 
+    target = output or f"{Path(model).stem}.finetuned.onnx"
+    sources = {"--teacher": teacher, "--data": data, "--eval": evaluation}
+    check_files(context, {**sources, "--checkpoint": checkpoint}, target)
+    check_files(context, {"MODEL": model, "its external data": f"{model}.data"})
+    check_apart({"--checkpoint": checkpoint}, {"MODEL": model, **sources})
     samples_of = prepared(data, preprocess)
     assert samples_of is not None
     with console.progress("load") as advance:
         result = finetune(
             model,
-            output or f"{Path(model).stem}.finetuned.onnx",
+            target,
             data=samples_of,
             teacher=teacher,
             settings=settings,

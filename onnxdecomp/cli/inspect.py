@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from onnxdecomp.cli import options
-from onnxdecomp.cli.output import json_option, write_record
+from onnxdecomp.cli.output import check_files, json_option, write_record
 
 
 @click.command()
@@ -27,6 +27,7 @@ def command(
     from onnxdecomp.api import inspect
     from onnxdecomp.cli.show import show_plan
 
+    check_files(context, {"MODEL": model, "--config": config})
     given = {"simplify": "none", **options.given(context, (*options.DECOMPOSE, "seed"))}
     with console.progress("load") as advance:
         result = inspect(model, config=config, progress=advance, **given)

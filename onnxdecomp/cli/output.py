@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,6 +69,27 @@ def write_record(
     write_reports(record, report_target, markdown_target)
 
 
+def check_files(
+    context: click.Context, inputs: Mapping[str, str | None], model: str | Path | None = None
+) -> None:
+    """Check, before the work, that what a command writes are different files and none of those that it reads.
+
+    Args:
+        context: Of the command: the record and the reports that it was asked for.
+        inputs: Files that are read, by the option or argument that names them.
+        model: The model that is written, or None.
+
+    Raises:
+        UsageError: Two of them are the same.
+    """
+    from onnxdecomp.outputs import check_apart
+
+    named = {"--json": "json_target", "--report": "report_target", "--markdown": "markdown_target"}
+    records = {option: context.params.get(name) for option, name in named.items()}
+    beside = None if model is None else f"{model}.data"
+    check_apart({"--output": model, "the output's external data": beside, **records}, inputs)
+
+
 def write_reports(record: dict[str, Any], report_target: str | None, markdown_target: str | None) -> None:
     """The report of a record, as a page and as Markdown."""
     from onnxdecomp import jsonio
@@ -103,13 +123,10 @@ def _checked_report(context: click.Context, parameter: click.Parameter, value: s
 
 def _check_writable(path: Path, option: str) -> None:
     from onnxdecomp.errors import UsageError
+    from onnxdecomp.outputs import check_folder, is_special
 
-    if path.is_dir():
-        raise UsageError(f"{path}: this is a folder; name the file to write")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {str(path.parent)!r}; make it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: the folder {str(path.parent)!r} is not writable")
+    if not is_special(path):  # a pipe or a device is written through
+        check_folder(path)
     if path.suffix == ".onnx":
         what = {"--json": "JSON", "--markdown": "Markdown"}.get(option, "a page")
         raise UsageError(f"{path}: {option} writes {what}, not a model; name another file")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onnxdecomp.cli.output import markdown_option, report_option, write_reports
+from onnxdecomp.cli.output import check_files, markdown_option, report_option, write_reports
 
 
 @click.command()
@@ -18,7 +18,10 @@ from onnxdecomp.cli.output import markdown_option, report_option, write_reports
 )
 @markdown_option
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of records, and do nothing else.")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     records: tuple[str, ...],
     report_target: str | None,
     markdown_target: str | None,
@@ -39,6 +42,7 @@ def command(
     if not records:
         raise UsageError("name the record that --json wrote: onnxdecomp report RUN.json")
     check_installed()
+    check_files(context, {f"RUN.json {record}": record for record in records})
     every = [read_record(record) for record in records]
     read, target = every[0] if len(every) == 1 else together(every), report_target
     if target is None and markdown_target is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxdecomp.cli.inputs import data_options, parse_shapes
-from onnxdecomp.cli.output import json_option
+from onnxdecomp.cli.output import check_files, json_option
 
 if TYPE_CHECKING:
     from onnxdecomp.verification import Verification
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(min=0), default=1, show_default=True, help="0: one per core.")
 @click.option("--samples", type=click.IntRange(min=1), help="Use at most so many samples.  [default: all]")
 @json_option("the comparison")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     *,
     original: str,
     new: str,
@@ -50,6 +53,7 @@ def command(
     from onnxdecomp.errors import GateError
     from onnxdecomp.verification import verify
 
+    check_files(context, {"ORIGINAL": original, "NEW": new, "--data": data})
     with console.progress("verifying") as advance:
         result = verify(
             original,

@@ -22,6 +22,7 @@ from onnxdecomp.graph.load import PROTOBUF_LIMIT, load, source
 from onnxdecomp.graph.shapes import as_declared
 from onnxdecomp.graph.tensors import own_memory
 from onnxdecomp.graph.walk import Slot, slots
+from onnxdecomp.outputs import check_folder, landing
 
 INLINE_LIMIT = 1_800_000_000
 """Bytes of tensors from which a model gets external data unasked; protobuf ends at 2 GiB."""
@@ -41,7 +42,7 @@ def save(model: ir.Model, path: str | Path, *, overwrite: bool = False, external
     Args:
         model: Shapes that were inferred are left out of the file. Before IR version 4, initializers are
             made graph inputs in it, as that version demands; ONNX Runtime does not show them as inputs.
-        path: The .onnx file to make.
+        path: The .onnx file to make; of a link the file that it leads to.
         overwrite: Replace a file that exists.
         external: Whether to use external data; by default if the model was loaded with some, or is too
             large for one file.
@@ -50,12 +51,13 @@ def save(model: ir.Model, path: str | Path, *, overwrite: bool = False, external
         The path.
 
     Raises:
-        UsageError: The file exists, its folder is missing or not writable, the disk is full, or the
-            model is too large to be saved without external data.
+        UsageError: The file exists, is a device or a folder, its folder is missing or not writable, the disk
+            is full, or the model is too large to be saved without external data.
         ModelError: The model cannot be serialized.
     """
     path = Path(path)
-    check_target(path, model=model, overwrite=overwrite)
+    check_target(path, model=model, overwrite=overwrite, external=external)
+    given, path = path, landing(path)
     made_from = source(model)
     model = _to_write(model)
     stored = list(slots(model))
@@ -63,14 +65,16 @@ def save(model: ir.Model, path: str | Path, *, overwrite: bool = False, external
         had = made_from is not None and bool(made_from.data)
         had = had or any(isinstance(slot.tensor, ir.ExternalTensor) for slot in stored)
         external = had or sum(slot.tensor.nbytes for slot in stored) > INLINE_LIMIT
-    with _errors(path), _Files() as files:
+    if external:
+        _check_link(given, path)
+    with _errors(given), _Files() as files:
         if external:
             _save_with_data(model, stored, path, files)
         else:
             for slot in stored:
                 _internalize(slot)
             files.write(path, _serialize(model, path)).replace(path)
-    return path
+    return given
 
 
 def copy(original: str | Path, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -90,38 +94,52 @@ def copy(original: str | Path, path: str | Path, *, overwrite: bool = False) -> 
     if made_from is not None and made_from.data:
         return save(model, path, overwrite=overwrite, external=True)
     check_target(path, overwrite=overwrite)
+    place = landing(path)
     with _errors(path), _Files() as files:
-        files.write(path, original.read_bytes()).replace(path)
+        files.write(place, original.read_bytes()).replace(place)
     return path
 
 
-def check_target(path: str | Path, *, model: ir.Model | None = None, overwrite: bool = False) -> None:
+def check_target(
+    path: str | Path,
+    *,
+    model: ir.Model | None = None,
+    overwrite: bool = False,
+    external: bool | None = None,
+) -> None:
     """Check that a model can be saved there, before the work whose result it is.
 
     Raises:
         UsageError: As `save`; also where the file or the data file beside it holds weights of `model`
             while being another model's.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise UsageError(f"{path}: this is a folder; name the file to write")
+    given, path = Path(path), landing(path)
+    check_folder(given)
     data = data_path(path)
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {str(path.parent)!r}; make it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: the folder {str(path.parent)!r} is not writable")
-    for file in (path, data):
+    beside = data_path(given) if path.parent == given.parent.resolve() else data
+    for shown, file in ((given, path), (beside, data)):
         if file.exists() and not file.is_file():
-            raise UsageError(f"{file}: exists and is no regular file; choose another name")
+            raise UsageError(f"{shown}: exists and is no regular file; choose another name")
         if os.path.lexists(file) and not overwrite:
-            raise UsageError(f"{file}: exists already; choose another name, or --overwrite to replace it")
+            raise UsageError(f"{shown}: exists already; choose another name, or --overwrite to replace it")
     made_from = source(model) if model is not None else None
+    if external or (external is None and made_from is not None and made_from.data):
+        _check_link(given, path)
     if made_from is None:
         return
     own = _same(path, made_from.path)
     for used in made_from.data:
         if _same(used, path) or (_same(used, data) and not own):
             raise UsageError(f"{used}: holds the weights of {made_from.path}; choose another name")
+
+
+def _check_link(given: Path, path: Path) -> None:
+    """Refuse a link to a file in another folder: who opens the link looks for the data beside it."""
+    if path.parent != given.parent.resolve():
+        raise UsageError(
+            f"{given}: is a link into another folder, and the model has external data, which go beside it; "
+            "choose another name"
+        )
 
 
 def data_path(path: Path) -> Path:

@@ -18,7 +18,7 @@ from onnxdecomp.graph.load import load, sha256
 from onnxdecomp.graph.save import check_target
 from onnxdecomp.record import SCHEMA_VERSION
 from onnxdecomp.runrecord import Origin, checked, describe_data, describe_model, describe_output
-from onnxdecomp.staging import on_disk, staged
+from onnxdecomp.staging import claim, on_disk, staged
 from onnxdecomp.training.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def finetune(
     wanted = parse_settings(settings)
     require_torch()
     file = None if output is None else Path(output)
-    if file is not None:
-        check_target(file, overwrite=overwrite)
+    sources = {"teacher": teacher, "data": data, "evaluation": evaluation, "checkpoint": checkpoint}
+    claim(file, sources, overwrite=overwrite)
     with on_disk(model) as path, on_disk(teacher) if teacher is not None else nullcontext() as original:
         report("load", 0, 0)
         working = load(path)

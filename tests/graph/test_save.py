@@ -415,15 +415,23 @@ def test_not_over_the_weights_of_another_model(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path, model: ir.Model, out: Path) -> None:
-    """A cache keeps the content under its hash: that must not change."""
-    blob = tmp_path / "blob"
-    shutil.copy(tmp_path / "in" / "m.onnx", blob)
-    before = blob.read_bytes()
-    out.symlink_to(blob)
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path, model: ir.Model, out: Path) -> None:
+    target = out.with_name("target.onnx")
+    shutil.copy(tmp_path / "in" / "m.onnx", target)
+    out.symlink_to(target)
+    before = b.outputs(out)[0]
     save(model, out, overwrite=True, external=True)
-    assert blob.read_bytes() == before
-    assert not out.is_symlink()
+    assert out.is_symlink()
+    np.testing.assert_array_equal(b.outputs(out)[0], before)
+    assert set(contents(out.parent)) == {"m.onnx", "target.onnx", "target.onnx.data"}
+
+
+def test_a_cache_keeps_what_it_names_by_its_content(tmp_path: Path, model: ir.Model, out: Path) -> None:
+    blob = tmp_path / ("0123456789abcdef" * 4)
+    shutil.copy(tmp_path / "in" / "m.onnx", blob)
+    out.symlink_to(blob)
+    assert "cache" in usage(lambda: save(model, out, overwrite=True), out)
+    assert blob.read_bytes() == (tmp_path / "in" / "m.onnx").read_bytes()
 
 
 # Copies and checks
