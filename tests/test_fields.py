@@ -19,18 +19,27 @@ LAYER = [r"node\[conv\]/(attribute|input)", r"initializer\[[wb]\]"]
 IDLE = [r"node\[idle\]", r"node\[conv\]/input", r"node\[conv\]/attribute"]
 """What a simplifier may: a node that does nothing."""
 
+OTHER_TYPES = [r"initializer\[", r"annotation\[w2\]", r"node\[.*\]/(input|output)\[", r"/elem_type"]
+"""What quantization may: weights become others, and values of other types are made and read."""
+
 WAYS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "decomposed": ({}, [*LAYER, r"node\[conv/first\]"]),
     "simplified": ({"simplify": "onnxsim"}, [*LAYER, *IDLE]),
+    "int8": ({"quantize": "int8"}, [*LAYER, *OTHER_TYPES]),
+    "fp16": ({"quantize": "fp16"}, [*LAYER, *OTHER_TYPES]),
 }
 
 
-@pytest.mark.parametrize("control_flow", [False, True])
-@pytest.mark.parametrize("way", WAYS)
-def test_every_field_is_kept(way: str, control_flow: bool, tmp_path: Path) -> None:
-    model = whole(control_flow=control_flow)
+CASES = [(way, control_flow, 20) for way in WAYS for control_flow in (False, True)]
+
+
+@pytest.mark.parametrize(("way", "control_flow", "opset"), [*CASES, ("int8", False, 11)])
+def test_every_field_is_kept(way: str, control_flow: bool, opset: int, tmp_path: Path) -> None:
+    model = whole(control_flow=control_flow, opset=opset)
     onnx.save(model, tmp_path / "model.onnx")
     options, ours = WAYS[way]
+    if opset < 13:
+        ours = [*ours, r"opset_import"]  # which int8 raises
     feed: dict[str, Any] = {"x": normal(4, 16, 6, 6)}
     if control_flow:
         feed["flag"] = np.array(True)

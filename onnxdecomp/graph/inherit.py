@@ -13,7 +13,8 @@ from onnxdecomp.graph.walk import node_graphs
 
 def inherit_value(new: ir.Value, old: ir.Value) -> None:
     """Give a value the doc string, metadata, quantization annotation, type and shape of the one before it."""
-    new.type, new.shape = old.type or new.type, old.shape or new.shape
+    new.type = new.type if old.type is None else old.type
+    new.shape = new.shape if old.shape is None else old.shape
     new.doc_string = old.doc_string
     replace_props(new.metadata_props, old.metadata_props)
     # Here onnx_ir keeps the quantization annotation, and `infer_shapes` what was declared.
@@ -47,7 +48,7 @@ def inherit_graph(new: ir.Graph, old: ir.Graph) -> None:
 
 
 def inherit_model(new: ir.Model, old: ir.Model) -> None:
-    """Give a model the header, metadata and source of the one before it; its opsets and graph stay."""
+    """Give a model the header, metadata and source of the one before it, and the opsets that it lacks."""
     inherit(new, old)
     new.ir_version = old.ir_version
     new.producer_name, new.producer_version = old.producer_name, old.producer_version
@@ -55,6 +56,8 @@ def inherit_model(new: ir.Model, old: ir.Model) -> None:
     new.device_configurations = old.device_configurations
     replace_props(new.metadata_props, old.metadata_props)
     new.meta.update(old.meta)
+    for domain, version in old.opset_imports.items():
+        new.opset_imports.setdefault(domain, version)
 
 
 def replace_props(target: MutableMapping[str, Any], source: Mapping[str, Any]) -> None:

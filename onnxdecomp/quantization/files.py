@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxdecomp.errors import ModelError, OnnxDecompError
-from onnxdecomp.graph.load import inherit, load
+from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.processwide import quiet_logging
+from onnxdecomp.quantization.neutral import Neutral, neutral
 from onnxdecomp.runtime.providers import quiet
 from onnxdecomp.runtime.session import one_line, open_session
 
@@ -23,36 +25,63 @@ _PLAIN_INITIALIZERS = 4
 """From this IR version on, initializers need not be graph inputs, which tools mistake them for."""
 
 
-def converted(model: ir.Model, what: str, convert: Callable[[Path, Path], None]) -> ir.Model:
-    """What a tool makes of a model, with the model's name, metadata, IR version and source.
+def converted(model: ir.Model, what: str, convert: Callable[[Neutral, Path, Path], None]) -> ir.Model:
+    """What a tool makes of a model, with the model's names, metadata, IR version and source.
 
     Args:
         model: Stays as it is.
         what: The tool, for people.
-        convert: Reads one file and writes another.
+        convert: Reads one file and writes another. The model in the file has the neutral names that the
+            first argument holds.
 
     Raises:
         ModelError: The tool fails, or ONNX Runtime does not load what it wrote.
     """
-    copy = model.clone()
-    if copy.ir_version < _PLAIN_INITIALIZERS:
-        copy.ir_version = _PLAIN_INITIALIZERS
-        for value in [v for v in copy.graph.inputs if v.name in copy.graph.initializers]:
-            copy.graph.inputs.remove(value)
+    plain = model.clone()
+    unlist_initializers(plain)
+    given = neutral(plain)
+    given.model.ir_version = max(plain.ir_version, _PLAIN_INITIALIZERS)
     with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
         source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
-        save(copy, source)
+        save(given.model, source)
         try:
             with silent():
-                convert(source, target)
-            open_session(target)
-        except OnnxDecompError as error:
-            raise ModelError(f"{what} makes a model that does not run: {error}") from error
+                convert(given, source, target)
         except Exception as error:  # tools raise what they please
-            raise ModelError(f"{what} fails on the model: {one_line(error)}") from error
+            raise ModelError(f"{what} fails on the model: {_told(error, folder)}") from error
+        _open(target, f"what {what} makes of the model")
         made = load(target)
-    _restore(made, model)
+    given.restore(made)
     return made
+
+
+def unlist_initializers(model: ir.Model) -> None:
+    """Take the initializers off the inputs where their IR version alone has put them there, in place."""
+    if model.ir_version < _PLAIN_INITIALIZERS:
+        for value in [v for v in model.graph.inputs if v.name in model.graph.initializers]:
+            model.graph.inputs.remove(value)
+
+
+def checked(model: ir.Model, what: str) -> None:
+    """Check that ONNX Runtime loads a model.
+
+    Raises:
+        ModelError: It does not.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
+        _open(save(model, Path(folder) / "made.onnx"), what)
+
+
+def _open(file: Path, what: str) -> None:
+    try:
+        open_session(file)
+    except OnnxDecompError as error:
+        raise ModelError(f"{what} does not run: {_told(error, str(file.parent))}") from error
+
+
+def _told(error: Exception, folder: str) -> str:
+    """An error's line without the names of temporary files."""
+    return re.sub(rf"\S*{re.escape(folder)}/\S+?\.onnx", "the file", one_line(error))
 
 
 @contextlib.contextmanager
@@ -75,26 +104,3 @@ def load_tools() -> None:
     if own not in before:
         with contextlib.suppress(ValueError):  # another thread has been here
             sys.path.remove(own)
-
-
-def _restore(made: ir.Model, model: ir.Model) -> None:
-    """Give the model what tools lose or make up."""
-    inherit(made, model)
-    made.ir_version = model.ir_version
-    made.producer_name, made.producer_version = model.producer_name, model.producer_version
-    made.doc_string, made.domain, made.model_version = model.doc_string, model.domain, model.model_version
-    made.metadata_props.clear()
-    made.metadata_props.update(model.metadata_props)
-    made.meta.update(model.meta)
-    graph, old = made.graph, model.graph
-    graph.name, graph.doc_string = old.name, old.doc_string
-    known = {value.name for node in old for value in node.outputs}
-    for node in graph:
-        for value in node.outputs:
-            # What the tool's shape inference has found need not be in the file.
-            if value.name not in known and not value.is_graph_output():
-                value.shape = value.type = None
-    interface = {value.name: value for value in (*old.inputs, *old.outputs)}
-    for value in (*graph.inputs, *graph.outputs):
-        if (before := interface.get(value.name)) is not None:
-            value.shape, value.doc_string = before.shape, before.doc_string

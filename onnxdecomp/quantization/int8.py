@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.biases import own_biases
 from onnxdecomp.graph.walk import operands, places
 from onnxdecomp.quantization.files import converted, load_tools, silent
+from onnxdecomp.quantization.neutral import Neutral
 from onnxdecomp.quantization.prepare import choose_sizes, raised
 from onnxdecomp.quantization.scheme import Scheme
 from onnxdecomp.sites.quantized import OLDEST_OPSET
@@ -28,7 +31,9 @@ _LARGE = 1_800_000_000
 """Bytes of a file from which the quantizer is asked for external data; protobuf ends at 2 GiB."""
 
 
-def int8(model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256) -> ir.Model:
+def int8(
+    model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256, ranges: Path | None = None
+) -> ir.Model:
     """The model with weights and activations in 8 bits; it stays as it is.
 
     The ranges of the activations are the least and the largest number seen on the calibration inputs.
@@ -40,6 +45,8 @@ def int8(model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256) -
         feeds: Calibration inputs.
         scheme: How.
         samples: At most so many of the inputs are used.
+        ranges: A file for the ranges. Where it exists they are read from it, else written: it serves for the
+            same model and inputs with a scheme that quantizes the same operators, or fewer.
 
     Raises:
         ModelError: The model is quantized already, its opset cannot be raised, the quantizer fails, or
@@ -49,16 +56,17 @@ def int8(model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256) -
     from onnxruntime.quantization import QuantFormat, quantize_static
 
     model = prepared(model)
-    reader = Reader(feeds.first(samples))
 
-    def convert(source: Path, target: Path) -> None:
+    def convert(given: Neutral, source: Path, target: Path) -> None:
+        reader = Reader(feeds.first(samples), given.inputs)
         quantize_static(
             str(source),
             str(target),
             reader,
             quant_format=QuantFormat.QDQ,
             use_external_data_format=_size(source) > _LARGE,
-            **_arguments(model, scheme),
+            calibration_cache_path=ranges,
+            **_arguments(given.model, scheme, given.renamed(scheme.exclude, scheme.keep)),
         )
 
     return converted(model, "ONNX Runtime's quantizer", convert)
@@ -75,10 +83,11 @@ def rough(model: ir.Model, scheme: Scheme) -> ir.Model:
 
     model = prepared(model)
 
-    def convert(source: Path, target: Path) -> None:
+    def convert(given: Neutral, source: Path, target: Path) -> None:
         import onnx
 
-        made = rough_proto(load_model_with_shape_infer(source), model, scheme)
+        own = replace(scheme, exclude=tuple(given.renamed(scheme.exclude, scheme.keep)), keep=frozenset())
+        made = rough_proto(load_model_with_shape_infer(source), given.model, own)
         onnx.save(made, target, save_as_external_data=_size(source) > _LARGE)
 
     return converted(model, "ONNX Runtime's quantizer", convert)
@@ -96,7 +105,7 @@ def rough_proto(proto: onnx.ModelProto, model: ir.Model, scheme: Scheme) -> onnx
     graph = proto.graph
     ends = (np.float32(-1), np.float32(1))
     ranges = {value.name: ends for value in (*graph.value_info, *graph.input, *graph.output)}
-    arguments = _arguments(model, scheme)
+    arguments = _arguments(model, scheme, scheme.exclude)
     with silent():
         quantizer = QDQQuantizer(
             proto,
@@ -139,12 +148,16 @@ def prepared(model: ir.Model) -> ir.Model:
 class Reader:
     """Calibration inputs as the quantizer asks for them, small ones stacked where the batch size is free."""
 
-    def __init__(self, feeds: Feeds) -> None:
+    def __init__(self, feeds: Feeds, names: Mapping[str, str] | None = None) -> None:
+        """`names` are those that inputs have elsewhere, by their own."""
         numbers = sum(array.size for array in feeds[0].values())
         self._batches = feeds.batches(max(1, _STACKED // max(1, numbers)))
 
+        self._names = names or {}
+
     def get_next(self) -> Feed | None:
-        return next(self._batches, None)
+        feed = next(self._batches, None)
+        return None if feed is None else {self._names.get(name, name): array for name, array in feed.items()}
 
 
 def operators() -> frozenset[str]:
@@ -155,8 +168,8 @@ def operators() -> frozenset[str]:
     return frozenset((*QDQRegistry, *QLinearOpsRegistry))
 
 
-def _arguments(model: ir.Model, scheme: Scheme) -> dict[str, Any]:
-    """What the quantizer is told."""
+def _arguments(model: ir.Model, scheme: Scheme, exclude: Iterable[str]) -> dict[str, Any]:
+    """What the quantizer is told; `exclude` are names of nodes in this model."""
     from onnxruntime.quantization import QuantType
 
     return {
@@ -165,19 +178,33 @@ def _arguments(model: ir.Model, scheme: Scheme) -> dict[str, Any]:
         "reduce_range": scheme.reduce_range,
         "activation_type": QuantType.QInt8 if scheme.signed else QuantType.QUInt8,
         "weight_type": QuantType.QInt8,
-        "nodes_to_exclude": sorted({*scheme.exclude, *_bound(model)}),
+        "nodes_to_exclude": sorted({*exclude, *_bound(model)}),
         "extra_options": {"ActivationSymmetric": scheme.signed},
     }
 
 
 def _bound(model: ir.Model) -> set[str]:
-    """Nodes whose initializers must stay as they are: callers may override them, or subgraphs read them."""
+    """Nodes that must stay as they are.
+
+    Callers may override their initializers, subgraphs read them, or they are outputs, by way of an Identity
+    here. And what a Relu or a Clip cuts off is kept where others see it: the quantizer counts only the main
+    graph's nodes when it gives the input of these the range of their output.
+    """
     graph = model.graph
     kept = {value for value in graph.inputs if value.name in graph.initializers}
+    seen = set(graph.outputs)
     for node in graph:
-        kept |= {*operands(node)} - {*node.inputs}
-    constants = set(graph.initializers.values())
-    return {str(node.name) for node in graph if kept & constants & {*node.inputs}}
+        captured = {*operands(node)} - {*node.inputs}
+        kept |= captured
+        seen |= captured
+        if node.op_type == "Identity" and node.outputs[0].is_graph_output():
+            kept |= {*operands(node)}
+    constants = kept & set(graph.initializers.values())
+    return {
+        str(node.name)
+        for node in graph
+        if constants & {*node.inputs} or (node.op_type in ("Relu", "Clip") and node.inputs[0] in seen)
+    }
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError
-from onnxdecomp.graph.load import inherit
+from onnxdecomp.graph.inherit import inherit_graph, inherit_model, inherit_node, inherit_value
 from onnxdecomp.quantization.files import silent
 
 _OPTIONAL_SCALES = 13
@@ -21,22 +21,26 @@ def raised(model: ir.Model, opset: int) -> ir.Model:
     from onnxscript.version_converter import ConvertVersionPass
 
     before = model.opset_imports.get("", 1)
-    interface = {value.name: value.shape for value in (*model.graph.inputs, *model.graph.outputs)}
-    known = {str(node.name): dict(node.metadata_props) for node in model.graph if node.name}
+    inputs = [(value.name, value) for value in model.graph.inputs]
+    values = dict([*inputs, *((v.name, v) for node in model.graph for v in node.outputs)])
+    known = {node.name: node for node in model.graph if node.name}
     try:
         with silent():
-            made: ir.Model = ConvertVersionPass(opset, fallback=True)(model).model
+            made: ir.Model = ConvertVersionPass(opset, fallback=True)(model.clone()).model
     except Exception as error:
         raise ModelError(f"int8 needs opset {opset}, and raising it from {before} failed: {error}") from error
     if made.opset_imports.get("", 1) < opset:
         raise ModelError(
             f"int8 needs opset {opset}; the model has {before}, which ONNX's converter cannot raise"
         )
-    inherit(made, model)
-    for value in (*made.graph.inputs, *made.graph.outputs):
-        value.shape = interface.get(value.name, value.shape)
+    inherit_model(made, model)
+    inherit_graph(made.graph, model.graph)
+    for value in (*made.graph.inputs, *(v for node in made.graph for v in node.outputs)):
+        if (found := values.get(value.name)) is not None:
+            inherit_value(value, found)
     for node in made.graph:
-        node.metadata_props.update(known.get(node.name or "", {}))
+        if (old := known.get(node.name or "")) is not None:
+            inherit_node(node, old)
     return made
 
 

@@ -33,6 +33,7 @@ class Scheme:
         per_channel: Whether weights have a scale for each output channel, else one in all.
         leave: Types of operators that stay in floating point.
         exclude: Names of nodes that stay in floating point.
+        keep: Outputs of nodes, by name, that stay in floating point.
     """
 
     signed: bool = False
@@ -40,6 +41,7 @@ class Scheme:
     per_channel: bool = True
     leave: frozenset[str] = frozenset()
     exclude: tuple[str, ...] = ()
+    keep: frozenset[str] = frozenset()
 
     def facts(self) -> dict[str, Any]:
         """For the run's record."""

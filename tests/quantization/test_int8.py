@@ -19,7 +19,6 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.layer import Array
-from onnxdecomp.quantization.half import fp16
 from onnxdecomp.quantization.int8 import int8, rough
 from onnxdecomp.quantization.scheme import Scheme, scheme_for
 from onnxdecomp.runtime.interface import differences, interface_of
@@ -158,21 +157,3 @@ def test_the_scheme_suits_the_processor(
     assert (found.signed, found.reduce_range) == expected
     assert scheme_for(provider, weight_bits="7").reduce_range
     assert not scheme_for(provider, weight_bits="8").reduce_range
-
-
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "function"])
-def test_fp16_keeps_the_interface_and_halves_the_weights(file: Path, kind: Kind, tmp_path: Path) -> None:
-    made = fp16(load(file))
-    target = save(made, tmp_path / "new.onnx")
-    assert not differences(interface_of(file), interface_of(target))
-    before, after = (run(open_session(path), kind.feed)[0] for path in (file, target))
-    assert relative(after, before) < 5e-3
-    own = [value for value in made.graph.initializers.values() if not value.is_graph_input()]
-    large = [value.const_value for value in own if value.const_value and value.const_value.size > 99]
-    assert {tensor.dtype for tensor in large} <= {ir.DataType.FLOAT16}
-
-
-def test_fp16_leaves_models_with_functions_alone(tmp_path: Path) -> None:
-    onnx.save(KINDS["function"]().model, tmp_path / "model.onnx")
-    with pytest.raises(ModelError, match="functions of its own"):
-        fp16(load(tmp_path / "model.onnx"))

@@ -1,0 +1,134 @@
+"""fp16: models of many kinds, what they compute, and what stays in float32."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from onnxdecomp.graph.load import load
+from onnxdecomp.graph.save import save
+from onnxdecomp.quantization.half import LARGEST, fp16, halved
+from onnxdecomp.runtime.interface import differences, interface_of
+from onnxdecomp.runtime.session import open_session, run
+from tests.quantization.kinds import FLOAT, KINDS, Kind, image, kind, node, normal
+
+IN_FUNCTION = {"k", "w2"}
+"""What the kind "function" reads and makes in its function, which stays as it is."""
+
+
+def converted(made: Kind, folder: Path, keep: tuple[str, ...] = ()) -> tuple[ir.Model, Path]:
+    onnx.save(made.model, folder / "model.onnx")
+    new = fp16(load(folder / "model.onnx"), keep)
+    return new, save(new, folder / "new.onnx")
+
+
+def error(made: Kind, folder: Path) -> float:
+    outputs = [run(open_session(folder / f"{name}.onnx"), made.feed) for name in ("model", "new")]
+    errors = [float(np.linalg.norm(b - a) / np.linalg.norm(a)) for a, b in zip(*outputs, strict=True)]
+    return max(errors)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_keeps_the_interface_and_halves_the_weights(name: str, tmp_path: Path) -> None:
+    made = KINDS[name]()
+    new, target = converted(made, tmp_path)
+    assert not differences(interface_of(tmp_path / "model.onnx"), interface_of(target))
+    assert error(made, tmp_path) < 5e-3
+    own = [v for v in new.graph.initializers.values() if not v.is_graph_input() and v.name not in IN_FUNCTION]
+    own += [n.outputs[0] for n in new.graph if n.op_type == "Constant"]
+    large = [t for t in map(ir.convenience.get_const_tensor, own) if t is not None and t.size > 99]
+    assert large
+    assert {tensor.dtype for tensor in large} == {ir.DataType.FLOAT16}
+
+
+def test_nodes_that_are_to_stay_read_float32(tmp_path: Path) -> None:
+    """Several that read one value share one Cast, and one that reads it twice is well too."""
+    nodes = [
+        node("Relu", "x", "a"),
+        node("Mul", "a a", "b"),
+        node("Add", "a big", "c"),
+        node("Sub", "c b", "d"),
+        node("Conv", "d w", "y", pads=[1] * 4),
+    ]
+    made = kind(nodes, {"w": normal(16, 16, 3, 3), "big": np.array([1e9], np.float32)}, image())
+    new, target = converted(made, tmp_path, keep=("b", "c", "d"))
+    session = open_session(target)
+    assert session.get_inputs()[0].type == "tensor(float)"
+    assert new.graph.initializers["big"].dtype == ir.DataType.FLOAT
+    assert new.graph.initializers["w"].dtype == ir.DataType.FLOAT16
+    assert sum(n.op_type == "Cast" for n in new.graph) == 4  # of x, a, d and y
+    assert error(made, tmp_path) < 1e-3
+
+
+def test_an_initializer_that_is_an_output_stays(tmp_path: Path) -> None:
+    made = kind([node("Gemm", "x w", "y")], {"w": normal(16, 16)}, {"x": normal(1, 16)})
+    made.model.graph.output.append(helper.make_tensor_value_info("w", FLOAT, [16, 16]))
+    converted(made, tmp_path)
+    given = run(open_session(tmp_path / "new.onnx"), made.feed)[1]
+    np.testing.assert_array_equal(given, normal(16, 16))
+
+
+def test_names_that_casts_would_get_may_be_taken(tmp_path: Path) -> None:
+    taken = ["x_fp16", "y_fp16", "graph_input_cast_0", "x_fp16_cast_to_fp32", "y"]
+    nodes = [node("Relu", a, b) for a, b in pairwise(["x", *taken])]
+    nodes[0].name = "graph_input_cast0"
+    made = kind(nodes, {}, image())
+    new, _ = converted(made, tmp_path)
+    assert error(made, tmp_path) < 1e-3
+    names = {value.name for n in new.graph for value in n.outputs}
+    assert set(taken) <= names
+
+
+def test_operators_of_other_domains_are_typed_by_their_schema(tmp_path: Path) -> None:
+    """ONNX's inference knows nothing of them, and so does the converter of ONNX Runtime."""
+    nodes = [
+        helper.make_node("FusedMatMul", ["x", "w"], ["a"], "a", domain="com.microsoft", alpha=0.5),
+        helper.make_node("SkipLayerNormalization", ["a", "a", "g"], ["b"], "b", domain="com.microsoft"),
+        node("MatMul", "b w", "c"),
+        node("NonZero", "c", "indices"),
+        node("GatherND", "c t", "y"),
+        node("Transpose", "indices", "t", perm=[1, 0]),
+    ]
+    nodes[4], nodes[5] = nodes[5], nodes[4]
+    made = kind(nodes, {"w": normal(16, 16), "g": np.ones(16, np.float32)}, {"x": normal(2, 3, 16)})
+    made.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    new, _ = converted(made, tmp_path)
+    assert new.graph.initializers["w"].dtype == ir.DataType.FLOAT16
+    assert error(made, tmp_path) < 5e-3
+
+
+def test_what_a_loop_carries_stays(tmp_path: Path) -> None:
+    """And its body reads a weight of the graph around it, in float16."""
+    values = [helper.make_tensor_value_info(n, FLOAT, None) for n in ("s", "s2")]
+    flags = [helper.make_tensor_value_info(n, onnx.TensorProto.BOOL, []) for n in ("go", "go2")]
+    count = helper.make_tensor_value_info("i", onnx.TensorProto.INT64, [])
+    body = helper.make_graph(
+        [node("Identity", "go", "go2"), node("MatMul", "s w", "m"), node("Tanh", "m", "s2")],
+        "body",
+        [count, flags[0], values[0]],
+        [flags[1], values[1]],
+    )
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Loop", "n go0 h", "l", body=body),
+        node("MatMul", "l w", "y"),
+    ]
+    weights = {"w": normal(16, 16), "n": np.array(3), "go0": np.array(True)}
+    made = kind(nodes, weights, {"x": normal(2, 16)})
+    new, _ = converted(made, tmp_path)
+    assert new.graph.initializers["w"].dtype == ir.DataType.FLOAT16
+    assert error(made, tmp_path) < 5e-3
+
+
+def test_nothing_vanishes_and_nothing_becomes_infinite() -> None:
+    given = np.array([1e-12, -1e-12, 0, 1e9, -1e9, np.inf, 1], np.float32)
+    found = halved(given)
+    assert found.dtype == np.float16
+    assert found[0] > 0 > found[1]
+    assert found[2:].tolist() == [0, LARGEST, -LARGEST, np.inf, 1]
