@@ -10,7 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.tensors import described
 from onnxdecomp.graph.walk import Slot
+
+_NO_NUMBERS = (ir.DataType.UNDEFINED, ir.DataType.STRING)
 
 
 def attach(slots: list[Slot], model_path: Path) -> tuple[Path, ...]:
@@ -61,9 +64,11 @@ def _file(tensor: ir.ExternalTensor, model_path: Path) -> Path:
 
 
 def _check_extent(tensor: ir.ExternalTensor, model_path: Path, size: int) -> None:
+    what = f"{model_path}: {described(tensor)}"
+    if tensor.dtype in _NO_NUMBERS or any(size < 0 for size in tensor.shape.numpy()):
+        raise ModelError(f"{what} cannot lie in another file")
     offset = tensor.offset or 0
     length = tensor.nbytes if tensor.length is None else tensor.length
-    what = f"{model_path}: tensor {tensor.name!r}"
     if offset < 0 or length != tensor.nbytes:
         raise ModelError(
             f"{what} takes {tensor.nbytes} bytes, but its external data is declared with {length} "

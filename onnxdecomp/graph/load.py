@@ -70,7 +70,10 @@ def load(path: str | Path) -> ir.Model:
     _check_names(model, path)
     data = attach(list(slots(model)), path)
     training = tuple(info.SerializeToString(deterministic=True) for info in proto.training_info)
-    own_memory(model)
+    try:
+        own_memory(model)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     model.graph.meta[_META] = Source(path, data, training)
     return model
 

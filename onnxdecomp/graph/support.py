@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import onnx
 
@@ -27,16 +29,20 @@ def unreadable(ir_version: int, imports: Mapping[str, int]) -> str | None:
         return None
     runtime = f"this onnxruntime ({__version__})"
     if not _reads(ir_version, "", _KNOWN_OPSET):
-        best = next(
-            (v for v in range(ir_version - 1, _KNOWN_IR, -1) if _reads(v, "", _KNOWN_OPSET)), _KNOWN_IR
-        )
+        best = _newest(_KNOWN_IR, lambda version: _reads(version, "", _KNOWN_OPSET))
         return f"IR version {ir_version} is newer than {runtime} reads, which is {best}"
     for domain, version in imports.items():
         if not _reads(_KNOWN_IR, domain, version):
-            best = next((v for v in range(version - 1, 0, -1) if _reads(_KNOWN_IR, domain, v)), 0)
+            oldest = _KNOWN_OPSET if domain in DEFAULT_DOMAINS else 0
+            best = _newest(oldest, partial(_reads, _KNOWN_IR, domain))
             name = domain or "ai.onnx"
             return f"opset {version} of {name} is newer than {runtime} reads, which is {best}"
     return None
+
+
+def _newest(known: int, reads: Callable[[int], bool]) -> int:
+    """The newest version that is read: from one that is read upwards, for files declare anything."""
+    return next(version for version in itertools.count(known) if not reads(version + 1))
 
 
 def _reads(ir_version: int, domain: str, opset: int) -> bool:
@@ -54,6 +60,7 @@ def _reads(ir_version: int, domain: str, opset: int) -> bool:
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception:  # onnxruntime's own classes differ between its versions

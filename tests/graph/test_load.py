@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -462,3 +463,45 @@ def test_the_long_name_of_the_default_domain(tmp_path: Path) -> None:
 
 def _imports(proto: onnx.ModelProto) -> dict[str, int]:
     return {entry.domain: entry.version for entry in proto.opset_import}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dims": [8, 32]},
+        {"dims": [-1, 32]},
+        {"dims": [1 << 40, 1 << 20]},
+        {"dims": []},
+        {"data_type": onnx.TensorProto.DOUBLE},
+        {"data_type": onnx.TensorProto.UNDEFINED},
+        {"data_type": 999},
+    ],
+)
+@pytest.mark.parametrize("stored", ["initializer", "constant", "external"])
+def test_tensors_that_do_not_hold_what_they_declare(
+    change: dict[str, Any], stored: str, tmp_path: Path
+) -> None:
+    proto = b.linear()
+    if stored == "constant":
+        node = helper.make_node("Constant", [], ["W"], value=proto.graph.initializer[0])
+        del proto.graph.initializer[0]
+        proto.graph.node.insert(0, node)
+    path = b.write(proto, tmp_path / "m.onnx", "d" if stored == "external" else None)
+    proto = onnx.load(path, load_external_data=False)
+    tensor = proto.graph.node[0].attribute[0].t if stored == "constant" else proto.graph.initializer[0]
+    for name, value in change.items():
+        if name == "dims":
+            del tensor.dims[:]
+            tensor.dims.extend(value)
+        else:
+            setattr(tensor, name, value)
+    path.write_bytes(proto.SerializeToString())
+    refusal(path)
+
+
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+def test_an_opset_without_limits(domain: str, tmp_path: Path) -> None:
+    proto = b.linear()
+    proto.opset_import.append(helper.make_opsetid(domain, 1 << 40))
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    assert f"opset {1 << 40}" in refusal(tmp_path / "m.onnx")
