@@ -84,6 +84,18 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_hash(path: str | Path) -> str:
+    """SHA-256 of all that makes a model: of its file, and of its external data where it has some.
+
+    Raises:
+        ModelError: As `load`.
+    """
+    found = source(load(path))
+    files = [Path(path), *(found.data if found is not None else ())]
+    hashes = [sha256(file) for file in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 def total_bytes(path: str | Path) -> int:
     """Bytes of a model: its file and its external data files.
 

@@ -5,15 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.outputs import landing
+from onnxdecomp.training.samples import Samples
 from onnxdecomp.training.settings import Settings
+
+
+def digest(samples: Iterable[Samples]) -> str:
+    """SHA-256 of all numbers and labels, in their order: the same settings on other data are another run."""
+    found = hashlib.sha256()
+    for part in samples:
+        for feed in part.feeds:
+            for name, array in feed.items():
+                found.update(repr((name, array.dtype.str, array.shape)).encode())
+                text = array.dtype.hasobject
+                found.update(repr(array.tolist()).encode() if text else np.ascontiguousarray(array).data)
+        labels = part.labels
+        found.update(b"none" if labels is None else repr(labels.shape).encode() + labels.tobytes())
+    return found.hexdigest()
 
 
 def fingerprint(settings: Settings, **about: Any) -> str:
@@ -28,6 +45,7 @@ def write(path: Path, state: Mapping[str, Any], mark: str) -> None:
     Raises:
         UsageError: The place cannot be written to.
     """
+    path = landing(path)
     passing = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         torch.save({"mark": mark, **state}, passing)

@@ -14,8 +14,9 @@ import onnx_ir as ir
 from onnxdecomp import environment, preflight, verification
 from onnxdecomp.data.culprit import blaming
 from onnxdecomp.errors import ModelError, UsageError
-from onnxdecomp.graph.load import load, sha256
+from onnxdecomp.graph.load import content_hash, load
 from onnxdecomp.graph.save import check_target
+from onnxdecomp.outputs import check_folder
 from onnxdecomp.record import SCHEMA_VERSION
 from onnxdecomp.runrecord import Origin, checked, describe_data, describe_model, describe_output
 from onnxdecomp.staging import claim, on_disk, staged
@@ -93,6 +94,8 @@ def finetune(
     file = None if output is None else Path(output)
     sources = {"teacher": teacher, "data": data, "evaluation": evaluation, "checkpoint": checkpoint}
     claim(file, sources, overwrite=overwrite)
+    if checkpoint is not None:
+        check_folder(checkpoint)
     with on_disk(model) as path, on_disk(teacher) if teacher is not None else nullcontext() as original:
         report("load", 0, 0)
         working = load(path)
@@ -154,9 +157,9 @@ def trained(
     """Train a model in place: `path` is its file, `original` the teacher's. The record's `training`."""
     from onnxdecomp.training.train import File, train
 
-    teacher = None if original is None else File(load(original), original, sha256(original))
+    teacher = None if original is None else File(load(original), original, content_hash(original))
     return train(
-        File(working, path, sha256(path)),
+        File(working, path, content_hash(path)),
         teacher,
         feeds,
         settings,

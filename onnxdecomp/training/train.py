@@ -114,8 +114,16 @@ def train(
             scored_output(student.model),
             relative,
         )
-        mark = checkpoint.fingerprint(
-            settings, student=student.sha256, teacher=teacher and teacher.sha256, samples=len(feeds)
+        mark = (
+            ""
+            if path is None
+            else checkpoint.fingerprint(
+                settings,
+                student=student.sha256,
+                teacher=teacher and teacher.sha256,
+                data=checkpoint.digest((training, held_out)),
+                from_scratch=from_scratch,
+            )
         )
         result = fit(course, report=report, path=path, mark=mark)
     _store(student.model, result, network.replaced)

@@ -293,3 +293,49 @@ def test_weights_that_are_not_finite(digits: Case, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "nan.onnx")
     with pytest.raises(ModelError):
         finetune(tmp_path / "nan.onnx", teacher=digits.original, data=digits.images)
+
+
+def test_a_checkpoint_is_of_one_run(digits: Case, tmp_path: Path) -> None:
+    """Other inputs, labels, weights or beginnings with the same settings do not go on from it."""
+    state = tmp_path / "state"
+    few: dict[str, Any] = {name: array[:60] for name, array in digits.labelled.items()}
+    how: dict[str, Any] = {"settings": {"epochs": 1, "batch": 20, "objective": "labels"}, "checkpoint": state}
+    finetune(digits.compressed, data=few, **how)
+    written = state.read_bytes()
+    changed = few["image"].copy()
+    changed[7, 0] += 1
+    model = onnx.load(digits.compressed)
+    weights: dict[str, Any] = {"save_as_external_data": True, "location": "weights", "size_threshold": 1024}
+    onnx.save(model, tmp_path / "m.onnx", **weights)
+    others: list[dict[str, Any]] = [
+        {"data": {**few, "image": changed}},
+        {"data": {**few, "labels": (few["labels"] + 1) % 10}},
+        {"data": {name: array[::-1].copy() for name, array in few.items()}},
+        {"data": {name: array[:40] for name, array in few.items()}},
+        {"data": few, "from_scratch": True},
+    ]
+    for other in others:
+        with pytest.raises(UsageError, match="of a run with another model, data or settings"):
+            finetune(digits.compressed, **how, **other)
+    assert state.read_bytes() == written
+    state.unlink()
+    finetune(tmp_path / "m.onnx", data=few, **how)
+    content = bytearray((tmp_path / "weights").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "weights").write_bytes(content)
+    with pytest.raises(UsageError, match="of a run with another model, data or settings"):
+        finetune(tmp_path / "m.onnx", data=few, **how)
+
+
+def test_a_checkpoint_behind_a_link(digits: Case, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("state")
+    few: dict[str, Any] = {name: array[:60] for name, array in digits.images.items()}
+    settings = {"epochs": 1, "batch": 20}
+    finetune(digits.compressed, teacher=digits.original, data=few, settings=settings, checkpoint=link)
+    assert link.is_symlink()
+    assert (tmp_path / "state").is_file()
+    with pytest.raises(UsageError, match="no regular file"):
+        finetune(
+            digits.compressed, teacher=digits.original, data=few, settings=settings, checkpoint="/dev/null"
+        )
