@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from onnxdecomp.layer import Dim
 from onnxdecomp.lowering import LoweringCheck
-from onnxdecomp.plan.plan import Cost, Plan
+from onnxdecomp.plan.plan import Choice, Cost, Plan
 from onnxdecomp.sites.rewrite import Rewritten
 
 SCHEMA_VERSION = 1
@@ -29,7 +29,7 @@ class LayerRecord:
     Attributes:
         name, graph, op: The operator.
         status: "decomposed", "kept", or "planned" (to be decomposed, in a dry run).
-        reason: Why it was kept.
+        reason: Why it was kept, or fitted to its weight alone although there was calibration.
         method, options, ranks: What replaced it.
         repaired: It was kept, with other numbers that make up for what layers before it have lost.
         rel_error: ||What - W|| / ||W||, of the weights (estimated to about 1 % for very large matrices).
@@ -81,7 +81,7 @@ def layer_records(
                 graph=choice.graph,
                 op=choice.op_type,
                 status="decomposed" if decomposed else "planned" if planned else "kept",
-                reason=choice.reason,
+                reason=_reason(choice, result),
                 method=choice.method,
                 options=choice.options,
                 ranks=choice.ranks,
@@ -96,6 +96,12 @@ def layer_records(
             )
         )
     return tuple(records)
+
+
+def _reason(choice: Choice, result: Rewritten | None) -> str:
+    if choice.method is None or result is None or not result.unfitted:
+        return choice.reason
+    return f"fitted to its weight alone: {result.unfitted}"
 
 
 def totals(layers: Sequence[LayerRecord]) -> dict[str, dict[str, int]]:

@@ -71,12 +71,13 @@ def _name(layer: LayerRecord) -> str:
 
 
 def _kept(layers: Sequence[LayerRecord]) -> list[Line]:
-    """Why layers were kept, those with the same reason in one line."""
-    reasons: dict[str, list[str]] = {}
+    """Why layers were kept, or fitted to their weight alone; those with the same reason in one line."""
+    reasons: dict[tuple[str, str], list[str]] = {}
     for layer in layers:
-        if not layer.method:
-            reasons.setdefault(layer.reason, []).append(_name(layer))
-    return [("kept", f"{', '.join(names)}: {reason}") for reason, names in reasons.items()]
+        if layer.reason or not layer.method:
+            what = "note" if layer.method else "kept"
+            reasons.setdefault((what, layer.reason), []).append(_name(layer))
+    return [(what, f"{', '.join(names)}: {reason}") for (what, reason), names in reasons.items()]
 
 
 def _arrows(changes: Sequence[Change]) -> list[str]:

@@ -73,7 +73,8 @@ def carry_out(
         share = shares.get((choice.graph, choice.layer))
         if share is not None and users[share.key] == 1:
             share = None
-        fitting = fitter if share is None and not unobservable(site) else None
+        hidden = None if fitter is None else _hidden(site, share)
+        fitting = None if hidden else fitter
         if choice.method is None:
             # A weight that others read as well is theirs, too.
             mendable = fitting is not None and not site.quantized and site.nodes[0] not in tied
@@ -91,6 +92,8 @@ def carry_out(
         }
         quantize = requantize and site.quantized and site.layer.dtype == "float32"
         found = None if fitting is None else fitting.fit(site, method, choice.ranks, seed, pending)
+        if found is None and fitting is not None:
+            hidden = "what it sees or makes is not finite"
         if found is not None:
             done.append(_put(rewriter, site, found, metadata, quantize=quantize))
             continue
@@ -98,8 +101,15 @@ def carry_out(
         chain, factors = _plain(site.layer, method, choice.ranks, seed, share, factors)
         if share is not None:
             shared_factors[share.key] = factors
-        done.append(_put(rewriter, site, chain, metadata, share=share, quantize=quantize))
+        done.append(
+            _put(rewriter, site, chain, metadata, share=share, quantize=quantize, unfitted=hidden or "")
+        )
     return tuple(done)
+
+
+def _hidden(site: Site, share: Share | None) -> str | None:
+    """Why a layer is not fitted to its inputs."""
+    return unobservable(site) or (None if share is None else "other layers have the same factors")
 
 
 def _put(
@@ -110,6 +120,7 @@ def _put(
     *,
     share: Share | None = None,
     quantize: bool = False,
+    unfitted: str = "",
 ) -> Rewritten:
     """Put a chain in a layer's place, in the layer's type."""
     chain = stored(found.chain, site.layer) if isinstance(found, Fit) else found
@@ -117,7 +128,7 @@ def _put(
     error = weight_error(chain, site.layer)
     rewritten = rewriter.replace(site, chain, metadata, share, quantize)
     loss = found.loss if isinstance(found, Fit) else None
-    return replace(rewritten, rel_error=error, loss=loss).without_weight()
+    return replace(rewritten, rel_error=error, loss=loss, unfitted=unfitted).without_weight()
 
 
 def _plain(

@@ -27,7 +27,8 @@ class Rewritten:
 
     `before` is the site's first node as it was; `quantized` says that the factors are stored as int8;
     `rel_error` is ||What - W|| / ||W|| where it was measured, and `loss` E|y - What x|² / E|y|² on the
-    calibration inputs, y centred, where the layer was fitted to them. The site's weight may have been let
+    calibration inputs, y centred, where the layer was fitted to them; `unfitted` says why it
+    was not although there were such inputs. The site's weight may have been let
     go of (`without_weight`): its shape is still that of the weight, its numbers are then zeros.
     """
 
@@ -38,6 +39,7 @@ class Rewritten:
     quantized: bool = False
     rel_error: float | None = None
     loss: float | None = None
+    unfitted: str = ""
 
     def without_weight(self) -> Rewritten:
         """The same without a hold on the dense weight, so that its memory can be used again."""

@@ -17,6 +17,7 @@ from onnxdecomp.plan.fitter import Fitter
 from onnxdecomp.plan.plan import Choice, Plan
 from onnxdecomp.plan.rules import Defaults, parse_rule
 from onnxdecomp.plan.uniform import Request, plan_uniform
+from onnxdecomp.record import layer_records
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.find import find
 from tests.calibrate.small import calibration, conv, loaded, normal, values
@@ -144,3 +145,37 @@ def test_plans_keep_what_may_be_repaired() -> None:
     # A plan of an earlier version knew no repair, and gives the bytes that it gave.
     assert not Plan.from_json({"version": 1, "choices": []}).repair
     assert not Choice("layer", "", "Conv").fixed
+
+
+def hidden() -> ir.Model:
+    """A stack, an Einsum, a layer in a branch, and one that can be observed."""
+    branch = helper.make_graph(
+        [helper.make_node("MatMul", ["h", "inner"], ["z"], "within")], "branch", [], [value("z", None)]
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "seen"], ["a"], "seen"),
+        helper.make_node("Einsum", ["a", "summed"], ["b"], "einsum", equation="nabc,cd->nabd"),
+        helper.make_node("MatMul", ["b", "stack"], ["h"], "stack"),
+        helper.make_node("If", ["yes"], ["y"], "if", then_branch=branch, else_branch=branch),
+    ]
+    weights = {name: normal(8, 8) for name in ("seen", "summed", "inner")}
+    weights |= {"stack": normal(2, 8, 8), "yes": np.asarray(True)}
+    return loaded(make(nodes, [value("x", ["N", 2, 3, 8])], [value("y", None)], weights))
+
+
+def test_a_layer_that_is_not_fitted_to_its_inputs_says_why() -> None:
+    feeds = [{"x": normal(1, 2, 3, 8, seed=index)} for index in range(8)]
+    reasons: list[dict[str, str]] = []
+    for given in (calibration(feeds), None):
+        model = hidden()
+        plan = planned(model, "*=svd:rank=2")
+        rewritten = carry_out(model, find(model)[0], plan, calibration=given)
+        reasons.append({record.name: record.reason for record in layer_records(plan, rewritten)})
+    alone = "fitted to its weight alone: "
+    assert reasons[0] == {
+        "seen": "",
+        "einsum": f"{alone}the input of Einsum is not made of rows",
+        "stack": f"{alone}its weight is a stack of matrices",
+        "within": f"{alone}it stands in a subgraph or a function",
+    }
+    assert reasons[1] == dict.fromkeys(reasons[0], "")
