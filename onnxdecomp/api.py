@@ -23,7 +23,7 @@ from onnxdecomp.graph.save import check_target
 from onnxdecomp.lowering import LoweringCheck, check_lowering
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
-from onnxdecomp.request import Config, about_size, described, requested, stages_of
+from onnxdecomp.request import Config, about_size, described, mask_of, requested, stages_of
 from onnxdecomp.runrecord import Origin, describe_data, describe_model, describe_output, run_record
 from onnxdecomp.settle import is_quantized, settle
 from onnxdecomp.sites.find import FINDERS
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from onnxdecomp.benchmark import BenchResult
     from onnxdecomp.data.feeds import Feeds
+    from onnxdecomp.data.mask import Mask
     from onnxdecomp.data.read import Data
     from onnxdecomp.pipeline import PipelineResult
     from onnxdecomp.verification import Verification
@@ -143,7 +144,9 @@ def compress(
         dry_run: Plan only: no factor is computed and no file written.
         progress: Called as the work goes on.
         **decompose: Options of the decompose stage: method, rank, rank_multiple, include, exclude, must_save,
-            options, freeze_initializers (see onnxdecomp_passes.decompose).
+            options, freeze_initializers, mask (see onnxdecomp_passes.decompose). `mask` names the inputs that
+            are 0 where a position is padding, which counts neither in fits nor in errors: names with commas
+            between them, "none", or "" for those with the usual names.
 
     Raises:
         UsageError, ModelError, ProviderError, GateError, UnchangedError: See onnxdecomp.errors. Whatever is
@@ -178,7 +181,7 @@ def compress(
         if file is not None:
             check_target(file, model=working, overwrite=overwrite)
         before = describe_model(working, path, named=isinstance(model, str | Path))
-        calib, data = _inputs(path, calib, data, samples)
+        calib, data, masked = _inputs(path, calib, data, samples, mask_of(stages))
         if (verify or bench) and not dry_run:
             preflight.check(path, provider=provider)
         how: dict[str, Any] = {
@@ -188,11 +191,20 @@ def compress(
             "shapes": input_shapes,
         }
         inputs = cache(lambda: timed_input(path, calib, data, shapes=input_shapes, seed=seed))
-        gear = Gear(path, calib, data, samples, inputs if bench else None, report, details=details, **how)
-        request = described(stages, planned=given is not None, max_error=max_error)
-        origin = Origin(started, 0.0, seed, request, {"calib": describe_data(calib)})
+        told = (*wanted.notes, *_said_of(masked, calib, data))
+        gear = Gear(
+            *(path, calib, data, samples, inputs if bench else None, report),
+            details=details,
+            mask=masked,
+            **how,
+        )
+        origin = Origin(
+            *(started, 0.0, seed),
+            described(stages, planned=given is not None, max_error=max_error),
+            {"calib": describe_data(calib)},
+        )
         if dry_run:
-            return _dry_run(before, working, equip(stages, gear, given), gear, origin, wanted.notes)
+            return _dry_run(before, working, equip(stages, gear, given), gear, origin, told)
 
         def run(plan: Plan | None, fresh: ir.Model, quantized: bool = True) -> PipelineResult:
             chosen = [stage for stage in stages if quantized or not hasattr(stage, "precision")]
@@ -220,7 +232,12 @@ def compress(
             if verify:
                 report("verify", 0, 0)
                 checked = verification.verify(
-                    path, written, data=data, samples=samples, max_error=max_error, **how
+                    *(path, written),
+                    data=data,
+                    samples=samples,
+                    max_error=max_error,
+                    mask=mask_of(stages),
+                    **how,
                 )
                 _require_verified(checked)
             timed, remarks = (
@@ -228,7 +245,7 @@ def compress(
                 if bench and changed
                 else (None, ())
             )
-            notes = (*wanted.notes, *ran.notes, *settled.notes, *remarks, *(checked.notes if checked else ()))
+            notes = _together(told, ran.notes, settled.notes, remarks, checked.notes if checked else ())
             used = None if data is calib else describe_data(data)
             record = run_record(
                 before,
@@ -283,11 +300,22 @@ def default_output(model: str | Path, config: Config = None, **decompose: Any) -
 
 
 def _inputs(
-    path: Path, calib: Data | None, data: Data | None, samples: int | None
-) -> tuple[Feeds | None, Feeds | None]:
-    """The inputs to fit to, and those to verify with: the same where no others are given."""
+    path: Path, calib: Data | None, data: Data | None, samples: int | None, mask: str
+) -> tuple[Feeds | None, Feeds | None, Mask | None]:
+    """The inputs to fit to, those to verify with, the same where no others are given, and what masks them."""
+    masked = preflight.mask(path, mask)
     fitted = None if calib is None else preflight.read(path, calib)
-    return fitted, fitted if data is None else preflight.read(path, data, samples=samples)
+    return fitted, fitted if data is None else preflight.read(path, data, samples=samples), masked
+
+
+def _together(*notes: Sequence[str]) -> tuple[str, ...]:
+    """All notes in order, none of them twice."""
+    return tuple(dict.fromkeys(note for some in notes for note in some))
+
+
+def _said_of(mask: Mask | None, calib: Feeds | None, data: Feeds | None) -> tuple[str, ...]:
+    """The note on a mask that was found by its name, where there are inputs with padding to leave out."""
+    return (mask.note,) if mask is not None and mask.note and (calib or data) is not None else ()
 
 
 def _with_search(record: Mapping[str, Any], search: Mapping[str, Any] | None) -> dict[str, Any]:

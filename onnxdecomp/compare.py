@@ -37,6 +37,7 @@ def compare(
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     memory: bool = True,
+    mask: str = "",
     advance: Callable[[], object] = lambda: None,
     **timing: Any,
 ) -> tuple[BenchResult, dict[str, Any]]:
@@ -46,6 +47,7 @@ def compare(
         models: Files; the first is the original.
         gate: A condition that every other model has to keep in every setting (see onnxdecomp.gate).
         verify: Compare outputs too, on `data` or random inputs; None: where the gate needs it.
+        mask: Which positions of `data` no error counts, see onnxdecomp.verification.verify.
         providers, data, shapes, seed, memory, advance, timing: See onnxdecomp.benchmark.bench.
 
     Returns:
@@ -66,7 +68,7 @@ def compare(
     options: dict[str, Any] = {"data": data, "shapes": shapes, "seed": seed}
     timed = bench(models, providers=providers, memory=memory, advance=advance, **options, **timing)
     verified = [
-        verification.verify(models[0], model, provider=providers[0], max_error=None, **options)
+        verification.verify(models[0], model, provider=providers[0], max_error=None, mask=mask, **options)
         for model in (models[1:] if verify else ())
     ]
     described = [_describe(Path(model)) for model in models]

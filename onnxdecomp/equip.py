@@ -13,6 +13,7 @@ from onnxdecomp.plan.plan import Plan
 
 if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
+    from onnxdecomp.data.mask import Mask
     from onnxdecomp.stage import Stage
 
 Report = Callable[[str, int, int], None]
@@ -54,6 +55,7 @@ class Gear:
         provider, threads, seed: Where, and of what is random.
         shapes: Shapes of inputs by name, for random inputs.
         details: Whether the spectra of what is decomposed are recorded.
+        mask: The inputs that say what is padding, or None.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class Gear:
     seed: int
     shapes: Mapping[str, Sequence[int]] | None
     details: bool = False
+    mask: Mask | None = None
 
 
 def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage, ...]:
@@ -85,7 +88,7 @@ def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage
 
 def _calibrated(stage: Any, gear: Gear) -> Stage:
     """The quantize stage with the inputs that ranges of activations are found on."""
-    return replace(stage, calibration=gear.calib, provider=gear.provider)  # type: ignore[no-any-return]
+    return replace(stage, calibration=gear.calib, provider=gear.provider, padding=gear.mask)  # type: ignore[no-any-return]
 
 
 def _equipped(stage: Any, gear: Gear, plan: Plan | None, quantizer: Any) -> Stage:
@@ -98,7 +101,7 @@ def _equipped(stage: Any, gear: Gear, plan: Plan | None, quantizer: Any) -> Stag
         changes["finish"] = quantizer.quantized
     if gear.calib is not None:
         # The activations are looked at on the CPU: every provider computes the same.
-        changes["calibration"] = Calibration(gear.calib, threads=gear.threads, seed=gear.seed)
+        changes["calibration"] = Calibration(gear.calib, threads=gear.threads, seed=gear.seed, mask=gear.mask)
     made = replace(stage, **changes)
     if not made.searches:
         return made  # type: ignore[no-any-return]

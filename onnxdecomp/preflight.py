@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxdecomp.data.culprit import culprit
+from onnxdecomp.data.mask import Mask, masked_inputs
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime import providers
+from onnxdecomp.runtime.interface import interface_of
 from onnxdecomp.runtime.session import TensorSpec, inputs_of, open_session, run
 
 if TYPE_CHECKING:
@@ -23,6 +25,17 @@ def inputs(model: Path) -> tuple[TensorSpec, ...]:
         ModelError: ONNX Runtime does not load the model.
     """
     return inputs_of(open_session(model, low_memory=True))
+
+
+def mask(model: Path, wanted: str) -> Mask | None:
+    """The inputs of the model that are masks, see onnxdecomp.data.mask.
+
+    Raises:
+        ModelError: The file is not a model.
+        UsageError: `wanted` names no mask.
+    """
+    ports = interface_of(model).inputs
+    return masked_inputs([TensorSpec(port.name, port.shape or (), port.dtype) for port in ports], wanted)
 
 
 def read(model: Path, data: Data, *, samples: int | None = None) -> Feeds:

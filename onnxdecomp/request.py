@@ -100,6 +100,11 @@ def stages_of(
     return tuple(stage for stage in stages if getattr(stage, "precision", "") != "none")
 
 
+def mask_of(stages: Sequence[Any]) -> str:
+    """Which inputs are masks, as the decompose stage was told; "" for those with the usual names."""
+    return next((str(stage.mask) for stage in stages if hasattr(stage, "searches")), "")
+
+
 def with_target(
     config: Config,
     decompose: Mapping[str, Any],
@@ -157,6 +162,7 @@ def described(stages: Sequence[Any], *, planned: bool, max_error: float | None) 
         "rank": None if stage is None or searches or planned else stage.rank or None,
         "rules": [] if stage is None else list(stage.layers),
         "method": None if stage is None else stage.method,
+        "mask": mask_of(stages) or None,
         "plan": planned,
         "max_error": max_error,
     }

@@ -185,6 +185,8 @@ def verify(
         except _RunError as failure:
             reason = "; ".join((*changed, str(failure)))
             return outcome("failed", reason, feeds.source, **known)
+    if made.mask is not None and made.mask.note:
+        notes += (made.mask.note,)
     notes += compared.notes
     comparisons = compared.comparisons
     results = tuple(comparison.result() for comparison in comparisons)
@@ -252,6 +254,7 @@ def _record(
     inputs = inputs_of(session)
     names = [spec.name for spec in outputs_of(session)]
     masked = masked_inputs(inputs, mask)
+    masked = None if data is None else masked  # random inputs have no padding
 
     trial = trial_of(lambda feed: run(session, feed))
     if data is not None:

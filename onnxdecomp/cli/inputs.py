@@ -29,10 +29,20 @@ preprocess_option = click.option(
 )
 
 
+mask_option = click.option(
+    "--mask",
+    default="",
+    metavar="NAME",
+    help="Input that is 0 where a position is padding, which counts neither in fits nor in errors. Several "
+    "with commas; none: no input is  [default: attention_mask, input_mask and their like].",
+)
+
+
 def data_options(function: F) -> F:
-    """--data, --input-shape and --seed."""
+    """--data, --input-shape, --mask and --seed."""
     for option in (
         seed_option,
+        mask_option,
         input_shape_option,
         click.option(
             "--data",

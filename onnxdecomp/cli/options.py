@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxdecomp.cli.inputs import seed_option
+from onnxdecomp.cli.inputs import mask_option, seed_option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -112,6 +112,7 @@ def decomposition(function: F) -> F:
                 metavar="FILE",
                 help="Pipeline as TOML: which passes, with which options. Options given here win.",
             ),
+            mask_option,
             seed_option,
         )
     ):
@@ -178,4 +179,5 @@ DECOMPOSE = (
     "repair",
     "requantize",
     "simplify",
+    "mask",
 )

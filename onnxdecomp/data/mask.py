@@ -51,6 +51,16 @@ class Mask:
         """The names, as they are given."""
         return ",".join(spec.name for spec in self.inputs)
 
+    @property
+    def note(self) -> str:
+        """What a user should know of a mask that was found by its name; "" of one that was given."""
+        if self.given:
+            return ""
+        return (
+            f"{self.text} is taken for a mask: positions where it is 0 count neither in fits nor in errors "
+            "(--mask none counts them)"
+        )
+
     def rows(self, feed: Mapping[str, Array], shape: Sequence[int]) -> Array | None:
         """Which rows of an activation are real, [*shape] of booleans; None for all.
 
@@ -134,7 +144,7 @@ def masked_inputs(inputs: Sequence[TensorSpec], wanted: str = "") -> Mask | None
         if (
             len(spec.shape) < 2
             or any(isinstance(dim, int) and dim != 1 for dim in middle)
-            or spec.dtype == "str"
+            or spec.dtype in ("str", "string")
         ):
             raise UsageError(f"--mask {name}: a mask has the form [batch, positions], the input is {spec}")
     return Mask(tuple(by_name[name] for name in parts))

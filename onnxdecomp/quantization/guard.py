@@ -45,7 +45,9 @@ class Guarded:
     note: str = ""
 
 
-def guarded(model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256) -> Guarded:
+def guarded(
+    model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256, mask: Mask | None = None
+) -> Guarded:
     """`int8`, judged by the outputs on calibration inputs.
 
     One range for all numbers of a tensor fails where few of them are large, with masks and powers. Where that
@@ -55,12 +57,12 @@ def guarded(model: ir.Model, feeds: Feeds, scheme: Scheme, *, samples: int = 256
         ModelError: As `int8`.
     """
     made = int8(model, feeds, scheme, samples=samples)
-    error = distance(model, made, feeds)
+    error = distance(model, made, feeds, mask)
     if error <= HARMED:
         return Guarded(made, error)
     narrow = replace(scheme, leave=operators() - _PRODUCTS)
     again = int8(model, feeds, narrow, samples=samples)
-    better = distance(model, again, feeds)
+    better = distance(model, again, feeds, mask)
     if better <= HARMED:
         note = (
             "int8 in convolutions and products of matrices only: with all operators in 8 bits the outputs "

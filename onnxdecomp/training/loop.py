@@ -14,11 +14,13 @@ import torch
 
 from onnxdecomp.autograd.network import Network
 from onnxdecomp.autograd.tensors import as_tensor, as_tensors
+from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import ModelError
 from onnxdecomp.training import checkpoint
 from onnxdecomp.training.composed import Composed
-from onnxdecomp.training.objective import Objective
+from onnxdecomp.training.objective import Objective, Values
 from onnxdecomp.training.optimizer import Optimizer
+from onnxdecomp.training.padding import real
 from onnxdecomp.training.rates import rates, schedule
 from onnxdecomp.training.roles import Role
 from onnxdecomp.training.samples import Batch, Samples
@@ -79,6 +81,7 @@ class Course:
         train, held_out: The samples.
         layers: Rewritten layers, for the decay of their composed weights.
         scores: The output whose rows are classes, or None.
+        mask: Which positions are padding.
         relative: Whether rates are relative to the tensors' sizes; False for comparisons only.
     """
 
@@ -92,6 +95,16 @@ class Course:
     layers: Sequence[Composed] = ()
     scores: str | None = None
     relative: bool = True
+    mask: Mask | None = None
+
+    def loss(
+        self, feed: Mapping[str, Tensor], values: Values, taught: Values | None, classes: Tensor | None
+    ) -> Tensor:
+        """The objective of what the student makes of a feed, padding left out."""
+        whole = () if self.scores is None else (self.scores,)
+        values = real(self.mask, feed, values, whole)
+        taught = None if taught is None else real(self.mask, feed, taught, whole)
+        return self.objective.loss(values, taught, classes)
 
 
 def fit(course: Course, *, report: Report, path: Path | None = None, mark: str = "") -> Trained:
@@ -232,7 +245,7 @@ class _Run:
             taught = self.teaching.of(seen, view.number, rows)
             classes = None if labels is None else as_tensor(labels).to(course.student.device)
             values = in_bfloat16(course.student, seen, names, settings.precision == "mixed")
-            loss = course.objective.loss(values, taught, classes) * (len(rows) / count)
+            loss = course.loss(seen, values, taught, classes) * (len(rows) / count)
             loss.backward()
             total += float(loss.detach())
             if not view.others:
@@ -249,8 +262,8 @@ class _Run:
         """The held-out samples, as they are."""
         course = self.course
         total, hits, labelled = 0.0, 0, 0
-        for values, taught, classes, count in self._held_out():
-            total += float(course.objective.loss(values, taught, classes)) * count
+        for seen, values, taught, classes, count in self._held_out():
+            total += float(course.loss(seen, values, taught, classes)) * count
             met, judged = self._hits(values, classes)
             hits, labelled = hits + met, labelled + judged
         accuracy = hits / labelled if labelled else None
@@ -258,7 +271,7 @@ class _Run:
 
     def _held_out(
         self,
-    ) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor] | None, Tensor | None, int]]:
+    ) -> Iterator[tuple[Values, Values, Values | None, Tensor | None, int]]:
         course = self.course
         names = (*course.student.outputs, *course.objective.hints)
         with torch.no_grad():
@@ -267,7 +280,7 @@ class _Run:
                     seen = as_tensors(feed)
                     taught = self.teaching.of(seen, HELD_OUT, rows)
                     classes = None if labels is None else as_tensor(labels).to(course.student.device)
-                    yield course.student(seen, names), taught, classes, len(rows)
+                    yield seen, course.student(seen, names), taught, classes, len(rows)
 
     def _hits(self, values: Mapping[str, Tensor], classes: Tensor | None) -> tuple[int, int]:
         """How many labels are met, of how many."""

@@ -115,7 +115,11 @@ def finetune(
                 report("verify", 0, 0)
                 compared = feeds if evaluation is None else evaluation
                 found = verification.verify(
-                    original, written, data=compared, max_error=None, threads=threads or 0
+                    *(original, written),
+                    data=compared,
+                    max_error=None,
+                    threads=threads or 0,
+                    mask=wanted.mask,
                 )
                 if found.interface:
                     difference = found.interface[0]

@@ -47,6 +47,11 @@ class Settings:
     labels_weight: float = _option(0.5, "Share of the labels' loss where the objective is both.")
     hints: float = _option(0.0, "Weight of the relative error of the rewritten layers' outputs.")
     held_out: float = _option(0.1, "Share of the data that decides which weights are kept.")
+    mask: str = _option(
+        "",
+        "Inputs that are 0 where a position is padding, which no loss counts; none: no input is "
+        "(default: attention_mask, input_mask and their like).",
+    )
     patience: int = _option(0, "Stop after so many epochs without a better one; 0: never early.")
     warmup: float = _option(0.05, "Share of the steps in which the rate rises; then it falls as a cosine.")
     decay: float = _option(0.0, "Weight of the squared norm of the composed weights.")

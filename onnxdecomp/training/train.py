@@ -14,9 +14,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from onnxdecomp import preflight
 from onnxdecomp.autograd.network import Network
 from onnxdecomp.autograd.tensors import as_tensors
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.processwide import Undo, shared
 from onnxdecomp.training import checkpoint
@@ -24,6 +26,7 @@ from onnxdecomp.training.agreement import check_agreement
 from onnxdecomp.training.composed import composed
 from onnxdecomp.training.loop import Course, Report, Trained, fit
 from onnxdecomp.training.objective import Values, objective, scored_output
+from onnxdecomp.training.padding import real
 from onnxdecomp.training.roles import chosen, roles
 from onnxdecomp.training.samples import Samples, split
 from onnxdecomp.training.scratch import initialise
@@ -81,10 +84,11 @@ def train(
     where = _device(device)
     found = roles(student.model)
     trained = chosen(found, ("all",) if from_scratch else settings.trained)
+    mask = preflight.mask(student.path, settings.mask)
     training, held_out = split(feeds, settings.held_out, settings.seed)
     with _threads(threads):
         network = Network(student.model, [role.name for role in trained], device=where)
-        apart = check_agreement(student.model, student.path, network, training.feeds[:_CHECKED])
+        apart = check_agreement(student.model, student.path, network, training.feeds[:_CHECKED], mask)
         taught = None if teacher is None else Network(teacher.model, device=where)
         if taught is not None and taught.outputs != network.outputs:
             theirs, ours = ", ".join(taught.outputs), ", ".join(network.outputs)
@@ -97,7 +101,7 @@ def train(
             student.model,
             teacher=taught is not None,
             labels=feeds.labels is not None,
-            energy=None if taught is None else _energy(taught, training, hints),
+            energy=None if taught is None else _energy(taught, training, hints, mask),
             hints=hints,
         )
         if from_scratch:
@@ -113,6 +117,7 @@ def train(
             layers if settings.decay else (),
             scored_output(student.model),
             relative,
+            mask,
         )
         mark = (
             ""
@@ -176,7 +181,7 @@ def _hints(network: Network, teacher: Network, feed: Mapping[str, Tensor]) -> tu
     return tuple(name for name in names if teacher.knows(name))
 
 
-def _energy(teacher: Network, samples: Samples, hints: Sequence[str]) -> Values:
+def _energy(teacher: Network, samples: Samples, hints: Sequence[str], mask: Mask | None) -> Values:
     """The mean square of the teacher's values, over some of the samples."""
     names = (*teacher.outputs, *hints)
     totals = dict.fromkeys(names, 0.0)
@@ -184,7 +189,7 @@ def _energy(teacher: Network, samples: Samples, hints: Sequence[str]) -> Values:
     with torch.no_grad():
         for batch in islice(samples.passes(), 8):
             for feed in batch.feeds:
-                for name, value in teacher(feed, names).items():
+                for name, value in real(mask, as_tensors(feed), teacher(feed, names)).items():
                     totals[name] += float(value.double().square().sum())
                     counts[name] += value.numel()
     return {name: torch.tensor(max(totals[name] / max(counts[name], 1), 1e-20)) for name in names}

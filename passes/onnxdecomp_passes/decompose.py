@@ -98,6 +98,13 @@ class Decompose(Stage):
         default=False,
         metadata={"help": "store the factors of quantized layers as int8 (activations stay floating point)"},
     )
+    mask: str = field(
+        default="",
+        metadata={
+            "help": "inputs that are 0 where a position is padding, which counts neither in fits nor in "
+            "errors; none: no input is (default: attention_mask, input_mask and their like)"
+        },
+    )
     provider: str = field(default="cpu", metadata={"help": "the provider that rank_multiple=auto aligns to"})
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
     given: Plan | None = field(default=None, compare=False, repr=False)

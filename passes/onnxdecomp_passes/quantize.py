@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import UsageError
 from onnxdecomp.patterns import Names, literal, matches
 from onnxdecomp.pipeline import CAME_IN, CameIn
@@ -38,6 +39,7 @@ class Quantize(Stage):
     exclude: tuple[str, ...] = option((), "int8: nodes that stay floating point, by shell patterns of names")
     provider: str = option("cpu", "int8: the provider that it is meant for")
     calibration: Feeds | None = field(default=None, compare=False, repr=False)
+    padding: Mask | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -96,7 +98,7 @@ class Quantize(Stage):
             raise UsageError("int8 needs inputs to find the ranges of activations on: give them with --calib")
         scheme = scheme_for(self.provider, weight_bits=self.weight_bits, per_channel=self.per_channel)
         scheme = replace(scheme, exclude=_matching(model, self.exclude))
-        found = guarded(model, self.calibration, scheme, samples=self.samples)
+        found = guarded(model, self.calibration, scheme, samples=self.samples, mask=self.padding)
         nodes = () if found.model is None else found.model.graph
         facts = {
             "kind": "int8",
