@@ -200,8 +200,9 @@ def _check(
         raise UsageError("no model to time")
     if min(batch_sizes, default=0) < 1:
         raise UsageError("a batch size must be 1 or more")
-    if min(threads, default=-1) < 0:
-        raise UsageError("the number of threads must be 0 (ONNX Runtime's choice) or more")
+    if not threads:
+        raise UsageError("no number of threads to time with")
+    environment.check_threads(*threads)
     if not duration > 0 or (iterations is not None and iterations < 1):
         raise UsageError("the duration and the number of iterations must be above 0")
 

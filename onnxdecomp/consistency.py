@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onnxdecomp.environment import check_threads
 from onnxdecomp.errors import UsageError
 
 _IN_A_PLAN = (
@@ -58,6 +59,7 @@ def check(asked: Asked, decompose: Mapping[str, Any], stages: Sequence[Any]) -> 
     Raises:
         UsageError: Two options contradict each other, or a number is out of its range.
     """
+    check_threads(asked.threads, *asked.bench_threads)
     for wrong, problem in (*_ranges(asked, stages), *_contradictions(asked, decompose, stages)):
         if wrong:
             raise UsageError(problem)

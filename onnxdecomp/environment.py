@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxdecomp import __version__
+from onnxdecomp.errors import UsageError
+
+_PER_CORE = 4
+"""Threads per core that may be asked for."""
 
 _RELEVANT = (
     "numpy",
@@ -29,6 +33,27 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1
+
+
+def most_threads() -> int:
+    """The most threads that may be asked for: some more than the machine has cores."""
+    return _PER_CORE * (os.cpu_count() or 1)
+
+
+def check_threads(*counts: int | None) -> None:
+    """Refuse numbers of threads that would bring the machine down.
+
+    Raises:
+        UsageError: One of them is negative, or far above the number of cores.
+    """
+    for count in counts:
+        if count is not None and count < 0:
+            raise UsageError(f"the number of threads must be 0 (one per core) or more, not {count}")
+        if count is not None and count > most_threads():
+            raise UsageError(
+                f"{count} threads are far too many: this machine has {os.cpu_count() or 1} cores; give at "
+                f"most {most_threads()} by --threads and --bench-threads"
+            )
 
 
 def tool() -> dict[str, str]:

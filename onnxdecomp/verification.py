@@ -17,6 +17,7 @@ from onnxdecomp.data.culprit import culprit
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.mask import Mask, masked_inputs
 from onnxdecomp.data.read import Data, read_feeds
+from onnxdecomp.environment import check_threads
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.layer import Array
 from onnxdecomp.runtime.comparable import Compared, chosen_by_data, unsteady
@@ -141,6 +142,7 @@ def verify(
         raise UsageError(f"the largest error allowed must be 0 or more, not {max_error}")
     if samples is not None and samples < 1:
         raise UsageError(f"the number of samples must be 1 or more, not {samples}")
+    check_threads(threads)
     before, after = interface_of(original), interface_of(new)
     changed = differences(before, after)
     lost = lost_defaults(before, after)

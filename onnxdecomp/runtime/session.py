@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from onnxdecomp.environment import check_threads
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Array, Dim
 from onnxdecomp.runtime import providers
@@ -98,10 +99,11 @@ def open_session(
     Raises:
         ModelError: ONNX Runtime does not load the model.
         ProviderError: The provider did not start.
-        UsageError: There is no such provider.
+        UsageError: There is no such provider, or the number of threads is absurd.
     """
     import onnxruntime as ort
 
+    check_threads(threads, inter_op)
     wanted = providers.ort_name(provider)
     if wanted not in ort.get_available_providers():
         raise providers.not_started(providers.start(provider))

@@ -90,6 +90,7 @@ def finetune(
     report = progress or _silent
     started = time.time()
     wanted = parse_settings(settings)
+    environment.check_threads(threads)
     require_torch()
     file = None if output is None else Path(output)
     sources = {"teacher": teacher, "data": data, "evaluation": evaluation, "checkpoint": checkpoint}
