@@ -20,12 +20,13 @@ from onnxdecomp.equip import Gear, equip
 from onnxdecomp.errors import GateError, ModelError, UnchangedError, UsageError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import check_target
-from onnxdecomp.lowering import LoweringCheck, check_lowering
+from onnxdecomp.hold import first_run, hold
+from onnxdecomp.lowering import LoweringCheck
+from onnxdecomp.making import Maker
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
 from onnxdecomp.request import Config, about_size, described, mask_of, requested, stages_of
 from onnxdecomp.runrecord import Origin, describe_data, describe_model, describe_output, run_record
-from onnxdecomp.settle import is_quantized, settle
 from onnxdecomp.sites.find import FINDERS
 from onnxdecomp.staging import claim, on_disk, staged
 from onnxdecomp.training.settings import Settings
@@ -129,7 +130,8 @@ def compress(
             what decides is `threads` and the first input of `calib`, else of `data`, else a random one.
         details: Put into the record what a report shows: spectra, the graph around every rewritten layer,
             where the time goes.
-        max_error: Largest relative L2 error of an output; above it GateError, and no file is written.
+        max_error: Largest relative L2 error of an output. Where ranks are searched for, layers give way until
+            it holds; with ranks given GateError is raised above it, and no file is written.
         allow_slower: Take the result even if it was measured to be no faster than the original. None: only
             where ranks, a plan, or a target of MACs, parameters or bytes were asked for.
         provider, threads: Where it is verified and timed; threads None is one per core.
@@ -211,41 +213,46 @@ def compress(
             with blaming(path, calib):
                 return pipeline.run(fresh, equip(chosen, gear, plan), lambda stage: report(stage, 0, 0))
 
+        def again(plan: Plan | None, quantized: bool) -> PipelineResult:
+            return run(given if plan is None else plan, load(path), quantized)
+
+        def compared(new: Path) -> Verification:
+            report("verify", 0, 0)
+            return verification.verify(
+                path, new, data=data, samples=samples, max_error=max_error, mask=mask_of(stages), **how
+            )
+
         watch = Watch(path, provider, cores, bench_seconds, seed, inputs)
-        first = run(given, working)
         faster = bench and not (about_size(given, stages) if allow_slower is None else allow_slower)
-        settled = settle(
-            first,
-            lambda plan, quantized: run(given if plan is None else plan, load(path), quantized),
-            watch,
-            enabled=faster,
+        holds = verify and origin.request["target"] is not None  # ranks given by hand are not changed
+        first, given_up = first_run(
+            lambda quantized: run(given, working if quantized else load(path), quantized),
+            giving_up=holds and target is None and origin.request["target"] == f"error={max_error}",
         )
+        made = hold(
+            first,
+            Maker(
+                *(path, before["opset"], before["ir_version"], again, watch, faster),
+                *(compared if holds else None, calib, wanted.training, threads, seed, report),
+            ),
+            origin.request["target"],
+        )
+        settled, changed, checked = made.settled, made.changed, None
         ran, plan_done = settled.ran, settled.plan
-        report("check layers", 0, 0)
-        checks = _lowered(ran, opset=before["opset"], ir_version=before["ir_version"], seed=seed)
-        learnt = _finetuned(ran, path, calib, wanted.training, threads, report)
-        layers = layer_records(plan_done, ran.rewritten, checks)
-        changed = bool(ran.rewritten) or is_quantized(ran)
+        layers = layer_records(plan_done, ran.rewritten, made.lowering)
         _require_changed(plan_done, changed or not fail_if_unchanged)
-        result, checked = ran.model if changed else load(path), None
+        result = ran.model if changed else load(path)
         with staged(result, file, original=None if changed else path) as written:
             if verify:
-                report("verify", 0, 0)
-                checked = verification.verify(
-                    *(path, written),
-                    data=data,
-                    samples=samples,
-                    max_error=max_error,
-                    mask=mask_of(stages),
-                    **how,
-                )
+                checked = made.compared(written) or compared(written)
                 _require_verified(checked)
             timed, remarks = (
                 _timed(settled.timed, written, watch, bench_batches, bench_threads, report)
                 if bench and changed
                 else (None, ())
             )
-            notes = _together(told, ran.notes, settled.notes, remarks, checked.notes if checked else ())
+            seen = checked.notes if checked else ()
+            notes = _together(told, given_up, ran.notes, settled.notes, remarks, seen)
             used = None if data is calib else describe_data(data)
             record = run_record(
                 before,
@@ -259,11 +266,11 @@ def compress(
                 looks=settled.looks if faster else None,
                 passes=_with_search(ran.record, settled.search),
                 origin=origin.ended(used),
-                training=learnt,
+                training=made.learnt,
                 details=_details(ran, layers, written, watch, timed is not None) if details else None,
             )
             report("save", 0, 0)
-        return Result(result, plan_done, layers, checks, notes, changed, file, checked, timed, record)
+        return Result(result, plan_done, layers, made.lowering, notes, changed, file, checked, timed, record)
 
 
 def inspect(model: Source, *, simplify: str = "none", **decompose: Any) -> Result:
@@ -323,23 +330,6 @@ def _with_search(record: Mapping[str, Any], search: Mapping[str, Any] | None) ->
     return {**record, "decompose": {**record.get("decompose", {}), "search": search}}
 
 
-def _finetuned(
-    ran: PipelineResult,
-    original: Path,
-    calib: Any,
-    wanted: Settings | None,
-    threads: int | None,
-    report: Report,
-) -> dict[str, Any] | None:
-    """Train the result in place; the record's `training`, or None where there is nothing to train."""
-    if wanted is None or not ran.rewritten:
-        return None
-    from onnxdecomp.training.run import trained
-
-    with on_disk(ran.model) as passing, blaming(original, calib):
-        return trained(ran.model, passing, original, calib, wanted, report, threads=threads)
-
-
 def _timed(
     first: BenchResult | None,
     written: Path,
@@ -384,19 +374,6 @@ def _dry_run(
         before, plan=found.plan, layers=layers, notes=notes, passes=passes, origin=origin.ended()
     )
     return Result(ran.model, found.plan, layers, (), notes, False, None, None, None, record)
-
-
-def _lowered(ran: PipelineResult, *, opset: int, ir_version: int, seed: int) -> tuple[LoweringCheck, ...]:
-    """The lowering checks, all of them passed."""
-    checks = check_lowering(ran.rewritten, opset=opset, ir_version=ir_version, seed=seed)
-    for check in checks:
-        if not check.passed:
-            raise ModelError(
-                f"{check.layer}: the rewritten nodes differ from their own weight by {check.rel_error:.3g} "
-                f"(at most {check.tolerance:g}); nothing was written. This is a bug in onnxdecomp: please "
-                "report it, and use --exclude for this layer until it is mended"
-            )
-    return checks
 
 
 def _require_changed(plan: Plan, changed: bool) -> None:

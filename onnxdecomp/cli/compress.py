@@ -60,7 +60,8 @@ from onnxdecomp.cli.output import check_files, json_option, report_options, writ
     "--max-error",
     type=click.FloatRange(min=0),
     metavar="ERROR",
-    help="Exit with 1, writing nothing, if the relative L2 error of an output is above this; with neither "
+    help="Largest relative L2 error of an output. Where ranks are searched for, layers give way until it "
+    "holds; with ranks given: exit with 1, writing nothing, if it is above this. With neither "
     "--rank nor --target also what the search may use up.",
 )
 @click.option(

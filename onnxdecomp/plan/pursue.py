@@ -22,6 +22,7 @@ from onnxdecomp.plan.search import Chosen, choose, totals, with_reason
 from onnxdecomp.plan.sensitivity import Outputs, output_errors
 from onnxdecomp.plan.survey import Progress, Scope, Survey, survey
 from onnxdecomp.plan.timing import Stopwatch
+from onnxdecomp.plan.uniform import method_options
 from onnxdecomp.runtime.metrics import score_rows
 from onnxdecomp.sites.base import Site, Skip
 
@@ -39,6 +40,21 @@ _MARGIN = 0.95
 
 Trial = Callable[[Plan, Calibration], ir.Model]
 """Carries a plan out on a copy of the model, fitted to these inputs."""
+
+
+class QuantizedTooFarError(UsageError):
+    """A loss is passed with every layer kept, by quantization alone.
+
+    Attributes:
+        limit, used: What may be lost, and what is.
+    """
+
+    def __init__(self, budget: Budget, name: str, used: float) -> None:
+        super().__init__(
+            f"--target {budget} is out of reach: without any decomposition the quantized model has "
+            f"{name}={used:.3g}"
+        )
+        self.limit, self.used = budget.limit, used
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,10 +232,7 @@ def _require_reach(losses: Sequence[Budget], measures: Sequence[Measure], made: 
     for budget, measure in zip(losses, measures, strict=True):
         used = measure.of(made)
         if used > budget.limit:
-            raise UsageError(
-                f"--target {budget} is out of reach: without any decomposition the quantized model has "
-                f"{measure.name}={used:.3g}"
-            )
+            raise QuantizedTooFarError(budget, measure.name, used)
 
 
 def _wanted_latency(costs: Sequence[Budget], weighed: Survey) -> float | None:
@@ -318,6 +331,7 @@ def _record(weighed: Survey, chosen: Chosen, tries: Sequence[Mapping[str, float 
                 "candidates": [
                     {
                         "method": candidate.outline.method.name,
+                        "options": method_options(candidate.outline.method),
                         "ranks": list(candidate.outline.ranks),
                         "params": candidate.outline.cost.params,
                         "macs": candidate.outline.cost.macs,
