@@ -195,9 +195,10 @@ def compress(
         inputs = cache(lambda: timed_input(path, calib, data, shapes=input_shapes, seed=seed))
         told = (*wanted.notes, *_said_of(masked, calib, data))
         gear = Gear(
-            *(path, calib, data, samples, inputs if bench else None, report),
+            *(path, calib, data, samples, inputs, report),
             details=details,
             mask=masked,
+            timed=bench,
             **how,
         )
         origin = Origin(

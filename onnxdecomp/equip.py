@@ -51,6 +51,7 @@ class Gear:
         data: Inputs with labels, or None.
         samples: At most so many of the labelled ones are used.
         inputs: Gives what latency is measured on (see onnxdecomp.watch), or None where it is not to be.
+        timed: Whether latency counts where no target is on it; a target of latency is always measured.
         report: Progress.
         provider, threads, seed: Where, and of what is random.
         shapes: Shapes of inputs by name, for random inputs.
@@ -70,6 +71,7 @@ class Gear:
     shapes: Mapping[str, Sequence[int]] | None
     details: bool = False
     mask: Mask | None = None
+    timed: bool = True
 
 
 def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage, ...]:
@@ -93,22 +95,24 @@ def _calibrated(stage: Any, gear: Gear) -> Stage:
 
 def _equipped(stage: Any, gear: Gear, plan: Plan | None, quantizer: Any) -> Stage:
     from onnxdecomp.calibrate.observe import Calibration
+    from onnxdecomp.graph.load import load, source
     from onnxdecomp.plan.timing import Stopwatch
+    from onnxdecomp.staging import size
 
     changes: dict[str, Any] = {"given": plan, "on_layer": gear.report, "details": gear.details}
     changes["shapes"] = gear.shapes
     if quantizer is not None:
-        changes["finish"] = quantizer.quantized
+        changes |= {"finish": quantizer.quantized, "finished": quantizer.precision}
     if gear.calib is not None:
         # The activations are looked at on the CPU: every provider computes the same.
         changes["calibration"] = Calibration(gear.calib, threads=gear.threads, seed=gear.seed, mask=gear.mask)
     made = replace(stage, **changes)
     if not made.searches:
         return made  # type: ignore[no-any-return]
-    changes = {"size": gear.path.stat().st_size}
+    changes = {"size": size(gear.path, source(load(gear.path)))} if "size" in made.goal else {}
     if gear.data is not None and "drop" in made.goal:
         changes["labelled"] = gear.data.first(gear.samples)
-    if gear.inputs is not None:
+    if gear.inputs is not None and (gear.timed or "latency" in made.goal):
         precision = quantizer.precision if quantizer is not None else "float"
         changes["stopwatch"] = Stopwatch(gear.path, gear.inputs()[0], gear.provider, gear.threads, precision)
     return replace(made, **changes)  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.plan.allocate import OutOfReach
 from onnxdecomp.plan.budget import Budget
+from onnxdecomp.plan.bytes import file_size, fitting, width
 from onnxdecomp.plan.frontier import frontier, macs_left
 from onnxdecomp.plan.look import look
-from onnxdecomp.plan.plan import Plan
-from onnxdecomp.plan.search import Chosen, choose, totals, with_reason
+from onnxdecomp.plan.plan import Plan, kept
+from onnxdecomp.plan.search import Bytes, Chosen, choose, totals, with_reason
 from onnxdecomp.plan.sensitivity import Outputs, output_errors
 from onnxdecomp.plan.survey import Progress, Scope, Survey, survey
 from onnxdecomp.plan.timing import Stopwatch
@@ -34,6 +35,9 @@ _ENOUGH = 0.8
 
 _BOLD = 0.03
 """The loss of the first plan that is tried for a drop of accuracy, at most."""
+
+_NEARLY = 1.05
+"""A latency above the wanted one by no more than this factor may be noise: it is told, and taken."""
 
 _MARGIN = 0.95
 """Of an error measured on some calibration inputs: on others it may be a little larger."""
@@ -97,6 +101,7 @@ def pursue(
     labelled: Feeds | None = None,
     stopwatch: Stopwatch | None = None,
     size: int = 0,
+    precision: str = "float",
     progress: Progress | None = None,
 ) -> Pursued:
     """Find the plan that meets the budgets: of least loss, or of least latency where they limit the loss.
@@ -109,7 +114,8 @@ def pursue(
         trial: Carries a plan out.
         labelled: Samples with labels, for a budget on the drop of accuracy.
         stopwatch: Measures latency; needed for a budget on it.
-        size: Bytes of the original, for a budget on them.
+        size: Bytes of the original with its external data, for a budget on them.
+        precision: What the trial is quantized to: "float", "int8" or "fp16".
         progress: Called as the work goes on.
 
     Raises:
@@ -117,6 +123,8 @@ def pursue(
     """
     if labelled is None and any(budget.quantity == "drop" for budget in budgets):
         raise UsageError("--target drop=… needs labels: give samples with labels by --eval")
+    if stopwatch is None and any(budget.quantity == "latency" for budget in budgets):
+        raise UsageError("--target latency=… needs something to measure latency with")
     weighed = survey(model, sites, scope, calibration, stopwatch=stopwatch, progress=progress)
     costs = [budget for budget in budgets if not budget.on_loss]
     losses = [budget for budget in budgets if budget.on_loss]
@@ -127,14 +135,31 @@ def pursue(
         assert stopwatch is not None
         return stopwatch.time_plan(model, plan).value
 
-    def pick(max_loss: float | None) -> Chosen:
+    brief = shortened(parted(calibration)[0], weighed.macs)
+    limit = next((budget.allowed(size) for budget in costs if budget.quantity == "size"), None)
+    sizes = Bytes(size, size, width(precision))
+    if limit is not None:
+        untouched = Plan(tuple(kept(entry.site.layer, entry.dense) for entry in weighed.layers))
+        sizes = replace(sizes, whole=file_size(trial(untouched, brief)))
+
+    def made(plan: Plan) -> int:
+        # A file in which nothing is decomposed or quantized is the original, which nobody has simplified.
+        as_it_was = not plan.decomposed and precision == "float"
+        return size if as_it_was else file_size(trial(plan, brief))
+
+    def pick(max_loss: float | None) -> Chosen | OutOfReach:
         def best(optimism: float) -> Chosen | OutOfReach:
-            return choose(weighed, skips, costs, size=size, max_loss=max_loss, optimism=optimism)
+            def small(spare: float) -> Chosen | OutOfReach:
+                known = replace(sizes, spare=spare)
+                return choose(weighed, skips, costs, sizes=known, max_loss=max_loss, optimism=optimism)
+
+            return small(0.0) if limit is None else fitting(small, made, limit)
 
         if stopwatch is None:
-            found = best(1.0)
-        else:
-            found = look(best, measure, wanted, quantized=stopwatch.precision != "float")
+            return best(1.0)
+        return look(best, measure, wanted, quantized=stopwatch.precision != "float")
+
+    def reached(found: Chosen | OutOfReach) -> Chosen:
         if isinstance(found, OutOfReach):
             raise UsageError(_out_of_reach(costs, found, totals(weighed, size)))
         return found
@@ -142,14 +167,15 @@ def pursue(
     on_outputs = [budget for budget in losses if budget.quantity == "error"]
     if on_outputs and not weighed.outputs.names:
         # What layers lose, each of its own output, is all that is known; the network in general loses less.
-        chosen = pick(min(budget.limit for budget in on_outputs) ** 2)
+        chosen = reached(pick(min(budget.limit for budget in on_outputs) ** 2))
         note = "no output can be compared: the error allowed is that of all layers' own outputs together"
         return _pursued(weighed, chosen, (), (note,), wanted)
     if not losses:
-        return _pursued(weighed, pick(None), (), (), wanted)
+        return _pursued(weighed, reached(pick(None)), (), (), wanted)
     measures = [_measure(budget, model, weighed.outputs, calibration, labelled) for budget in losses]
-    brief = shortened(parted(calibration)[0], weighed.macs)
-    chosen, tries, notes = _try(pick, losses, measures, lambda plan: trial(plan, brief), progress)
+    chosen, tries, notes = try_plans(
+        pick, reached, costs, losses, measures, lambda plan: trial(plan, brief), progress
+    )
     if notes:
         chosen = with_reason(chosen, weighed, "no plan that was tried keeps the loss asked for")
     return _pursued(weighed, chosen, tries, notes, wanted)
@@ -162,8 +188,14 @@ def _pursued(
     notes: tuple[str, ...],
     wanted: float | None,
 ) -> Pursued:
-    """The plan with what is to be said of it; a target that was missed is no reason to keep a layer."""
+    """The plan with what is to be said of it; a target that was missed is no reason to keep a layer.
+
+    Raises:
+        UsageError: The target of latency was missed by more than timings differ by.
+    """
     missed = _missed(chosen, wanted)
+    if missed and wanted is not None and (chosen.measured or 0.0) > _NEARLY * wanted:
+        raise UsageError(f"--target latency is out of reach: {missed[0]}")
     if missed:
         reason = "no plan that was measured to be faster decomposes it"
         chosen = with_reason(chosen, weighed, reason)
@@ -171,14 +203,23 @@ def _pursued(
     return Pursued(chosen.plan, _record(weighed, chosen, tries), said)
 
 
-def _try(
-    pick: Callable[[float | None], Chosen],
+def try_plans(
+    pick: Callable[[float | None], Chosen | OutOfReach],
+    reached: Callable[[Chosen | OutOfReach], Chosen],
+    costs: Sequence[Budget],
     losses: Sequence[Budget],
     measures: Sequence[Measure],
     trial: Callable[[Plan], ir.Model],
     progress: Progress | None,
 ) -> tuple[Chosen, list[dict[str, float | None]], tuple[str, ...]]:
-    """Plans of rising and falling expected loss, until one uses up what may be lost, and not more."""
+    """Plans of rising and falling expected loss, until one uses up what may be lost, and not more.
+
+    What is expected only ranks plans. Where the budgets on costs need more loss than is expected to be
+    allowed, the plan that needs least is tried, and what is measured of it decides.
+
+    Raises:
+        UsageError: The loss asked for does not go with the budgets on costs: said with what was measured.
+    """
     limits = [budget.limit * (_MARGIN if budget.quantity == "error" else 1.0) for budget in losses]
     # What layers lose adds up to more than the network does once they are fitted to each other.
     expected = min(
@@ -188,10 +229,16 @@ def _try(
     best: Chosen | None = None
     tries: list[dict[str, float | None]] = []
     low, high = 0.0, float("inf")
+    cheapest: Chosen | OutOfReach | None = None
     for attempt in range(TRIALS):
         if progress:
             progress(f"try plan {attempt + 1}", attempt, TRIALS)
-        chosen = pick(expected)
+        found = pick(expected)
+        if isinstance(found, OutOfReach) and costs:
+            if cheapest is not None:
+                break
+            found = cheapest = pick(None)
+        chosen = reached(found)
         if not chosen.plan.decomposed:
             best = best or chosen
             break
@@ -218,13 +265,45 @@ def _try(
             expected = float(np.sqrt(low * high))
         if high < float("inf") and low > 0.85 * high:
             break
+    return _settled(best, pick, costs, losses, measures, trial, tries)
+
+
+def _settled(
+    best: Chosen | None,
+    pick: Callable[[float | None], Chosen | OutOfReach],
+    costs: Sequence[Budget],
+    losses: Sequence[Budget],
+    measures: Sequence[Measure],
+    trial: Callable[[Plan], ir.Model],
+    tries: list[dict[str, float | None]],
+) -> tuple[Chosen, list[dict[str, float | None]], tuple[str, ...]]:
+    """The best plan that was tried; where none was good enough, the one that keeps every layer, if it may."""
     notes: tuple[str, ...] = ()
     if best is None:
-        best = pick(0.0)
+        nothing = pick(0.0)
+        if isinstance(nothing, OutOfReach):
+            raise UsageError(_too_lossy(costs, losses, measures, tries))
+        best = nothing
         notes = ("no plan that was tried keeps the loss asked for: every layer stays",)
     if not best.plan.decomposed:
         _require_reach(losses, measures, trial(best.plan))
     return best, tries, notes
+
+
+def _too_lossy(
+    costs: Sequence[Budget],
+    losses: Sequence[Budget],
+    measures: Sequence[Measure],
+    tries: Sequence[Mapping[str, float | None]],
+) -> str:
+    """What is said where every plan within the budgets on costs was measured to lose too much."""
+    asked, wanted = ",".join(map(str, costs)), ",".join(map(str, losses))
+    least = [min(float(entry[measure.name] or 0.0) for entry in tries) for measure in measures]
+    found = ",".join(f"{measure.name}={value:.3g}" for measure, value in zip(measures, least, strict=True))
+    return (
+        f"--target {asked},{wanted} is out of reach: of the plans with {asked} that were tried, the best has "
+        f"{found}"
+    )
 
 
 def _require_reach(losses: Sequence[Budget], measures: Sequence[Measure], made: ir.Model) -> None:

@@ -16,6 +16,23 @@ from onnxdecomp.plan.without import BETTER_KEPT
 from onnxdecomp.sites.base import Skip
 
 
+@dataclass(frozen=True)
+class Bytes:
+    """What is known of the sizes of files.
+
+    Attributes:
+        original: Of the file that came in, with its external data.
+        whole: Of the file that is written where every layer stays: simplified, and quantized if it will be.
+        each: Bytes of a number in a layer's weight; None: those of the layer's own type.
+        spare: Bytes that a plan like the one that is looked for needs beyond what is expected of it.
+    """
+
+    original: int
+    whole: int
+    each: int | None = None
+    spare: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Chosen:
     """A plan and how it came about.
@@ -28,6 +45,7 @@ class Chosen:
         gap: How far above the bound this one is.
         latency: Expected latency over the original's; None where nothing was timed.
         measured: The same measured, with factors of noise in the whole model; None where not done.
+        size: Expected bytes of the file; None where they are no budget.
     """
 
     plan: Plan
@@ -36,6 +54,7 @@ class Chosen:
     gap: float
     latency: float | None
     measured: float | None = None
+    size: float | None = None
 
 
 def choose(
@@ -43,7 +62,7 @@ def choose(
     skips: Sequence[Skip],
     budgets: Sequence[Budget],
     *,
-    size: int = 0,
+    sizes: Bytes | None = None,
     max_loss: float | None = None,
     optimism: float = 1.0,
 ) -> Chosen | OutOfReach:
@@ -53,26 +72,29 @@ def choose(
         survey: The layers, weighed.
         skips: Operators that could not be read; the plan names them.
         budgets: On MACs, parameters, bytes or latency.
-        size: The original's bytes, where they are a budget.
+        sizes: Of files, where they are a budget.
         max_loss: With it the loss is limited too, and what is least is the latency where that was
             measured, else the MACs.
         optimism: Measured latency over expected latency, of a plan like the one that is looked for.
     """
     surveyed, whole_ms = survey.layers, survey.whole_ms
-    now = totals(survey, size)
-    limits = [
-        budget.allowed(now[budget.quantity]) / (optimism if budget.quantity == "latency" else 1.0)
-        for budget in budgets
-    ]
-    # Budgets are on the original as it came in; what the simplifier gained is there already.
-    now["latency"] = whole_ms
+    sizes = sizes or Bytes(0, 0)
+    now = totals(survey, sizes.original)
+    limits = [budget.allowed(now[budget.quantity]) for budget in budgets]
     kinds = [budget.quantity for budget in budgets]
+    for place, kind in enumerate(kinds):
+        if kind == "latency":
+            limits[place] /= optimism
+        if kind == "size":
+            limits[place] -= sizes.spare
+    # Budgets are on the original as it came in; what the simplifier gained is there already.
+    now |= {"latency": whole_ms, "size": float(sizes.whole)}
     objective = "latency" if any(entry.part for entry in surveyed) else "macs"
     decisions = ways(survey)
     losses = [entry.losses() for entry in surveyed]
 
     def cost(way: Sequence[Pick], kind: str, unit: float = whole_ms) -> float:
-        return sum(_cost(surveyed[pick.place], pick, kind, unit) for pick in way)
+        return sum(_cost(surveyed[pick.place], pick, kind, unit, sizes.each) for pick in way)
 
     def option(way: Sequence[Pick]) -> Option:
         loss = sum(0.0 if p.candidate is None else losses[p.place][p.candidate] for p in way)
@@ -91,7 +113,10 @@ def choose(
     if isinstance(found, OutOfReach):
         return found
     picked = [way for own, index in zip(decisions, found.choice, strict=True) for way in own[index]]
-    return _chosen(survey, skips, found, {pick.place: pick.candidate for pick in picked}, max_loss)
+    chosen = _chosen(survey, skips, found, {pick.place: pick.candidate for pick in picked}, max_loss)
+    taken = found.costs[-len(kinds) :] if kinds else ()
+    size = next((cost for cost, kind in zip(taken, kinds, strict=True) if kind == "size"), None)
+    return replace(chosen, size=size)
 
 
 def totals(survey: Survey, size: int) -> dict[str, float]:
@@ -178,13 +203,13 @@ def _choice(entry: Surveyed, candidate: Candidate | None, reason: str) -> Choice
     )
 
 
-def _cost(entry: Surveyed, pick: Pick, kind: str, whole_ms: float) -> float:
+def _cost(entry: Surveyed, pick: Pick, kind: str, whole_ms: float, each: int | None) -> float:
     """What a layer costs as it is picked, in a budget's unit."""
     if kind == "latency":
         part = entry.part if pick.candidate is None or not entry.parts else entry.parts[pick.candidate]
         return part * whole_ms
     if kind == "size":
-        return float(pick.stored * _bytes(entry.site.layer.dtype))
+        return float(pick.stored * (each or _bytes(entry.site.layer.dtype)))
     if kind == "params":
         return float(pick.stored)
     return float(

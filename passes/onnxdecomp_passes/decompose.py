@@ -117,6 +117,8 @@ class Decompose(Stage):
     details: bool = field(default=False, compare=False, repr=False)
     finish: Callable[[ir.Model], ir.Model] | None = field(default=None, compare=False, repr=False)
     """What a later stage does to the result (quantize): a target that was named is one for that."""
+    finished: str = field(default="float", compare=False, repr=False)
+    """The precision that `finish` gives: "float", "int8" or "fp16"."""
 
     def __post_init__(self) -> None:
         # A mistake in the request is known before anything starts.
@@ -159,6 +161,7 @@ class Decompose(Stage):
             labelled=self.labelled,
             stopwatch=self.stopwatch if self._timed() else None,
             size=self.size,
+            precision=self.finished,
             progress=self.on_layer,
         )
         plan = replace(tallied(found.plan, sites), repair=self.repair)
