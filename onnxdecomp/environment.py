@@ -92,16 +92,45 @@ def versions() -> dict[str, str]:
     return found
 
 
+ON_CPU = (None, "cpu", "dnnl", "xnnpack", "acl")
+"""Providers that compute on the processor."""
+
+UNKNOWN = "unknown"
+"""How the name of a device begins that cannot be had."""
+
+
 def device(provider: str | None) -> str:
-    """The name of what a provider runs on: a graphics card's for NVIDIA's providers, else the processor's."""
-    if provider not in ("cuda", "tensorrt", "tensorrt-rtx"):
+    """The name of what a provider (its short name) runs on.
+
+    That is the processor's, the first graphics card's for NVIDIA's providers, and for others what ONNX
+    Runtime says of their devices; a name that begins with UNKNOWN where it says nothing.
+    """
+    if provider in ON_CPU:
         return cpu()
+    if provider not in ("cuda", "tensorrt", "tensorrt-rtx"):
+        return _listed_devices(str(provider)) or f"{UNKNOWN} {provider} device"
     try:
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "unknown NVIDIA device"
-    return next(iter(done.stdout.splitlines()), "").strip() or "unknown NVIDIA device"
+        return f"{UNKNOWN} NVIDIA device"
+    return next(iter(done.stdout.splitlines()), "").strip() or f"{UNKNOWN} NVIDIA device"
+
+
+def _listed_devices(provider: str) -> str:
+    """The devices that ONNX Runtime lists for a provider, with their options; empty where it lists none."""
+    import onnxruntime
+
+    from onnxdecomp.runtime.providers import ORT_NAMES
+
+    found = []
+    for listed in getattr(onnxruntime, "get_ep_devices", list)():
+        if listed.ep_name == ORT_NAMES.get(provider, provider):
+            here = listed.device
+            facts = {**here.metadata, **listed.ep_options}
+            name = f"{here.vendor} {here.vendor_id:x}:{here.device_id:x}"
+            found.append(" ".join([name, *(f"{key}={facts[key]}" for key in sorted(facts))]))
+    return "; ".join(found)
 
 
 def describe(provider: str | None, threads: int | None, *, ran: bool = False) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Where:
     Attributes:
         provider: The short name, see onnxdecomp.runtime.providers.
         runtime: ONNX Runtime's version.
-        device: The processor's or graphics card's name.
+        device: What it runs on, see onnxdecomp.environment.device.
         threads: Threads within an operator; 0 for ONNX Runtime's own choice.
         precision: "float" (as the layer is), "int8" or "fp16".
     """

@@ -18,6 +18,7 @@ import numpy as np
 
 from onnxdecomp.chain import Chain, Shape
 from onnxdecomp.dense import dense_chain
+from onnxdecomp.environment import UNKNOWN
 from onnxdecomp.errors import ModelError
 from onnxdecomp.latency.cache import Stored, Where, key_of, load, store, where
 from onnxdecomp.latency.neighbours import ALONE, Neighbours
@@ -121,7 +122,8 @@ def time_chains(
         requests: What to time.
         provider, threads: Where; idle threads wait as in benchmark.bench.
         precision: "float" times layers and chains as they are, "int8" and "fp16" quantized.
-        cache: The file of earlier timings (see cache.cache_file), or None for none.
+        cache: The file of earlier timings (see cache.cache_file), or None for none; there is none for a
+            device that has no name.
         seconds: About the time to take. However short, each chain runs MIN_ROUNDS times.
         progress: Called as the work goes on.
         note: Called with what a user should know, a sentence each time.
@@ -133,6 +135,8 @@ def time_chains(
     on = where(provider, threads, precision)
     jobs = [_job(request, on) for request in requests]
     known: dict[str, Stored | str] = {}
+    if on.device.startswith(UNKNOWN):
+        cache = None  # another device may be there the next time
     if cache is not None:
         stored, trouble = load((job.key for job in jobs), cache)
         known |= stored

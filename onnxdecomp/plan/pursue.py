@@ -199,7 +199,7 @@ def _pursued(
     if missed:
         reason = "no plan that was measured to be faster decomposes it"
         chosen = with_reason(chosen, weighed, reason)
-    said = (*weighed.outputs.notes, *notes, *missed)
+    said = (*weighed.notes, *weighed.outputs.notes, *notes, *missed)
     return Pursued(chosen.plan, _record(weighed, chosen, tries), said)
 
 

@@ -107,6 +107,7 @@ class Survey:
         whole_ms: The latency of the original, simplified; 0 where it was not measured. Shares are of it.
         original_ms: The latency of the original as it came in, likewise.
         ties: Who reads which weight.
+        notes: What a user should know of it.
     """
 
     layers: tuple[Surveyed, ...]
@@ -115,6 +116,7 @@ class Survey:
     whole_ms: float = 0.0
     original_ms: float = 0.0
     ties: tuple[Tie, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def reader(self, tie: Tie) -> str:
         """Who keeps the weight in the model, whatever is done to its other readers; "" where nobody does."""
@@ -202,7 +204,8 @@ def survey(
         light = tuple(replace(candidate, fitted=None) for candidate in entry.candidates)
         found[index] = replace(entry, candidates=light)
     latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
-    return Survey(tuple(found), outputs, macs, *latency, found_ties)
+    notes = () if timed is None else timed.notes
+    return Survey(tuple(found), outputs, macs, *latency, ties=found_ties, notes=notes)
 
 
 def _stored(found: Sequence[Tie], sites: Sequence[Site], dense: Sequence[Cost]) -> list[int]:

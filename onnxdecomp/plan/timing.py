@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -14,11 +15,11 @@ from onnxdecomp.benchmark import bench
 from onnxdecomp.dense import dense_chain
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency.cache import cache_file
-from onnxdecomp.latency.measure import Request, time_chains
+from onnxdecomp.latency.measure import Request, Timing, time_chains
 from onnxdecomp.latency.neighbours import neighbours
 from onnxdecomp.latency.predict import part_of_whole
 from onnxdecomp.latency.shapes import input_shapes
-from onnxdecomp.latency.shares import shares
+from onnxdecomp.latency.shares import Share, shares
 from onnxdecomp.latency.tiny import filled
 from onnxdecomp.methods import get
 from onnxdecomp.methods.base import outline
@@ -38,15 +39,18 @@ class Timed:
     """Shares of the original model's latency.
 
     Attributes:
-        parts: By the layer's place in the list of sites: its own share, and that of each outline.
+        parts: By the layer's place in the list of sites: its own share, and that of each outline; infinite
+            for one that could not be timed while others of the layer could.
         whole_ms: The original's latency, simplified, quantized if that is asked for, and with all layers
             dense.
         original_ms: The latency of the original as it came in.
+        notes: What could not be timed, and what else a user should know.
     """
 
     parts: Parts
     whole_ms: float
     original_ms: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +64,6 @@ class Stopwatch:
         precision: "float", or what the model is going to be quantized to: "int8" or "fp16".
         cached: Use and add to the timings on this machine's disk.
         seconds: About the time to take for the chains.
-        note: Called with what a user should know.
     """
 
     original: Path
@@ -70,7 +73,6 @@ class Stopwatch:
     precision: str = "float"
     cached: bool = True
     seconds: float = 20.0
-    note: Callable[[str], object] | None = None
 
     def time(self, model: ir.Model, sites: Sequence[Site], options: Sequence[Sequence[Outline]]) -> Timed:
         """Time the outlines of each site, in turns with the layer itself.
@@ -90,6 +92,7 @@ class Stopwatch:
             for option in own
         ]
         cache: Path | None = cache_file() if self.cached else None
+        notes: list[str] = []
         timings = iter(
             time_chains(
                 asked,
@@ -98,7 +101,7 @@ class Stopwatch:
                 precision=self.precision,
                 cache=cache,
                 seconds=self.seconds,
-                note=self.note,
+                note=notes.append,
             )
         )
         with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
@@ -116,9 +119,10 @@ class Stopwatch:
         parts = {}
         for index, (own, share) in enumerate(zip(options, whole.layers, strict=True)):
             taken = [next(timings) for _ in own]
-            if share.part > 0 and own and not any(timing.reason for timing in taken):
-                parts[index] = (share.part, tuple(part_of_whole(share, timing) for timing in taken))
-        return Timed(parts | _guessed(sites, options, parts), whole.whole_ms, before)
+            if share.part > 0 and any(not timing.reason for timing in taken):
+                parts[index] = (share.part, tuple(_taken(share, timing) for timing in taken))
+                notes += _untimed(sites[index], own, taken)
+        return Timed(parts | _guessed(sites, options, parts), whole.whole_ms, before, tuple(notes))
 
     def time_plan(self, model: ir.Model, plan: Plan) -> Ratio:
         """The latency of the whole model under a plan over the original's, with factors of noise."""
@@ -153,6 +157,20 @@ class Stopwatch:
         ratio = timed.settings[0].models[1].ratio
         assert ratio is not None
         return ratio
+
+
+def _taken(share: Share, timing: Timing) -> float:
+    return math.inf if timing.reason else part_of_whole(share, timing)
+
+
+def _untimed(site: Site, options: Sequence[Outline], taken: Sequence[Timing]) -> list[str]:
+    """A note on the outlines of a layer that could not be timed, if there are any."""
+    lost = [(option, timing) for option, timing in zip(options, taken, strict=True) if timing.reason]
+    if not lost:
+        return []
+    shown = "; ".join(f"{o.method.name} at {','.join(map(str, o.ranks))}" for o, _ in lost[:3])
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    return [f"{site.layer.name}: left out for want of a timing: {shown}{more} ({lost[0][1].reason})"]
 
 
 def _guessed(

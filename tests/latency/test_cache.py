@@ -5,6 +5,7 @@ import sqlite3
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,3 +171,22 @@ def test_where_timings_are_made() -> None:
     assert where("CPUExecutionProvider", 3) == Where("cpu", onnxruntime.__version__, environment.cpu(), 3)
     with pytest.raises(UsageError, match="unknown provider"):
         where("abacus", 1)
+
+
+def test_a_device_is_not_named_after_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    cards = [_listed("DmlExecutionProvider", 7), _listed("WebGpuExecutionProvider", 8)]
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: cards, raising=False)
+    one, other = where("dml", 1), where("webgpu", 1)
+    assert one.device == "Maker 10de:7 Description=card 7 size=large"
+    assert other.device.startswith("Maker 10de:8")
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: cards[1:], raising=False)
+    assert where("dml", 1).device == "unknown dml device"
+    assert where("xnnpack", 1).device == environment.cpu()
+
+
+def _listed(name: str, number: int) -> SimpleNamespace:
+    metadata = {"Description": f"card {number}"}
+    device = SimpleNamespace(vendor="Maker", vendor_id=0x10DE, device_id=number, metadata=metadata)
+    return SimpleNamespace(ep_name=name, ep_options={"size": "large"}, device=device)

@@ -100,6 +100,17 @@ def test_what_is_cached_is_not_timed_again(clock: Clock, tmp_path: Path) -> None
     assert clock.groups == [2, 1, 2]
 
 
+def test_nothing_is_kept_of_a_device_without_a_name(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxdecomp.environment.device", lambda provider: "unknown cpu device")
+    layer = conv(32, 32)
+    for _ in range(2):
+        time_chains([Request(layer, svd(layer, 2), SHAPE)], cache=tmp_path / FILE)
+    assert clock.groups == [1, 1]
+    assert not (tmp_path / FILE).exists()
+
+
 def test_a_cache_that_fails_is_a_note(clock: Clock, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("no database")
     layer = conv(32, 32)
