@@ -248,12 +248,12 @@ def compress(
                 checked = made.compared(written) or compared(written)
                 _require_verified(checked)
             timed, remarks = (
-                _timed(settled.timed, written, watch, bench_batches, bench_threads, report)
+                _timed(settled.timed, written, watch, bench_batches, bench_threads, report, faster)
                 if bench and changed
                 else (None, ())
             )
             seen = checked.notes if checked else ()
-            notes = _together(told, given_up, ran.notes, settled.notes, remarks, seen)
+            notes = _together(told, given_up, settled.said, ran.notes, settled.notes, remarks, seen)
             used = None if data is calib else describe_data(data)
             record = run_record(
                 before,
@@ -338,9 +338,10 @@ def _timed(
     batches: Sequence[int],
     threads: Sequence[int],
     report: Report,
+    decide: bool,
 ) -> tuple[BenchResult, tuple[str, ...]]:
     report("time", 0, 0)
-    return timed_elsewhere(first, written, watch, batches, threads)
+    return timed_elsewhere(first, written, watch, batches, threads, decide=decide)
 
 
 def _details(

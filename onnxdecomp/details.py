@@ -97,7 +97,13 @@ def with_profiles(details: Details, new: Path, layers: Sequence[LayerRecord], wa
 
 
 def timed_elsewhere(
-    first: BenchResult | None, new: Path, watch: Watch, batches: Sequence[int], threads: Sequence[int]
+    first: BenchResult | None,
+    new: Path,
+    watch: Watch,
+    batches: Sequence[int],
+    threads: Sequence[int],
+    *,
+    decide: bool = False,
 ) -> tuple[BenchResult, tuple[str, ...]]:
     """The timing that decides, and those at further batch sizes and numbers of threads.
 
@@ -106,11 +112,12 @@ def timed_elsewhere(
         new: The result's file.
         watch: Times.
         batches, threads: Every further combination is timed.
+        decide: The first goes on until it is known whether the result is faster.
 
     Returns:
         All timings, and notes on what could not be timed.
     """
-    first = first or watch.time(new)
+    first = first or watch.time(new, decide=decide)
     settings, notes = list(first.settings), []
     known = {(watch.threads, 1), (watch.threads, first.settings[0].models[0].batch)}
     for count in threads or (watch.threads,):

@@ -81,7 +81,7 @@ def hold(ran: PipelineResult, maker: Maker, goal: str | None) -> Made:
         plan = _next_plan(settled, checked, last=tries >= _TRIES)
         tries += 1
         notes.append(_changes(settled.plan, plan, checked))
-        made = maker.make(maker.again(plan, quantized), settled.search)
+        made = maker.make(maker.again(plan, quantized), settled)
     if tries:
         notes += _given_way(goal)
     told = replace(made.settled, notes=(*notes, *made.settled.notes), looks=(*looks, *made.settled.looks))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,13 +78,13 @@ class Maker:
     seed: int
     report: Callable[[str, int, int], None]
 
-    def make(self, ran: PipelineResult, search: Mapping[str, Any] | None = None) -> Made:
-        """The result made ready; `search` is the record of the search behind it, if its own has none.
+    def make(self, ran: PipelineResult, before: Settled | None = None) -> Made:
+        """The result made ready, in place of the one before.
 
         Raises:
             ModelError: A rewritten layer does not compute what its factors stand for.
         """
-        settled = settle(ran, self.again, self.watch, enabled=self.faster, search=search)
+        settled = settle(ran, self.again, self.watch, enabled=self.faster, before=before)
         self.report("check layers", 0, 0)
         made = Made(settled, self._lowered(settled.ran), self._trained(settled.ran))
         if self.verify is None or not made.changed:

@@ -31,6 +31,7 @@ class Settled:
         ran: The pipeline's result; of no rewritten layer where nothing pays.
         plan: What was carried out.
         search: The record of the search that found the plan, or None.
+        said: What that search has said, a sentence each.
         timed: The timing that shows it, or None where nothing is left to time.
         notes: What was put back, and what was kept without being sure.
         looks: What was timed on the way, JSON values.
@@ -39,6 +40,7 @@ class Settled:
     ran: PipelineResult
     plan: Plan
     search: Mapping[str, Any] | None = None
+    said: tuple[str, ...] = ()
     timed: BenchResult | None = None
     notes: tuple[str, ...] = ()
     looks: tuple[dict[str, Any], ...] = ()
@@ -50,7 +52,7 @@ def settle(
     watch: Watch,
     *,
     enabled: bool,
-    search: Mapping[str, Any] | None = None,
+    before: Settled | None = None,
 ) -> Settled:
     """Time the result against the original, and undo what does not pay.
 
@@ -62,9 +64,11 @@ def settle(
         again: Runs the pipeline with another plan, quantizing or not; with None it plans anew.
         watch: Times.
         enabled: Else the result is taken as it is.
-        search: The record of the search behind the result, where its own record has none.
+        before: What this result was made in place of: the search that it goes back to is that one's.
     """
-    first = Settled(ran, plan_of(ran), search_of(ran) or search)
+    first = _of(ran)
+    if first.search is None and before is not None:
+        first = replace(first, search=before.search, said=before.said)
     if not enabled:
         return first
     if not is_quantized(ran):
@@ -80,12 +84,7 @@ def settle(
             note = f"not quantized, for whether {kind} alone is faster on {watch.provider} is {found.why}"
         # What pays in floating point is another question than the one that the plan answers.
         fresh = again(None, False)
-        undone = _settle_layers(
-            Settled(fresh, plan_of(fresh), search_of(fresh)),
-            lambda plan: again(plan, False),
-            watch,
-            _ORIGINAL,
-        )
+        undone = _settle_layers(_of(fresh), lambda plan: again(plan, False), watch, _ORIGINAL)
         return replace(undone, notes=(note, *undone.notes), looks=(*looks, *undone.looks))
     notes = _kept_unsure(found, f"{kind} alone")
     if not ran.rewritten:
@@ -111,16 +110,12 @@ def is_quantized(ran: PipelineResult) -> bool:
     return "quantize" in ran.modified
 
 
-def plan_of(ran: PipelineResult) -> Plan:
-    """The plan that was carried out."""
-    record = ran.record.get("decompose", {})
-    return Plan.from_json(record.get("plan", {"version": 1, "choices": []}))  # type: ignore[arg-type]
-
-
-def search_of(ran: PipelineResult) -> Mapping[str, Any] | None:
-    """The record of the search for that plan; None where it was given."""
-    found = ran.record.get("decompose", {}).get("search")
-    return found if isinstance(found, Mapping) else None
+def _of(ran: PipelineResult) -> Settled:
+    """A result as it is, with its plan, and the search for that where it was not given."""
+    record: Mapping[str, Any] = ran.record.get("decompose", {})
+    plan = Plan.from_json(record.get("plan", {"version": 1, "choices": []}))
+    said = tuple(f"decompose: {note}" for note in record.get("said", ()))
+    return Settled(ran, plan, record.get("search"), said)
 
 
 def _settle_layers(

@@ -150,7 +150,7 @@ def timed_as(monkeypatch: pytest.MonkeyPatch, *ratios: Ratio) -> None:
         return replace(Fake(*given), ratios=ratios, looks=looks)
 
     monkeypatch.setattr(api, "Watch", made)
-    monkeypatch.setattr(Fake, "time", lambda self, new: result(FASTER))
+    monkeypatch.setattr(Fake, "time", lambda self, new, decide: result(FASTER))
 
 
 @pytest.mark.parametrize(

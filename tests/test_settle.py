@@ -248,9 +248,25 @@ def test_ranks_that_were_asked_for_stay(
     allow_slower: bool | None, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed_as(monkeypatch, SLOWER)
-    monkeypatch.setattr(Fake, "time", lambda self, new: result(SLOWER))
+    monkeypatch.setattr(Fake, "time", lambda self, new, decide: result(SLOWER))
     done = onnxdecomp.compress(model, simplify="none", rank="4", method="svd", allow_slower=allow_slower)
     assert len(done.plan.decomposed) == 2
     assert done.notes == ()
     assert done.latency is not None
     assert done.record["latency"]["speedup"]["value"] == pytest.approx(1 / 1.2)
+
+
+def test_what_the_search_said_stays_said_after_layers_were_put_back(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed_as(monkeypatch, SLOWER)
+    done = onnxdecomp.compress(
+        model, simplify="none", method="svd", target="macs=1.2x", allow_slower=False, threads=1
+    )
+    assert not done.changed
+    assert sum("no calibration inputs" in note for note in done.notes) == 1
+    assert done.record["search"] is not None
+    assert [look["outcome"] for look in done.record["looks"]] == ["no faster"] * len(done.record["looks"])
+    assert len(done.record["looks"]) >= 1
+    reasons = [layer.reason for layer in done.layers]
+    assert all("does not pay on cpu" in reason or "left out of the plan" in reason for reason in reasons)

@@ -179,6 +179,7 @@ class Decompose(Stage):
         record: dict[str, object] = {"plan": plan.to_json()}
         if pursued.record:
             record["search"] = pursued.record
+            record["said"] = list(pursued.notes)
         dense = remaining(plan, sites)
         if self.details:  # before the dense weights are let go of
             record["spectra"] = spectra_of(sites, plan)
