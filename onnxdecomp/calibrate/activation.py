@@ -71,7 +71,7 @@ def aim(act: Activation, weight: Array, bias: Array | None) -> Aim:
 
     def wanted(rows: Array, meant: Array, added: Array | None) -> Array:
         outputs = rows @ weight.swapaxes(1, 2).astype(rows.dtype)  # [g, n, T/g]
-        fitted = outputs.swapaxes(0, 1).reshape(rows.shape[1], -1)
+        fitted = outputs.swapaxes(0, 1).reshape(rows.shape[1], weight.shape[0] * weight.shape[1])
         if bias is not None:
             fitted = fitted + bias.astype(rows.dtype)
         offset = 0.0 if added is None else added

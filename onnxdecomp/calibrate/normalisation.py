@@ -55,6 +55,8 @@ def renormalise(
     for ours, theirs in zip(now.look([name], pending), original.look([name]), strict=True):
         here.add(ours[0])
         there.add(theirs[0])
+    if here.count == 0 or there.count == 0:
+        return False
     (mean_now, var_now), (mean_then, var_then) = here.moments(), there.moments()
     deviation = np.sqrt(np.maximum(var_then, 1e-30))
     moved = np.abs(mean_now - mean_then) / deviation, np.abs(np.sqrt(var_now) / deviation - 1)
@@ -82,22 +84,24 @@ class _Channels:
     """Sums over everything but the channels [C], batch by batch, around the first batch's mean."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
         self._origin = self._sum = self._square = np.zeros(())
 
     def add(self, x: Array) -> None:
+        if x.size == 0:
+            return
         axes = (0, *range(2, x.ndim))
-        if self._count == 0:
+        if self.count == 0:
             self._origin = x.mean(axes, dtype=np.float64)
         moved = x - self._origin.reshape(-1, *(1,) * (x.ndim - 2))
-        self._count += x.size // x.shape[1]
+        self.count += x.size // x.shape[1]
         self._sum = self._sum + moved.sum(axes)
         self._square = self._square + np.square(moved).sum(axes)
 
     def moments(self) -> tuple[Array, Array]:
         """Mean and variance of each channel."""
-        mean = self._sum / self._count
-        return self._origin + mean, self._square / self._count - np.square(mean)
+        mean = self._sum / self.count
+        return self._origin + mean, self._square / self.count - np.square(mean)
 
 
 def _constant(value: ir.Value | None) -> Array | None:

@@ -313,7 +313,7 @@ class _Halves:
     def wanted(self, rows: Array) -> Array:
         """What the layer itself makes of rows, [n, T]."""
         y: Array = rows @ self._weight.swapaxes(1, 2)  # [g, n, T/g]
-        y = y.swapaxes(0, 1).reshape(rows.shape[1], -1)
+        y = y.swapaxes(0, 1).reshape(rows.shape[1], self._layer.outputs)
         return y if self._bias is None else y + self._bias
 
     def add(self, index: int, rows: Array, wanted: Array) -> None:
@@ -322,4 +322,5 @@ class _Halves:
 
     def halves(self) -> tuple[Moments, Moments | None]:
         train, held = (part.moments() for part in self._parts)
-        return train, held if held.count else None
+        # Rows that only batches held out have are better fitted to than none.
+        return (train, held if held.count else None) if train.count else (held, None)

@@ -69,8 +69,8 @@ def conv_rows(layer: Layer, x: Array, at: Positions) -> Array:
         columns.append(np.where(valid, column, np.zeros((), x.dtype)) if not valid.all() else column)
     stacked = np.stack(columns, axis=-1)  # [N, S, P, K]
     g = spec.groups
-    rows = stacked.reshape(n, g, s // g, p, -1).transpose(1, 0, 3, 2, 4)
-    return rows.reshape(g, n * p, -1)
+    rows = stacked.reshape(n, g, s // g, p, len(columns)).transpose(1, 0, 3, 2, 4)
+    return rows.reshape(g, n * p, s // g * len(columns))
 
 
 def at_positions(y: Array, at: Positions) -> Array:

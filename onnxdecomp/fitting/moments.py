@@ -34,6 +34,11 @@ class Moments:
     yy: Array
 
     @property
+    def usable(self) -> bool:
+        """Whether there were rows, and they were finite, and what the layer made of them."""
+        return self.count > 0 and self.finite
+
+    @property
     def finite(self) -> bool:
         """Whether the rows were finite, and what the layer made of them."""
         with np.errstate(over="ignore", invalid="ignore"):

@@ -58,12 +58,12 @@ class Fitter:
     def fit(
         self, site: Site, method: Method, ranks: Ranks, seed: int, pending: Collection[ir.Node]
     ) -> Fit | None:
-        """The factors of a layer that is decomposed, or None where it sees or makes what is not finite.
+        """The factors of a layer that is decomposed, or None where it sees nothing or what is not finite.
 
         `pending` as for `Window.look`.
         """
         train, held = observe(site, self.now, self.original, self.calibration, pending)
-        if not together(train, held).finite:
+        if not together(train, held).usable:
             return None
         found = fit(
             method,
@@ -80,7 +80,7 @@ class Fitter:
     def repair(self, site: Site, pending: Collection[ir.Node]) -> Fit | None:
         """Other numbers for a layer that is kept, or None where they would be of no use."""
         train, held = observe(site, self.now, self.original, self.calibration, pending)
-        if not together(train, held).finite:
+        if not together(train, held).usable:
             return None
         found = repair(site.layer, train, held, shrinkages=self.calibration.shrinkages, centred=centred(site))
         if found is None or not found.shrinkage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration, parted, shortened
+from onnxdecomp.calibrate.reach import UNREACHED
 from onnxdecomp.calibrate.taps import open_taps
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
@@ -199,8 +200,15 @@ def _pursued(
     if missed:
         reason = "no plan that was measured to be faster decomposes it"
         chosen = with_reason(chosen, weighed, reason)
-    said = (*weighed.notes, *weighed.outputs.notes, *notes, *missed)
+    said = (*weighed.notes, *weighed.outputs.notes, *_idle(weighed), *notes, *missed)
     return Pursued(chosen.plan, _record(weighed, chosen, tries), said)
+
+
+def _idle(weighed: Survey) -> Iterator[str]:
+    """What is said of layers that no input reaches: nothing is known of what they would lose."""
+    names = [entry.site.layer.name for entry in weighed.layers if entry.reason == UNREACHED]
+    if names:
+        yield f"kept, for no calibration input reaches them: {', '.join(names)}"
 
 
 def try_plans(

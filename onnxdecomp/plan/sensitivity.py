@@ -212,7 +212,8 @@ def effect(
         pending: The nodes of this layer and of all that will be measured later.
 
     Returns:
-        The effect; without points, so that a layer's own loss stands for it, where no output can be compared.
+        The effect; without points, so that a layer's own loss stands for it, where no output can be compared
+        or none shows anything: these inputs do not come to the layer, or what it gives is not used.
     """
     points: list[tuple[float, float]] = []
     if not outputs.names:
@@ -223,6 +224,11 @@ def effect(
     for loss, chain in chains:
         error = output_error(replaced(model, site, chain), outputs, calibration, outputs.window.held())
         points.append((loss, error))
+    # The largest of some scores may well stay what it was; numbers do not.
+    values = [value for own in outputs.values for value in own]
+    numbers = any(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in values)
+    if numbers and not any(error for _, error in points):
+        return Effect(())
     return Effect(tuple(sorted(points)))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration, observe_unchanged, packs, parted, unobservable
+from onnxdecomp.calibrate.reach import UNREACHED, unreached
 from onnxdecomp.chain import Chain
 from onnxdecomp.dense import dense_chain
 from onnxdecomp.fitting.moments import Moments, together
@@ -149,7 +150,11 @@ def survey(
     scope = replace(scope, include=include, exclude=exclude)
     report = progress or (lambda what, done, total: None)
     dense = [dense_cost(site.layer) for site in sites]
-    reasons = _reasons(sites, dense, scope)
+    idle = unreached(model, sites, calibration.feeds, batch=calibration.batch)
+    reasons = [
+        reason or (UNREACHED if alone else "")
+        for reason, alone in zip(_reasons(sites, dense, scope), idle, strict=True)
+    ]
     options: list[list[Outline]] = []
     for site, reason in zip(sites, reasons, strict=True):
         methods = [] if reason else methods_for(scope.methods, site, scope.options)
@@ -283,7 +288,7 @@ def _moments(
     moments = observed()
     for index in todo:
         seen = None if hidden(index) else next(moments)
-        yield index, seen if seen is not None and seen.finite else None
+        yield index, seen if seen is not None and seen.usable else None
 
 
 def _probes(weighed: Sequence[Candidate]) -> list[tuple[float, Chain]]:

@@ -79,6 +79,7 @@ def open_session(
     integers: bool = True,
     weights: Mapping[str, Array] | None = None,
     profile: Path | None = None,
+    optimize: bool = True,
 ) -> ort.InferenceSession:
     """A session on `provider`, with the CPU only for what the provider does not take.
 
@@ -94,6 +95,7 @@ def open_session(
             not copied and must stay as they are while the session lives.
         profile: Where ONNX Runtime's own trace of every kernel goes: the beginning of a file's name, which
             the session's `end_profiling` tells in full.
+        optimize: Let ONNX Runtime fuse and rearrange nodes.
         integers: Let kernels compute with the integers before a DequantizeLinear, rounding activations too.
 
     Raises:
@@ -116,6 +118,8 @@ def open_session(
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.disable_prepacking", "1")
     set_idling(options, idling)
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not integers:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if record_nodes:

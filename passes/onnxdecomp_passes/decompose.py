@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration, sized
+from onnxdecomp.calibrate.reach import unreached
 from onnxdecomp.calibrate.synthetic import synthetic
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
@@ -181,6 +182,7 @@ class Decompose(Stage):
             record["search"] = pursued.record
             record["said"] = list(pursued.notes)
         dense = remaining(plan, sites)
+        idle = () if calibration is None else tuple(_unfitted(model, sites, plan, calibration))
         if self.details:  # before the dense weights are let go of
             record["spectra"] = spectra_of(sites, plan)
         rewritten = carry_out(
@@ -195,7 +197,7 @@ class Decompose(Stage):
         return StageResult(
             model,
             bool(rewritten),
-            notes=(*pursued.notes, *_stays(dense), *_notes(rewritten, self.requantize, opset)),
+            notes=(*pursued.notes, *_stays(dense), *idle, *_notes(rewritten, self.requantize, opset)),
             rewritten=rewritten,
             record=record,
         )
@@ -274,6 +276,15 @@ def _stays(dense: Mapping[tuple[str, str], str]) -> Iterator[str]:
     for reader in dict.fromkeys(dense.values()):
         layers = ", ".join(name for (_, name), other in dense.items() if other == reader)
         yield f"the weight of {layers} stays beside the factors, for {reader} reads it too"
+
+
+def _unfitted(model: ir.Model, sites: Sequence[Site], plan: Plan, calibration: Calibration) -> Iterator[str]:
+    """A note on the layers that are decomposed although no input reaches them, as a plan or ranks say."""
+    wanted = {(choice.graph, choice.layer) for choice in plan.decomposed}
+    own = [site for site in sites if (site.layer.graph, site.layer.name) in wanted]
+    idle = unreached(model, own, calibration.feeds, batch=calibration.batch)
+    if names := ", ".join(site.layer.name for site, alone in zip(own, idle, strict=True) if alone):
+        yield f"fitted to their weights alone, for no calibration input reaches them: {names}"
 
 
 def _notes(rewritten: Sequence[Rewritten], requantize: bool, opset: int) -> tuple[str, ...]:
