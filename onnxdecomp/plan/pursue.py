@@ -162,7 +162,8 @@ def pursue(
 
     def reached(found: Chosen | OutOfReach) -> Chosen:
         if isinstance(found, OutOfReach):
-            raise UsageError(_out_of_reach(costs, found, totals(weighed, size)))
+            reach = _out_of_reach(costs, found, totals(weighed, size))
+            raise UsageError("; ".join((reach, *_idle(weighed))))
         return found
 
     on_outputs = [budget for budget in losses if budget.quantity == "error"]

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from onnxdecomp import api
 from onnxdecomp.calibrate.reach import unreached
+from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.shapes import infer_shapes
 from onnxdecomp.layer import Array
 from onnxdecomp.sites.find import find
@@ -35,9 +36,8 @@ def branches(nested: bool = False) -> onnx.ModelProto:
     """
     other = [node("MatMul", ["h", "v"], ["b"], name="other")]
     if nested:
-        inner = [
-            body(n, node("MatMul", ["h", "v"], [f"{n}o"], name=n), out=f"{n}o") for n in ("other", "deep")
-        ]
+        both = ("other", "deep")
+        inner = [body(n, node("MatMul", ["h", "v"], [f"{n}o"], name=n), out=f"{n}o") for n in both]
         other = [node("If", ["c"], ["b"], name="inner", then_branch=inner[0], else_branch=inner[1])]
     nodes = [
         node("MatMul", ["x", "w"], ["h"], name="first"),
@@ -95,9 +95,14 @@ def convolved() -> onnx.ModelProto:
     ]
     nodes.insert(8, node("Reshape", ["q", "flat"], ["total"]))
     weights: dict[str, Array] = {
-        "axes": np.array([1, 2, 3]), "zero": np.array(0, np.float32), "k": normal(8, 8, 3, 3), "flat": np.array([1]),
-        "one": np.ones(8, np.float32), "none": np.zeros(8, np.float32), "w": WEIGHTS["w"],
-    }  # fmt: skip
+        "axes": np.array([1, 2, 3]),
+        "flat": np.array([1]),
+        "zero": np.array(0, np.float32),
+        "one": np.ones(8, np.float32),
+        "none": np.zeros(8, np.float32),
+        "k": normal(8, 8, 3, 3),
+        "w": WEIGHTS["w"],
+    }
     inputs = [value("x", ["N", 8, 6, 6]), value("f", ["N", 24])]
     return make(nodes, inputs, [value("y", None)], weights)
 
@@ -157,10 +162,17 @@ def compressed(name: str, **options: Any) -> api.Result:
 
 
 @pytest.mark.parametrize(
-    "name", ["branch", "no trips", "empty cache", "no samples for a convolution", "no steps"]
+    ("name", "target"),
+    [
+        ("branch", "macs=1.2x"),
+        ("no trips", "macs=1.2x"),
+        ("empty cache", "macs=1.2x"),
+        ("no samples for a convolution", "macs=1.005x"),
+        ("no steps", "params=1.05x"),
+    ],
 )
-def test_a_search_keeps_what_no_input_reaches_and_names_it(name: str) -> None:
-    result = compressed(name, target="macs=1.2x", method="svd")
+def test_a_search_keeps_what_no_input_reaches_and_names_it(name: str, target: str) -> None:
+    result = compressed(name, target=target, method="svd")
     _, _, idle = CASES[name]
     kept = {layer.name: layer.reason for layer in result.layers if layer.status == "kept"}
     assert idle <= set(kept)
@@ -180,6 +192,11 @@ def test_ranks_given_by_hand_are_fitted_to_the_weight_alone(name: str) -> None:
     named = [note for note in result.notes if "fitted to their weights alone" in note]
     assert len(named) == bool(idle)
     assert all(layer in note for note in named for layer in idle)
+
+
+def test_a_target_that_only_idle_layers_could_meet_names_them() -> None:
+    with pytest.raises(UsageError, match=r"at most macs=.* no calibration input reaches them: conv, second"):
+        compressed("no samples for a convolution", target="macs=2x", method="svd")
 
 
 def test_a_layer_whose_work_is_not_used_is_judged_by_its_own_loss() -> None:
