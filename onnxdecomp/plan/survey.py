@@ -151,10 +151,7 @@ def survey(
     report = progress or (lambda what, done, total: None)
     dense = [dense_cost(site.layer) for site in sites]
     idle = unreached(model, sites, calibration.feeds, batch=calibration.batch)
-    reasons = [
-        reason or (UNREACHED if alone else "")
-        for reason, alone in zip(_reasons(sites, dense, scope), idle, strict=True)
-    ]
+    reasons = _reasons(sites, dense, idle, scope)
     options: list[list[Outline]] = []
     for site, reason in zip(sites, reasons, strict=True):
         methods = [] if reason else methods_for(scope.methods, site, scope.options)
@@ -298,12 +295,12 @@ def _probes(weighed: Sequence[Candidate]) -> list[tuple[float, Chain]]:
     return [(c.loss, c.fitted) for c in (fitted[k] for k in sorted(picks)) if c.fitted is not None]
 
 
-def _reasons(sites: Sequence[Site], dense: Sequence[Cost], scope: Scope) -> list[str]:
+def _reasons(sites: Sequence[Site], dense: Sequence[Cost], idle: Sequence[bool], scope: Scope) -> list[str]:
     share = scope.skip_below / max(1, len(sites))
     few_macs = share * sum(cost.macs for cost in dense)
     few_params = share * sum(cost.params for cost in dense)
     reasons = []
-    for site, cost in zip(sites, dense, strict=True):
+    for site, cost, alone in zip(sites, dense, idle, strict=True):
         if not selected(names_of(site.layer), scope.include, scope.exclude):
             reasons.append("excluded by name")
         elif cost.macs < few_macs and cost.params < few_params:
@@ -311,7 +308,7 @@ def _reasons(sites: Sequence[Site], dense: Sequence[Cost], scope: Scope) -> list
                 f"too small: below {scope.skip_below:g} of the average layer in MACs and parameters"
             )
         else:
-            reasons.append(unsound(site.layer.weight) or "")
+            reasons.append(unsound(site.layer.weight) or (UNREACHED if alone else ""))
     return reasons
 
 
