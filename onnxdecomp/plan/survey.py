@@ -14,6 +14,7 @@ from onnxdecomp.chain import Chain
 from onnxdecomp.dense import dense_chain
 from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.latency.shapes import input_shapes
+from onnxdecomp.layer import Layer
 from onnxdecomp.methods import for_layer, get
 from onnxdecomp.patterns import names_of, of_layers, selected
 from onnxdecomp.plan.candidates import (
@@ -145,13 +146,12 @@ def survey(
         progress: Called as the work goes on.
 
     """
-    layers = [site.layer for site in sites]
-    include, exclude = of_layers(scope.include, layers), of_layers(scope.exclude, layers)
-    scope = replace(scope, include=include, exclude=exclude)
+    scope = _of_layers(scope, [site.layer for site in sites])
     report = progress or (lambda what, done, total: None)
     dense = [dense_cost(site.layer) for site in sites]
-    idle = unreached(model, sites, calibration.feeds, batch=calibration.batch)
-    reasons = _reasons(sites, dense, idle, scope)
+    reasons = _reasons(
+        sites, dense, unreached(model, sites, calibration.feeds, batch=calibration.batch), scope
+    )
     options: list[list[Outline]] = []
     for site, reason in zip(sites, reasons, strict=True):
         methods = [] if reason else methods_for(scope.methods, site, scope.options)
@@ -206,8 +206,13 @@ def survey(
         light = tuple(replace(candidate, fitted=None) for candidate in entry.candidates)
         found[index] = replace(entry, candidates=light)
     latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
-    notes = () if timed is None else timed.notes
-    return Survey(tuple(found), outputs, macs, *latency, ties=found_ties, notes=notes)
+    said = () if timed is None else timed.notes
+    return Survey(tuple(found), outputs, macs, *latency, ties=found_ties, notes=said)
+
+
+def _of_layers(scope: Scope, layers: Sequence[Layer]) -> Scope:
+    """The scope with its patterns told names from."""
+    return replace(scope, include=of_layers(scope.include, layers), exclude=of_layers(scope.exclude, layers))
 
 
 def _stored(found: Sequence[Tie], sites: Sequence[Site], dense: Sequence[Cost]) -> list[int]:
