@@ -198,6 +198,7 @@ def compress(
             *(path, calib, data, samples, inputs, report),
             details=details,
             mask=masked,
+            max_error=max_error,
             timed=bench,
             **how,
         )

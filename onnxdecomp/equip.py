@@ -57,6 +57,7 @@ class Gear:
         shapes: Shapes of inputs by name, for random inputs.
         details: Whether the spectra of what is decomposed are recorded.
         mask: The inputs that say what is padding, or None.
+        max_error: The error that the result may have, or None.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class Gear:
     details: bool = False
     mask: Mask | None = None
     timed: bool = True
+    max_error: float | None = None
 
 
 def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage, ...]:
@@ -81,16 +83,40 @@ def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage
         UsageError: The data do not fit the model.
         ModelError: ONNX Runtime does not load the model, or it runs on no random input.
     """
-    stages = tuple(_calibrated(stage, gear) if hasattr(stage, "precision") else stage for stage in stages)
+    limit = _error_allowed(stages, gear)
+    stages = tuple(
+        _calibrated(stage, gear, limit) if hasattr(stage, "precision") else stage for stage in stages
+    )
     quantizer = next((stage for stage in stages if hasattr(stage, "precision")), None)
     return tuple(
         _equipped(stage, gear, plan, quantizer) if hasattr(stage, "searches") else stage for stage in stages
     )
 
 
-def _calibrated(stage: Any, gear: Gear) -> Stage:
-    """The quantize stage with the inputs that ranges of activations are found on."""
-    return replace(stage, calibration=gear.calib, provider=gear.provider, padding=gear.mask)  # type: ignore[no-any-return]
+def _calibrated(stage: Any, gear: Gear, limit: float | None) -> Stage:
+    """The quantize stage with inputs: int8 finds ranges of activations on them, fp16 is only compared."""
+    feeds = gear.calib
+    if feeds is None and gear.data is not None and stage.precision == "fp16":
+        feeds = gear.data
+    return replace(  # type: ignore[no-any-return]
+        stage,
+        calibration=feeds,
+        provider=gear.provider,
+        limit=limit,
+        shapes=gear.shapes,
+        seed=gear.seed,
+        padding=gear.mask,
+    )
+
+
+def _error_allowed(stages: Sequence[Any], gear: Gear) -> float | None:
+    """The error of the result that was asked for, by a target or `max_error`; None where none was."""
+    from onnxdecomp.plan.budget import parse_budgets
+
+    targets = [stage.target for stage in stages if getattr(stage, "target", "")]
+    limits = [b.limit for text in targets for b in parse_budgets(text) if b.quantity == "error"]
+    limits += [] if gear.max_error is None else [gear.max_error]
+    return min(limits, default=None)
 
 
 def _equipped(stage: Any, gear: Gear, plan: Plan | None, quantizer: Any) -> Stage:

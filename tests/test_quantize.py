@@ -68,13 +68,34 @@ def test_int8_after_the_decomposition(run: Run) -> None:
 
 
 def test_fp16_needs_no_calibration(run: Run) -> None:
-    done = run("--quantize", "fp16", "-o", "out.onnx")
+    done = run("--quantize", "fp16", "-o", "out.onnx", "--json", "run.json")
     assert (done.code, done.err) == (0, "")
+    facts = json.loads(Path("run.json").read_text())["passes"]["quantize"]
+    assert 0 < facts["error"] < 0.01
+    assert (facts["kept"], len(facts["tried"])) == ([], 1)
     graph = onnx.load("out.onnx").graph
     assert {tensor.data_type for tensor in graph.initializer} == {onnx.TensorProto.FLOAT16}
     assert {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)} == {
         onnx.TensorProto.FLOAT
     }
+
+
+def test_what_float16_cannot_hold_stays_and_is_named(folder: Path) -> None:
+    model = onnx.load("net.onnx")
+    read = model.graph.node[-1].input[1]
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == read)
+    array = onnx.numpy_helper.to_array(tensor) * 1e7
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array.astype("float32"), tensor.name))
+    onnx.save(model, "large.onnx")
+    done = onnxdecomp.compress("large.onnx", "out.onnx", quantize="fp16", exclude=("*",), bench=False)
+    facts = done.record["passes"]["quantize"]
+    assert facts["kept"]
+    assert any(facts["kept"][0] in note and "in float32" in note for note in done.notes)
+    assert done.verification is not None
+    assert done.verification.rel_l2 is not None
+    assert done.verification.rel_l2 < 0.01
+    kinds = {tensor.data_type for tensor in onnx.load("out.onnx").graph.initializer}
+    assert kinds == {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
 
 
 def test_int8_without_calibration_is_refused(run: Run) -> None:

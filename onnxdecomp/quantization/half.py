@@ -31,7 +31,7 @@ def fp16(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
 
     Args:
         model: In float32.
-        keep: The nodes of the main graph that stay in float32, by the name of an output.
+        keep: The nodes that stay in float32, by the name of an output.
 
     Raises:
         ModelError: What comes out does not run.
@@ -110,7 +110,7 @@ def _chosen(model: ir.Model, types: dict[ir.Value, ir.TypeProtocol], keep: froze
             if signature is None:
                 continue
             _type_outputs(node, signature, types)
-            kept = place.graph is model.graph and any(out.name in keep for out in node.outputs)
+            kept = any(out.name in keep for out in node.outputs)
             if not kept and node.op_type not in DEFAULT_OP_BLOCK_LIST and _plain(node, signature, types):
                 half.append((node, signature))
     floats = (v for v, kind in types.items() if isinstance(kind, ir.TensorType) and kind.dtype == FLOAT)

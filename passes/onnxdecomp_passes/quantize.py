@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import onnx_ir as ir
 
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.mask import Mask
-from onnxdecomp.errors import UsageError
+from onnxdecomp.errors import OnnxDecompError, UsageError
+from onnxdecomp.graph.walk import places, slots
 from onnxdecomp.patterns import Names, literal, matches
 from onnxdecomp.pipeline import CAME_IN, CameIn
 from onnxdecomp.sites.rewrite import LAYER
 from onnxdecomp.stage import Stage, StageResult, option
+
+if TYPE_CHECKING:
+    from onnxdecomp.quantization.guard import Guarded
 
 KEY = "pkg.onnxdecomp.quantize"
 
@@ -24,7 +28,8 @@ KEY = "pkg.onnxdecomp.quantize"
 class Quantize(Stage):
     """Make the model int8 (weights and activations, as QDQ nodes) or fp16; inputs and outputs stay.
 
-    A model of which nothing can be quantized stays as it is, and a note says so.
+    The result is compared with the model. What does not survive stays in floating point, and a note names it;
+    a model of which nothing can be quantized stays as it is, and a note says so.
     """
 
     name: ClassVar[str] = "quantize"
@@ -40,6 +45,9 @@ class Quantize(Stage):
     provider: str = option("cpu", "int8: the provider that it is meant for")
     calibration: Feeds | None = field(default=None, compare=False, repr=False)
     padding: Mask | None = field(default=None, compare=False, repr=False)
+    limit: float | None = field(default=None, compare=False, repr=False)
+    shapes: Mapping[str, Sequence[int]] | None = field(default=None, compare=False, repr=False)
+    seed: int = field(default=0, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -61,6 +69,11 @@ class Quantize(Stage):
         if record.get("quantized_activations") == 0:
             note = "nothing to quantize: no operator of the main graph that has an integer kernel"
             return StageResult(model, modified=False, notes=(note,), record=record)
+        if self.kind == "fp16" and not _has_half(made):
+            why = note or "no operator has a float16 form"
+            return StageResult(
+                model, modified=False, notes=(f"nothing became float16: {why}",), record=record
+            )
         model.graph = made.graph
         opset = int(made.opset_imports.get("", 1))
         came_in = model.meta.get(CAME_IN)
@@ -87,27 +100,59 @@ class Quantize(Stage):
             UsageError: There are no calibration inputs for int8.
             ModelError: The model cannot be quantized.
         """
-        if self.kind == "fp16":
-            from onnxdecomp.quantization.half import fp16
-
-            return fp16(model), {"kind": "fp16"}, ""
-        from onnxdecomp.quantization.guard import guarded
+        from onnxdecomp.quantization.guard import guarded, guarded_half
         from onnxdecomp.quantization.scheme import scheme_for
 
+        if self.kind == "fp16":
+            found = guarded_half(model, self._inputs(model), limit=self.limit, mask=self.padding)
+            return found.model, {"kind": "fp16", **_facts(found)}, found.note
         if self.calibration is None:
             raise UsageError("int8 needs inputs to find the ranges of activations on: give them with --calib")
         scheme = scheme_for(self.provider, weight_bits=self.weight_bits, per_channel=self.per_channel)
         scheme = replace(scheme, exclude=_matching(model, self.exclude))
-        found = guarded(model, self.calibration, scheme, samples=self.samples, mask=self.padding)
+        found = guarded(
+            model, self.calibration, scheme, samples=self.samples, limit=self.limit, mask=self.padding
+        )
         nodes = () if found.model is None else found.model.graph
         facts = {
             "kind": "int8",
             **scheme.facts(),
             "samples": min(self.samples, len(self.calibration)),
             "quantized_activations": sum(node.op_type == "QuantizeLinear" for node in nodes),
-            "error": found.error if math.isfinite(found.error) else None,
+            **_facts(found),
         }
         return found.model, facts, found.note
+
+    def _inputs(self, model: ir.Model) -> Feeds | None:
+        """What a float16 model is judged on: the user's inputs, else random ones that the model runs on."""
+        from onnxdecomp.calibrate.synthetic import synthetic
+
+        if self.calibration is not None:
+            return self.calibration
+        try:
+            return synthetic(model, seed=self.seed, shapes=self.shapes).feeds
+        except OnnxDecompError:
+            return None
+
+
+def _has_half(model: ir.Model) -> bool:
+    """Whether anything is computed or stored in float16."""
+    nodes = (node for place in places(model) for node in place.graph)
+    casts = (
+        node.attributes["to"].value for node in nodes if node.op_type == "Cast" and "to" in node.attributes
+    )
+    stored = (slot.tensor.dtype for slot in slots(model))
+    return ir.DataType.FLOAT16 in {*casts, *stored}
+
+
+def _facts(found: Guarded) -> dict[str, object]:
+    """What the record holds of the tries; errors that are not finite are null."""
+
+    def finite(error: float | None) -> float | None:
+        return error if error is not None and math.isfinite(error) else None
+
+    tried = [{"kept": kept, "error": finite(error)} for kept, error in found.tried]
+    return {"error": finite(found.error), "kept": list(found.kept), "tried": tried}
 
 
 def _matching(model: ir.Model, patterns: Sequence[str]) -> tuple[str, ...]:

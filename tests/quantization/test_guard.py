@@ -7,10 +7,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper
+from onnxdecomp_passes.quantize import KEY, Quantize
 
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.layer import Array
-from onnxdecomp.quantization.guard import HARMED, distance, guarded
+from onnxdecomp.quantization.guard import HARMED, Guarded, distance, guarded, guarded_half
 from onnxdecomp.quantization.scheme import Scheme
 from tests.runtime.small import model as make
 from tests.runtime.small import value
@@ -46,16 +47,44 @@ def network(spoil: float, *, before: bool) -> ir.Model:
 def test_a_model_that_survives_is_quantized_whole() -> None:
     found = guarded(network(0.5, before=False), feeds(), Scheme())
     assert found.model is not None
-    assert found.note == ""
-    assert 0 < found.error < 0.1
+    assert (found.note, found.kept) == ("", ())
+    assert 0 < error_of(found) < 0.1
 
 
-def test_where_other_operators_break_it_products_are_quantized() -> None:
+def error_of(found: Guarded) -> float:
+    assert found.error is not None
+    return found.error
+
+
+def products_in_8_bits(model: ir.Model) -> list[str]:
+    """Layers whose weight comes out of 8 bits."""
+    return [
+        str(node.name)
+        for node in model.graph
+        if node.op_type == "MatMul"
+        and (weight := node.inputs[1]) is not None
+        and weight.producer() is not None
+    ]
+
+
+def test_nodes_around_an_uneven_tensor_stay_and_are_named() -> None:
     found = guarded(network(1e5, before=False), feeds(), Scheme())
     assert found.model is not None
-    assert "products of matrices only" in found.note
-    assert found.error < 0.1
-    assert any(node.op_type == "QuantizeLinear" for node in found.model.graph)
+    assert found.kept == ("add", "sub")
+    assert "add, sub in floating point: with more in 8 bits the outputs were off by" in found.note
+    assert error_of(found) < 0.1
+    assert products_in_8_bits(found.model) == ["product"]
+    assert found.tried[0][0] == ""
+    assert found.tried[0][1] > HARMED
+
+
+def test_what_the_user_leaves_out_stays_so_in_every_try() -> None:
+    """With the type of an operator, or the name of a node."""
+    model = network(1e5, before=False)
+    for scheme in (Scheme(leave=frozenset(["MatMul"])), Scheme(exclude=("product",))):
+        found = guarded(model, feeds(), scheme)
+        assert len(found.tried) > 1
+        assert products_in_8_bits(found.model or model) == []
 
 
 def test_a_model_that_breaks_in_any_case_is_left_alone() -> None:
@@ -71,9 +100,25 @@ def test_a_model_that_breaks_in_any_case_is_left_alone() -> None:
     data = Feeds(tuple({"x": normal(1, 16) * uneven} for _ in range(16)), "test", stackable=True)
     found = guarded(model, data, Scheme())
     assert found.model is None
-    assert found.error > HARMED
+    assert error_of(found) > HARMED
     assert found.note.startswith("not quantized, for in 8 bits the outputs are off by")
     assert distance(model, model, data) == 0
+
+
+def test_a_limit_decides_how_much_is_in_8_bits() -> None:
+    """Too much of an error without one is left as it is where a limit allows it, and more where one asks."""
+    model = network(300.0, before=False)
+    loose, free = (guarded(model, feeds(), Scheme(), limit=limit) for limit in (0.4, None))
+    assert loose.kept == ()
+    assert error_of(loose) > 0.04
+    assert free.kept
+    assert error_of(free) < 0.02
+    mild = network(30.0, before=False)
+    free, bound = (guarded(mild, feeds(), Scheme(), limit=limit) for limit in (None, 0.025))
+    assert free.kept == ()
+    assert 0.0125 < error_of(free) < 0.02
+    assert bound.kept
+    assert error_of(bound) < 0.0125
 
 
 def test_what_is_not_finite_is_infinitely_far() -> None:
@@ -83,3 +128,103 @@ def test_what_is_not_finite_is_infinitely_far() -> None:
     array[0, 0] = np.nan
     weight.const_value = ir.tensor(array, name="w")
     assert distance(network(0.5, before=False), broken, feeds()) == pytest.approx(float("inf"))
+
+
+def half(nodes: list[onnx.NodeProto], weights: dict[str, Array], data: Feeds | None) -> Guarded:
+    proto = make(nodes, [value("x", ["N", 16])], [value("y", ["N", 16])], weights)
+    return guarded_half(ir.from_proto(proto), data)
+
+
+def types(found: Guarded) -> dict[str, ir.DataType]:
+    """Of the initializers."""
+    assert found.model is not None
+    return {name: v.const_value.dtype for name, v in found.model.graph.initializers.items() if v.const_value}
+
+
+@pytest.mark.parametrize(("large", "given"), [(1e7, True), (1e7, False)])
+def test_weights_beyond_float16_stay_in_float32(large: float, given: bool) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "big"], ["a"], name="grow"),
+        helper.make_node("MatMul", ["a", "small"], ["b"], name="shrink"),
+        helper.make_node("MatMul", ["b", "w"], ["y"], name="product"),
+    ]
+    weights: dict[str, Array] = {
+        "big": np.array([large], np.float32),
+        "small": normal(16, 16) / large,
+        "w": normal(16, 16),
+    }
+    found = half(nodes, weights, feeds() if given else None)
+    assert found.kept == ("grow", "shrink")
+    assert "grow, shrink" in found.note
+    assert types(found) == {"big": ir.DataType.FLOAT, "small": ir.DataType.FLOAT, "w": ir.DataType.FLOAT16}
+    assert (found.error is not None) == given
+    assert found.error is None or found.error < 2e-3
+
+
+def test_activations_beyond_float16_stay_in_float32() -> None:
+    """Though every weight fits."""
+    nodes = [
+        helper.make_node("Mul", ["x", "big"], ["a"], name="grow"),
+        helper.make_node("Mul", ["a", "big"], ["b"], name="grow2"),
+        helper.make_node("Div", ["b", "big"], ["c"], name="shrink"),
+        helper.make_node("Div", ["c", "big"], ["d"], name="shrink2"),
+        helper.make_node("MatMul", ["d", "w"], ["y"], name="product"),
+    ]
+    found = half(nodes, {"big": np.array([3e3], np.float32), "w": normal(16, 16)}, feeds())
+    assert found.kept == ("grow2", "shrink")
+    assert "float16 ends at 65504" in found.note
+    assert error_of(found) < 2e-3
+
+
+def test_an_epsilon_too_small_for_float16_is_kept_with_what_divides_by_it() -> None:
+    """x / sqrt(0 x² + 1e-12)."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
+        helper.make_node("Mul", ["h", "nothing"], ["v"], name="variance"),
+        helper.make_node("Add", ["v", "eps"], ["e"], name="add"),
+        helper.make_node("Sqrt", ["e"], ["s"], name="root"),
+        helper.make_node("Div", ["h", "s"], ["q"], name="divide"),
+        helper.make_node("Mul", ["q", "unit"], ["y"], name="scale"),
+    ]
+    weights: dict[str, Array] = {
+        **{"w": normal(16, 16), "nothing": np.array([0], np.float32)},
+        **{"eps": np.array([1e-12], np.float32), "unit": np.array([1e-6], np.float32)},
+    }
+    found = half(nodes, weights, feeds())
+    assert {"add", "root", "divide"} <= set(found.kept)
+    assert error_of(found) < 2e-3
+    assert types(found)["w"] == ir.DataType.FLOAT16
+
+
+def test_masks_are_no_reason_to_stay() -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "mask"], ["a"], name="hide"),
+        helper.make_node("Softmax", ["a"], ["b"], name="softmax"),
+        helper.make_node("MatMul", ["b", "w"], ["y"], name="product"),
+    ]
+    mask = np.where(np.arange(16) < 8, 0, np.finfo(np.float32).min).astype(np.float32)
+    found = half(nodes, {"mask": mask, "w": normal(16, 16)}, feeds())
+    assert found.kept == ()
+    assert error_of(found) < 2e-3
+
+
+def test_layers_of_numbers_that_float16_loses_stay() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "faint"], ["a"], name="faint"),
+        helper.make_node("Mul", ["a", "back"], ["b"], name="back"),
+        helper.make_node("MatMul", ["b", "w"], ["y"], name="product"),
+    ]
+    faint = normal(16, 16) * np.float32(1e-9)
+    found = half(nodes, {"faint": faint, "back": np.array([1e4], np.float32), "w": normal(16, 16)}, feeds())
+    assert "faint" in found.kept
+    assert error_of(found) < 2e-3
+
+
+def test_where_nothing_becomes_float16_the_model_stays() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
+    weights: dict[str, Array] = {"w": normal(16, 16) * np.float32(1e7)}
+    model = ir.from_proto(make(nodes, [value("x", ["N", 16])], [value("y", ["N", 16])], weights))
+    done = Quantize(kind="fp16").call(model)
+    assert not done.modified
+    assert done.notes[0].startswith("nothing became float16: in float32, for float16 ends at 65504: product")
+    assert KEY not in model.metadata_props
