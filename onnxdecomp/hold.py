@@ -24,7 +24,7 @@ _TRIES = 5
 """Plans that are tried after the first, before every layer is put back."""
 
 _AIM = 0.92
-"""Share of the error allowed that the next plan is to use up."""
+"""Share of the error allowed that the next plan is to use up; the next but one that share of it, …"""
 
 
 def first_run(
@@ -66,19 +66,24 @@ def hold(ran: PipelineResult, maker: Maker, goal: str | None) -> Made:
     made = maker.make(ran)
     notes: list[str] = []
     looks: list[dict[str, Any]] = []
-    tries = 0
-    while (checked := made.checked) is not None and checked.status == "failed" and not checked.interface:
+    tries, floor = 0, None
+    while (checked := _missed(made)) is not None:
         settled = made.settled
         quantized = is_quantized(settled.ran)
-        if not made.changed:
-            break
         notes += settled.notes
         looks += settled.looks
         if not settled.ran.rewritten:
             notes.append(f"not quantized, for with that alone {checked.reason}")
             made, tries = maker.make(maker.again(None, False)), 0
             continue
-        plan = _next_plan(settled, checked, last=tries >= _TRIES)
+        if quantized and floor is None:
+            # No plan is of use where quantization alone loses too much; else it has its share of the error.
+            alone = maker.make(maker.again(nothing_of(settled.plan, _reason(checked)), True), settled)
+            if _missed(alone) is not None or not is_quantized(alone.settled.ran):
+                made = alone
+                continue
+            floor = alone.checked.worst if alone.checked is not None else None
+        plan = _next_plan(settled, checked, floor or 0.0, tries)
         tries += 1
         notes.append(_changes(settled.plan, plan, checked))
         made = maker.make(maker.again(plan, quantized), settled)
@@ -94,16 +99,34 @@ def _given_way(goal: str | None) -> list[str]:
     return [f"the target {','.join(costs)} gives way to the largest error"] if costs else []
 
 
-def _next_plan(settled: Settled, checked: Verification, *, last: bool) -> Plan:
-    """A plan that loses less: so much less that the error would do, were it of the decomposition alone."""
-    reason = f"put back: with it {checked.reason}"
-    if last or settled.search is None:
+def _missed(made: Made) -> Verification | None:
+    """The comparison that failed by its numbers; None where none did."""
+    checked = made.checked
+    failed = checked is not None and checked.status == "failed" and not checked.interface
+    return checked if failed else None
+
+
+def _reason(checked: Verification) -> str:
+    return f"put back: with it {checked.reason}"
+
+
+def _next_plan(settled: Settled, checked: Verification, floor: float, tries: int) -> Plan:
+    """A plan that loses so much less that the error will do; with every try a little less than that.
+
+    Args:
+        settled: What was tried last.
+        checked: How it was found to fail.
+        floor: The part of the error that is none of the plan's: of quantization alone.
+        tries: How many plans were tried.
+    """
+    reason = _reason(checked)
+    if tries >= _TRIES or settled.search is None:
         return nothing_of(settled.plan, reason)
     share = 0.25
     if checked.max_error is not None and checked.worst is not None and np.isfinite(checked.worst):
-        # The error goes with the root of the loss.
-        wanted = _AIM * checked.max_error / max(checked.worst, 1e-12)
-        share = float(np.clip(wanted, 0.1, 0.95)) ** 2
+        # The error goes with the root of the loss, and independent errors add up by their squares.
+        wanted = (_AIM ** (1 + tries) * checked.max_error) ** 2 - floor**2
+        share = float(np.clip(wanted / max(checked.worst**2 - floor**2, 1e-24), 0.01, 0.9))
     return tighter(settled.plan, settled.search, share, reason)
 
 
@@ -112,6 +135,6 @@ def _changes(before: Plan, after: Plan, checked: Verification) -> str:
     now = {key_of(choice): choice for choice in after.decomposed}
     back = [choice.layer for choice in before.decomposed if key_of(choice) not in now]
     other = sum(choice != now[key_of(choice)] for choice in before.decomposed if key_of(choice) in now)
-    done = [f"{other} layer{'s' if other > 1 else ''} got higher ranks"] if other else []
+    done = [f"{other} layer{'s' if other > 1 else ''} got ranks that lose less"] if other else []
     done += [f"put back: {', '.join(back)}"] if back else []
     return f"{checked.reason}: {'; '.join(done) or 'the plan stays'}"

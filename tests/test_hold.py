@@ -74,7 +74,7 @@ def test_other_inputs_than_those_of_the_search(model: Path) -> None:
     assert held.changed
     assert len(held.plan.decomposed) >= 1
     assert files() == ["net.onnx", "out.onnx"]
-    assert any("above 0.2" in note and ("higher ranks" in note or "put back" in note) for note in held.notes)
+    assert any("is above 0.2: " in note and "layers got ranks that lose less" in note for note in held.notes)
     checked = onnxdecomp.verify(model, "out.onnx", data=inputs(), max_error=0.2)
     assert checked.passed
     assert checked.worst == pytest.approx(held.verification.worst, rel=1e-3)
@@ -140,6 +140,16 @@ def test_quantization_that_the_search_did_not_judge_gives_way_after_the_layers(m
     assert held.verification.passed
     assert any(note.startswith("not quantized, for with that alone the error") for note in held.notes)
     assert "quantize" not in held.record["passes"]
+
+
+def test_layers_give_way_before_quantization(model: Path) -> None:
+    held = onnxdecomp.compress(
+        model, target="macs=3x", max_error=0.1, quantize="int8", calib=inputs(), **OPTIONS
+    )
+    assert held.verification is not None
+    assert held.verification.passed
+    assert any("is above 0.1: " in note for note in held.notes)
+    assert "quantize" in held.record["passes"]
 
 
 def searched(*losses: float) -> tuple[Plan, dict[str, Any]]:

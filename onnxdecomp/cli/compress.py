@@ -106,7 +106,7 @@ from onnxdecomp.cli.output import check_files, json_option, report_options, writ
     multiple=True,
     type=click.IntRange(min=1),
     metavar="N",
-    help="Time the result at this batch size too; repeatable. What decides is batch 1  [default: with a "
+    help="Time the result at this batch size too; repeatable. What decides is one sample  [default: with a "
     "report 1 and 16].",
 )
 @click.option(
