@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxdecomp.chain import Chain, Convolve, MatMul, Step
+from onnxdecomp.chain import WEIGHTED, Chain, Convolve, MatMul, Step
 from onnxdecomp.fitting.backward import with_weight
 from onnxdecomp.fitting.problem import Problem
 from onnxdecomp.layer import Array, Layer
@@ -26,10 +26,26 @@ def whitened_start(method: Method, layer: Layer, ranks: Ranks, problem: Problem,
 
     None where the chain's first step does not read all channels (of a group) at once.
     """
+    groups, s = layer.groups, layer.inputs // layer.groups
+    if not reads_channels(method, layer, ranks):
+        return None
+    moved, whiten = whitened(layer, problem)
+    chain = method.assemble(moved, method.fit(moved, ranks, seed))
+    first = chain.steps[0]
+    if isinstance(first, MatMul):
+        weight: Array = whiten[0] @ first.weight.astype(np.float64)
+    else:
+        assert isinstance(first, Convolve)
+        t, _, *kernel = first.weight.shape
+        own = first.weight.astype(np.float64).reshape(groups, t // groups, s, -1)
+        weight = np.einsum("gtsk,gsq->gtqk", own, whiten, optimize=True).reshape(t, s, *kernel)
+    return replace(chain, steps=(with_weight(first, weight), *chain.steps[1:]))
+
+
+def whitened(layer: Layer, problem: Problem) -> tuple[Layer, Array]:
+    """The layer with the best weight, its input channels whitened, and what whitens them, [g, S/g, S/g]."""
     groups, _, d = problem.cross.shape
     s = layer.inputs // layer.groups
-    if not _reads_channels(outline(method, layer, ranks).steps[0], s, groups):
-        return None
     second = problem.second.reshape(groups, s, d // s, s, d // s)
     covariance = np.einsum("gskqk->gsq", second) / (d // s)
     values, vectors = np.linalg.eigh(covariance)
@@ -41,17 +57,13 @@ def whitened_start(method: Method, layer: Layer, ranks: Ranks, problem: Problem,
     with np.errstate(over="ignore"):
         fits = np.isfinite(white.astype(layer.weight.dtype)).all()
     kind = layer.weight.dtype if fits else np.dtype(np.float64)
-    moved = replace(layer, weight=np.ascontiguousarray(white.astype(kind)))
-    chain = method.assemble(moved, method.fit(moved, ranks, seed))
-    first = chain.steps[0]
-    if isinstance(first, MatMul):
-        weight: Array = whiten[0] @ first.weight.astype(np.float64)
-    else:
-        assert isinstance(first, Convolve)
-        t, _, *kernel = first.weight.shape
-        own = first.weight.astype(np.float64).reshape(groups, t // groups, s, -1)
-        weight = np.einsum("gtsk,gsq->gtqk", own, whiten, optimize=True).reshape(t, s, *kernel)
-    return replace(chain, steps=(with_weight(first, weight), *chain.steps[1:]))
+    return replace(layer, weight=np.ascontiguousarray(white.astype(kind))), whiten
+
+
+def reads_channels(method: Method, layer: Layer, ranks: Ranks) -> bool:
+    """Whether a whitened plain fit is possible: the chain's first step reads the channels of each group."""
+    first = outline(method, layer, ranks).steps[0]
+    return _reads_channels(first, layer.inputs // layer.groups, layer.groups)
 
 
 def _reads_channels(first: Step, channels: int, groups: int) -> bool:
@@ -75,6 +87,43 @@ def reduced_start(like: Chain, layer: Layer, problem: Problem) -> Chain | None:
     Reduced-rank regression (Izenman 1975): with L the best weight, the top eigenvectors U of L G LT give
     U (UT L). None where the chain is of another form; `like` says which, and has the ranks.
     """
+    rank = _reduced_rank(like, problem)
+    if rank is None:
+        return None
+    basis = problem.modes[:, :, :rank]  # [g, T/g, r]
+    inner = basis.swapaxes(1, 2) @ problem.best
+    first, last = like.steps
+    assert isinstance(first, WEIGHTED)
+    assert isinstance(last, WEIGHTED)
+    if basis.shape[2] < rank:  # more than the outputs: nothing is gained by the rest
+        return None
+    if isinstance(first, MatMul):
+        weights = inner[0].T, basis[0].T
+    else:
+        weights = inner.reshape(first.weight.shape), basis.reshape(last.weight.shape)
+    pair = tuple(with_weight(s, np.ascontiguousarray(w)) for s, w in zip((first, last), weights, strict=True))
+    return replace(like, steps=pair)
+
+
+def reduced_losses(like: Chain, problem: Problem) -> Array | None:
+    """The relative loss of `reduced_start` at every rank, [ranks + 1], from rank 0 on.
+
+    None where the chain is of another form.
+    """
+    if _reduced_rank(like, problem) is None:
+        return None
+    best = problem.best
+    products = best @ problem.second
+    inner = problem.modes.swapaxes(1, 2) @ best
+    seen = np.sum((inner @ problem.second) * inner, axis=2).sum(axis=0)  # of each mode, over the groups
+    left = float(np.sum(products * best)) - np.concatenate([[0.0], np.cumsum(seen)])
+    whole = problem.energy or problem.pull
+    losses = problem.loss(best) + np.maximum(left, 0.0)
+    return np.maximum(losses, 0.0) / whole if whole > 0 else np.zeros_like(losses)
+
+
+def _reduced_rank(like: Chain, problem: Problem) -> int | None:
+    """The rank of a chain of the form of `reduced_start`, or None where it is of another."""
     groups, per_group, d = problem.cross.shape
     if len(like.steps) != 2:
         return None
@@ -90,13 +139,4 @@ def reduced_start(like: Chain, layer: Layer, problem: Problem) -> Chain | None:
         return None
     if last.weight.size != groups * per_group * rank:
         return None
-    basis = problem.modes[:, :, :rank]  # [g, T/g, r]
-    inner = basis.swapaxes(1, 2) @ problem.best
-    if basis.shape[2] < rank:  # more than the outputs: nothing is gained by the rest
-        return None
-    if isinstance(first, MatMul):
-        weights = inner[0].T, basis[0].T
-    else:
-        weights = inner.reshape(first.weight.shape), basis.reshape(last.weight.shape)
-    pair = tuple(with_weight(s, np.ascontiguousarray(w)) for s, w in zip((first, last), weights, strict=True))
-    return replace(like, steps=pair)
+    return int(rank)

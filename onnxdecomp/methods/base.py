@@ -6,6 +6,7 @@ configuration and the JSON record. It never sees a graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -76,6 +77,15 @@ class Pooling(Protocol):
 
     def parts(self, layer: Layer) -> int:
         """How many matrices of one group each of the `spectra` is pooled from."""
+        ...
+
+
+@runtime_checkable
+class Truncating(Protocol):
+    """A method that cuts its spectra off, so that its loss at all ranks is known from them at once."""
+
+    def rank_curve(self, layer: Layer, ranks: Sequence[Ranks]) -> Array:
+        """The squared relative Frobenius error at each of the ranks, [len(ranks)], or a bound near it."""
         ...
 
 

@@ -246,6 +246,21 @@ def tail_rank(values: Array, error: float) -> int:
     return max(1, int(np.argmax(tails <= error**2 * tails[0])))
 
 
+def tails(spectra: Sequence[Array], ranks: Sequence[Sequence[int]]) -> Array:
+    """For each of these ranks the share of the squared norm that truncation cuts off, [len(ranks)].
+
+    Of several spectra the sum, an upper bound (De Lathauwer et al. 2000), at most 1.
+    """
+    lost = np.zeros(len(ranks))
+    for place, values in enumerate(spectra):
+        squares = np.square(values.astype(np.float64))
+        # Summed from the far end, the small losses do not drown in the large total.
+        left = np.append(np.cumsum(squares[::-1])[::-1], 0.0)
+        at = [min(own[place], len(squares)) for own in ranks]
+        lost += left[at] / (left[0] or 1.0)
+    return np.minimum(lost, 1.0)
+
+
 def fraction_of(full: int, fraction: float) -> int:
     """That fraction of a full rank, rounded half up, at least 1 and at most full."""
     return min(full, max(1, math.floor(fraction * full + 0.5)))

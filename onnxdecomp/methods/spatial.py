@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
 
@@ -12,7 +13,7 @@ import numpy as np
 from onnxdecomp.chain import Chain, Convolve
 from onnxdecomp.layer import Array, ConvSpec, Layer
 from onnxdecomp.methods.base import Factors, Method, Ranks
-from onnxdecomp.methods.linalg import fraction_of
+from onnxdecomp.methods.linalg import fraction_of, tails
 from onnxdecomp.methods.svd import Svd, channels, common_refusal
 from onnxdecomp.methods.tucker import Tucker
 
@@ -76,6 +77,9 @@ class Spatial:
     def spectra(self, layer: Layer) -> tuple[Array, ...]:
         method, flat = self._flat(layer)
         return method.spectra(flat)[::-1]
+
+    def rank_curve(self, layer: Layer, ranks: Sequence[Ranks]) -> Array:
+        return tails(self.spectra(layer), ranks)
 
     def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
         method, flat = self._flat(layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,6 +19,7 @@ from onnxdecomp.methods.linalg import (
     singular_values,
     stacked,
     tail_rank,
+    tails,
     two_factors,
 )
 
@@ -76,6 +78,9 @@ class Svd:
     def spectra(self, layer: Layer) -> tuple[Array, ...]:
         axis = 0 if self.order_for(layer) == "kernel-first" else 1
         return (pooled(singular_values(w, axis) for w in finite_groups(layer)),)
+
+    def rank_curve(self, layer: Layer, ranks: Sequence[Ranks]) -> Array:
+        return tails(self.spectra(layer), ranks)
 
     def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
         return (tail_rank(self.spectra(layer)[0], error),)

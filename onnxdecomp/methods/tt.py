@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,7 +15,7 @@ from onnxdecomp.layer import Array, Layer
 from onnxdecomp.methods import modes as matrix
 from onnxdecomp.methods.base import Factors, Ranks
 from onnxdecomp.methods.contraction import conv_order, conv_steps, linear_order, linear_steps
-from onnxdecomp.methods.linalg import finite_groups, fraction_of, pooled, singular_values, stacked
+from onnxdecomp.methods.linalg import finite_groups, fraction_of, pooled, singular_values, stacked, tails
 from onnxdecomp.methods.modes import Modes
 from onnxdecomp.methods.network import KERNEL, Node, cheapest, contract
 from onnxdecomp.methods.svd import channels, common_refusal
@@ -118,6 +119,9 @@ class Tt:
         sizes = self._sizes(layer)
         bonds = [math.prod(sizes[:b]) for b in range(1, len(sizes))]
         return tuple(pooled(singular_values(x.reshape(rows, -1)) for x in tensors) for rows in bonds)
+
+    def rank_curve(self, layer: Layer, ranks: Sequence[Ranks]) -> Array:
+        return tails(self.spectra(layer), ranks)
 
     def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
         """TT-SVD with error/√(d-1) per bond; of several groups the largest ranks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,6 +20,7 @@ from onnxdecomp.methods.linalg import (
     pooled,
     singular_values,
     stacked,
+    tails,
 )
 from onnxdecomp.methods.svd import channels, common_refusal
 
@@ -73,6 +75,9 @@ class Tucker:
     def spectra(self, layer: Layer) -> tuple[Array, ...]:
         groups = finite_groups(layer)
         return tuple(pooled(singular_values(w, axis) for w in groups) for axis in (0, 1))
+
+    def rank_curve(self, layer: Layer, ranks: Sequence[Ranks]) -> Array:
+        return tails(self.spectra(layer), ranks)
 
     def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
         """The cheapest ranks whose HOSVD meets the error; the HOOI that `fit` makes of it loses less.

@@ -19,6 +19,7 @@ from onnxdecomp.fitting.problem import Problem, as_rows, problem
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods import METHODS, for_layer, get
 from onnxdecomp.methods.base import Method, Ranks, outline
+from onnxdecomp.plan.curves import exact, filled_in, scaled, shape
 from onnxdecomp.plan.plan import Cost, cost_of
 from onnxdecomp.ranks.multiple import round_to_multiple
 from onnxdecomp.sites.base import Site
@@ -154,8 +155,8 @@ def candidates(
     """The outlines with what they lose.
 
     Every method is fitted where its price is about half of the layer's. Those that lose there at most `worse`
-    times what the best one does are fitted at some more ranks, and in between interpolated, log loss over
-    log cost; the others are left out.
+    times what the best one does are fitted at some more ranks, and in between their curve is taken (see
+    `curves`), else log loss is interpolated over log cost; the others are left out.
 
     Args:
         site: The layer.
@@ -191,7 +192,7 @@ def candidates(
             option = _nearest(own, dense / reduction, what)
             if option.ranks not in anchors:
                 anchors[option.ranks] = _fitted(site, option, posed, seed)
-        found += _interpolated(own, anchors, what)
+        found += _all(site, own, anchors, posed, what, seed)
     return found
 
 
@@ -215,17 +216,42 @@ def _fitted(site: Site, option: Outline, posed: Problem | None, seed: int) -> Ca
     return Candidate(option, loss, chain)
 
 
-def _interpolated(
-    options: Sequence[Outline], anchors: Mapping[Ranks, Candidate], what: What
+def _all(
+    site: Site,
+    options: Sequence[Outline],
+    anchors: dict[Ranks, Candidate],
+    posed: Problem | None,
+    what: What,
+    seed: int,
 ) -> list[Candidate]:
-    ordered = sorted(anchors.values(), key=lambda c: getattr(c.outline.cost, what))
-    x = np.log([max(1, getattr(c.outline.cost, what)) for c in ordered])
-    y = np.log([max(c.loss, 1e-12) for c in ordered])
-    return [
-        anchors.get(option.ranks)
-        or Candidate(option, math.exp(_line(math.log(max(1, getattr(option.cost, what))), x, y)))
-        for option in options
-    ]
+    """All outlines of one method with their losses; some are fitted, and more are where that is needed."""
+    method, layer = options[0].method, site.layer
+    by_ranks = {option.ranks: option for option in options}
+    ranks = list(by_ranks)
+    costs = {own: math.log(max(1, getattr(option.cost, what))) for own, option in by_ranks.items()}
+    fits = {own: candidate.loss for own, candidate in anchors.items()}
+
+    def fit(own: Ranks) -> float:
+        anchors[own] = _fitted(site, by_ranks[own], posed, seed)
+        fits[own] = anchors[own].loss
+        return fits[own]
+
+    losses = exact(method, layer, ranks, posed)
+    if losses is not None:
+        expected = dict(zip(ranks, losses, strict=True))
+    elif (curve := shape(method, layer, ranks, posed)) is not None:
+        expected = scaled(dict(zip(ranks, curve, strict=True)), costs, fits)
+    else:
+        filled_in(costs, fits, fit)
+        expected = _interpolated(costs, fits)
+    return [anchors.get(own) or Candidate(option, expected[own]) for own, option in by_ranks.items()]
+
+
+def _interpolated(costs: Mapping[Ranks, float], fits: Mapping[Ranks, float]) -> dict[Ranks, float]:
+    ordered = sorted(fits, key=lambda own: costs[own])
+    x = np.array([costs[own] for own in ordered])
+    y = np.log([max(fits[own], 1e-12) for own in ordered])
+    return {own: math.exp(_line(cost, x, y)) for own, cost in costs.items()}
 
 
 def _line(at: float, x: Floats, y: Floats) -> float:
