@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxdecomp.data.read import Prepared
 from onnxdecomp.errors import UsageError
+from onnxdecomp.graph import maps
 from onnxdecomp.graph.load import Source
 from onnxdecomp.graph.save import check_target, copy, data_path, save
 from onnxdecomp.outputs import check_apart, landing
@@ -52,7 +53,7 @@ def on_disk(model: str | Path | ir.Model | onnx.ModelProto) -> Iterator[Path]:
     with _folder(None) as folder:
         path = folder / "model.onnx"
         if not isinstance(model, ir.Model):
-            model = ir.from_proto(model)
+            model = maps.from_proto(model)
         save(model, path)
         yield path
 

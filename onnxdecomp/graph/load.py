@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError
+from onnxdecomp.graph import maps
 from onnxdecomp.graph.external import attach
 from onnxdecomp.graph.support import DEFAULT_DOMAINS, unreadable
 from onnxdecomp.graph.tensors import own_memory
@@ -45,6 +46,7 @@ def inherit(model: ir.Model, original: ir.Model) -> None:
     """Give a model that was made anew (by a simplifier) the source of the one that it stands for."""
     if (found := source(original)) is not None:
         model.graph.meta[_META] = found
+    maps.keep(model, maps.kept(original))
 
 
 def load(path: str | Path) -> ir.Model:
@@ -53,11 +55,12 @@ def load(path: str | Path) -> ir.Model:
     Raises:
         ModelError: The file is missing, no ONNX model or truncated; its external data is missing or too
             short; its IR version or an opset is newer than the installed ONNX Runtime reads; it uses
-            a value that nothing defines, or what cannot be kept (sparse initializers, map types).
+            a value that nothing defines, or what cannot be kept (sparse initializers, inputs that are maps).
     """
     path = Path(path)
     proto = _parse(path)
     _check_header(proto, path)
+    types = maps.take_out(proto)
     with quiet_logger("onnx_ir"):  # what it warns of is checked here and raised
         try:
             model = ir.from_proto(proto)
@@ -75,6 +78,7 @@ def load(path: str | Path) -> ir.Model:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     model.graph.meta[_META] = Source(path, data, training)
+    maps.keep(model, types)
     return model
 
 

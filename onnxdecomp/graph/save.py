@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.graph import maps
 from onnxdecomp.graph.external import reference
 from onnxdecomp.graph.load import PROTOBUF_LIMIT, load, source
 from onnxdecomp.graph.shapes import as_declared
@@ -168,6 +169,7 @@ def _serialize(model: ir.Model, path: Path) -> bytes:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ModelError(f"{path}: the model cannot be serialized: {reason}") from error
+    maps.put_back(proto, maps.kept(model))
     if (made_from := source(model)) is not None:
         for info in made_from.training_info:
             proto.training_info.add().ParseFromString(info)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import onnx
 import onnx_ir as ir
 
+from onnxdecomp.graph import maps
 from onnxdecomp.graph.external import reference
 from onnxdecomp.graph.walk import node_graphs, places, slots
 from onnxdecomp.processwide import quiet_logger
@@ -90,6 +91,7 @@ def _inferred(model: ir.Model) -> ir.Graph | None:
                 elif node.domain == "" and node.op_type == "Crop" and "border" in node.attributes:
                     _uncrop(node)
         proto = onnx.shape_inference.infer_shapes(ir.to_proto(light), check_type=False, data_prop=True)
+        maps.take_out(proto)
         return ir.from_proto(proto).graph
     except Exception:  # inference is a help; what it trips over is judged elsewhere
         return None

@@ -107,12 +107,23 @@ def _text(shape: tuple[Dim, ...] | None) -> str:
 
 
 def _port(value: ValueInfoProto) -> Port:
-    kind = value.type.WhichOneof("value")
-    if kind != "tensor_type":
-        return Port(value.name, _type_text(value.type), None)
-    tensor = value.type.tensor_type
-    shape = tuple(_dim(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
-    return Port(value.name, _element(tensor.elem_type), shape)
+    return Port(value.name, *_type(value.type))
+
+
+def _type(proto: TypeProto) -> tuple[str, tuple[Dim, ...] | None]:
+    """A type's name and shape; of a sequence or an optional value, those of what it holds."""
+    match proto.WhichOneof("value"):
+        case "tensor_type":
+            tensor = proto.tensor_type
+            shape = tuple(_dim(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
+            return _element(tensor.elem_type), shape
+        case "sequence_type":
+            name, shape = _type(proto.sequence_type.elem_type)
+            return f"sequence({name})", shape
+        case "optional_type":
+            name, shape = _type(proto.optional_type.elem_type)
+            return f"optional({name})", shape
+    return _type_text(proto), None
 
 
 def _dim(dim: object) -> Dim:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from onnxdecomp.errors import ModelError
+from onnxdecomp.graph import maps
 from onnxdecomp.graph.walk import node_graphs, places
 from onnxdecomp.pipeline import CAME_IN, CameIn
 from onnxdecomp.stage import Stage, StageResult
@@ -105,6 +106,7 @@ def _objection(model: ir.Model) -> str | None:
     import onnx_ir as ir
 
     proto = ir.to_proto(skeleton(model).model)
+    maps.put_back(proto, maps.kept(model))
     standard = [node for node in proto.graph.node if node.domain in ("", "ai.onnx")]
     unknown = [node for node in standard if not onnx.defs.has(node.op_type)]
     if unknown:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.graph import maps
 from onnxdecomp.graph.inherit import inherit_graph, inherit_node, inherit_value, replace_props
 from onnxdecomp.graph.walk import node_graphs, places, unique_name
 from onnxdecomp.stage import Stage, StageResult, option
@@ -90,13 +91,17 @@ def _simplified(model: ir.Model, tool: str, timeout_s: float) -> ir.Graph:
 
     bare = skeleton(model)
     try:
-        data = ir.to_proto(bare.model).SerializeToString()
+        proto = ir.to_proto(bare.model)
+        maps.put_back(proto, maps.kept(model))
+        data = proto.SerializeToString()
     except Exception as error:  # protobuf's own limit raises what its version pleases
         raise _UnusableError(f"the graph cannot be written without its weights: {error}") from error
     if len(data) > _LARGEST:
         raise _UnusableError(f"the graph has {len(data) >> 20} MB without its weights")
     try:
-        result = ir.from_proto(_parse(_run_worker(tool, data, timeout_s)))
+        made = _parse(_run_worker(tool, data, timeout_s))
+        maps.take_out(made)
+        result = ir.from_proto(made)
         graph = put_back(bare, result, model.ir_version)
     except ValueError as error:
         raise _UnusableError(str(error)) from error

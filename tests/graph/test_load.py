@@ -178,7 +178,7 @@ def test_sparse_initializer(tmp_path: Path) -> None:
 
 def test_map_type(tmp_path: Path) -> None:
     proto = b.linear()
-    proto.graph.output[0].type.map_type.key_type = onnx.TensorProto.INT64
+    proto.graph.input[0].type.map_type.key_type = onnx.TensorProto.INT64
     assert "cannot be represented" in refusal(b.write(proto, tmp_path / "m.onnx"))
 
 
