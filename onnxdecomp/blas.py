@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 LARGE = 2048
 """Rows of a problem from which more threads gain more than they wait for each other."""
 
+LONG = 1024
+"""Rows from which a problem is given to NumPy, during whose calls Python's other threads run on: so a signal
+ends the process. SciPy's LAPACK keeps them waiting."""
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:

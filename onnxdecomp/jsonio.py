@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxdecomp import temporary
 from onnxdecomp.errors import UsageError
 from onnxdecomp.outputs import is_special, landing
 
@@ -92,6 +93,7 @@ def write(text: str, target: str | Path) -> None:
         handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    temporary.expect(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -101,6 +103,8 @@ def write(text: str, target: str | Path) -> None:
         if isinstance(error, OSError):
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         raise
+    finally:
+        temporary.forget(name)
 
 
 def _is_stdout(path: Path) -> bool:

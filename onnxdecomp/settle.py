@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from onnxdecomp import benchmark
+from onnxdecomp import benchmark, temporary
 from onnxdecomp.benchmark import BenchResult
 from onnxdecomp.finding import Finding
 from onnxdecomp.graph.save import save
@@ -89,8 +87,8 @@ def settle(
     notes = _kept_unsure(found, f"{kind} alone")
     if not ran.rewritten:
         return replace(first, timed=timed, notes=notes, looks=looks)
-    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-        file = Path(folder) / "quantized.onnx"
+    with temporary.folder() as folder:
+        file = folder / "quantized.onnx"
         save(alone.model, file)
         settled = _settle_layers(first, lambda plan: again(plan, True), watch.against(file), _QUANTIZED)
     gain = None if settled.timed is None else settled.timed.settings[0].models[1].ratio

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from onnxdecomp import temporary
 from onnxdecomp.data.read import Prepared
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph import maps
@@ -98,10 +99,10 @@ def size(path: Path, made_from: Source | None = None) -> int:
 @contextlib.contextmanager
 def _folder(target: Path | None) -> Iterator[Path]:
     """A temporary folder, beside `target` if there is one: a file moves within its file system only."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=".onnxdecomp-", dir=target.parent if target else None)
-    except OSError as error:
-        where = target or tempfile.gettempdir()
-        raise UsageError(f"{where}: cannot be written: {error.strerror or error}") from error
-    with folder as name:
-        yield Path(name)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary.folder(".onnxdecomp-", target.parent if target else None))
+        except OSError as error:
+            where = target or tempfile.gettempdir()
+            raise UsageError(f"{where}: cannot be written: {error.strerror or error}") from error
+        yield folder

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxdecomp import benchmark
+from onnxdecomp import benchmark, temporary
 from onnxdecomp.benchmark import BenchResult
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import ModelError
@@ -94,8 +93,8 @@ class Watch:
 
     def time_model(self, model: ir.Model) -> BenchResult:
         """The same for a model in memory, until it is decided whether it is faster."""
-        with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-            new = Path(folder) / "model.onnx"
+        with temporary.folder() as folder:
+            new = folder / "model.onnx"
             save(model, new)
             return self.time(new, decide=True)
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
+from typing import Any, NoReturn
 
+from onnxdecomp import temporary
 from onnxdecomp.processwide import handled_logging, no_warnings
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code of a command ended by Ctrl-C, as shells have it."""
+
+PATIENCE = 0.6
+"""Seconds that a signal's handling may take before the process is ended all the same."""
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -31,7 +37,8 @@ class Interrupted(BaseException):
 def signals() -> Iterator[None]:
     """Turn the first signal that would end the process into Interrupted, so that files are tidied up.
 
-    Later ones are ignored: tidying up must not be interrupted, and it is quick.
+    Later ones are ignored: tidying up must not be interrupted, and it is quick. Where a call of another
+    library keeps Python from raising, the process ends without it (see `_impatient`).
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -43,17 +50,63 @@ def signals() -> Iterator[None]:
             seen.append(number)
             raise Interrupted(number)
 
-    before = {}
+    before: dict[int, Any] = {}
     for name in _SIGNALS:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         # What was ignored before (by nohup, say) stays ignored.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, handler)
     try:
-        yield
+        with _impatient(before):
+            yield
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+@contextmanager
+def _impatient(numbers: Collection[int]) -> Iterator[None]:
+    """Inside, a signal ends the process even where Python does not come to handle it.
+
+    Python handles signals between two steps of its own, and a run of a model or the eigenvectors of a large
+    matrix are one step, which may take minutes. So the system's handler also wakes a thread, which tidies
+    up and ends the process if nothing has happened for a while.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    ended = threading.Event()
+
+    def watch() -> None:
+        for byte in iter(lambda: reader.recv(1), b""):
+            number = byte[0]
+            if number in numbers and not ended.wait(PATIENCE):
+                _end_now(128 + number)
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(previous)
+        writer.close()
+        watcher.join()
+        reader.close()
+
+
+def _end_now(code: int) -> NoReturn:
+    """End the process without its `finally`: remove what it has half written, and end what it has started."""
+    import psutil
+
+    try:
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+        temporary.remove_all()
+        os.write(2, b"onnxdecomp: interrupted\n")
+    finally:
+        os._exit(code)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import scipy.linalg
 
 from onnxdecomp.chain import (
     WEIGHTED,
@@ -24,7 +23,7 @@ from onnxdecomp.chain import (
     Step,
 )
 from onnxdecomp.fitting.backward import pull_back, weight_gradient, with_weight
-from onnxdecomp.fitting.problem import Problem
+from onnxdecomp.fitting.problem import Problem, solved_positive
 from onnxdecomp.layer import Array
 
 ITERATIONS = 12
@@ -188,7 +187,7 @@ def _last(steps: Sequence[Step], index: int, responses: _Responses) -> Step:
     solved = []
     for n, r in zip(normal, right, strict=True):
         ridge = 1e-12 * float(np.trace(n)) / len(n)
-        solved.append(scipy.linalg.solve(n + (ridge or 1.0) * np.eye(len(n)), r.T, assume_a="pos").T)
+        solved.append(solved_positive(n + (ridge or 1.0) * np.eye(len(n)), r.T).T)
     factor = np.stack(solved)  # [g, T/g, q]
     if isinstance(step, MatMul):
         return with_weight(step, factor[0].T.copy())

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import scipy.linalg
 
-from onnxdecomp.blas import threads_for
+from onnxdecomp.blas import LONG, threads_for
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.layer import Array, Layer
 
@@ -120,13 +120,25 @@ def _solved(second: Array, cross: Array) -> Array:
     below its most negative eigenvalue then count as never seen.
     """
     try:
-        with threads_for(len(second)):
-            return np.asarray(scipy.linalg.solve(second, cross.T, assume_a="pos").T)
+        return solved_positive(second, cross.T).T
     except np.linalg.LinAlgError:
         values, vectors = _eigh(second)
         seen = values > 2 * abs(values[0])
         basis = vectors[:, seen]
         return np.asarray((cross @ basis / values[seen]) @ basis.T)
+
+
+def solved_positive(matrix: Array, right: Array) -> Array:
+    """The solution X of matrix X = right.
+
+    Raises:
+        numpy.linalg.LinAlgError: The matrix is not positive definite.
+    """
+    if len(matrix) <= LONG:
+        return np.asarray(scipy.linalg.solve(matrix, right, assume_a="pos"))
+    with threads_for(len(matrix)):
+        np.linalg.cholesky(matrix)  # refuses what is not positive definite
+        return np.linalg.solve(matrix, right)
 
 
 def _modes(best: Array, second: Array) -> Array:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp import temporary
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph import maps
 from onnxdecomp.graph.external import reference
@@ -302,13 +303,16 @@ class _Files:
         for file in self.made:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
+            temporary.forget(file)
 
     def keep(self, file: Path) -> None:
         self.made.remove(file)
+        temporary.forget(file)
 
     def new(self, target: Path) -> Path:
         """A free name beside `target`, on its file system, so that it can replace it in one step."""
         self.made.append(target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp"))
+        temporary.expect(self.made[-1])
         return self.made[-1]
 
     def open(self, file: Path) -> BinaryIO:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp import temporary
 from onnxdecomp.graph.walk import places
 from onnxdecomp.runtime.session import Feed, open_session, run
 from onnxdecomp.sites.base import node_name
@@ -68,8 +68,8 @@ def profile(
 
 def _kernels(path: Path, feed: Feed, threads: int, seconds: float) -> dict[str, float]:
     """Milliseconds of one run by ONNX Runtime's names of its kernels."""
-    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-        session = open_session(path, threads=threads, profile=Path(folder) / "trace")
+    with temporary.folder() as folder:
+        session = open_session(path, threads=threads, profile=folder / "trace")
         runs, start = 0, time.perf_counter()
         while runs < MIN_RUNS or (runs < MAX_RUNS and time.perf_counter() - start < seconds):
             run(session, feed)

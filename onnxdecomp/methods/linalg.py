@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxdecomp.blas import threads_for
+from onnxdecomp.blas import LONG, threads_for
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Array, Layer
 from onnxdecomp.methods.sketch import leading_factors, worthwhile
@@ -140,12 +140,12 @@ def _eigh(matrix: Array, rank: int) -> tuple[Array, Array]:
     import scipy.linalg
 
     n = len(matrix)
-    whole = 4 * rank > n
-    how: dict[str, Any] = {"driver": "evd"} if whole else {"subset_by_index": (n - rank, n - 1)}
-    with threads_for(n):
-        values, basis = scipy.linalg.eigh(matrix.T, overwrite_a=True, check_finite=False, **how)
-    if whole:
+    if 4 * rank > n or n > LONG:
+        with threads_for(n):
+            values, basis = np.linalg.eigh(matrix)
         return values[::-1], basis[:, ::-1]
+    some = (n - rank, n - 1)
+    values, basis = scipy.linalg.eigh(matrix.T, overwrite_a=True, check_finite=False, subset_by_index=some)
     # The vectors of near eigenvalues are less orthogonal than their precision: a Newton-Schulz step.
     basis = basis @ (1.5 * np.eye(rank, dtype=basis.dtype) - 0.5 * (basis.T @ basis))
     return values[::-1], basis[:, ::-1]
@@ -175,11 +175,9 @@ def singular_values(tensor: Array, axis: int = 0) -> Array:
 
 
 def _eigenvalues(matrix: Array) -> Array:
-    """All eigenvalues, descending; overwrites the matrix."""
-    import scipy.linalg
-
+    """All eigenvalues, descending."""
     with threads_for(len(matrix)):
-        values: Array = scipy.linalg.eigvalsh(matrix.T, overwrite_a=True, check_finite=False)
+        values: Array = np.linalg.eigvalsh(matrix)
     return values[::-1]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from onnxdecomp import temporary
 from onnxdecomp.benchmark import bench
 from onnxdecomp.dense import dense_chain
 from onnxdecomp.graph.save import save
@@ -104,8 +104,8 @@ class Stopwatch:
                 note=notes.append,
             )
         )
-        with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-            path = Path(folder) / "model.onnx"
+        with temporary.folder() as folder:
+            path = folder / "model.onnx"
             save(self._quantized(model), path)
             whole = shares(
                 path,
@@ -134,8 +134,8 @@ class Stopwatch:
             site = by_name[choice.graph, choice.layer]
             method = get(choice.method or "", **choice.options)
             rewriter.replace(site, filled(outline(method, site.layer, choice.ranks)), {})
-        with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-            path = Path(folder) / "model.onnx"
+        with temporary.folder() as folder:
+            path = folder / "model.onnx"
             save(self._quantized(copy), path)
             return self._ratio(path)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxdecomp import temporary
 from onnxdecomp.errors import ModelError, OnnxDecompError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
@@ -41,8 +41,8 @@ def converted(model: ir.Model, what: str, convert: Callable[[Neutral, Path, Path
     unlist_initializers(plain)
     given = neutral(plain)
     given.model.ir_version = max(plain.ir_version, _PLAIN_INITIALIZERS)
-    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-        source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
+    with temporary.folder() as folder:
+        source, target = folder / "in.onnx", folder / "out.onnx"
         save(given.model, source)
         try:
             with silent():
@@ -68,20 +68,20 @@ def checked(model: ir.Model, what: str) -> None:
     Raises:
         ModelError: It does not.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-        _open(save(model, Path(folder) / "made.onnx"), what)
+    with temporary.folder() as folder:
+        _open(save(model, folder / "made.onnx"), what)
 
 
 def _open(file: Path, what: str) -> None:
     try:
         open_session(file)
     except OnnxDecompError as error:
-        raise ModelError(f"{what} does not run: {_told(error, str(file.parent))}") from error
+        raise ModelError(f"{what} does not run: {_told(error, file.parent)}") from error
 
 
-def _told(error: Exception, folder: str) -> str:
+def _told(error: Exception, folder: Path) -> str:
     """An error's line without the names of temporary files."""
-    return re.sub(rf"\S*{re.escape(folder)}/\S+?\.onnx", "the file", one_line(error))
+    return re.sub(rf"\S*{re.escape(str(folder))}/\S+?\.onnx", "the file", one_line(error))
 
 
 @contextlib.contextmanager

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp import temporary
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.save import save
@@ -235,8 +234,8 @@ def distance(model: ir.Model, other: ir.Model, feeds: Feeds, mask: Mask | None =
     Outputs that cannot be compared are left out, and so are positions that are padding; 0 where nothing is
     left.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-        files = [Path(folder) / name for name in ("a.onnx", "b.onnx")]
+    with temporary.folder() as folder:
+        files = [folder / name for name in ("a.onnx", "b.onnx")]
         for file, content in zip(files, (model, other), strict=True):
             save(content.clone(), file)
         sessions = [open_session(file) for file in files]

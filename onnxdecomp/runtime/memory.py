@@ -11,12 +11,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from onnxdecomp import temporary
 from onnxdecomp.layer import Array
 
 
@@ -30,8 +30,8 @@ def peak_growth(
     timeout: float = 300,
 ) -> int | None:
     """Bytes by which a fresh process's peak grows as it loads and runs the model; None if it fails."""
-    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-        inputs = Path(folder) / "feed.npz"
+    with temporary.folder() as folder:
+        inputs = folder / "feed.npz"
         names = list(feed)
         np.savez(inputs, **{f"input_{k}": feed[name] for k, name in enumerate(names)})  # type: ignore[arg-type]
         request = {

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from onnxdecomp import temporary
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph import maps
 from onnxdecomp.graph.inherit import inherit_graph, inherit_node, inherit_value, replace_props
@@ -112,8 +111,8 @@ def _simplified(model: ir.Model, tool: str, timeout_s: float) -> ir.Graph:
 
 def _run_worker(tool: str, data: bytes, timeout_s: float) -> bytes:
     """What the worker makes of a serialised model."""
-    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-        source, target, log = (Path(folder) / name for name in ("in.onnx", "out.onnx", "log"))
+    with temporary.folder() as folder:
+        source, target, log = (folder / name for name in ("in.onnx", "out.onnx", "log"))
         source.write_bytes(data)
         # The worker must find what this process found, however its path was made.
         paths = os.pathsep.join(path for path in sys.path if path)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 
+from onnxdecomp.fitting import problem as problems
 from onnxdecomp.fitting.fit import dense_rows, fit
 from onnxdecomp.fitting.problem import as_rows, problem
 from onnxdecomp.fitting.repair import repair
-from onnxdecomp.methods import get
+from onnxdecomp.methods import get, linalg
 from onnxdecomp.methods.linalg import left_basis
 from tests.fitting.data import asymmetric, correlated, gathered, outputs
 from tests.methods.layers import conv_layer, linear_layer
@@ -93,3 +94,26 @@ def test_a_tall_matrix_has_the_basis_of_its_small_side(wanted: int | None) -> No
     np.testing.assert_allclose(values[:few], exact[:few], rtol=1e-6)
     np.testing.assert_allclose(np.abs(basis[:, :few].T @ left[:, :few]), np.eye(few), atol=1e-6)
     np.testing.assert_array_equal(left_basis(matrix, 0, wanted)[0], basis)
+
+
+def test_a_large_system_is_solved_or_refused_like_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    root, right = rng.standard_normal((30, 40)), rng.standard_normal((30, 3))
+    solutions = []
+    for long in (30, 29):
+        monkeypatch.setattr(problems, "LONG", long)
+        solutions.append(problems.solved_positive(root @ root.T, right))
+        np.testing.assert_allclose(root @ root.T @ solutions[-1], right, atol=1e-9)
+        with pytest.raises(np.linalg.LinAlgError):
+            problems.solved_positive(-root @ root.T, right)
+    np.testing.assert_allclose(solutions[0], solutions[1], rtol=1e-8)
+
+
+@pytest.mark.parametrize("rank", [3, 40])
+def test_a_large_basis_is_that_of_a_small_one(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = np.random.default_rng(0).standard_normal((300, 400)).astype(np.float32)
+    small = left_basis(matrix, 0, rank)
+    monkeypatch.setattr(linalg, "LONG", 299)
+    large = left_basis(matrix, 0, rank)
+    for one, two in zip(small, large, strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-4)
