@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxdecomp import temporary
 from onnxdecomp.graph.save import save
 from onnxdecomp.plan.allocate import OutOfReach
 from onnxdecomp.plan.plan import Plan
@@ -33,8 +33,8 @@ def width(precision: str) -> int | None:
 
 def file_size(model: ir.Model) -> int:
     """Bytes of the file that the model will be, with its external data."""
-    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-        save(model, Path(folder) / "model.onnx")
+    with temporary.folder() as folder:
+        save(model, folder / "model.onnx")
         return sum(file.stat().st_size for file in Path(folder).iterdir()) + _METADATA
 
 
