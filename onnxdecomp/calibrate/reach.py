@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxdecomp import temporary
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.walk import places
@@ -119,14 +119,14 @@ def _trace(
     content: bytes, lent: Mapping[str, Array], feeds: Sequence[Feed]
 ) -> Iterator[tuple[int, list[bool], list[bool]]]:
     """Of every run of a numbered node: its number, and which of its inputs and outputs hold numbers."""
-    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
+    with temporary.folder() as folder:
         opened = session.open_session(
             content,
             integers=False,
             idling="sleep",
             weights=lent,
             optimize=False,
-            profile=Path(folder) / "trace",
+            profile=folder / "trace",
         )
         names = {spec.name for spec in session.inputs_of(opened)}
         for feed in feeds:

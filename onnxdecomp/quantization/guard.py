@@ -121,8 +121,8 @@ def guarded(
     Raises:
         ModelError: As `int8`.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxdecomp-") as folder:
-        ranges = Path(folder) / "ranges.json"
+    with temporary.folder() as folder:
+        ranges = folder / "ranges.json"
 
         def quantized(kept: Mapping[str, str], leave: frozenset[str]) -> ir.Model:
             how = replace(scheme, keep=frozenset({*scheme.keep, *kept}), leave=scheme.leave | leave)

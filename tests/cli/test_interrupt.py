@@ -13,6 +13,7 @@ import pytest
 
 from onnxdecomp.cli import process as own
 from tests.cli.small import QUICK, environment, files, network
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 
@@ -43,7 +44,7 @@ PLACES = {
     "decompose": ("onnxdecomp.methods.tucker", "module.Tucker.fit", "pass"),
     "save": ("onnxdecomp.graph.save", "module._sync", "original(*arguments, **named)"),
     "verify": ("onnxdecomp.verification", "module.verify", "pass"),
-    "decompose, away": ("onnxdecomp.methods.tucker", "module.Tucker.fit", f"ready(); {_WORKER}; {_AWAY}"),
+    "decompose, away": ("onnxdecomp.methods.tucker", "module.Tucker.fit", f"{_WORKER}; ready(); {_AWAY}"),
     "save, away": ("onnxdecomp.graph.save", "module._sync", f"ready(); {_AWAY}"),
     "verify, away": ("onnxdecomp.verification", "module.verify", f"ready(); {_AWAY}"),
 }
@@ -120,3 +121,9 @@ def test_an_ignored_signal_stays_ignored() -> None:
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_temporary_folders_are_where_a_signal_finds_them() -> None:
+    sources = [path for package in ("onnxdecomp", "passes") for path in (ROOT / package).rglob("*.py")]
+    users = {path.name for path in sources if "TemporaryDirectory(" in path.read_text(encoding="utf-8")}
+    assert users == {"temporary.py"}
