@@ -240,7 +240,7 @@ def compress(
             origin.request["target"],
         )
         settled, changed, checked = made.settled, made.changed, None
-        ran, plan_done = settled.ran, settled.plan
+        ran, plan_done = settled.ran, _carried_out(settled.ran, settled.plan)
         layers = layer_records(plan_done, ran.rewritten, made.lowering)
         _require_changed(plan_done, changed or not fail_if_unchanged)
         result = ran.model if changed else load(path)
@@ -325,6 +325,12 @@ def _together(*notes: Sequence[str]) -> tuple[str, ...]:
 def _said_of(mask: Mask | None, calib: Feeds | None, data: Feeds | None) -> tuple[str, ...]:
     """The note on a mask that was found by its name, where there are inputs with padding to leave out."""
     return (mask.note,) if mask is not None and mask.note and (calib or data) is not None else ()
+
+
+def _carried_out(ran: PipelineResult, plan: Plan) -> Plan:
+    """The plan as the run has counted it: what a layer costs depends on others that read its weight."""
+    found: Any = ran.record.get("decompose", {}).get("plan")
+    return plan if found is None else Plan.from_json(found)
 
 
 def _with_search(record: Mapping[str, Any], search: Mapping[str, Any] | None) -> dict[str, Any]:

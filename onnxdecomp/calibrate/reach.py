@@ -45,9 +45,8 @@ def unreached(model: ir.Model, sites: Sequence[Site], feeds: Feeds, *, batch: in
         feeds: The inputs.
         batch: Feeds stacked for one run.
     """
-    sizes = {dim for value in model.graph.inputs for dim in dims(value) or () if isinstance(dim, str)}
-    empty = any(0 in shape for shapes in feeds.shapes() for shape in shapes.values())
-    open_ones = [site for site in sites if empty or not _certain(site, sizes)]
+    sizes, empty = _input_sizes(model), _has_empty(feeds)
+    open_ones = [site for site in sites if empty or site.place.path or not _sized(site.x, sizes)]
     wanted = {site.nodes[0]: _present(site.nodes[0]).index(site.x) for site in open_ones}
     idle = wanted.keys() - reached(model, wanted, feeds, batch=batch)
     return [site.nodes[0] in idle for site in sites]
@@ -66,9 +65,11 @@ def reached(
         batch: Feeds stacked for one run.
 
     Returns:
-        Those; all of them where ONNX Runtime keeps no trace of the model.
+        Those; all of them where ONNX Runtime keeps no trace of the model, and those of the main graph, where
+        every node runs, that it has no trace of: Constant, or what it writes in other operators.
     """
     found: set[ir.Node] = set()
+    ran: set[ir.Node] = set()
     if not wanted:
         return found
     copy, numbers = _numbered(model, wanted)
@@ -80,18 +81,50 @@ def reached(
     try:
         while found < wanted.keys() and (group := _take(batches, min(size, most))):
             for number, given, made in _trace(content, lent, group):
+                ran.add(nodes[number])
                 at = wanted[nodes[number]]
                 if all(made) if at is None else at < len(given) and given[at]:
                     found.add(nodes[number])
             size *= _GROWTH
     except ModelError:
         return set(wanted)
-    return found
+    return found | {node for node in wanted if node.graph is model.graph and node not in ran}
 
 
-def _certain(site: Site, sizes: Collection[str]) -> bool:
-    """Whether the layer's place and the shape of its input say that it is always reached."""
-    shape = None if site.place.path else dims(site.x)
+def valueless(model: ir.Model, feeds: Feeds) -> set[str]:
+    """The outputs of the main graph's nodes that read or make a value which no input brings numbers to.
+
+    Args:
+        model: It stays as it is.
+        feeds: The inputs.
+    """
+    sizes = _input_sizes(model)
+    bare = {
+        value
+        for value in model.graph.inputs
+        if all(0 in shape.get(str(value.name), ()) for shape in feeds.shapes())
+    }
+    open_ones = [
+        node for node in model.graph if not all(_sized(out, sizes) for out in node.outputs if out.name)
+    ]
+    wanted = dict.fromkeys(model.graph if _has_empty(feeds) else open_ones)
+    for node in wanted.keys() - reached(model, wanted, feeds):
+        bare.update(node.outputs)
+    idle = (node for node in model.graph if bare & {*node.inputs, *node.outputs})
+    return {str(out.name) for node in idle for out in node.outputs if out.name}
+
+
+def _input_sizes(model: ir.Model) -> set[str]:
+    return {dim for value in model.graph.inputs for dim in dims(value) or () if isinstance(dim, str)}
+
+
+def _has_empty(feeds: Feeds) -> bool:
+    return any(0 in shape for shapes in feeds.shapes() for shape in shapes.values())
+
+
+def _sized(value: ir.Value, sizes: Collection[str]) -> bool:
+    """Whether the value's shape says that it holds numbers, given inputs that do."""
+    shape = dims(value)
     return shape is not None and all(isinstance(dim, int) or dim in sizes for dim in shape)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from onnxdecomp.calibrate.reach import valueless
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.biases import own_biases
 from onnxdecomp.graph.walk import operands, places
@@ -38,7 +39,7 @@ def int8(
 
     The ranges of the activations are the least and the largest number seen on the calibration inputs.
     Nodes in subgraphs and functions stay in floating point, and so do nodes that read an initializer which
-    a caller may override, or a weight that a subgraph reads too.
+    a caller may override, or a weight that a subgraph reads too, and those of which no input shows a range.
 
     Args:
         model: In float32; its opset is raised to 13 where it is older.
@@ -56,6 +57,7 @@ def int8(
     from onnxruntime.quantization import QuantFormat, quantize_static
 
     model = prepared(model)
+    keep = {*scheme.keep, *valueless(model, feeds.first(samples))}
 
     def convert(given: Neutral, source: Path, target: Path) -> None:
         reader = Reader(feeds.first(samples), given.inputs)
@@ -66,7 +68,7 @@ def int8(
             quant_format=QuantFormat.QDQ,
             use_external_data_format=_size(source) > _LARGE,
             calibration_cache_path=ranges,
-            **_arguments(given.model, scheme, given.renamed(scheme.exclude, scheme.keep)),
+            **_arguments(given.model, scheme, given.renamed(scheme.exclude, keep)),
         )
 
     return converted(model, "ONNX Runtime's quantizer", convert)

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxdecomp import api
-from onnxdecomp.calibrate.reach import unreached
+from onnxdecomp.calibrate.reach import unreached, valueless
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.shapes import infer_shapes
 from onnxdecomp.layer import Array
+from onnxdecomp.quantization.int8 import int8
+from onnxdecomp.quantization.scheme import scheme_for
 from onnxdecomp.sites.find import find
 from tests.calibrate.small import calibration, loaded, normal
 from tests.runtime.small import model as make
@@ -120,6 +122,22 @@ def recurrent() -> onnx.ModelProto:
     return make(nodes, inputs, [value("y", [1, 8])], weights)
 
 
+def called() -> onnx.ModelProto:
+    """A function of the model's own holds an If with a layer in each branch."""
+    inner = branches()
+    body = [node("Constant", [], [w.name], value=w) for w in inner.graph.initializer]
+    opsets = [helper.make_opsetid("", 17)]
+    function = helper.make_function("own", "block", ["x"], ["y"], [*body, *inner.graph.node], opsets)
+    main = [
+        node("block", ["x"], ["z"], name="call", domain="own"),
+        node("MatMul", ["z", "w"], ["out"], name="last"),
+    ]
+    stored = [numpy_helper.from_array(WEIGHTS["w"], "w")]
+    graph = helper.make_graph(main, "g", [value("x", ["N", 24])], [value("out", ["N", 24])], stored)
+    imports = [*opsets, helper.make_opsetid("own", 1)]
+    return helper.make_model(graph, opset_imports=imports, functions=[function], ir_version=8)
+
+
 ABOVE = [{"x": np.abs(normal(3, 24, seed=seed))} for seed in range(8)]
 BELOW = [{"x": -feed["x"]} for feed in ABOVE]
 PAST = [{"x": normal(3, 24, seed=seed), "past": normal(0, 24)} for seed in range(8)]
@@ -132,6 +150,7 @@ CASES: Mapping[str, tuple[onnx.ModelProto, Sequence[Mapping[str, Array]], set[st
     "both branches": (branches(), [*ABOVE, *BELOW], set()),
     "the last input": (branches(), [*ABOVE, BELOW[0]], set()),
     "nested": (branches(nested=True), BELOW, {"taken", "other"}),
+    "a function": (called(), ABOVE, {"other"}),
     "no trips": (looped(), TRIPS, {"inside"}),
     "some trips": (looped(), [*TRIPS, {**TRIPS[0], "trips": np.array(2)}], set()),
     "empty cache": (cached(), PAST, {"old"}),
@@ -192,6 +211,26 @@ def test_ranks_given_by_hand_are_fitted_to_the_weight_alone(name: str) -> None:
     named = [note for note in result.notes if "fitted to their weights alone" in note]
     assert len(named) == bool(idle)
     assert all(layer in note for note in named for layer in idle)
+
+
+def test_values_without_numbers_are_not_quantized() -> None:
+    def found(name: str) -> set[str]:
+        proto, feeds, _ = CASES[name]
+        return valueless(loaded(proto), calibration(feeds, stackable=False).feeds)
+
+    assert found("empty cache") == {"a", "y"}  # what comes out of the Concat is full, what goes in is not
+    assert found("cache filled later") == set()
+    assert {"some", "h", "r", "n", "p"} <= found("no samples for a convolution")
+    assert not {"g", "y"} & found("no samples for a convolution")
+
+
+@pytest.mark.parametrize("name", ["empty cache", "no samples for a convolution"])
+def test_int8_makes_up_no_ranges(name: str) -> None:
+    proto, feeds, _ = CASES[name]
+    made = int8(loaded(proto), calibration(feeds, stackable=False).feeds, scheme_for("cpu"))
+    quantized = {str(n.inputs[0].name) for n in made.graph if n.op_type == "QuantizeLinear" and n.inputs[0]}
+    assert quantized
+    assert not quantized & {"past", "a", "some", "h", "r", "n", "p"}
 
 
 def test_a_target_that_only_idle_layers_could_meet_names_them() -> None:
