@@ -25,7 +25,7 @@ from onnxdecomp.lowering import LoweringCheck
 from onnxdecomp.making import Maker
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
-from onnxdecomp.request import Config, about_size, described, mask_of, requested, stages_of
+from onnxdecomp.request import Config, Requested, about_size, described, mask_of, requested, stages_of
 from onnxdecomp.runrecord import Origin, describe_data, describe_model, describe_output, run_record
 from onnxdecomp.sites.find import FINDERS
 from onnxdecomp.staging import claim, on_disk, staged
@@ -208,11 +208,11 @@ def compress(
             {"calib": describe_data(calib)},
         )
         if dry_run:
-            return _dry_run(before, working, equip(stages, gear, given), gear, origin, told)
+            return _dry_run(before, working, equip(stages, gear, given), gear, origin, wanted, told)
 
         def run(plan: Plan | None, fresh: ir.Model, quantized: bool = True) -> PipelineResult:
             chosen = [stage for stage in stages if quantized or not hasattr(stage, "precision")]
-            with blaming(path, calib):
+            with blaming(path, calib), wanted.quoting():
                 return pipeline.run(fresh, equip(chosen, gear, plan), lambda stage: report(stage, 0, 0))
 
         def again(plan: Plan | None, quantized: bool) -> PipelineResult:
@@ -365,6 +365,7 @@ def _dry_run(
     stages: Sequence[Any],
     gear: Gear,
     origin: Origin,
+    wanted: Requested,
     said: Sequence[str],
 ) -> Result:
     """Run the pipeline up to the decompose stage and let that one plan only."""
@@ -372,7 +373,7 @@ def _dry_run(
     if "decompose" not in names:
         raise UsageError("the pipeline has no decompose pass: there is no plan to show")
     first = names.index("decompose")
-    with blaming(gear.path, gear.calib):
+    with blaming(gear.path, gear.calib), wanted.quoting():
         ran = pipeline.run(working, stages[:first], lambda name: gear.report(name, 0, 0))
         gear.report("plan", 0, 0)
         found, _ = stages[first].plan(ran.model)

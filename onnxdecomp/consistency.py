@@ -15,7 +15,7 @@ from typing import Any
 from onnxdecomp.environment import check_threads
 from onnxdecomp.errors import UsageError
 
-_IN_A_PLAN = (
+IN_A_PLAN = (
     *("rank", "layers", "target", "method", "options", "include", "exclude"),
     *("rank_multiple", "must_save", "skip_below"),
 )
@@ -78,7 +78,7 @@ def overruled(stages: Sequence[Any], decompose: Mapping[str, Any], *, plan: bool
     stage = _decompose(stages)
     if stage is None or not plan:
         return ()
-    configured = [name for name in (*_IN_A_PLAN, "repair") if name not in decompose]
+    configured = [name for name in (*IN_A_PLAN, "repair") if name not in decompose]
     unused = spoken({name: getattr(stage, name) for name in configured}, type(stage))
     if not unused:
         return ()
@@ -90,7 +90,7 @@ def _contradictions(
 ) -> tuple[tuple[bool, str], ...]:
     stage = _decompose(stages)
     precision = next((stage.precision for stage in stages if hasattr(stage, "precision")), "none")
-    given = {name: decompose[name] for name in _IN_A_PLAN if name in decompose}
+    given = {name: decompose[name] for name in IN_A_PLAN if name in decompose}
     said = [] if stage is None else spoken(given, type(stage))
     return (
         (

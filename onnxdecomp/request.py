@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from onnxdecomp import pipeline
-from onnxdecomp.consistency import Asked, check, overruled
+from onnxdecomp.consistency import IN_A_PLAN, Asked, check, overruled
 from onnxdecomp.equip import read_plan
 from onnxdecomp.errors import UsageError
 from onnxdecomp.plan.budget import parse_budgets
@@ -31,6 +32,7 @@ class Requested:
         seed: Of everything random.
         training: How to train afterwards, or None.
         notes: What a user should know of it.
+        derived: The target that stands for the largest error, which nobody wrote; "" where there is none.
     """
 
     stages: tuple[Stage, ...]
@@ -38,6 +40,23 @@ class Requested:
     seed: int
     training: Settings | None
     notes: tuple[str, ...]
+    derived: str = ""
+
+    @contextmanager
+    def quoting(self) -> Iterator[None]:
+        """Let what is said of the target quote what the user wrote.
+
+        Raises:
+            UsageError: As the block does, of --max-error in place of a target that was made of it.
+        """
+        try:
+            yield
+        except UsageError as error:
+            if not self.derived:
+                raise
+            (made,) = parse_budgets(self.derived)
+            quoted = str(error).replace(f"--target {made}", f"--max-error {made.limit:g}")
+            raise UsageError(quoted) from error
 
 
 def requested(
@@ -58,7 +77,9 @@ def requested(
         UsageError: They do not, or one of them is not valid.
     """
     wanted = with_target(config, decompose, target, asked.max_error, planned=asked.plan)
-    stages = stages_of(config, seed, provider, simplify, wanted, quantize)
+    # What a plan has answered is refused below by its name, not by what else may be wrong with it.
+    heeded = {name: v for name, v in wanted.items() if not (asked.plan and name in IN_A_PLAN)}
+    stages = stages_of(config, seed, provider, simplify, heeded, quantize)
     check(asked, wanted, stages)
     seed = seed_of(stages, seed)
     return Requested(
@@ -67,6 +88,7 @@ def requested(
         seed,
         training_settings(finetune, seed),
         overruled(stages, wanted, plan=asked.plan),
+        "" if target is not None else wanted.get("target", ""),
     )
 
 
