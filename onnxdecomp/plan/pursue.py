@@ -122,8 +122,9 @@ def pursue(
     Raises:
         UsageError: A budget cannot be met; the line says what can.
     """
-    if labelled is None and any(budget.quantity == "drop" for budget in budgets):
-        raise UsageError("--target drop=… needs labels: give samples with labels by --eval")
+    if any(budget.quantity == "drop" for budget in budgets) and (labelled is None or labelled.labels is None):
+        none = "" if labelled is None else f" (there are none in {labelled.source})"
+        raise UsageError(f"--target drop=… needs labels{none}: give samples with labels by --eval")
     if stopwatch is None and any(budget.quantity == "latency" for budget in budgets):
         raise UsageError("--target latency=… needs something to measure latency with")
     weighed = survey(model, sites, scope, calibration, stopwatch=stopwatch, progress=progress)
@@ -353,8 +354,7 @@ def _measure(
         return Measure(
             "error", lambda made: max(output_errors(made, outputs, calibration), default=0.0) ** 0.5
         )
-    if labelled is None or labelled.labels is None:
-        raise UsageError("--eval has no labels: --target drop=… needs them")
+    assert labelled is not None
     before = accuracy(model, labelled, calibration)
     return Measure("drop", lambda made: before - accuracy(made, labelled, calibration))
 
