@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import onnxdecomp
-from onnxdecomp import api, verification
+from onnxdecomp import making, verification
 from onnxdecomp.errors import UsageError
 from tests.cli.small import command, files, network, samples
 
@@ -181,7 +181,7 @@ def test_one_seed(
     from onnxdecomp.calibrate import observe
 
     spy(verification, "verify")
-    spy(api, "check_lowering")
+    spy(making, "check_lowering")
     spy(observe, "Calibration")
     spy(decompose, "carry_out")
     calib = samples(Path("calib.npz"), 4)

@@ -294,12 +294,12 @@ def test_an_error_above_the_limit(model: Path, capsys: Capsys) -> None:
 
 
 def test_a_bug_is_reported_in_one_line(model: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxdecomp import api
+    from onnxdecomp import making
 
     def defect(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a line\nand another")
 
-    monkeypatch.setattr(api, "check_lowering", defect)
+    monkeypatch.setattr(making, "check_lowering", defect)
     command(capsys, "compress", model, *QUICK).is_error(3, "ZeroDivisionError", "--debug")
     assert files() == ["net.onnx"]
 
