@@ -37,9 +37,6 @@ _ENOUGH = 0.8
 _BOLD = 0.03
 """The loss of the first plan that is tried for a drop of accuracy, at most."""
 
-_NEARLY = 1.05
-"""A latency above the wanted one by no more than this factor may be noise: it is told, and taken."""
-
 _MARGIN = 0.95
 """Of an error measured on some calibration inputs: on others it may be a little larger."""
 
@@ -132,10 +129,13 @@ def pursue(
     losses = [budget for budget in budgets if budget.on_loss]
 
     wanted = _wanted_latency(costs, weighed)
+    lows: list[float] = []
 
     def measure(plan: Plan) -> float:
         assert stopwatch is not None
-        return stopwatch.time_plan(model, plan).value
+        ratio = stopwatch.time_plan(model, plan)
+        lows.append(ratio.low)
+        return ratio.value
 
     brief = shortened(parted(calibration)[0], weighed.macs)
     limit = next((budget.allowed(size) for budget in costs if budget.quantity == "size"), None)
@@ -172,16 +172,16 @@ def pursue(
         # What layers lose, each of its own output, is all that is known; the network in general loses less.
         chosen = reached(pick(min(budget.limit for budget in on_outputs) ** 2))
         note = "no output can be compared: the error allowed is that of all layers' own outputs together"
-        return _pursued(weighed, chosen, (), (note,), wanted)
+        return _pursued(weighed, chosen, (), (note,), wanted, lows)
     if not losses:
-        return _pursued(weighed, reached(pick(None)), (), (), wanted)
+        return _pursued(weighed, reached(pick(None)), (), (), wanted, lows)
     measures = [_measure(budget, model, weighed.outputs, calibration, labelled) for budget in losses]
     chosen, tries, notes = try_plans(
         pick, reached, costs, losses, measures, lambda plan: trial(plan, brief), progress
     )
     if notes:
         chosen = with_reason(chosen, weighed, "no plan that was tried keeps the loss asked for")
-    return _pursued(weighed, chosen, tries, notes, wanted)
+    return _pursued(weighed, chosen, tries, notes, wanted, lows)
 
 
 def _pursued(
@@ -190,14 +190,15 @@ def _pursued(
     tries: Sequence[Mapping[str, float | None]],
     notes: tuple[str, ...],
     wanted: float | None,
+    lows: Sequence[float],
 ) -> Pursued:
     """The plan with what is to be said of it; a target that was missed is no reason to keep a layer.
 
     Raises:
-        UsageError: The target of latency was missed by more than timings differ by.
+        UsageError: The target of latency was missed, by the lower ends of all plans' intervals (`lows`).
     """
     missed = _missed(chosen, wanted)
-    if missed and wanted is not None and (chosen.measured or 0.0) > _NEARLY * wanted:
+    if missed and wanted is not None and min(lows, default=0.0) > wanted:
         raise UsageError(f"--target latency is out of reach: {missed[0]}")
     if missed:
         reason = "no plan that was measured to be faster decomposes it"
