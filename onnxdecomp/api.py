@@ -22,7 +22,8 @@ from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import check_target
 from onnxdecomp.hold import first_run, hold
 from onnxdecomp.lowering import LoweringCheck
-from onnxdecomp.making import Maker
+from onnxdecomp.making import Maker, runner
+from onnxdecomp.plan.mishap import mishaps
 from onnxdecomp.plan.plan import Plan
 from onnxdecomp.record import LayerRecord, layer_records
 from onnxdecomp.request import Config, Requested, about_size, described, mask_of, requested, stages_of
@@ -210,13 +211,11 @@ def compress(
         if dry_run:
             return _dry_run(before, working, equip(stages, gear, given), gear, origin, wanted, told)
 
-        def run(plan: Plan | None, fresh: ir.Model, quantized: bool = True) -> PipelineResult:
-            chosen = [stage for stage in stages if quantized or not hasattr(stage, "precision")]
-            with blaming(path, calib), wanted.quoting():
-                return pipeline.run(fresh, equip(chosen, gear, plan), lambda stage: report(stage, 0, 0))
+        run = runner(wanted, gear, working, before)
+        del working
 
         def again(plan: Plan | None, quantized: bool) -> PipelineResult:
-            return run(given if plan is None else plan, load(path), quantized)
+            return run(given if plan is None else plan, quantized)
 
         def compared(new: Path) -> Verification:
             report("verify", 0, 0)
@@ -228,14 +227,21 @@ def compress(
         faster = bench and not (about_size(given, stages) if allow_slower is None else allow_slower)
         holds = verify and origin.request["target"] is not None  # ranks given by hand are not changed
         first, given_up = first_run(
-            lambda quantized: run(given, working if quantized else load(path), quantized),
+            lambda quantized: run(given, quantized),
             giving_up=holds and target is None and origin.request["target"] == f"error={max_error}",
         )
         made = hold(
             first,
             Maker(
-                *(path, before["opset"], before["ir_version"], again, watch, faster),
-                *(compared if holds else None, calib, wanted.training, threads, seed, report),
+                path,
+                again,
+                watch,
+                faster,
+                verify=compared if holds else None,
+                calib=calib,
+                training=wanted.training,
+                threads=threads,
+                report=report,
             ),
             origin.request["target"],
         )
@@ -254,7 +260,8 @@ def compress(
                 else (None, ())
             )
             seen = checked.notes if checked else ()
-            notes = _together(told, given_up, settled.said, ran.notes, settled.notes, remarks, seen)
+            ours = mishaps(plan_done)
+            notes = _together(told, given_up, settled.said, ran.notes, settled.notes, ours, remarks, seen)
             used = None if data is calib else describe_data(data)
             record = run_record(
                 before,
@@ -378,7 +385,7 @@ def _dry_run(
         gear.report("plan", 0, 0)
         found, _ = stages[first].plan(ran.model)
     layers = layer_records(found.plan, carried_out=False)
-    notes = (*said, *ran.notes, *(f"decompose: {note}" for note in found.notes))
+    notes = (*said, *ran.notes, *(f"decompose: {note}" for note in found.notes), *mishaps(found.plan))
     passes = {**ran.record, "decompose": {"search": found.record}} if found.record else ran.record
     record = run_record(
         before, plan=found.plan, layers=layers, notes=notes, passes=passes, origin=origin.ended()

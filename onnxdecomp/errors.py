@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class OnnxDecompError(Exception):
@@ -27,6 +28,20 @@ class ModelError(OnnxDecompError):
     """The model is invalid, damaged or not supported (exit code 3)."""
 
     exit_code = 3
+
+
+class DefectError(ModelError):
+    """An error of ours: layers are kept, where that avoids it, before the run is given up (exit code 3).
+
+    Attributes:
+        layer: The layer that it comes from, as (graph, name), where that is known.
+        decompose: What the decompose stage has recorded, its plan above all; None before there is one.
+    """
+
+    def __init__(self, message: str, *, layer: tuple[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.layer = layer
+        self.decompose: Mapping[str, Any] | None = None
 
 
 class ProviderError(OnnxDecompError):

@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxdecomp import pipeline
 from onnxdecomp.data.culprit import blaming
-from onnxdecomp.errors import ModelError
-from onnxdecomp.graph.load import sha256
+from onnxdecomp.equip import Gear, equip
+from onnxdecomp.graph.load import load, sha256
 from onnxdecomp.lowering import LoweringCheck, check_lowering
+from onnxdecomp.rescue import rescued
 from onnxdecomp.settle import Settled, is_quantized, settle
 from onnxdecomp.staging import on_disk, staged
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.pipeline import PipelineResult
     from onnxdecomp.plan.plan import Plan
+    from onnxdecomp.request import Requested
     from onnxdecomp.training.settings import Settings
     from onnxdecomp.verification import Verification
     from onnxdecomp.watch import Watch
+
+
+def runner(
+    wanted: Requested, gear: Gear, loaded: ir.Model, facts: Mapping[str, Any]
+) -> Callable[[Plan | None, bool], PipelineResult]:
+    """Runs the pipeline with a plan, or none, and quantizing or not; layers that fail their checks are kept.
+
+    Args:
+        wanted: The request, with the pipeline.
+        gear: What it needs.
+        loaded: The model, for the first run; later ones load it again.
+        facts: Of the model, see `describe_model`.
+    """
+    fresh = [loaded]
+
+    def check(ran: PipelineResult) -> tuple[LoweringCheck, ...]:
+        gear.report("check layers", 0, 0)
+        versions = {"opset": facts["opset"], "ir_version": facts["ir_version"]}
+        return check_lowering(ran.rewritten, **versions, seed=gear.seed)
+
+    def run(plan: Plan | None, quantized: bool) -> PipelineResult:
+        chosen = [stage for stage in wanted.stages if quantized or not hasattr(stage, "precision")]
+
+        def once(plan: Plan | None) -> PipelineResult:
+            model = fresh.pop() if fresh else load(gear.path)
+            with blaming(gear.path, gear.calib), wanted.quoting():
+                return pipeline.run(model, equip(chosen, gear, plan), lambda stage: gear.report(stage, 0, 0))
+
+        return rescued(once, check, plan)
+
+    return run
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +93,14 @@ class Maker:
 
     Attributes:
         original: The file that came in.
-        opset, ir_version: Its own.
         again: Runs the pipeline with another plan, quantizing or not; with None it plans anew.
         watch, faster: Times; whether the result must not be slower.
         verify: Compares a file with the original; None where that can wait until it is written.
         calib, training: How to train afterwards, and on what; None for no training.
-        threads, seed, report: Of the checks and of the training.
+        threads, report: Of the training.
     """
 
     original: Path
-    opset: int
-    ir_version: int
     again: Callable[[Plan | None, bool], PipelineResult]
     watch: Watch
     faster: bool
@@ -75,34 +108,16 @@ class Maker:
     calib: Feeds | None
     training: Settings | None
     threads: int | None
-    seed: int
     report: Callable[[str, int, int], None]
 
     def make(self, ran: PipelineResult, before: Settled | None = None) -> Made:
-        """The result made ready, in place of the one before.
-
-        Raises:
-            ModelError: A rewritten layer does not compute what its factors stand for.
-        """
+        """The result made ready, in place of the one before."""
         settled = settle(ran, self.again, self.watch, enabled=self.faster, before=before)
-        self.report("check layers", 0, 0)
-        made = Made(settled, self._lowered(settled.ran), self._trained(settled.ran))
+        made = Made(settled, settled.ran.checks, self._trained(settled.ran))
         if self.verify is None or not made.changed:
             return made
         with staged(settled.ran.model, None, None) as file:
             return replace(made, checked=self.verify(file), sha256=sha256(file))
-
-    def _lowered(self, ran: PipelineResult) -> tuple[LoweringCheck, ...]:
-        """The lowering checks, all of them passed."""
-        checks = check_lowering(ran.rewritten, opset=self.opset, ir_version=self.ir_version, seed=self.seed)
-        for check in checks:
-            if not check.passed:
-                raise ModelError(
-                    f"{check.layer}: the rewritten nodes differ from their own weight by "
-                    f"{check.rel_error:.3g} (at most {check.tolerance:g}); nothing was written. This is a "
-                    "bug in onnxdecomp: please report it, and use --exclude for this layer until it is mended"
-                )
-        return checks
 
     def _trained(self, ran: PipelineResult) -> dict[str, Any] | None:
         """Train the result in place; the record's `training`, or None where there is nothing to train."""

@@ -18,12 +18,13 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxdecomp.errors import ModelError, OnnxDecompError, UsageError
+from onnxdecomp.errors import DefectError, OnnxDecompError, UsageError
 from onnxdecomp.fields import convert, default_of, describe, suggest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from onnxdecomp.lowering import LoweringCheck
     from onnxdecomp.sites.rewrite import Rewritten
     from onnxdecomp.stage import Stage
 
@@ -101,6 +102,7 @@ class PipelineResult:
         rewritten: The layers that were replaced, in the order of their replacement.
         record: Facts for the run's record, by stage.
         modified: The stages that changed the model.
+        checks: The lowering checks of the layers that were replaced, where they were made.
     """
 
     model: ir.Model
@@ -108,6 +110,7 @@ class PipelineResult:
     rewritten: tuple[Rewritten, ...] = ()
     record: dict[str, dict[str, object]] = field(default_factory=dict)
     modified: tuple[str, ...] = ()
+    checks: tuple[LoweringCheck, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def run(
         on_stage: Called with a stage's name before it starts.
 
     Raises:
-        OnnxDecompError: A stage gave up, with its own line; ModelError for anything it did not foresee.
+        OnnxDecompError: A stage gave up, with its own line; DefectError for anything it did not foresee.
     """
     from onnxdecomp.stage import StageResult
 
@@ -226,7 +229,10 @@ def run(
         try:
             result = stage(model)
         except Exception as error:
-            raise _translated(stage.name, error) from error
+            shown = _translated(stage.name, error)
+            if isinstance(shown, DefectError) and shown.decompose is None:
+                shown.decompose = record.get("decompose")
+            raise shown from error
         if result.model is not model:
             result.model.meta.setdefault(CAME_IN, model.meta[CAME_IN])
             model = result.model
@@ -267,7 +273,7 @@ def _translated(name: str, error: Exception) -> OnnxDecompError:
         if isinstance(inner, OnnxDecompError):
             return inner
         inner = inner.__cause__
-    return ModelError(f"pass {name} failed: {_line(error)} (run with --debug for the traceback)")
+    return DefectError(f"pass {name} failed: {_line(error)} (run with --debug for the traceback)")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -98,6 +98,26 @@ def quiet_logging(*libraries: str) -> Iterator[None]:
 
 
 @contextmanager
+def shown_logging(name: str) -> Iterator[None]:
+    """Write what a library logs to stderr, as far as it is worth a look."""
+    logger = logging.getLogger(name)
+
+    def change() -> Undo:
+        handler, before = logging.StreamHandler(sys.stderr), logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+        def undo() -> None:
+            logger.setLevel(before)
+            logger.removeHandler(handler)
+
+        return undo
+
+    with shared(f"shown logger {name}", change):
+        yield
+
+
+@contextmanager
 def handled_logging() -> Iterator[None]:
     """Give the root logger a handler that does nothing: without any, Python prints warnings, or adds one."""
 

@@ -52,11 +52,11 @@ class Requested:
         try:
             yield
         except UsageError as error:
-            if not self.derived:
-                raise
-            (made,) = parse_budgets(self.derived)
-            quoted = str(error).replace(f"--target {made}", f"--max-error {made.limit:g}")
-            raise UsageError(quoted) from error
+            if self.derived:
+                (made,) = parse_budgets(self.derived)
+                quoted = str(error).replace(f"--target {made}", f"--max-error {made.limit:g}")
+                error.args = (quoted,)  # of whatever class it is
+            raise
 
 
 def requested(

@@ -139,7 +139,8 @@ def _settle_layers(
             reason = f"does not pay on {watch.provider}: with it the model {found.why}"
             note = f"put back, for with them the model {found.why}: {names}"
         plan = without(settled.plan, {key_of(choice) for choice in worst}, reason)
-        settled = replace(settled, ran=again(plan), plan=plan, notes=(*settled.notes, note), looks=looks)
+        ran = again(plan)
+        settled = replace(settled, ran=ran, plan=_of(ran).plan, notes=(*settled.notes, note), looks=looks)
     return replace(settled, timed=None)
 
 

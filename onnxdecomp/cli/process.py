@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from onnxdecomp import temporary
-from onnxdecomp.processwide import handled_logging, no_warnings
+from onnxdecomp.processwide import handled_logging, no_warnings, shown_logging
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code of a command ended by Ctrl-C, as shells have it."""
@@ -130,7 +130,8 @@ def quiet(*, enabled: bool) -> Iterator[None]:
     Warnings that the user asked Python for (-W, PYTHONWARNINGS) are shown.
     """
     if not enabled:
-        yield
+        with shown_logging("onnxdecomp"):
+            yield
         return
     with handled_logging(), nullcontext() if sys.warnoptions else no_warnings():
         yield

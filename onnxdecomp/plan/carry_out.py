@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration, unobservable
 from onnxdecomp.chain import WEIGHTED, Chain, mirrored
-from onnxdecomp.errors import ModelError
+from onnxdecomp.errors import DefectError
 from onnxdecomp.fitting.fit import Fit, stored
 from onnxdecomp.layer import Layer
 from onnxdecomp.methods.base import Factors, Method, Ranks
 from onnxdecomp.plan.check import check_plan, method_of
 from onnxdecomp.plan.fitter import Fitter
-from onnxdecomp.plan.plan import Plan
+from onnxdecomp.plan.mishap import foreseen
+from onnxdecomp.plan.plan import Choice, Plan
 from onnxdecomp.plan.sound import unsound
 from onnxdecomp.plan.stations import stations
 from onnxdecomp.plan.tally import shares_of
@@ -36,6 +38,7 @@ def carry_out(
     requantize: bool = False,
     calibration: Calibration | None = None,
     on_layer: Callable[[str], None] | None = None,
+    on_failure: Callable[[Choice, Exception], object] | None = None,
 ) -> tuple[Rewritten, ...]:
     """Rewrite the model in place as the plan says; the same plan, seed and model give the same bytes.
 
@@ -45,9 +48,13 @@ def carry_out(
     quantized get factors stored as int8. With a `calibration` every layer that can be observed is fitted to
     what it sees by then, unless it shares its factors.
 
+    A layer whose factors an error of ours prevents is kept, and `on_failure` is told; without it, the error
+    is raised. An error on the way into the graph is always raised: the model is then of no more use.
+
     Raises:
         UsageError: The plan does not fit the layers (see `check_plan`).
-        ModelError: A weight holds NaN or infinite values, or its factors do not fit the element type.
+        ModelError: A weight holds NaN or infinite values.
+        DefectError: Names the layer that could not be put in.
     """
     check_plan(plan, sites)
     work = stations(model, sites, plan, repair=calibration is not None and plan.repair)
@@ -77,33 +84,31 @@ def carry_out(
         fitting = None if hidden else fitter
         if choice.method is None:
             # A weight that others read as well is theirs, too.
-            mendable = fitting is not None and not site.quantized and site.nodes[0] not in tied
-            mendable = mendable and not unsound(site.layer.weight)
-            mended = fitting.repair(site, pending) if fitting is not None and mendable else None
-            if mended is not None:
-                done.append(_put(rewriter, site, mended, {"pkg.onnxdecomp.repaired": "true"}))
+            mendable = not site.quantized and site.nodes[0] not in tied and not unsound(site.layer.weight)
+            if fitting is None or not mendable:
+                continue
+            metadata = {"pkg.onnxdecomp.repaired": "true"}
+            make: Callable[[], _Storable | None] = partial(_mended, fitting, site, pending)
+        else:
+            if on_layer:
+                on_layer(choice.layer)
+            method = method_of(choice)
+            metadata = {
+                "pkg.onnxdecomp.method": method.name,
+                "pkg.onnxdecomp.ranks": ",".join(map(str, choice.ranks)),
+            }
+            fit = partial(_fitted, fitting, site, method, choice.ranks, seed, pending)
+            make = partial(fit, share, shared_factors, hidden)
+        try:
+            made = make()
+        except Exception as error:
+            if on_failure is None or foreseen(error):
+                raise
+            on_failure(choice, error)
             continue
-        if on_layer:
-            on_layer(choice.layer)
-        method = method_of(choice)
-        metadata = {
-            "pkg.onnxdecomp.method": method.name,
-            "pkg.onnxdecomp.ranks": ",".join(map(str, choice.ranks)),
-        }
-        quantize = requantize and site.quantized and site.layer.dtype == "float32"
-        found = None if fitting is None else fitting.fit(site, method, choice.ranks, seed, pending)
-        if found is None and fitting is not None:
-            hidden = "what it sees or makes is not finite"
-        if found is not None:
-            done.append(_put(rewriter, site, found, metadata, quantize=quantize))
-            continue
-        factors = shared_factors.get(share.key) if share is not None else None
-        chain, factors = _plain(site.layer, method, choice.ranks, seed, share, factors)
-        if share is not None:
-            shared_factors[share.key] = factors
-        done.append(
-            _put(rewriter, site, chain, metadata, share=share, quantize=quantize, unfitted=hidden or "")
-        )
+        if made is not None:
+            quantize = requantize and site.quantized and site.layer.dtype == "float32"
+            done.append(_put(rewriter, site, made, metadata, quantize=quantize))
     return tuple(done)
 
 
@@ -112,23 +117,70 @@ def _hidden(site: Site, share: Share | None) -> str | None:
     return unobservable(site) or (None if share is None else "other layers have the same factors")
 
 
+@dataclass(frozen=True, eq=False)
+class _Storable:
+    """A chain in the layer's type, with what it has lost of the weight and of the outputs."""
+
+    chain: Chain
+    error: float
+    loss: float | None
+    share: Share | None = None
+    unfitted: str = ""
+
+
+def _mended(fitting: Fitter, site: Site, pending: set[ir.Node]) -> _Storable | None:
+    """Other numbers for a layer that is kept, where they are of use."""
+    found = fitting.repair(site, pending)
+    return None if found is None else _storable(found, site)
+
+
+def _fitted(
+    fitting: Fitter | None,
+    site: Site,
+    method: Method,
+    ranks: Ranks,
+    seed: int,
+    pending: set[ir.Node],
+    share: Share | None,
+    shared_factors: dict[Hashable, Factors],
+    hidden: str | None,
+) -> _Storable:
+    """A chain fitted to what the layer sees, or to its weight alone: then perhaps of shared factors."""
+    found = None if fitting is None else fitting.fit(site, method, ranks, seed, pending)
+    if found is not None:
+        return _storable(found, site)
+    factors = shared_factors.get(share.key) if share is not None else None
+    chain, factors = _plain(site.layer, method, ranks, seed, share, factors)
+    if share is not None:
+        shared_factors[share.key] = factors
+    if fitting is not None:
+        hidden = "what it sees or makes is not finite"
+    return replace(_storable(chain, site), share=share, unfitted=hidden or "")
+
+
+def _storable(found: Fit | Chain, site: Site) -> _Storable:
+    chain = stored(found.chain, site.layer) if isinstance(found, Fit) else found
+    _check_range(chain, site)
+    loss = found.loss if isinstance(found, Fit) else None
+    return _Storable(chain, weight_error(chain, site.layer), loss)
+
+
 def _put(
     rewriter: Rewriter,
     site: Site,
-    found: Fit | Chain,
+    made: _Storable,
     metadata: Mapping[str, str],
     *,
-    share: Share | None = None,
-    quantize: bool = False,
-    unfitted: str = "",
+    quantize: bool,
 ) -> Rewritten:
-    """Put a chain in a layer's place, in the layer's type."""
-    chain = stored(found.chain, site.layer) if isinstance(found, Fit) else found
-    _check_range(chain, site)
-    error = weight_error(chain, site.layer)
-    rewritten = rewriter.replace(site, chain, metadata, share, quantize)
-    loss = found.loss if isinstance(found, Fit) else None
-    return replace(rewritten, rel_error=error, loss=loss, unfitted=unfitted).without_weight()
+    """Put a chain in a layer's place."""
+    try:
+        rewritten = rewriter.replace(site, made.chain, metadata, made.share, quantize)
+    except Exception as error:
+        what = f"{type(error).__name__} while it is put into the graph: {error}"
+        raise DefectError(what, layer=(site.layer.graph, site.layer.name)) from error
+    done = replace(rewritten, rel_error=made.error, loss=made.loss, unfitted=made.unfitted)
+    return done.without_weight()
 
 
 def _plain(
@@ -148,7 +200,4 @@ def _check_range(chain: Chain, site: Site) -> None:
     factors = [step.weight for step in chain.steps if isinstance(step, WEIGHTED)]
     largest = max((float(np.abs(factor).max()) for factor in factors if factor.size), default=0.0)
     if not largest < limit:
-        raise ModelError(
-            f"{site.layer.name}: its factors reach {largest:.3g}, too large for {site.layer.dtype}; "
-            "exclude the layer or choose another method"
-        )
+        raise DefectError(f"its factors reach {largest:.3g}, too large for {site.layer.dtype}")

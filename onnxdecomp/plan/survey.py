@@ -12,6 +12,7 @@ from onnxdecomp.calibrate.observe import Calibration, observe_unchanged, packs, 
 from onnxdecomp.calibrate.reach import UNREACHED, unreached
 from onnxdecomp.chain import Chain
 from onnxdecomp.dense import dense_chain
+from onnxdecomp.errors import DefectError, ModelError
 from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.latency.shapes import input_shapes
 from onnxdecomp.layer import Layer
@@ -28,6 +29,7 @@ from onnxdecomp.plan.candidates import (
     outlined,
     outlines,
 )
+from onnxdecomp.plan.mishap import foreseen, mishap
 from onnxdecomp.plan.plan import Cost
 from onnxdecomp.plan.sensitivity import Effect, Outputs, effect, original_outputs
 from onnxdecomp.plan.sound import unsound
@@ -152,14 +154,7 @@ def survey(
     reasons = _reasons(
         sites, dense, unreached(model, sites, calibration.feeds, batch=calibration.batch), scope
     )
-    options: list[list[Outline]] = []
-    for site, reason in zip(sites, reasons, strict=True):
-        methods = [] if reason else methods_for(scope.methods, site, scope.options)
-        what: What = "params" if site.layer.lookup else scope.what
-        options.append(outlines(site, methods, multiple=scope.multiple, what=what))
-    for index, own in enumerate(options):
-        if not own and not reasons[index]:
-            reasons[index] = _refusals(scope.methods, sites[index])
+    options = _outlines(sites, reasons, scope)
     found_ties = ties(sites)
     joint = _joined(found_ties, sites, options, reasons, scope)
     timed = None
@@ -188,16 +183,17 @@ def survey(
     for done, (index, moments) in enumerate(_moments(model, sites, todo, calibration, joint)):
         site = sites[index]
         report(f"weigh {site.layer.name}", done, len(todo))
-        what = "params" if site.layer.lookup else scope.what
         price = None
         if timed is not None and index in timed.parts:
             own_part = timed.parts[index][0]
             price = lambda option, own_part=own_part: takes[id(option)] / own_part  # noqa: E731
-        weighed = candidates(
-            site, options[index], moments, what=what, worse=scope.worse, seed=scope.seed, price=price
-        )
         pending = {node for later in todo[done:] for node in sites[later].nodes}
-        measured = effect(model, site, _probes(weighed), outputs, calibration, pending)
+        try:
+            weighed = _weighed(site, options[index], moments, scope, price)
+            measured = _measured(model, site, weighed, outputs, calibration, pending)
+        except Exception as error:
+            found[index] = replace(found[index], reason=_ours(error, site))
+            continue
         entry = replace(found[index], candidates=tuple(weighed), effect=measured)
         if timed is not None and index in timed.parts:
             parts = tuple(takes[id(candidate.outline)] for candidate in weighed)
@@ -213,6 +209,58 @@ def survey(
 def _of_layers(scope: Scope, layers: Sequence[Layer]) -> Scope:
     """The scope with its patterns told names from."""
     return replace(scope, include=of_layers(scope.include, layers), exclude=of_layers(scope.exclude, layers))
+
+
+def _outlines(sites: Sequence[Site], reasons: list[str], scope: Scope) -> list[list[Outline]]:
+    """What could be done to each layer; where there is nothing, a reason is put in."""
+    options: list[list[Outline]] = [[] for _ in sites]
+    for index, site in enumerate(sites):
+        if reasons[index]:
+            continue
+        try:
+            methods = methods_for(scope.methods, site, scope.options)
+            options[index] = outlines(site, methods, multiple=scope.multiple, what=_what(site, scope))
+            reasons[index] = "" if options[index] else _refusals(scope.methods, site)
+        except Exception as error:
+            reasons[index] = _ours(error, site)
+    return options
+
+
+def _what(site: Site, scope: Scope) -> What:
+    return "params" if site.layer.lookup else scope.what
+
+
+def _ours(error: Exception, site: Site) -> str:
+    """The reason why a layer stays for which an error of ours has come up; others are raised."""
+    if foreseen(error):
+        raise error
+    return mishap(error, site.layer.name)
+
+
+def _weighed(
+    site: Site,
+    options: Sequence[Outline],
+    moments: Moments | None,
+    scope: Scope,
+    price: Callable[[Outline], float] | None,
+) -> list[Candidate]:
+    more: dict[str, Any] = {"worse": scope.worse, "seed": scope.seed, "price": price}
+    return list(candidates(site, options, moments, what=_what(site, scope), **more))
+
+
+def _measured(
+    model: ir.Model,
+    site: Site,
+    weighed: Sequence[Candidate],
+    outputs: Outputs,
+    calibration: Calibration,
+    pending: set[ir.Node],
+) -> Effect:
+    """What the layer's candidates do to the output. The original runs on these inputs, so they must, too."""
+    try:
+        return effect(model, site, _probes(weighed), outputs, calibration, pending)
+    except ModelError as error:
+        raise DefectError(f"the model does not run with its chain: {error}") from error
 
 
 def _stored(found: Sequence[Tie], sites: Sequence[Site], dense: Sequence[Cost]) -> list[int]:

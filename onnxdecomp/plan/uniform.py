@@ -11,6 +11,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.methods import for_layer
 from onnxdecomp.methods.base import Method, Ranks, outline
 from onnxdecomp.patterns import Named, names_of, of_layers, selected
+from onnxdecomp.plan.mishap import foreseen, mishap
 from onnxdecomp.plan.plan import Choice, Cost, Plan, cost_of, kept
 from onnxdecomp.plan.rules import Rule
 from onnxdecomp.plan.sound import unsound
@@ -53,7 +54,7 @@ def plan_uniform(sites: Sequence[Site], skips: Sequence[Skip], request: Request)
     request = _resolved(request, sites, skips)
     costs = [cost_of(dense_chain(site.layer), site.layer) for site in sites]
     smallest = _smallest(costs, request)
-    choices = [_choose(site, before, smallest, request) for site, before in zip(sites, costs, strict=True)]
+    choices = [_chosen(site, before, smallest, request) for site, before in zip(sites, costs, strict=True)]
     choices = _with_ties(sites, choices, request.must_save)
     beyond = [choice.reason for choice in choices if choice.reason.startswith("rank ")]
     if beyond and not any(choice.method or choice.after for choice in choices):
@@ -70,6 +71,16 @@ def _smallest(costs: Sequence[Cost], request: Request) -> Cost:
         return Cost(0, 0)
     share = request.skip_below / len(costs)
     return Cost(int(share * sum(c.params for c in costs)), int(share * sum(c.macs for c in costs)))
+
+
+def _chosen(site: Site, before: Cost, smallest: Cost, request: Request) -> Choice:
+    """The choice for a layer; it stays where an error of ours prevents one."""
+    try:
+        return _choose(site, before, smallest, request)
+    except Exception as error:
+        if foreseen(error):
+            raise
+        return replace(kept(site.layer, before), reason=mishap(error, site.layer.name), fixed=True)
 
 
 def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choice:

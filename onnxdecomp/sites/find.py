@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.graph.constants import Memo
 from onnxdecomp.graph.walk import Place, places
 from onnxdecomp.sites.base import Scope, Site, Skip, node_name
@@ -19,6 +21,8 @@ from onnxdecomp.sites.fused import fused_conv_site, fused_gemm_site
 from onnxdecomp.sites.linear import gemm_site, matmul_site
 from onnxdecomp.sites.lookup import gather_site
 from onnxdecomp.sites.recurrent import recurrent_site
+
+_log = logging.getLogger(__name__)
 
 Finder: TypeAlias = Callable[[ir.Node, Scope], Site | str | None]
 """What makes a site of a node; or the reason why not; or None where the operator holds no weight at all."""
@@ -65,7 +69,7 @@ def find(model: ir.Model, *, freeze: bool = False) -> tuple[list[Site], list[Ski
     for place in places(model):
         scope = Scope(place, model.ir_version, _opset(model, place), freeze, memo)
         for node in place.graph:
-            found = _look(node, scope)
+            found = _looked(node, scope)
             if isinstance(found, Site):
                 sites.append(found)
             elif found is not None:
@@ -85,6 +89,17 @@ def find_again(copy: ir.Model, site: Site) -> Site:
     found = _look(place.graph[position], Scope(place, copy.ir_version, _opset(copy, place), freeze=True))
     assert isinstance(found, Site)
     return replace(found, layer=replace(found.layer, name=site.layer.name))
+
+
+def _looked(node: ir.Node, scope: Scope) -> Site | str | None:
+    """What is found of a node; an error of ours is a reason to leave it alone."""
+    try:
+        return _look(node, scope)
+    except Exception as error:
+        if isinstance(error, OnnxDecompError):
+            raise
+        _log.info("the node %r cannot be read", node.name, exc_info=error)
+        return f"{node.op_type} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _look(node: ir.Node, scope: Scope) -> Site | str | None:

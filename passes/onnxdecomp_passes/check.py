@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from onnxdecomp.errors import ModelError
+from onnxdecomp.errors import DefectError
 from onnxdecomp.graph import maps
 from onnxdecomp.graph.walk import node_graphs, places
 from onnxdecomp.pipeline import CAME_IN, CameIn
@@ -45,8 +45,8 @@ class Check(Stage):
         return StageResult(model, modified=False, notes=(note,))
 
 
-def _bug(problem: str) -> ModelError:
-    return ModelError(f"the result is not valid: {problem} (this is a bug in onnxdecomp, please report)")
+def _bug(problem: str) -> DefectError:
+    return DefectError(f"the result is not valid: {problem} (this is a bug in onnxdecomp, please report)")
 
 
 def _interface(model: ir.Model, came_in: CameIn | None) -> Iterator[str]:

@@ -12,18 +12,20 @@ from onnxdecomp.calibrate.observe import Calibration, sized
 from onnxdecomp.calibrate.reach import unreached
 from onnxdecomp.calibrate.synthetic import synthetic
 from onnxdecomp.data.feeds import Feeds
-from onnxdecomp.errors import UsageError
+from onnxdecomp.errors import DefectError, UsageError
 from onnxdecomp.graph.shapes import infer_shapes
 from onnxdecomp.plan.budget import parse_budgets
 from onnxdecomp.plan.carry_out import carry_out
 from onnxdecomp.plan.check import check_plan
-from onnxdecomp.plan.plan import Plan
+from onnxdecomp.plan.mishap import defect_of, foreseen, keeping, mishap
+from onnxdecomp.plan.plan import Choice, Plan
 from onnxdecomp.plan.pursue import Pursued, pursue
 from onnxdecomp.plan.rules import Defaults, make_rule, parse_rule
 from onnxdecomp.plan.survey import Scope
 from onnxdecomp.plan.tally import remaining, tallied
 from onnxdecomp.plan.timing import Stopwatch
 from onnxdecomp.plan.uniform import Request, Saving, plan_uniform
+from onnxdecomp.plan.without import Key, key_of
 from onnxdecomp.ranks.multiple import quantum
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.find import find
@@ -185,15 +187,32 @@ class Decompose(Stage):
         idle = () if calibration is None else tuple(_unfitted(model, sites, plan, calibration))
         if self.details:  # before the dense weights are let go of
             record["spectra"] = spectra_of(sites, plan)
-        rewritten = carry_out(
-            model,
-            sites,
-            plan,
-            seed=self.seed,
-            requantize=self.requantize and opset >= OLDEST_OPSET,
-            calibration=calibration,
-            on_layer=(lambda layer: report(f"decompose {layer}", next(count), total)) if report else None,
-        )
+        failed: dict[Key, str] = {}
+
+        def on_failure(choice: Choice, error: Exception) -> None:
+            reason = mishap(error, choice.layer)
+            if choice.method is not None:
+                failed[key_of(choice)] = reason
+
+        try:
+            rewritten = carry_out(
+                model,
+                sites,
+                plan,
+                seed=self.seed,
+                requantize=self.requantize and opset >= OLDEST_OPSET,
+                calibration=calibration,
+                on_layer=(lambda layer: report(f"decompose {layer}", next(count), total)) if report else None,
+                on_failure=on_failure,
+            )
+        except Exception as error:
+            if foreseen(error):
+                raise
+            defect = defect_of(error)
+            defect.decompose = record
+            raise defect from error
+        if failed:
+            record["plan"] = keeping(plan, failed).to_json()
         return StageResult(
             model,
             bool(rewritten),
@@ -216,9 +235,19 @@ class Decompose(Stage):
         copy = model.clone()
         sites, _ = find(copy, freeze=self.freeze_initializers)
         plan = replace(plan, repair=self.repair)
-        carry_out(
-            copy, sites, plan, seed=self.seed, calibration=None if calibration.synthetic else calibration
-        )
+        try:
+            carry_out(
+                copy,
+                sites,
+                plan,
+                seed=self.seed,
+                calibration=None if calibration.synthetic else calibration,
+                on_failure=lambda choice, error: None,  # it will fail again where it counts
+            )
+        except DefectError as error:
+            if error.layer is None:
+                raise
+            return self._trial(model, keeping(plan, {error.layer: ""}), calibration)
         # Without a named target the error allowed is that of the decomposition, rounding comes on top.
         return copy if self.finish is None or not self.target else self.finish(copy)
 
