@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxdecomp.calibrate.taps import open_taps
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.graph.walk import node_graphs, upstream
+from onnxdecomp.layer import Array
 from onnxdecomp.runtime.comparable import CHOOSING, DRAWING
 from onnxdecomp.runtime.session import Feed
 
@@ -118,6 +119,10 @@ def pins_of(
 
 
 def present(model: ir.Model, pins: Sequence[Feed]) -> list[Feed]:
-    """The pins that a model has: a quantizer may have done away with some."""
-    names = {str(out.name) for node in model.graph for out in node.outputs}
-    return [{name: array for name, array in one.items() if name in names} for one in pins]
+    """The pins that a model has: quantization may have done away with some, or given them another type."""
+    types = {str(out.name): out.dtype for node in model.graph for out in node.outputs}
+    return [{name: array for name, array in one.items() if _fits(types.get(name, 0), array)} for one in pins]
+
+
+def _fits(found: ir.DataType | int | None, array: Array) -> bool:
+    return found is None or found == ir.DataType.from_numpy(array.dtype)

@@ -52,6 +52,7 @@ def open_taps(
     provider: str = "cpu",
     threads: int = 0,
     known: Mapping[str, Array] | None = None,
+    integers: bool = False,
 ) -> Taps:
     """Taps on values of the main graph, which may be inputs of it; the model stays as it is.
 
@@ -61,6 +62,7 @@ def open_taps(
         provider, threads: Where it is computed.
         known: Values of the main graph that will be fed; nothing before them is computed. The arrays only
             show their types and ranks.
+        integers: As for `open_session`.
 
     Raises:
         KeyError: The main graph has no such value.
@@ -102,7 +104,7 @@ def open_taps(
         ir.to_proto(copy).SerializeToString(),
         provider=provider,
         threads=threads,
-        integers=False,
+        integers=integers,
         idling="sleep",
         weights=lent,
     )

@@ -20,7 +20,10 @@ def check_inputs(inputs: Sequence[TensorSpec]) -> None:
     """
     for spec in inputs:
         if not (spec.is_tensor and _is_numpy(spec)):
-            raise UsageError(f"the input {spec.name!r} is a {spec.dtype}: files cannot hold data for it")
+            raise UsageError(
+                f"the input {spec.name!r} is a {spec.dtype}: files cannot hold data for it; --rank with "
+                "--no-bench and without --calib needs none"
+            )
 
 
 def check_feed(feed: Mapping[str, Array], inputs: Sequence[TensorSpec], where: str) -> Feed:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp import temporary
+from onnxdecomp.calibrate.pins import pinned, present
+from onnxdecomp.calibrate.taps import Taps, open_taps
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.save import save
+from onnxdecomp.layer import Array
 from onnxdecomp.quantization.half import LARGEST, fp16
 from onnxdecomp.quantization.int8 import Reader, int8, operators
 from onnxdecomp.quantization.scheme import Scheme
 from onnxdecomp.quantization.suspects import crushed, faint, of_other_types, of_types, overflowing, seen
 from onnxdecomp.runtime.comparable import Compared, unsteady
-from onnxdecomp.runtime.session import open_session, run
+from onnxdecomp.runtime.session import Feed, open_session, run
 from onnxdecomp.sites.base import dims
 
 if TYPE_CHECKING:
@@ -231,27 +236,59 @@ def _best(
 def distance(model: ir.Model, other: ir.Model, feeds: Feeds, mask: Mask | None = None) -> float:
     """||other(x) - model(x)|| / ||model(x)|| over all floating-point outputs; infinite where not finite.
 
-    Outputs that cannot be compared are left out, and so are positions that are padding; 0 where nothing is
-    left.
+    Both compute with what the original chooses and draws (see onnxdecomp.calibrate.pins). Outputs that cannot
+    be compared are left out, and so are positions that are padding; 0 where nothing is left.
     """
-    with temporary.folder() as folder:
-        files = [folder / name for name in ("a.onnx", "b.onnx")]
-        for file, content in zip(files, (model, other), strict=True):
-            save(content.clone(), file)
-        sessions = [open_session(file) for file in files]
+    names = [str(value.name) for value in model.graph.outputs]
+    declared = {str(value.name): dims(value) for value in model.graph.outputs}
+    compared: Compared | None = None
+    with _runs(model, other, names) as both:
         reader = Reader(feeds.first(_JUDGED))
-        first = True
-        names = [str(value.name) for value in model.graph.outputs]
-        declared = {str(value.name): dims(value) for value in model.graph.outputs}
-        compared = Compared(names, declared=declared, mask=mask)
         while (feed := reader.get_next()) is not None:
-            originals, news = (run(session, feed) for session in sessions)
-            if first:
-                compared.left_out |= unsteady(names, originals, run(sessions[0], feed))
-                first = False
-            compared.add(feed, originals, news)
-    floats = [comparison for comparison in compared.comparisons if not comparison.discrete]
+            original, news = both(feed)
+            originals = original()
+            if compared is None:
+                left_out = unsteady(names, originals, original())
+                compared = Compared(names, declared=declared, mask=mask, left_out=left_out)
+            compared.add(feed, originals, news())
+    comparisons = [] if compared is None else compared.comparisons
+    floats = [comparison for comparison in comparisons if not comparison.discrete]
     if any(comparison.nonfinite for comparison in floats):
         return float("inf")
     difference, norm = (sum(getattr(c, what) for c in floats) for what in ("error_energy", "energy"))
     return float(np.sqrt(difference / norm)) if norm else float(np.sqrt(difference))
+
+
+_Run: TypeAlias = Callable[[], list[Array]]
+
+
+@contextmanager
+def _runs(
+    model: ir.Model, other: ir.Model, names: Sequence[str]
+) -> Iterator[Callable[[Feed], tuple[_Run, _Run]]]:
+    """For an input what runs the two models on it, with the kernels that they will run on."""
+    models = model, other
+    choices = pinned(model)
+    if choices:
+        asked = open_taps(model, choices, threads=1)
+        opened: list[Taps] = []
+
+        def on_choices(feed: Feed) -> tuple[_Run, _Run]:
+            chosen = dict(zip(asked.names, asked.run(feed), strict=True))
+            given = [present(one, [chosen])[0] for one in models]
+            if not opened:
+                opened.extend(
+                    open_taps(one, names, threads=1, known=known, integers=True)
+                    for one, known in zip(models, given, strict=True)
+                )
+            first, second = (partial(t.run, feed | known) for t, known in zip(opened, given, strict=True))
+            return first, second
+
+        yield on_choices
+        return
+    with temporary.folder() as folder:
+        files = [folder / name for name in ("a.onnx", "b.onnx")]
+        for file, content in zip(files, models, strict=True):
+            save(content.clone(), file)
+        first, second = (open_session(file) for file in files)
+        yield lambda feed: (partial(run, first, feed), partial(run, second, feed))

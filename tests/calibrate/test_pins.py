@@ -16,6 +16,7 @@ from onnxdecomp.calibrate.pins import pinned, pins_of
 from onnxdecomp.fitting.moments import together
 from onnxdecomp.fitting.problem import as_rows, problem
 from onnxdecomp.layer import Array
+from onnxdecomp.quantization.guard import distance
 from tests.calibrate.small import calibration, loaded, normal, site_of
 from tests.runtime.small import model as make
 from tests.runtime.small import value
@@ -117,3 +118,10 @@ def test_every_search_comes_to_an_end_and_names_the_output(kind: str) -> None:
     assert found.changed
     assert any("'y'" in note for note in found.notes)
     assert not any("'f'" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantization_is_judged_on_the_originals_choice(kind: str) -> None:
+    """A harmless change gives other rows, and other noise, which say nothing of it."""
+    original, other = (ir.from_proto(network(kind, by)) for by in (0.0, 0.02))
+    assert 0 < distance(original, other, calibration(FEEDS).feeds) < 0.1
