@@ -55,6 +55,14 @@ def test_a_layer(kind: str, direction: str, biased: bool, lengths: bool, states:
     )
 
 
+def test_no_steps() -> None:
+    """Of an LSTM; ONNX Runtime's GRU and RNN end the process."""
+    weights = [normal(2, 4 * HIDDEN, size) for size in (SIZE, HIDDEN)]
+    state = normal(2, BATCH, HIDDEN)
+    inputs = [normal(0, BATCH, SIZE), *weights, None, None, state, state + 1]
+    check("LSTM", inputs, outputs=3, hidden_size=HIDDEN, direction="bidirectional")
+
+
 def test_peepholes() -> None:
     check(
         "LSTM",
