@@ -143,7 +143,7 @@ def compress(
         finetune: Train the result on `calib`, with the original as the teacher: settings such as
             "epochs=2,rate=1e-3" (see onnxdecomp.training.settings). Needs torch.
         overwrite: Whether the output may replace a file, the input included.
-        fail_if_unchanged: Raise UnchangedError where nothing was decomposed.
+        fail_if_unchanged: Raise UnchangedError where nothing was, or with `dry_run` would be, decomposed.
         dry_run: Plan only: no factor is computed and no file written.
         progress: Called as the work goes on.
         **decompose: Options of the decompose stage: method, rank, rank_multiple, include, exclude, must_save,
@@ -185,8 +185,8 @@ def compress(
             check_target(file, model=working, overwrite=overwrite)
         before = describe_model(working, path, named=isinstance(model, str | Path))
         calib, data, masked = _inputs(path, calib, data, samples, mask_of(stages))
-        if (verify or bench) and not dry_run:
-            preflight.check(path, provider=provider)
+        if (verify or bench or input_shapes) and not dry_run:
+            preflight.check(path, provider=provider, shapes=input_shapes)
         how: dict[str, Any] = {
             "provider": provider,
             "threads": cores,
@@ -209,7 +209,10 @@ def compress(
             {"calib": describe_data(calib)},
         )
         if dry_run:
-            return _dry_run(before, working, equip(stages, gear, given), gear, origin, wanted, told)
+            return _dry_run(
+                *(before, working, equip(stages, gear, given), gear, origin, wanted, told),
+                must_change=fail_if_unchanged,
+            )
 
         run = runner(wanted, gear, working, before)
         del working
@@ -374,6 +377,8 @@ def _dry_run(
     origin: Origin,
     wanted: Requested,
     said: Sequence[str],
+    *,
+    must_change: bool,
 ) -> Result:
     """Run the pipeline up to the decompose stage and let that one plan only."""
     names = [stage.name for stage in stages]
@@ -384,6 +389,8 @@ def _dry_run(
         ran = pipeline.run(working, stages[:first], lambda name: gear.report(name, 0, 0))
         gear.report("plan", 0, 0)
         found, _ = stages[first].plan(ran.model)
+    would_change = bool(found.plan.decomposed) or any(hasattr(stage, "precision") for stage in stages)
+    _require_changed(found.plan, would_change or not must_change)
     layers = layer_records(found.plan, carried_out=False)
     notes = (*said, *ran.notes, *(f"decompose: {note}" for note in found.notes), *mishaps(found.plan))
     passes = {**ran.record, "decompose": {"search": found.record}} if found.record else ran.record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime import providers
 from onnxdecomp.runtime.interface import interface_of
+from onnxdecomp.runtime.random_inputs import sizes_given
 from onnxdecomp.runtime.session import TensorSpec, inputs_of, open_session, run
 
 if TYPE_CHECKING:
@@ -52,18 +54,18 @@ def read(model: Path, data: Data, *, samples: int | None = None) -> Feeds:
     return feeds
 
 
-def check(model: Path, *, provider: str) -> None:
-    """Check that the model runs where it is to be verified and timed.
+def check(model: Path, *, provider: str, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
+    """Check that the model runs where it is to be verified and timed, and has inputs of these shapes.
 
     The model is loaded on the CPU, which every provider falls back on.
 
     Raises:
         ProviderError: The provider does not start.
         ModelError: ONNX Runtime does not load the model.
-        UsageError: There is no such provider.
+        UsageError: There is no such provider, or a shape fits no input.
     """
     if providers.ort_name(provider) != providers.ORT_NAMES["cpu"]:
         start = providers.start(provider)
         if not start.started:
             raise providers.not_started(start)
-    open_session(model, low_memory=True)
+    sizes_given(inputs_of(open_session(model, low_memory=True)), shapes or {})

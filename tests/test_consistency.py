@@ -10,7 +10,7 @@ import pytest
 
 import onnxdecomp
 from onnxdecomp import making, verification
-from onnxdecomp.errors import UsageError
+from onnxdecomp.errors import UnchangedError, UsageError
 from tests.cli.small import command, files, network, samples
 
 QUICK: dict[str, Any] = {"simplify": "none", "bench": False}
@@ -218,3 +218,25 @@ def test_training_follows_the_seed(model: Path) -> None:
     assert parse_settings("epochs=1,seed=2", seed=7).seed == 2
     with pytest.raises(UsageError, match="seed"):
         parse_settings("seed=-1")
+
+
+def test_a_dry_run_that_would_change_nothing(model: Path) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(UnchangedError):
+            onnxdecomp.compress(
+                model, rank="4", exclude=("c*",), dry_run=dry_run, fail_if_unchanged=True, **QUICK
+            )
+    assert onnxdecomp.compress(model, rank="4", dry_run=True, fail_if_unchanged=True, **QUICK).plan.decomposed
+
+
+def test_shapes_of_inputs_that_are_none(model: Path) -> None:
+    calib = samples(Path("calib.npz"), 4)
+    for shapes in ({"image": (1, 8, 8, 8)}, {"x": (1, 9, 8, 8)}, {"x": (0, 8, 8, 8)}, {"x": (8, 8)}):
+        with pytest.raises(UsageError, match=r"input|below 1"):
+            onnxdecomp.compress(model, rank="4", calib=calib, input_shapes=shapes, **QUICK)
+
+
+def test_a_target_out_of_reach_is_told_as_it_was_asked_for(model: Path, capsys: Capsys) -> None:
+    line = ("compress", model, *LINE, "--method", "svd", "--quantize", "fp16", "--dry-run")
+    command(capsys, *line, "--max-error", "1e-9").is_error(2, "--max-error 1e-09 is out of reach")
+    command(capsys, *line, "--target", "error=1e-9").is_error(2, "--target error=1e-09 is out of reach")

@@ -116,7 +116,7 @@ def bindings(
     for spec in inputs:
         if not spec.is_tensor or spec.dtype == "bfloat16":
             return f"random values for the input {spec.name!r} of type {spec.dtype} are not made"
-    fixed = _given(inputs, shapes or {})
+    fixed = sizes_given(inputs, shapes or {})
     integral = any(dtype_of(spec).kind in "iu" for spec in inputs)
     fills = INTEGERS if integral else INTEGERS[:1]
     found: list[Binding] = []
@@ -146,8 +146,12 @@ def bindings(
     return tuple(found) or f"the original runs on no random input; it last said: {failure}"
 
 
-def _given(inputs: Sequence[TensorSpec], shapes: Shapes) -> dict[Key, int]:
-    """The sizes of symbols that the user's shapes imply."""
+def sizes_given(inputs: Sequence[TensorSpec], shapes: Shapes) -> dict[Key, int]:
+    """The sizes of symbols that the user's shapes imply.
+
+    Raises:
+        UsageError: A shape is of no input, or does not fit it.
+    """
     specs = {spec.name: spec for spec in inputs}
     fixed: dict[Key, int] = {}
     for name, shape in shapes.items():
