@@ -230,8 +230,7 @@ def compress(
         faster = bench and not (about_size(given, stages) if allow_slower is None else allow_slower)
         holds = verify and origin.request["target"] is not None  # ranks given by hand are not changed
         first, given_up = first_run(
-            lambda quantized: run(given, quantized),
-            giving_up=holds and target is None and origin.request["target"] == f"error={max_error}",
+            lambda quantized: run(given, quantized), giving_up=holds and bool(wanted.derived)
         )
         made = hold(
             first,
