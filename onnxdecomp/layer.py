@@ -83,6 +83,7 @@ class Layer:
             what factors are cast to in the end.
         lookup: A linear layer whose input is given as the indices of one-hot vectors (Gather from a table):
             its input_shape is that of the one-hot vectors, [*indices, S], and its product costs nothing.
+        seen_shape: What input_shape was in a run with a batch of 1, where no inference knows it.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Layer:
     output_shape: tuple[Dim, ...] | None = None
     dtype: str = "float32"
     lookup: bool = False
+    seen_shape: tuple[int, ...] | None = None
 
     @property
     def groups(self) -> int:
@@ -133,6 +135,9 @@ class Layer:
     def assumed_input_shape(self, batch: int = 1) -> tuple[int, ...]:
         """The input's shape with every free dimension bound: the first to `batch`, others to a usual size."""
         free = dict(enumerate(self._free_spatial(), 2))
+        seen = self.seen_shape
+        if self.input_shape is None and seen is not None:
+            return (batch * seen[0], *seen[1:]) if len(seen) > 1 else seen
         if self.input_shape is None:
             rest = tuple(free.values())
             stack = self.weight.shape[:-2] if self.is_stack else ()
@@ -144,6 +149,8 @@ class Layer:
             # A free dimension that meets the stack has its size (or 1, which costs the same).
             sizes = self.weight.shape[:-2]
             known |= {rank - 2 - len(sizes) + k: size for k, size in enumerate(sizes)}
+        if seen is not None and len(seen) == rank:
+            known = {axis: size for axis, size in enumerate(seen) if axis} | {0: batch * seen[0]} | known
         bound = []
         for axis, dim in enumerate(self.input_shape):
             if axis == (1 if self.conv else rank - 1):

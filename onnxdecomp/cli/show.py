@@ -44,7 +44,7 @@ def _layers(layers: Sequence[LayerRecord], *, shapes: bool = False) -> list[Rend
         (
             _name(layer),
             layer.op,
-            *((_shape(layer.weight), _shape(layer.input or ())) if shapes else ()),
+            *((_shape(layer.weight), _shape(layer.input or (None,))) if shapes else ()),
             _result(layer),
             params[index],
             macs[index],

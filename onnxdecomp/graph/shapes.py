@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxdecomp.graph import maps
+from onnxdecomp.graph.constants import Memo, resolve
 from onnxdecomp.graph.external import reference
 from onnxdecomp.graph.walk import node_graphs, places, slots
 from onnxdecomp.processwide import quiet_logger
@@ -77,6 +78,7 @@ def _inferred(model: ir.Model) -> ir.Graph | None:
         for place in places(light):
             for value in _values(place.graph):
                 _free_nonsense(value)
+        _fold(light)
         for slot in slots(light):
             if slot.tensor.dtype != ir.DataType.STRING and slot.tensor.nbytes > SMALL:
                 slot.put(reference(slot.tensor, "left-out"))
@@ -95,6 +97,42 @@ def _inferred(model: ir.Model) -> ir.Graph | None:
         return ir.from_proto(proto).graph
     except Exception:  # inference is a help; what it trips over is judged elsewhere
         return None
+
+
+def _fold(model: ir.Model) -> None:
+    """Put small integers that are computed from constants in as constants, in place.
+
+    Pads, sizes and axes are such: the inference looks at numbers that are stored, and computes few.
+    """
+    memo: Memo = {}
+    for place in places(model):
+        opset = place.graph.opset_imports if place.function is None else place.function.opset_imports
+        version = int(opset.get("", model.opset_imports.get("", 1)) or 1)
+        for value in _values(place.graph):
+            tensor = ir.convenience.get_const_tensor(value)
+            if tensor is not None and tensor.nbytes > SMALL:
+                memo[value] = "it is large"
+        memo.update({v: "it is large" for v in place.graph.initializers.values() if _is_large(v)})
+        for node in tuple(place.graph):
+            if node.op_type in ("Constant", "DequantizeLinear"):
+                continue
+            for value in node.outputs:
+                if not value.uses():
+                    continue
+                found = resolve(value, ir_version=model.ir_version, opset=version, memo=memo)
+                if (
+                    isinstance(found, str)
+                    or found.array.dtype.kind not in "iub"
+                    or found.array.nbytes > SMALL
+                ):
+                    continue
+                constant = ir.node("Constant", [], attributes={"value": ir.tensor(found.array)})
+                place.graph.insert_before(node, constant)
+                value.replace_all_uses_with(constant.outputs[0], replace_graph_outputs=False)
+
+
+def _is_large(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.nbytes > SMALL
 
 
 def _unfuse(node: ir.Node) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from onnxdecomp.calibrate.shapes import with_seen_shapes
 from onnxdecomp.chain import Shape
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.shapes import infer_shapes
@@ -34,7 +35,7 @@ def input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[t
                 _free(output)
     infer_shapes(bound)
     # What is a layer to the caller only because initializers are frozen is wanted too.
-    sites, _ = find(bound, freeze=True)
+    sites = with_seen_shapes(bound, find(bound, freeze=True)[0], shapes)
     return {(s.layer.graph, s.layer.name): s.layer.assumed_input_shape() for s in sites}
 
 

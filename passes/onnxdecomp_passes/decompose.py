@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration, sized
 from onnxdecomp.calibrate.reach import unreached
+from onnxdecomp.calibrate.shapes import with_seen_shapes
 from onnxdecomp.calibrate.synthetic import synthetic
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import DefectError, UsageError
@@ -146,6 +147,7 @@ class Decompose(Stage):
         """What would be done, without doing it (activation shapes are filled in)."""
         infer_shapes(model)
         sites, skips = find(model, freeze=self.freeze_initializers)
+        sites = with_seen_shapes(model, sites)
         if self.given is not None:
             check_plan(self.given, sites)
             return Pursued(tallied(self.given, sites)), sites
