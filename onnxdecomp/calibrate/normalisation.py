@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp.calibrate.observe import Calibration, mask_feeds
 from onnxdecomp.calibrate.window import Window
 from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.walk import unique_name, value_names
@@ -34,7 +36,12 @@ def normalisations(model: ir.Model) -> list[ir.Node]:
 
 
 def renormalise(
-    model: ir.Model, node: ir.Node, now: Window, original: Window, pending: Collection[ir.Node]
+    model: ir.Model,
+    node: ir.Node,
+    now: Window,
+    original: Window,
+    pending: Collection[ir.Node],
+    calibration: Calibration | None = None,
 ) -> bool:
     """Give each channel of the output the mean and variance that it has in the original.
 
@@ -46,15 +53,20 @@ def renormalise(
         node: As it stands there.
         now, original: Windows on both models, where the input has the same name.
         pending: As for `Window.look`.
+        calibration: The inputs, where some of their positions are padding.
 
     Returns:
         Whether anything was changed.
     """
     name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
     here, there = _Channels(), _Channels()
-    for ours, theirs in zip(now.look([name], pending), original.look([name]), strict=True):
-        here.add(ours[0])
-        there.add(theirs[0])
+    feeds = itertools.repeat({}) if calibration is None else mask_feeds(calibration)
+    mask = None if calibration is None else calibration.mask
+    looks = zip(now.look([name], pending), original.look([name]), strict=True)
+    for (ours, theirs), feed in zip(looks, feeds, strict=False):
+        for channels, (x,) in ((here, ours), (there, theirs)):
+            real = None if mask is None else mask.rows(feed, (len(x), *x.shape[2:]))
+            channels.add(x if real is None else np.moveaxis(x, 1, -1)[real])
     if here.count == 0 or there.count == 0:
         return False
     (mean_now, var_now), (mean_then, var_then) = here.moments(), there.moments()

@@ -175,7 +175,7 @@ def observe(
     gather = _Halves(site, calibration, second=aim is None)
     looks = zip(now.look(names, pending), original.look(names), strict=True)
     apart = loose(site.x) or (other is not None and loose(other))
-    for index, ((looked, meant), feed) in enumerate(zip(looks, _inputs(calibration), strict=False)):
+    for index, ((looked, meant), feed) in enumerate(zip(looks, mask_feeds(calibration), strict=False)):
         # Rows that are no counterparts, chosen by other scores or drawn anew, say nothing about each other.
         unlike = apart or any(one.shape != two.shape for one, two in zip(looked, meant, strict=True))
         seen = meant if unlike else looked
@@ -192,7 +192,7 @@ def observe(
     return gather.halves()
 
 
-def _inputs(calibration: Calibration) -> Iterator[Feed]:
+def mask_feeds(calibration: Calibration) -> Iterator[Feed]:
     """The inputs batch by batch where a mask is among them; else nothing of them is read."""
     if calibration.mask is None:
         return itertools.repeat({})

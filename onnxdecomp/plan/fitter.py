@@ -89,7 +89,7 @@ class Fitter:
 
     def renormalise(self, node: ir.Node, pending: Collection[ir.Node]) -> bool:
         """Other statistics for a BatchNormalization."""
-        return renormalise(self.model, node, self.now, self.original, pending)
+        return renormalise(self.model, node, self.now, self.original, pending, self.calibration)
 
     def _rectified(self, site: Site, found: Fit, moments: Moments, pending: Collection[ir.Node]) -> Fit:
         """The fit carried on with what the activation behind the layer forgives."""

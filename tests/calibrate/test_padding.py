@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 import onnxdecomp
+from onnxdecomp.calibrate.normalisation import normalisations, renormalise
 from onnxdecomp.calibrate.observe import observe, observe_unchanged, window
 from onnxdecomp.cli.main import cli
 from onnxdecomp.data.mask import Mask
@@ -182,3 +183,32 @@ def test_the_command_line(tmp_path: Path) -> None:
         ran = CliRunner().invoke(cli, [*command, *(["--mask", mask] if mask else [])])
         codes[mask] = getattr(ran.exception, "exit_code", ran.exit_code)
     assert codes == {"": 0, "attention_mask": 0, "none": 1, "y": 2}
+
+
+def normalised(damage: float) -> ir.Model:
+    """y = BatchNormalization(x v) along the sequence."""
+    ones = np.ones(WIDTH, np.float32)
+    weights = {"v": normal(WIDTH, WIDTH) + np.float32(damage) * normal(WIDTH, WIDTH, seed=8)}
+    weights |= {"scale": ones, "shift": ones, "mean": 0 * ones, "variance": ones}
+    nodes = [
+        helper.make_node("MatMul", ["x", "v"], ["a"], name="first"),
+        helper.make_node("Transpose", ["a"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("BatchNormalization", ["t", "scale", "shift", "mean", "variance"], ["y"]),
+        helper.make_node("Identity", ["attention_mask"], ["m"]),
+    ]
+    inputs = [value("x", ["N", "S", WIDTH]), value("attention_mask", ["N", "S"], TensorProto.INT64)]
+    outputs = [value("y", ["N", WIDTH, "S"]), value("m", ["N", "S"], TensorProto.INT64)]
+    return loaded(make(nodes, inputs, outputs, weights))
+
+
+def test_statistics_are_those_of_the_real_positions() -> None:
+    stored = []
+    for feeds in (padded(), plain()):
+        now, original = normalised(0.3), normalised(0.0)
+        settings = calibration(feeds, batch=1, mask=MASK)
+        (node,) = normalisations(now)
+        windows = window(now, settings), window(original, settings)
+        assert renormalise(now, node, *windows, {node}, settings)
+        held = [ir.convenience.get_const_tensor(node.inputs[index]) for index in (3, 4)]  # type: ignore[arg-type]
+        stored.append([tensor.numpy() for tensor in held if tensor is not None])
+    np.testing.assert_allclose(stored[0], stored[1], rtol=1e-4, atol=1e-5)
