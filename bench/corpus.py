@@ -12,10 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.provenance import ROOT
 from onnxdecomp.layer import Array
 
 _MOST = 1000
+HELD_OUT = {"cifar10": ("cifar10_train_finetune_5000.npz",)}
+"""Training samples that no calibration set holds, by the task's source."""
+
 _ALL_THERE_IS = frozenset(
     (
         *("resnet20_cifar10", "vgg16_half_cifar10", "squeezenet1.1"),
@@ -47,6 +52,32 @@ class Corpus:
     def evaluate(self, name: str, file: Path | None = None) -> Mapping[str, Any]:
         """The task's metric of a model and of the original (None: of that alone), and how far they differ."""
         return dict(self._module.evaluate(self._opened, name, file, None))
+
+    def paired(self, name: str, file: Path, split: str = "eval") -> tuple[Array, Array]:
+        """The metric of every sample, [n] for the original and [n] for `file`.
+
+        Args:
+            name: A model with one input.
+            file: The other model.
+            split: "eval" for the task's own samples; "held_out" for training samples that are in no
+                calibration set, by which choices are made (see `held_out`).
+
+        Raises:
+            SystemExit: The corpus has no such samples for the model.
+        """
+        entry = self._opened.entry(name)
+        if split == "held_out":
+            files = HELD_OUT.get(entry["task"]["source"])
+            if files is None:
+                raise SystemExit(f"{name}: the corpus has no training samples beside those for calibration")
+            entry = {**entry, "task": {**entry["task"], "files": list(files)}}
+        score = self._module.SCORES[entry["task"]["metric"]]
+        found = []
+        for path in (self.model(name), file):
+            session = self._opened.session(path)
+            results = self._module.predictions(self._opened, entry, session, int(entry["task"]["n"]))
+            found.append(np.array([next(iter(score(entry["task"], *result).values())) for result in results]))
+        return found[0], found[1]
 
     @cached_property
     def _module(self) -> Any:
