@@ -70,21 +70,29 @@ class Calibration:
 
 
 _HELD = 1 << 26
-"""Numbers of one layer's activation that one run of the model may make."""
+"""Numbers of one activation that one run of the model may make."""
+
+_COPIES = 64
+"""Bytes that a run takes for each number of its largest activation, about: those beside it, and copies."""
 
 
 _TRIAL, _FEWEST = 1e11, 16
 """Multiply-accumulates of the samples that a trial is fitted to, and the fewest samples."""
 
 
-def sized(calibration: Calibration, sites: Sequence[Site]) -> Calibration:
-    """The calibration with batches small enough for the activations, and enough of them to hold some out."""
-    largest = 1
+def sized(calibration: Calibration, sites: Sequence[Site], largest: int = 1) -> Calibration:
+    """The calibration with batches small enough for the activations, and enough of them to hold some out.
+
+    Args:
+        calibration, sites: What is fitted, and to what.
+        largest: Numbers in the largest value of a run on one sample (see `largest_value`).
+    """
     for site in sites:
         for shape in (site.layer.input_shape, site.layer.output_shape):
             known = [dim for dim in shape or () if isinstance(dim, int)]
             largest = max(largest, math.prod(known))
-    batch = min(calibration.batch, max(1, _HELD // largest), max(1, len(calibration.feeds) // 8))
+    most = min(_HELD, budget() // _COPIES)
+    batch = min(calibration.batch, max(1, most // largest), max(1, len(calibration.feeds) // 8))
     return replace(calibration, batch=batch)
 
 

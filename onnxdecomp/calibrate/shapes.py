@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibrate.taps import open_taps
+from onnxdecomp.calibrate.taps import Taps, open_taps
 from onnxdecomp.errors import OnnxDecompError
-from onnxdecomp.layer import Dim
+from onnxdecomp.layer import Array, Dim
 from onnxdecomp.lowering.feeds import features_last
 from onnxdecomp.runtime.random_inputs import bindings, trial_of
+from onnxdecomp.runtime.session import Feed
 from onnxdecomp.sites.base import Site
 from onnxdecomp.sites.recurrent import Recurrent
 
@@ -41,12 +43,34 @@ def with_seen_shapes(
     ]
 
 
+def largest_value(model: ir.Model, feed: Feed) -> int:
+    """Numbers in the largest value that a run of the model on this feed makes; 0 where it cannot be told."""
+    tensors = [
+        str(out.name)
+        for node in model.graph
+        for out in node.outputs
+        if out.name and (out.type is None or isinstance(out.type, ir.TensorType))
+    ]
+    sizes = shapes_in_a_run(model, tensors, feed=feed).values()
+    return max((math.prod(shape) for shape in sizes), default=0)
+
+
 def shapes_in_a_run(
-    model: ir.Model, names: Sequence[str], shapes: Mapping[str, Sequence[int]] | None = None
+    model: ir.Model,
+    names: Sequence[str],
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    feed: Feed | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes of values of the main graph in one run on random inputs; none where no run succeeds.
+    """The shapes of values of the main graph in one run; none where no run succeeds.
 
     The values themselves do not leave the run, so that it takes no more memory than any other.
+
+    Args:
+        model: The model.
+        names: Of the values.
+        shapes: Of inputs by name, which otherwise are bound as `random_inputs` does, the batch to 1.
+        feed: The inputs, in place of random ones.
     """
     copy = model.clone()
     values = {value.name: value for value in _values(copy.graph)}
@@ -59,13 +83,18 @@ def shapes_in_a_run(
         asked[str(node.outputs[0].name)] = name
     try:
         taps = open_taps(copy, list(asked))
+        if feed is not None:
+            return _read(taps, taps.run(feed), asked)
         inputs = taps.specs()
         found = bindings(inputs, trial_of(taps.run), count=1, shapes=_of(shapes, inputs))
         if isinstance(found, str):
             return {}
-        seen = taps.run(found[0].feed(inputs, (0,)))
+        return _read(taps, taps.run(found[0].feed(inputs, (0,))), asked)
     except OnnxDecompError:  # judged elsewhere
         return {}
+
+
+def _read(taps: Taps, seen: Sequence[Array], asked: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     return {asked[name]: tuple(map(int, shape)) for name, shape in zip(taps.names, seen, strict=True)}
 
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxdecomp.calibrate.observe import Calibration, window
 from onnxdecomp.calibrate.pins import chosen, pins_of, present
 from onnxdecomp.calibrate.taps import open_taps
-from onnxdecomp.calibrate.window import Window
+from onnxdecomp.calibrate.window import HELD, Window
 from onnxdecomp.chain import Chain
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.fitting.fit import stored
@@ -120,12 +120,14 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
         for value in model.graph.outputs
         if value.dtype is None or value.dtype.is_floating_point()
     ]
-    count = int(np.clip(_WORK / max(macs, 1), _FEWEST, _MOST))
+    where: dict[str, Any] = {"provider": calibration.provider, "threads": calibration.threads}
+    names = floats or outputs
+    first = open_taps(model, names, **where).run(calibration.feeds[0])
+    held = HELD // max(1, sum(getattr(value, "nbytes", 0) for value in first))
+    count = int(np.clip(_WORK / max(macs, 1), _FEWEST, max(_FEWEST, min(_MOST, held))))
     some = replace(calibration, feeds=calibration.feeds.first(count))
     feeds = tuple(some.feeds.batches(calibration.batch))
-    where: dict[str, Any] = {"provider": calibration.provider, "threads": calibration.threads}
     pins = pins_of(model, some.feeds, batch=calibration.batch, **where)
-    names = floats or outputs
     taps = open_taps(model, names, known=pins[0] if pins else {}, **where)
     values = [
         tuple(taps.run(feed | own)) for feed, own in zip(feeds, pins or ({},) * len(feeds), strict=True)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxdecomp.calibrate.observe import Calibration, sized
 from onnxdecomp.calibrate.reach import unreached
-from onnxdecomp.calibrate.shapes import with_seen_shapes
+from onnxdecomp.calibrate.shapes import largest_value, with_seen_shapes
 from onnxdecomp.calibrate.synthetic import synthetic
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import DefectError, UsageError
@@ -176,7 +176,7 @@ class Decompose(Stage):
         """Plan and carry out; the plan goes into the record."""
         pursued, sites = self.plan(model)
         plan = pursued.plan
-        calibration = None if self.calibration is None else sized(self.calibration, sites)
+        calibration = None if self.calibration is None else _sized(self.calibration, model, sites)
         total = len(plan.decomposed)
         count = iter(range(total))
         report = self.on_layer
@@ -225,13 +225,13 @@ class Decompose(Stage):
 
     def _calibration(self, model: ir.Model, sites: Sequence[Site]) -> tuple[Calibration, tuple[str, ...]]:
         if self.calibration is not None:
-            return sized(self.calibration, sites), ()
+            return _sized(self.calibration, model, sites), ()
         made = synthetic(model, seed=self.seed, shapes=self.shapes)
         note = (
             "no calibration inputs: errors were measured on random ones, and factors fitted to the weights "
             "alone; give real inputs with --calib for far better accuracy"
         )
-        return sized(made, sites), (note,)
+        return _sized(made, model, sites), (note,)
 
     def _trial(self, model: ir.Model, plan: Plan, calibration: Calibration) -> ir.Model:
         copy = model.clone()
@@ -300,6 +300,11 @@ class Decompose(Stage):
         if multiple < 1:
             raise UsageError(f"rank multiple {text!r} is neither a positive number nor 'auto'")
         return multiple
+
+
+def _sized(calibration: Calibration, model: ir.Model, sites: Sequence[Site]) -> Calibration:
+    """The calibration in batches that suit the size of its own inputs."""
+    return sized(calibration, sites, largest_value(model, calibration.feeds[0]))
 
 
 def _stays(dense: Mapping[tuple[str, str], str]) -> Iterator[str]:

@@ -138,6 +138,13 @@ def test_what_a_fit_needs_is_known_before(
     assert unobservable(site) == f"a fit to its inputs would take {size} of memory, more than {size}"
 
 
+def test_batches_are_small_where_the_memory_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = calibration([{"x": normal(1, 1)}] * 400, batch=50)
+    monkeypatch.setattr(observe, "budget", lambda: 3 * 64 * 1000)
+    assert sized(settings, [], 1000).batch == 3
+    assert sized(settings, [], 10_000).batch == 1
+
+
 def test_bfloat16_activations_do_not_come_out() -> None:
     site = site_of(matmul_model([MATMUL], {"w": PLAIN["w"]}, ["N", 5]))
     site = replace(site, layer=replace(site.layer, dtype="bfloat16"))
@@ -174,6 +181,7 @@ def test_batches_are_small_enough(size: int, count: int, batch: int) -> None:
     settings = calibration([{"x": normal(1, 1)}] * count, batch=50)
     assert sized(settings, [site]).batch == batch
     assert sized(settings, []).batch == min(50, count // 8)
+    assert sized(settings, [], 4 * size * size).batch == batch
 
 
 @pytest.mark.parametrize(("count", "judged"), [(3, 3), (4, 1), (40, 10)])

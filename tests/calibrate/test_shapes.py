@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxdecomp import inspect
-from onnxdecomp.calibrate.shapes import shapes_in_a_run, with_seen_shapes
+from onnxdecomp.calibrate.shapes import largest_value, shapes_in_a_run, with_seen_shapes
 from onnxdecomp.graph.shapes import infer_shapes
 from onnxdecomp.latency.shapes import input_shapes
 from onnxdecomp.layer import Array
@@ -117,3 +117,20 @@ def test_a_model_that_does_not_run_has_no_shapes() -> None:
     model, sites = sites_of(proto)
     assert shapes_in_a_run(model, ["h"]) == {}
     assert with_seen_shapes(model, sites) == sites
+
+
+def test_the_largest_value_is_that_of_the_inputs_own_size() -> None:
+    """Free sizes, and the largest value one that is no layer's."""
+    nodes = [
+        conv("layer", "x", "h", pads=[1, 1, 1, 1]),
+        helper.make_node("Resize", ["h", "", "scales"], ["large"], mode="nearest"),
+        helper.make_node("GlobalAveragePool", ["large"], ["y"]),
+    ]
+    weights = {
+        "layer.w": normal(4, 3, 3, 3),
+        "layer.b": normal(4),
+        "scales": np.asarray([1, 1, 3, 3], np.float32),
+    }
+    model = ir.from_proto(make(nodes, [value("x", ["N", 3, "H", "W"])], [value("y", None)], weights))
+    assert largest_value(model, {"x": normal(1, 3, 10, 20)}) == 4 * 30 * 60
+    assert largest_value(model, {"x": normal(1, 5, 10, 20)}) == 0
