@@ -147,15 +147,13 @@ def _fitted(
 ) -> _Storable:
     """A chain fitted to what the layer sees, or to its weight alone: then perhaps of shared factors."""
     found = None if fitting is None else fitting.fit(site, method, ranks, seed, pending)
-    if found is not None:
+    if isinstance(found, Fit):
         return _storable(found, site)
     factors = shared_factors.get(share.key) if share is not None else None
     chain, factors = _plain(site.layer, method, ranks, seed, share, factors)
     if share is not None:
         shared_factors[share.key] = factors
-    if fitting is not None:
-        hidden = "what it sees or makes is not finite"
-    return replace(_storable(chain, site), share=share, unfitted=hidden or "")
+    return replace(_storable(chain, site), share=share, unfitted=found or hidden or "")
 
 
 def _storable(found: Fit | Chain, site: Site) -> _Storable:

@@ -11,6 +11,7 @@ from onnxdecomp.calibrate.activation import activation, aim
 from onnxdecomp.calibrate.normalisation import renormalise
 from onnxdecomp.calibrate.observe import Calibration, centred, observe, window
 from onnxdecomp.calibrate.pins import pins_of
+from onnxdecomp.calibrate.reach import UNREACHED
 from onnxdecomp.calibrate.window import Window
 from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
 from onnxdecomp.fitting.moments import Moments, together
@@ -57,14 +58,17 @@ class Fitter:
 
     def fit(
         self, site: Site, method: Method, ranks: Ranks, seed: int, pending: Collection[ir.Node]
-    ) -> Fit | None:
-        """The factors of a layer that is decomposed, or None where it sees nothing or what is not finite.
+    ) -> Fit | str:
+        """The factors of a layer that is decomposed, or why there are none, a phrase for people.
 
         `pending` as for `Window.look`.
         """
         train, held = observe(site, self.now, self.original, self.calibration, pending)
-        if not together(train, held).usable:
-            return None
+        both = together(train, held)
+        if not both.count:
+            return UNREACHED
+        if not both.finite:
+            return "what it sees or makes is not finite"
         found = fit(
             method,
             site.layer,
@@ -75,7 +79,7 @@ class Fitter:
             shrinkages=self.calibration.shrinkages,
             centred=centred(site),
         )
-        return self._rectified(site, found, together(train, held), pending)
+        return self._rectified(site, found, both, pending)
 
     def repair(self, site: Site, pending: Collection[ir.Node]) -> Fit | None:
         """Other numbers for a layer that is kept, or None where they would be of no use."""

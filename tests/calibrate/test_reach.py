@@ -208,6 +208,10 @@ def test_ranks_given_by_hand_are_fitted_to_the_weight_alone(name: str) -> None:
     assert all(layer.status == "decomposed" for layer in result.layers)
     losses = {layer.name: layer.loss for layer in result.layers}
     assert all(losses[layer] is None for layer in idle)
+    reasons = {layer.reason for layer in result.layers if layer.name in idle}
+    assert all(reason.startswith("fitted to its weight alone: ") for reason in reasons)
+    if name in ("empty cache", "no steps"):
+        assert reasons == {"fitted to its weight alone: no calibration input reaches it"}
     named = [note for note in result.notes if "fitted to their weights alone" in note]
     assert len(named) == bool(idle)
     assert all(layer in note for note in named for layer in idle)
