@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,6 +16,7 @@ import onnx
 import pytest
 from allpairspy import AllPairs  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
+from onnxdecomp_passes.decompose import Decompose
 
 import onnxdecomp
 from onnxdecomp.api import Result
@@ -56,6 +59,7 @@ KEYWORDS: dict[str, tuple[Any, ...]] = {
     "repair": (None, False),
     "requantize": (None, True),
     "freeze_initializers": (None, True),
+    "mask": (None, "none"),
     "input_shapes": (None, {"x": (2, 8, 8, 8)}),
     "samples": (None, 3),
     "bench_batches": ((1,), (1, 2)),
@@ -372,3 +376,12 @@ def test_the_table_has_every_pair() -> None:
     assert all(agree(row) for row in ROWS)
     assert all(any(holds(row, pair) for row in ROWS) for pair in pairs_of(KEYWORDS))
     assert len(pairs_of(KEYWORDS)) > 2000
+
+
+def test_the_table_has_every_keyword() -> None:
+    """But what is of the machine (provider), of other programs (simplify) or the subject itself."""
+    ways = {name for way in WAYS.values() for name in way}
+    own = set(inspect.signature(onnxdecomp.compress).parameters) - {"decompose"}
+    stage = {option.name for option in dataclasses.fields(Decompose) if "help" in option.metadata}
+    apart = {"model", "output", "provider", "simplify", "bench_seconds"}
+    assert (own | stage) - apart == (set(KEYWORDS) - {"way"}) | ways
