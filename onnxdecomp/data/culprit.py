@@ -16,19 +16,23 @@ from onnxdecomp.runtime.session import Feed, open_session, outputs_of, run
 Run = Callable[[Feed], object]
 
 
-def culprit(feeds: Feeds, run: Run, *, first: int | None = None) -> str | None:
+def culprit(feeds: Feeds, run: Run, *, first: int | None = None, certain: bool = False) -> str | None:
     """The line that names the first feed on which `run` raises ModelError; None where it takes them all.
 
     Args:
         feeds: The data.
         run: Runs the original.
         first: At most so many feeds are tried.
+        certain: Name a feed only if zeros in the place of one input mend it: else the model may be at fault.
     """
     for index, feed in enumerate(islice(feeds, first)):
         try:
             run(feed)
         except ModelError as error:
-            found = f"{feeds.where(index)}: the original fails on {_input(feed, run)}: {error}"
+            guilty = _input(feed, run)
+            if certain and guilty is None:
+                return None
+            found = f"{feeds.where(index)}: the original fails on {guilty or 'it'}: {error}"
             return found if len(feeds) > 1 else f"{found}{_uneven(feed)}"
     return None
 
@@ -54,13 +58,14 @@ def blaming(model: Path, *data: Feeds | None) -> Iterator[None]:
                     raise ModelError(f"its output {name!r} is not finite")
 
         for feeds in filter(None, data):
-            if (found := culprit(feeds, finite)) is not None:
+            found = culprit(feeds, lambda feed: run(session, feed)) or culprit(feeds, finite, certain=True)
+            if found is not None:
                 raise UsageError(found) from error
         raise
 
 
-def _input(feed: Feed, run: Run) -> str:
-    """The one input with zeros in whose place the model runs, or "it" where that is none."""
+def _input(feed: Feed, run: Run) -> str | None:
+    """The one input with zeros in whose place the model runs, or None where that is none."""
     for name, array in feed.items():
         if array.dtype.kind not in "biufc":
             continue
@@ -69,7 +74,7 @@ def _input(feed: Feed, run: Run) -> str:
         except ModelError:
             continue
         return repr(name)
-    return "it"
+    return None
 
 
 def _uneven(feed: Feed) -> str:
