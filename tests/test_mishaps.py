@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from onnxdecomp import api
-from onnxdecomp.errors import DefectError, ModelError
+from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Layer
 from onnxdecomp.lowering import check as lowering
 from onnxdecomp.methods.tucker import Tucker
@@ -136,13 +136,14 @@ def test_an_invalid_result_is_put_right_by_halves(tmp_path: Path, monkeypatch: p
 
     def objecting(self: Any, model: Any) -> Any:
         if any(n.metadata_props.get("pkg.onnxdecomp.layer") == BAD for n in model.graph):
-            raise DefectError("the result is not valid")
+            raise check._bug("two nodes have one name")
         return real(self, model)
 
     monkeypatch.setattr(check.Check, "call", objecting)
     result = ran(tmp_path, rank="4")
     assert {layer.name: layer.status for layer in result.layers} == {"c1": "decomposed", "c2": "kept"}
-    assert any("c2" in note and "not valid" in note for note in result.notes)
+    assert any("c2" in note and "not valid: two nodes" in note for note in result.notes)
+    assert not any("is a bug" in note for note in result.notes)
 
 
 def test_what_keeping_layers_does_not_mend_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,6 +13,8 @@ from onnxdecomp.plan.without import Key, key_of
 
 _KEPT = "kept for an error of onnxdecomp: "
 _LONGEST = 300
+_ADVICE = re.compile(r" \((this is a bug|run with --debug)[^)]*\)$")
+"""What an error says at its end to those whose run it has cost."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +35,8 @@ def defect_of(error: Exception) -> DefectError:
 def mishap(error: Exception, layer: str) -> str:
     """The reason why a layer is kept that an error of ours has met; the traceback is logged."""
     _log.info("the layer %r is kept", layer, exc_info=error)
-    return f"{_KEPT}{' '.join(str(defect_of(error)).split())}"
+    text = " ".join(str(defect_of(error)).split())
+    return f"{_KEPT}{_ADVICE.sub('', text)}"
 
 
 def keeping(plan: Plan, reasons: Mapping[Key, str]) -> Plan:
