@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ import onnxdecomp
 from onnxdecomp import console, processwide
 from onnxdecomp.cli import process
 from onnxdecomp.graph.load import load
+from onnxdecomp.graph.save import save
+from onnxdecomp.latency import cache
 from onnxdecomp.quantization.files import silent
 from onnxdecomp.runtime import providers
 from tests.cli.small import environment, network
@@ -189,3 +192,55 @@ assert "Conv" in operators()
 assert sys.path == before
 """
     subprocess.run([sys.executable, "-c", program], env=environment(), check=True, timeout=120)
+
+
+def test_two_writers_of_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model and its data are one writer's, whoever was last."""
+    rename, rng = Path.replace, np.random.default_rng(0)
+
+    def slowly(self: Path, to: Path) -> Path:
+        done = rename(self, to)
+        time.sleep(float(rng.uniform(0, 0.02)))  # the others go on meanwhile
+        return done
+
+    monkeypatch.setattr(Path, "replace", slowly)
+    target = tmp_path / "m.onnx"
+    models = [load(network(tmp_path / f"{size}.onnx", channels=size)) for size in (16, 20, 24, 28)]
+
+    def write(model: Any) -> None:
+        save(model, target, overwrite=True, external=True)
+
+    def weights_of(model: Any) -> dict[str, Any]:
+        return {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
+
+    written = [weights_of(model) for model in models]
+    whole = []
+    for _ in range(8):
+        with ThreadPoolExecutor(len(models)) as pool:
+            for done in [pool.submit(write, model) for model in models]:
+                done.result()
+        weights = weights_of(load(target))
+        whole.append(any(all(np.array_equal(weights[n], own[n]) for n in own) for own in written))
+    assert whole == [True] * 8
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith((".", "m"))) == [
+        "m.onnx",
+        "m.onnx.data",
+    ]
+
+
+def test_two_processes_with_one_cache_of_timings(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from onnxdecomp.latency.cache import Stored, load, store
+file, own = Path(sys.argv[1]), sys.argv[2]
+for index in range(20):
+    assert store({f"{own}-{index}": Stored(index, 0.5), "both": Stored(1.0, 1.0)}, file) is None
+    assert load(["both"], file) == ({"both": Stored(1.0, 1.0)}, None)
+"""
+    file = tmp_path / "new" / "timings.sqlite"
+    line = [sys.executable, "-c", program, str(file)]
+    running = [subprocess.Popen([*line, name], env=environment()) for name in ("one", "two")]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    found, note = cache.load([f"{name}-{index}" for name in ("one", "two") for index in range(20)], file)
+    assert (len(found), note) == (40, None)

@@ -21,6 +21,7 @@ from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph import maps
 from onnxdecomp.graph.external import reference
 from onnxdecomp.graph.load import PROTOBUF_LIMIT, load, source
+from onnxdecomp.graph.lock import alone_in
 from onnxdecomp.graph.shapes import as_declared
 from onnxdecomp.graph.tensors import own_memory
 from onnxdecomp.graph.walk import Slot, slots
@@ -187,6 +188,21 @@ def _save_with_data(model: ir.Model, stored: list[Slot], path: Path, files: _Fil
         _sync(file)
     _place(placed, data.name)
     final = files.write(path, _serialize(model, path))
+    # Of two who write the same model, the files of one must not mix with the other's.
+    with alone_in(path.parent):
+        _put_in_place(model, path, data, files, temporary, placed, final)
+
+
+def _put_in_place(
+    model: ir.Model,
+    path: Path,
+    data: Path,
+    files: _Files,
+    temporary: Path,
+    placed: list[_Extent],
+    final: Path,
+) -> None:
+    """Give the new data and the new model their names."""
     if not data.exists():
         try:
             temporary.replace(data)

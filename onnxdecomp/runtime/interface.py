@@ -66,8 +66,8 @@ def interface_of(model: str | Path | bytes) -> Interface:
 def differences(original: Interface, new: Interface) -> tuple[str, ...]:
     """What a caller of the original would notice, a phrase each; () where nothing.
 
-    A dimension must keep its size or its symbolic name. A shape that the original left out altogether
-    may be there in the new model.
+    A dimension must keep its size or its symbolic name. A shape or a type that the original left out
+    altogether may be there in the new model.
     """
     return (
         *_compare("input", original.inputs, new.inputs),
@@ -92,7 +92,7 @@ def _compare(kind: str, before: tuple[Port, ...], after: tuple[Port, ...]) -> li
         new = by_name.get(old.name)
         if new is None:
             continue
-        if new.dtype != old.dtype:
+        if old.dtype and new.dtype != old.dtype:
             found.append(f"{kind} {old.name!r} is {new.dtype} instead of {old.dtype}")
         if old.shape is not None and new.shape != old.shape:
             shapes = f"{_text(new.shape)} instead of {_text(old.shape)}"

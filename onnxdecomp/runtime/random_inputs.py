@@ -32,6 +32,9 @@ INTEGERS = ((0, 32, 1), (0, 32, 16000), (0, 32, 8000), (0, 2, 1), (0, 1, 0), (1,
 _LARGE = 200_000
 """Numbers in a feed from which one of each size says enough for the time it takes."""
 
+_MOST = 1 << 29
+"""Numbers in a feed that are made up at most: 4 GB of them."""
+
 Key: TypeAlias = str | tuple[str, int]
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
 Trial: TypeAlias = Callable[[Feed], str | None]
@@ -51,7 +54,14 @@ class Binding:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def feed(self, inputs: Sequence[TensorSpec], seed: Sequence[int]) -> Feed:
-        """Random arrays: normal floats, images of 0..255 in uint8, small integers."""
+        """Random arrays: normal floats, images of 0..255 in uint8, small integers.
+
+        Raises:
+            ModelError: They would be larger than any input is meant to be.
+        """
+        if self.values > _MOST:
+            sizes = ", ".join(f"{name} {list(shape)}" for name, shape in self.shapes.items())
+            raise ModelError(f"random inputs of {self.values} numbers are not made ({sizes})")
         rng = np.random.default_rng(seed)
         return {spec.name: _random(spec, self.shapes[spec.name], self.integers, rng) for spec in inputs}
 
