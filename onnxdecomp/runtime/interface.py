@@ -137,7 +137,9 @@ def _dim(dim: object) -> Dim:
 def _element(elem_type: int) -> str:
     from onnx import TensorProto
 
-    return str(TensorProto.DataType.Name(elem_type)).lower()
+    known = elem_type in TensorProto.DataType.values()
+    name = str(TensorProto.DataType.Name(elem_type)).lower() if known else f"type {elem_type}"
+    return "" if name == "undefined" else name
 
 
 def _type_text(proto: TypeProto) -> str:

@@ -81,3 +81,16 @@ def test_unreadable_files(tmp_path: Path) -> None:
     path.write_bytes(onnx.ModelProto(producer_name="x" * 100).SerializeToString()[:20])
     with pytest.raises(ModelError, match="not an ONNX model"):
         interface_of(path)
+
+
+def test_a_type_that_was_left_out_may_be_there() -> None:
+    whole, bare = linear(np.eye(3)), linear(np.eye(3))
+    for port in bare.graph.output:
+        port.ClearField("type")
+    odd = linear(np.eye(3))
+    odd.graph.output[0].type.tensor_type.elem_type = 999
+    undefined = linear(np.eye(3))
+    undefined.graph.output[0].type.tensor_type.elem_type = 0
+    one, two, three, four = (interface_of(m.SerializeToString()) for m in (whole, bare, odd, undefined))
+    assert differences(two, one) == differences(four, one) == ()
+    assert "type 999" in differences(three, one)[0]
