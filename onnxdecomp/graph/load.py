@@ -16,6 +16,7 @@ from onnxdecomp.graph.support import DEFAULT_DOMAINS, unreadable
 from onnxdecomp.graph.tensors import own_memory
 from onnxdecomp.graph.walk import operands, places, slots
 from onnxdecomp.processwide import quiet_logger
+from onnxdecomp.regular import require_regular
 
 PROTOBUF_LIMIT = (1 << 31) - 1
 _META = "onnxdecomp.source"
@@ -116,8 +117,7 @@ def _parse(path: Path) -> onnx.ModelProto:
     if path.is_dir():
         raise ModelError(f"{path}: this is a folder; name the .onnx file inside it")
     try:
-        if not path.is_file() and path.exists():
-            raise ModelError(f"{path}: a model must be a regular file, no pipe or device")
+        require_regular(path)
         size = path.stat().st_size
         if not size:  # nor is anything of /proc read, which may never end
             raise ModelError(f"{path}: the file is empty")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Dim
+from onnxdecomp.regular import require_regular
 
 if TYPE_CHECKING:
     from onnx import TypeProto, ValueInfoProto
@@ -47,6 +48,7 @@ def interface_of(model: str | Path | bytes) -> Interface:
         if isinstance(model, bytes):
             proto = onnx.load_model_from_string(model)
         else:
+            require_regular(Path(model))
             proto = onnx.load(model, load_external_data=False)
     except OSError as error:
         raise ModelError(f"cannot read {model!s}: {error.strerror}") from error

@@ -14,6 +14,7 @@ import numpy as np
 from onnxdecomp.environment import check_threads
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layer import Array, Dim
+from onnxdecomp.regular import require_regular
 from onnxdecomp.runtime import providers
 from onnxdecomp.runtime.idling import Idling, set_idling
 
@@ -130,6 +131,8 @@ def open_session(
     if weights:
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)
+    if not isinstance(model, bytes):
+        require_regular(Path(model))
     source = model if isinstance(model, bytes) else str(model)
     try:
         with providers.quiet(provider):

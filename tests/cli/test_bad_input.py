@@ -332,3 +332,19 @@ def test_models_that_do_not_load_in_the_other_commands(tmp_path: Path, capsys: C
         ("verify", good, tmp_path),
     ):
         command(capsys, *arguments).is_error(3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices are POSIX")
+def test_models_that_are_pipes_or_devices(model: Path, capsys: Capsys) -> None:
+    """Nothing waits for them."""
+    os.mkfifo("pipe.onnx")
+    for bad in ("pipe.onnx", "/dev/zero"):
+        for line in (
+            ("verify", bad, model),
+            ("verify", model, bad),
+            ("bench", bad),
+            ("bench", model, bad),
+            ("inspect", bad),
+            ("compress", bad, *QUICK),
+        ):
+            command(capsys, *line).is_error(3, bad, "regular file")
