@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from onnxdecomp_passes.decompose import Decompose
 
 import onnxdecomp
@@ -255,3 +258,16 @@ def test_without_timing_quantization_stays(folder: Path) -> None:
     )
     assert done.changed
     assert not done.plan.decomposed
+
+
+def test_an_initializer_that_is_an_output_stays_as_it_is(folder: Path) -> None:
+    model = onnx.load("net.onnx")
+    table = np.arange(6, dtype=np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(table, "table"))
+    model.graph.output.append(helper.make_tensor_value_info("table", TensorProto.FLOAT, [6]))
+    onnx.save(model, "net.onnx")
+    found = onnxdecomp.compress("net.onnx", "out.onnx", rank="2", quantize="fp16", bench=False)
+    assert found.verification is not None
+    session = ort.InferenceSession("out.onnx", providers=["CPUExecutionProvider"])
+    (found_table,) = session.run(["table"], {"x": np.zeros((1, 8, 8, 8), np.float32)})
+    np.testing.assert_array_equal(found_table, table)

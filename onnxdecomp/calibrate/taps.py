@@ -54,7 +54,7 @@ def open_taps(
     known: Mapping[str, Array] | None = None,
     integers: bool = False,
 ) -> Taps:
-    """Taps on values of the main graph, which may be inputs of it; the model stays as it is.
+    """Taps on values of the main graph, its inputs and initializers among them; the model stays as it is.
 
     Args:
         model: The model.
@@ -70,7 +70,7 @@ def open_taps(
     """
     copy = model.clone()
     graph = copy.graph
-    values = {value.name: value for value in graph.inputs}
+    values = {value.name: value for value in (*graph.initializers.values(), *graph.inputs)}
     values |= {out.name: out for node in graph for out in node.outputs if out.name}
     graph.outputs.clear()
     for name, array in (known or {}).items():

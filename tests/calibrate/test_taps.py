@@ -193,3 +193,14 @@ def test_a_large_overridable_initializer_that_nothing_reads_any_more() -> None:
     taps = open_taps(ir.from_proto(make(nodes, inputs, [value("y", ["N", 150])], large)), ["h"])
     (found,) = taps.run(FEED)
     np.testing.assert_allclose(found, FEED["x"] @ large["w"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [6, 300])  # of which one is lent to ONNX Runtime
+def test_an_initializer_that_is_an_output(size: int) -> None:
+    weights = {"w": normal(4, size)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="first")]
+    outputs = [value("y", ["N", size]), value("w", [4, size])]
+    proto = make(nodes, [value("x", ["N", 4])], outputs, weights)
+    y, w = open_taps(ir.from_proto(proto), ["y", "w"]).run(FEED)
+    np.testing.assert_allclose(y, FEED["x"] @ weights["w"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(w, weights["w"])
