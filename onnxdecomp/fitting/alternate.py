@@ -41,7 +41,7 @@ def alternate(
     problem: Problem,
     *,
     sweeps: int = 4,
-    tolerance: float = 1e-3,
+    tolerance: float = 3e-4,
     iterations: int = ITERATIONS,
 ) -> Chain:
     """The chain with factors of no larger loss, in float64; its bias is not touched.

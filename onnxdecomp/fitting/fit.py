@@ -53,7 +53,7 @@ def fit(
     held_out: Moments | None = None,
     *,
     seed: int = 0,
-    sweeps: int = 3,
+    sweeps: int = 12,
     shrinkages: Sequence[float] = SHRINKAGES,
     centred: bool = True,
 ) -> Fit:
@@ -101,7 +101,7 @@ def fit(
 
 
 @one_thread()
-def refit(found: Fit, layer: Layer, moments: Moments, *, centred: bool = True, sweeps: int = 2) -> Fit:
+def refit(found: Fit, layer: Layer, moments: Moments, *, centred: bool = True, sweeps: int = 4) -> Fit:
     """The fit carried on with other wanted outputs, at the strength that it chose."""
     posed = problem(moments, as_rows(layer.weight, layer), found.shrinkage, centred=centred)
     chain = _improved(found.chain, layer, posed, sweeps=sweeps)
