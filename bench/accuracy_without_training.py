@@ -32,23 +32,23 @@ import onnx_ir as ir
 from bench.corpus import Corpus, add_option
 from bench.intervals import paired_difference
 from bench.provenance import RESULTS, markdown, provenance, write
-from onnxdecomp import pipeline
-from onnxdecomp.calibrate.observe import Calibration, sized
+from onnxdecomp.apply.apply_plan import carry_out
+from onnxdecomp.calibration.statistics import Calibration, sized
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
+from onnxdecomp.evaluate.preflight import inputs
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
-from onnxdecomp.graph.shapes import infer_shapes
-from onnxdecomp.plan.allocate import OutOfReach
-from onnxdecomp.plan.budget import Budget
-from onnxdecomp.plan.carry_out import carry_out
-from onnxdecomp.plan.plan import Plan
-from onnxdecomp.plan.rules import Defaults, make_rule
-from onnxdecomp.plan.search import choose
-from onnxdecomp.plan.survey import Scope, Survey, survey
-from onnxdecomp.plan.uniform import Request, plan_uniform
-from onnxdecomp.preflight import inputs
-from onnxdecomp.sites.find import find
+from onnxdecomp.graph.shape_inference import infer_shapes
+from onnxdecomp.layers.find import find
+from onnxdecomp.pipeline import pipeline
+from onnxdecomp.search.fixed_ranks import Request, plan_uniform
+from onnxdecomp.search.knapsack import OutOfReach
+from onnxdecomp.search.layer_profiles import Scope, Survey, survey
+from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.rules import Defaults, make_rule
+from onnxdecomp.search.select import choose
+from onnxdecomp.search.targets import Budget
 
 TARGETS: Mapping[str, tuple[float, ...]] = {
     "resnet20_cifar10": (1.5, 2.0, 2.5),

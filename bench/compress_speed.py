@@ -180,11 +180,12 @@ def _onnxdecomp_job() -> Callable[[Path, Path], None]:
     import scipy.linalg  # noqa: F401
 
     import onnxdecomp
-    from onnxdecomp import api, pipeline
+    from onnxdecomp.pipeline import pipeline
+    from onnxdecomp.workflow import compress
 
     for info in pipeline.available().values():
         info.load()
-    assert api
+    assert compress
 
     def work(source: Path, target: Path) -> None:
         onnxdecomp.compress(source, target, method=METHOD, rank=RANK, verify=False, bench=False)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.provenance import ROOT
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
 
 _MOST = 1000
 HELD_OUT = {"cifar10": ("cifar10_train_finetune_5000.npz",)}

@@ -25,10 +25,10 @@ import numpy as np
 
 from bench.decompose_speed import Case, weight_of
 from bench.provenance import markdown, provenance, write
-from onnxdecomp.layer import Array
-from onnxdecomp.methods.als import alternate, as_double, distance, intensities, norm
-from onnxdecomp.methods.cp import Cp, _perturbed, _start
-from onnxdecomp.methods.epc import stabilise
+from onnxdecomp.core.layer import Array
+from onnxdecomp.decompositions.cp import Cp, _perturbed, _start
+from onnxdecomp.tensor.cp_als import alternate, as_double, distance, intensities, norm
+from onnxdecomp.tensor.cp_stability import stabilise
 
 LARGEST = ("cifar10/vgg16_half_cifar10.onnx", "imagenet/squeezenet1.1.onnx")
 SMALLEST = ("cifar10/resnet20_cifar10.onnx",)

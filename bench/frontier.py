@@ -36,10 +36,10 @@ from bench.frontier_job import CONTROLS, SEARCHED, SEARCHES, WAYS, Job
 from bench.frontier_tables import BATCHES, TIMED_THREADS, frontier_table, loss, ranks_table
 from bench.provenance import RESULTS, ROOT, provenance, write
 from bench.realised import Dense, realised_share, simplified
-from onnxdecomp import benchmark
 from onnxdecomp.data.read import read_feeds
-from onnxdecomp.plan.plan import Plan
-from onnxdecomp.preflight import inputs
+from onnxdecomp.evaluate import benchmark
+from onnxdecomp.evaluate.preflight import inputs
+from onnxdecomp.search.plan import Plan
 
 LATENCIES = ("latency=1.25x", "latency=1.5x", "latency=2x", "latency=2.5x")
 

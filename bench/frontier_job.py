@@ -20,9 +20,9 @@ from bench.provenance import provenance
 from bench.rank_controls import evbmf, unaligned
 from bench.realised import Dense, simplified
 from onnxdecomp.data.read import read_feeds
-from onnxdecomp.plan.plan import Plan
-from onnxdecomp.preflight import inputs
+from onnxdecomp.evaluate.preflight import inputs
 from onnxdecomp.runtime.memory import peak
+from onnxdecomp.search.plan import Plan
 
 SEARCHED = "auto"
 SEARCHES: Mapping[str, int] = {SEARCHED: 1, "auto on 2 threads": 2}

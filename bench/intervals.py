@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.stats
 
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
 
 _RESAMPLES = 4000
 

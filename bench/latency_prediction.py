@@ -5,8 +5,8 @@
 FOLDER holds models/**/<name>.onnx of the networks below. Each is decomposed with several methods and ranks
 (`compress(..., verify=False, bench=False)`). What is predicted is the latency of the result over that of
 the same model simplified and with all layers dense, so that what the simplifier alone gains is not counted;
-what is measured is the same ratio by `onnxdecomp.benchmark.bench`, the two models in turns. The cache of
-timings is new, so the seconds of the timing are those of a first run.
+what is measured is the same ratio by `onnxdecomp.evaluate.benchmark.bench`, the two models in turns. The
+cache of timings is new, so the seconds of the timing are those of a first run.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ import onnx_ir as ir
 
 import onnxdecomp
 from bench.provenance import markdown, provenance, write
-from onnxdecomp import benchmark, pipeline
-from onnxdecomp.dense import dense_chain
+from onnxdecomp.calibration.input_shapes import input_shapes
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.base import outline
+from onnxdecomp.evaluate import benchmark
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
+from onnxdecomp.latency.chain_model import noise
+from onnxdecomp.latency.context import neighbours
+from onnxdecomp.latency.layer_shares import shares
 from onnxdecomp.latency.measure import Request, Timing, time_chains
-from onnxdecomp.latency.neighbours import neighbours
 from onnxdecomp.latency.predict import predicted_ratio, prediction_error
-from onnxdecomp.latency.shapes import input_shapes
-from onnxdecomp.latency.shares import shares
-from onnxdecomp.latency.tiny import noise
-from onnxdecomp.methods import get
-from onnxdecomp.methods.base import outline
-from onnxdecomp.plan.plan import Plan
-from onnxdecomp.sites.find import find
+from onnxdecomp.layers.find import find
+from onnxdecomp.pipeline import pipeline
+from onnxdecomp.search.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 

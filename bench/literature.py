@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.provenance import markdown, provenance, write
-from onnxdecomp.layer import Array, ConvSpec, Layer
-from onnxdecomp.methods import get
-from onnxdecomp.methods.base import Method, Ranks, outline
+from onnxdecomp.core.layer import Array, ConvSpec, Layer, Ranks
+from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.base import Method, outline
 
 ROOT = Path(__file__).resolve().parent.parent
 

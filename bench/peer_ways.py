@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 import onnx
 
 from bench import spatial_greedy, straightforward
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.read import read_feeds
-from onnxdecomp.layer import Array
-from onnxdecomp.preflight import inputs
+from onnxdecomp.evaluate.preflight import inputs
 from onnxdecomp.quantization.int8 import Reader
 
 Way: TypeAlias = Callable[[Path, Path, Path], dict[str, Any]]

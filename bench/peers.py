@@ -255,11 +255,11 @@ def _most(entry: Mapping[str, Any]) -> int:
 
 def _macs(file: Path) -> int | None:
     """Multiply-accumulates of the layers, or None where quantized operators hide them."""
-    from onnxdecomp import pipeline
     from onnxdecomp.graph.load import load
-    from onnxdecomp.graph.shapes import infer_shapes
-    from onnxdecomp.plan.candidates import dense_cost
-    from onnxdecomp.sites.find import find
+    from onnxdecomp.graph.shape_inference import infer_shapes
+    from onnxdecomp.layers.find import find
+    from onnxdecomp.pipeline import pipeline
+    from onnxdecomp.search.candidates import dense_cost
 
     model = load(file)
     if any("Linear" in node.op_type or "Integer" in node.op_type for node in model.graph):

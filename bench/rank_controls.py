@@ -11,12 +11,13 @@ from dataclasses import replace
 import numpy as np
 
 from bench.realised import Dense
-from onnxdecomp.methods import for_layer, get
-from onnxdecomp.methods.base import Method, Ranks, outline
-from onnxdecomp.plan.plan import Choice, Plan, cost_of
-from onnxdecomp.plan.uniform import method_options
-from onnxdecomp.ranks.multiple import quantum
+from onnxdecomp.core.layer import Ranks
+from onnxdecomp.decompositions import for_layer, get
+from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.ranks.rounding import quantum
 from onnxdecomp.ranks.spec import choose, parse
+from onnxdecomp.search.fixed_ranks import method_options
+from onnxdecomp.search.plan import Choice, Plan, cost_of
 
 _DRAWS = 200
 _LARGEST = 64.0

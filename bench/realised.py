@@ -1,7 +1,7 @@
 """The realised share: what part of the time that fewer MACs could save was saved.
 
 Let the rewritten layers take the shares s of the simplified, dense model's latency (each measured as
-`onnxdecomp.latency.shares` does), and let their MACs fall to the fractions f. If their time fell in
+`onnxdecomp.latency.layer_shares` does), and let their MACs fall to the fractions f. If their time fell in
 proportion, the model would save the share sum(s (1 - f)) of its latency. It was measured to save
 1 - new / dense, the two interleaved. The realised share is the second over the first: 1 where time falls as
 MACs do, 0 where nothing is gained. What the simplifier gains does not count, for the dense model has it too;
@@ -20,22 +20,22 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onnxdecomp import pipeline
-from onnxdecomp.chain import Chain, Shape
-from onnxdecomp.dense import dense_chain
+from onnxdecomp.calibration.input_shapes import input_shapes
+from onnxdecomp.core.chain import Chain, Shape
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.layer import Layer
+from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.base import outline
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
+from onnxdecomp.latency.context import neighbours
+from onnxdecomp.latency.layer_shares import shares
 from onnxdecomp.latency.measure import Request
-from onnxdecomp.latency.neighbours import neighbours
-from onnxdecomp.latency.shapes import input_shapes
-from onnxdecomp.latency.shares import shares
-from onnxdecomp.layer import Layer
-from onnxdecomp.methods import get
-from onnxdecomp.methods.base import outline
-from onnxdecomp.plan.plan import Choice, Plan
+from onnxdecomp.layers.find import find
+from onnxdecomp.layers.site import Site
+from onnxdecomp.pipeline import pipeline
 from onnxdecomp.runtime.session import Feed
-from onnxdecomp.sites.base import Site
-from onnxdecomp.sites.find import find
+from onnxdecomp.search.plan import Choice, Plan
 
 Key: TypeAlias = tuple[str, str]
 """Graph and layer."""

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from bench.straightforward import layers
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
 from onnxdecomp.runtime.session import Feed
 
 RATIOS = tuple(round(0.1 * k, 1) for k in range(1, 11))

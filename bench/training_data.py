@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.corpus import Corpus
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
 
 MNIST_TRAIN = 8000
 """Of the 10,000 images; the others test."""

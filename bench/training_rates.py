@@ -16,9 +16,9 @@ from bench.training_data import cifar, mnist
 from bench.training_networks import at_parameters, at_share, lenet, mlp
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.read import read_feeds
+from onnxdecomp.evaluate.preflight import inputs
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
-from onnxdecomp.preflight import inputs
 from onnxdecomp.training.settings import Settings
 from onnxdecomp.training.train import File, train
 
@@ -122,8 +122,8 @@ def by_sgd(small: Path, feeds: Feeds, rate: float, threads: int | None) -> Loss:
     """As the papers train: stochastic gradients with a momentum of 0.9, one rate that does not change."""
     import torch
 
-    from onnxdecomp.autograd.network import Network
-    from onnxdecomp.autograd.tensors import as_tensor, as_tensors
+    from onnxdecomp.training.autograd.network import Network
+    from onnxdecomp.training.autograd.tensors import as_tensor, as_tensors
     from onnxdecomp.training.roles import roles
     from onnxdecomp.training.samples import Batch, split
 

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from onnxdecomp._version import __version__
 
 if TYPE_CHECKING:
-    from onnxdecomp.api import Result, compress, inspect
-    from onnxdecomp.benchmark import bench
-    from onnxdecomp.training.run import Finetuned, finetune
-    from onnxdecomp.verification import verify
+    from onnxdecomp.evaluate.benchmark import bench
+    from onnxdecomp.evaluate.verify import verify
+    from onnxdecomp.workflow.compress import Result, compress, inspect
+    from onnxdecomp.workflow.finetune import Finetuned, finetune
 
 __all__ = ["Finetuned", "Result", "__version__", "bench", "compress", "finetune", "inspect", "verify"]
 
 _HOME = {
-    "Finetuned": "onnxdecomp.training.run",
-    "Result": "onnxdecomp.api",
-    "compress": "onnxdecomp.api",
-    "finetune": "onnxdecomp.training.run",
-    "inspect": "onnxdecomp.api",
-    "bench": "onnxdecomp.benchmark",
-    "verify": "onnxdecomp.verification",
+    "Finetuned": "onnxdecomp.workflow.finetune",
+    "Result": "onnxdecomp.workflow.compress",
+    "compress": "onnxdecomp.workflow.compress",
+    "finetune": "onnxdecomp.workflow.finetune",
+    "inspect": "onnxdecomp.workflow.compress",
+    "bench": "onnxdecomp.evaluate.benchmark",
+    "verify": "onnxdecomp.evaluate.verify",
 }
 
 

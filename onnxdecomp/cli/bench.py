@@ -10,7 +10,7 @@ from onnxdecomp.cli.inputs import data_options, parse_shapes
 from onnxdecomp.cli.output import check_files, json_option, report_options, write_record
 
 if TYPE_CHECKING:
-    from onnxdecomp.benchmark import Setting
+    from onnxdecomp.evaluate.benchmark import Setting
 
 
 @click.command()
@@ -74,10 +74,10 @@ def command(
     The ratio is that of the median latencies, with its 95 % bootstrap interval. Peak memory is what the
     resident set of a fresh process grew by that loaded and ran the model.
     """
-    from onnxdecomp import console
-    from onnxdecomp.benchmark import describe
-    from onnxdecomp.compare import compare, gate_failure
+    from onnxdecomp.cli import console
     from onnxdecomp.errors import GateError
+    from onnxdecomp.evaluate.benchmark import describe
+    from onnxdecomp.workflow.compare import compare, gate_failure
 
     check_files(context, {**{f"MODEL {model}": model for model in models}, "--data": data})
     with console.progress("timing", len(provider) * len(batch) * len(threads)) as advance:
@@ -110,7 +110,7 @@ def command(
 
 
 def _show(setting: Setting) -> None:
-    from onnxdecomp import console
+    from onnxdecomp.cli import console
 
     title = f"{setting.provider}, threads {setting.threads or 'default'}, batch {setting.batch}, ms"
     columns = (

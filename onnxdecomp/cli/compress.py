@@ -157,11 +157,12 @@ def command(
     The result is checked against MODEL (interface, numbers, and accuracy where the data have labels) and
     timed against it.
     """
-    from onnxdecomp import console, environment
-    from onnxdecomp.api import compress
+    from onnxdecomp.cli import console
     from onnxdecomp.cli.show import show_plan, show_result
     from onnxdecomp.data.read import prepared
     from onnxdecomp.errors import UsageError
+    from onnxdecomp.runtime import environment
+    from onnxdecomp.workflow.compress import compress
 
     if preprocess is not None and calib is None and data is None:
         raise UsageError("--preprocess is for images in --calib or --eval: give one of them")
@@ -206,6 +207,6 @@ def command(
 
 
 def _default_output(model: str, config: str | None, given: Mapping[str, Any]) -> Path:
-    from onnxdecomp.api import default_output
+    from onnxdecomp.workflow.compress import default_output
 
     return default_output(model, config, **{k: v for k, v in given.items() if k != "seed"})

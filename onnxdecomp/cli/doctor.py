@@ -9,7 +9,7 @@ import click
 from onnxdecomp.cli.output import json_option
 
 if TYPE_CHECKING:
-    from onnxdecomp.doctor import Diagnosis
+    from onnxdecomp.cli.diagnose import Diagnosis
 
 
 @click.command()
@@ -26,9 +26,10 @@ def command(wanted: tuple[str, ...], json_target: str | None) -> None:
 
     Exit code 0 where the CPU provider, or each --provider, starts a session; 4 otherwise.
     """
-    from onnxdecomp import console, jsonio
-    from onnxdecomp.doctor import diagnose
+    from onnxdecomp.cli import console
+    from onnxdecomp.cli.diagnose import diagnose
     from onnxdecomp.errors import ProviderError
+    from onnxdecomp.runtime import jsonio
     from onnxdecomp.runtime.providers import ort_name, short_name
 
     with console.progress("examining"):
@@ -47,7 +48,7 @@ def command(wanted: tuple[str, ...], json_target: str | None) -> None:
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    from onnxdecomp import console
+    from onnxdecomp.cli import console
 
     cpu = diagnosis.cpu
     versions = {**diagnosis.packages, **diagnosis.runtimes}

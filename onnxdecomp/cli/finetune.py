@@ -15,7 +15,7 @@ from onnxdecomp.cli.output import check_files, json_option, report_options, writ
 from onnxdecomp.training.settings import Settings
 
 if TYPE_CHECKING:
-    from onnxdecomp.training.run import Finetuned
+    from onnxdecomp.workflow.finetune import Finetuned
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -104,10 +104,10 @@ def command(
     Only numbers of initializers change. A held-out part of the data decides which epoch's weights are kept,
     those that came in among them: the result is never worse there. Needs the extra 'train' (torch).
     """
-    from onnxdecomp import console
+    from onnxdecomp.cli import console
     from onnxdecomp.data.read import prepared
-    from onnxdecomp.outputs import check_apart
-    from onnxdecomp.training.run import finetune
+    from onnxdecomp.runtime.output_path import check_apart
+    from onnxdecomp.workflow.finetune import finetune
 
     target = output or f"{Path(model).stem}.finetuned.onnx"
     sources = {"--teacher": teacher, "--data": data, "--eval": evaluation}
@@ -138,7 +138,7 @@ def command(
 
 
 def _show(result: Finetuned) -> None:
-    from onnxdecomp import console
+    from onnxdecomp.cli import console
 
     training = result.training
     columns = ("epoch", "loss", "held-out loss", "held-out accuracy", "seconds")

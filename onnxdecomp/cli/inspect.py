@@ -23,9 +23,9 @@ def command(
 
     Layers are shown as the file has them; with --simplify as the simplifier leaves them.
     """
-    from onnxdecomp import console
-    from onnxdecomp.api import inspect
+    from onnxdecomp.cli import console
     from onnxdecomp.cli.show import show_plan
+    from onnxdecomp.workflow.compress import inspect
 
     check_files(context, {"MODEL": model, "--config": config})
     given = {"simplify": "none", **options.given(context, (*options.DECOMPOSE, "seed"))}

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from onnxdecomp import __version__
+from onnxdecomp._version import __version__
 from onnxdecomp.cli import process
 from onnxdecomp.errors import OnnxDecompError, UsageError
 
@@ -51,7 +51,7 @@ class _Lazy(click.Group):
         if name.endswith(".onnx"):
             raise click.UsageError(f"{name!r} is no command; did you mean 'onnxdecomp compress {name}'?", ctx)
         if name not in COMMANDS and not name.startswith("-"):
-            from onnxdecomp.fields import suggest
+            from onnxdecomp.core.options import suggest
 
             raise click.UsageError(f"unknown command {name!r}{suggest(name, COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)

@@ -18,8 +18,9 @@ def command(json_target: str | None) -> None:
     FusedConv, FusedGemm, FusedMatMul and an Einsum that is a matrix product count as the Conv, Gemm or MatMul
     that they are; LSTM, GRU and RNN are their input projections, Gather is an embedding table.
     """
-    from onnxdecomp import console, jsonio
-    from onnxdecomp.methods import describe
+    from onnxdecomp.cli import console
+    from onnxdecomp.decompositions import describe
+    from onnxdecomp.runtime import jsonio
 
     described = describe()
     if json_target:

@@ -122,9 +122,9 @@ def decomposition(function: F) -> F:
 
 def methods(function: F) -> F:
     """The methods' own options, --METHOD-OPTION, made from their classes."""
-    from onnxdecomp.fields import describe
-    from onnxdecomp.methods import names
-    from onnxdecomp.methods import options as options_of
+    from onnxdecomp.core.options import describe
+    from onnxdecomp.decompositions import names
+    from onnxdecomp.decompositions import options as options_of
 
     for method in reversed(names()):
         for option in reversed(options_of(method)):

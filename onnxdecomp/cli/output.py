@@ -58,7 +58,7 @@ def write_record(
     markdown_target: str | None = None,
 ) -> None:
     """Put the command line into the record, and write what was asked for."""
-    from onnxdecomp import jsonio
+    from onnxdecomp.runtime import jsonio
 
     if isinstance(context.obj, tuple):  # what `main` was given
         import shlex
@@ -82,7 +82,7 @@ def check_files(
     Raises:
         UsageError: Two of them are the same.
     """
-    from onnxdecomp.outputs import check_apart
+    from onnxdecomp.runtime.output_path import check_apart
 
     named = {"--json": "json_target", "--report": "report_target", "--markdown": "markdown_target"}
     records = {option: context.params.get(name) for option, name in named.items()}
@@ -92,7 +92,7 @@ def check_files(
 
 def write_reports(record: dict[str, Any], report_target: str | None, markdown_target: str | None) -> None:
     """The report of a record, as a page and as Markdown."""
-    from onnxdecomp import jsonio
+    from onnxdecomp.runtime import jsonio
 
     if report_target or markdown_target:
         from onnxdecomp.report import html, markdown
@@ -123,7 +123,7 @@ def _checked_report(context: click.Context, parameter: click.Parameter, value: s
 
 def _check_writable(path: Path, option: str) -> None:
     from onnxdecomp.errors import UsageError
-    from onnxdecomp.outputs import check_folder, is_special
+    from onnxdecomp.runtime.output_path import check_folder, is_special
 
     if not is_special(path):  # a pipe or a device is written through
         check_folder(path)

@@ -13,9 +13,9 @@ from onnxdecomp.cli.output import json_option
 @json_option("the list")
 def command(json_target: str | None) -> None:
     """List the passes that a pipeline (`--config FILE`) can use, with options and origin."""
-    from onnxdecomp import pipeline
     from onnxdecomp.errors import UsageError
-    from onnxdecomp.jsonio import dump
+    from onnxdecomp.pipeline import pipeline
+    from onnxdecomp.runtime.jsonio import dump
 
     found, problems = pipeline.discover()
     listing: list[dict[str, Any]] = []

@@ -13,8 +13,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from onnxdecomp import temporary
-from onnxdecomp.processwide import handled_logging, no_warnings, shown_logging
+from onnxdecomp.runtime import temporary_files
+from onnxdecomp.runtime.process_state import handled_logging, no_warnings, shown_logging
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code of a command ended by Ctrl-C, as shells have it."""
@@ -103,7 +103,7 @@ def _end_now(code: int) -> NoReturn:
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 child.kill()
-        temporary.remove_all()
+        temporary_files.remove_all()
         os.write(2, b"onnxdecomp: interrupted\n")
     finally:
         os._exit(code)

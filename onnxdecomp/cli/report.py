@@ -32,7 +32,7 @@ def command(
     Everything on the page is in the record: no model is needed. Several records of finetune give one page
     with the curves of all of them.
     """
-    from onnxdecomp import console
+    from onnxdecomp.cli import console
     from onnxdecomp.errors import UsageError
     from onnxdecomp.report import check_installed, read_record, schema_text, together
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxdecomp import console
-from onnxdecomp.report.text import count, fed
+from onnxdecomp.cli import console
+from onnxdecomp.record.text import count, fed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import RenderableType
 
-    from onnxdecomp.api import Result
-    from onnxdecomp.record import Change, LayerRecord
+    from onnxdecomp.record.layers import Change, LayerRecord
+    from onnxdecomp.workflow.compress import Result
 
 Line = tuple[str, str]
 

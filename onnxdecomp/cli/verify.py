@@ -10,7 +10,7 @@ from onnxdecomp.cli.inputs import data_options, parse_shapes
 from onnxdecomp.cli.output import check_files, json_option
 
 if TYPE_CHECKING:
-    from onnxdecomp.verification import Verification
+    from onnxdecomp.evaluate.verify import Verification
 
 
 @click.command()
@@ -50,9 +50,10 @@ def command(
     Both run on the same inputs: DATA, or seeded random numbers at two sizes of the free dimensions.
     Where DATA has labels, the top-1 accuracy of both is measured.
     """
-    from onnxdecomp import console, jsonio
+    from onnxdecomp.cli import console
     from onnxdecomp.errors import GateError
-    from onnxdecomp.verification import verify
+    from onnxdecomp.evaluate.verify import verify
+    from onnxdecomp.runtime import jsonio
 
     check_files(context, {"ORIGINAL": original, "NEW": new, "--data": data})
     with console.progress("verifying") as advance:
@@ -78,7 +79,7 @@ def command(
 
 
 def _show(result: Verification) -> None:
-    from onnxdecomp import console
+    from onnxdecomp.cli import console
 
     results: list[Any] = []
     if result.outputs:

@@ -12,11 +12,11 @@ from functools import partial
 
 import numpy as np
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.check import check_dtype, check_feed, check_shape
 from onnxdecomp.data.feeds import Feeds, Part, first_parts, join, labels_per_feed
 from onnxdecomp.data.names import names
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array
 from onnxdecomp.runtime.session import Feed, TensorSpec
 
 LABELS = "labels"

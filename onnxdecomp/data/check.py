@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.names import names
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array
 from onnxdecomp.runtime.session import Feed, TensorSpec, dtype_of
 
 

@@ -11,8 +11,8 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array
 from onnxdecomp.runtime.session import Feed
 
 HELD = 256 << 20

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.check import check_feed
 from onnxdecomp.data.feeds import Feeds, Part, first_parts, join
 from onnxdecomp.data.pixels import Target, check_preprocess, prepare, target_of
 from onnxdecomp.data.preprocess import NAMES, Preprocess
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array
-from onnxdecomp.processwide import no_warnings
+from onnxdecomp.runtime.process_state import no_warnings
 from onnxdecomp.runtime.session import Feed, TensorSpec
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

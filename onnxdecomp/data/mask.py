@@ -15,9 +15,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from onnxdecomp.core.layer import Array, Dim
 from onnxdecomp.data.names import names
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array, Dim
 from onnxdecomp.runtime.session import TensorSpec
 
 NONE = "none"

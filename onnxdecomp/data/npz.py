@@ -18,11 +18,11 @@ from typing import IO
 
 import numpy as np
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.arrays import LABELS, Header, Layout, feed_shape, labels_of, layout_of
 from onnxdecomp.data.check import check_feed
 from onnxdecomp.data.feeds import Part
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array
 from onnxdecomp.runtime.session import Feed, TensorSpec
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxdecomp.core.layer import Array, Dim
 from onnxdecomp.data.preprocess import Preprocess
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array, Dim
 from onnxdecomp.runtime.session import TensorSpec, dtype_of
 
 if TYPE_CHECKING:

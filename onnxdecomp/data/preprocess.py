@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, cast
 
+from onnxdecomp.core.options import suggest
 from onnxdecomp.errors import UsageError
-from onnxdecomp.fields import suggest
 
 Order: TypeAlias = Literal["rgb", "bgr"]
 Resampling: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos"]

@@ -23,6 +23,7 @@ from typing import TypeAlias, TypeGuard
 
 import numpy as np
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.arrays import from_arrays
 from onnxdecomp.data.callables import called, guarded, is_callable_name
 from onnxdecomp.data.check import check_feed, check_inputs
@@ -34,7 +35,6 @@ from onnxdecomp.data.onnx_test_data import data_set_part, data_sets
 from onnxdecomp.data.preprocess import Preprocess, parse_preprocess
 from onnxdecomp.data.spool import Spool
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array
 from onnxdecomp.runtime.session import Feed, TensorSpec
 
 

@@ -9,9 +9,9 @@ from typing import IO
 
 import numpy as np
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import HELD, nbytes
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array
 from onnxdecomp.runtime.session import Feed
 
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxdecomp.blas import one_thread
-from onnxdecomp.chain import WEIGHTED, Chain
-from onnxdecomp.fitting.alternate import ITERATIONS, alternate
-from onnxdecomp.fitting.backward import with_weight
+from onnxdecomp.core.chain import WEIGHTED, Chain
+from onnxdecomp.core.layer import Array, Layer, Ranks
+from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.fitting.adjoints import with_weight
+from onnxdecomp.fitting.als import ITERATIONS, alternate
+from onnxdecomp.fitting.initialization import plain_start, reduced_start, whitened_start
 from onnxdecomp.fitting.moments import Moments, together
-from onnxdecomp.fitting.problem import Problem, as_rows, problem
-from onnxdecomp.fitting.start import plain_start, reduced_start, whitened_start
-from onnxdecomp.layer import Array, Layer
-from onnxdecomp.methods.base import Method, Ranks, outline
+from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
+from onnxdecomp.tensor.blas_threads import one_thread
 
 SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The strengths that held-out samples choose among (see `problem`)."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxdecomp.blas import threads_for
-from onnxdecomp.layer import Array, Layer
+from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.tensor.blas_threads import threads_for
 
 _COPIES = 12
 """How many times the moments are held at once, as measured (7 to 14)."""

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxdecomp.graph.walk import node_graphs
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
+from onnxdecomp.graph.traversal import node_graphs
 
 MAX_BYTES = 2 << 30
 """Larger results are not evaluated: they would fill the memory to no purpose."""

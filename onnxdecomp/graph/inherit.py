@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxdecomp.graph.load import inherit
-from onnxdecomp.graph.walk import node_graphs
+from onnxdecomp.graph.traversal import node_graphs
 
 
 def inherit_value(new: ir.Value, old: ir.Value) -> None:

@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph import maps
-from onnxdecomp.graph.external import attach
-from onnxdecomp.graph.support import DEFAULT_DOMAINS, unreadable
+from onnxdecomp.graph.external_data import attach
+from onnxdecomp.graph.opsets import DEFAULT_DOMAINS, unreadable
 from onnxdecomp.graph.tensors import own_memory
-from onnxdecomp.graph.walk import operands, places, slots
-from onnxdecomp.processwide import quiet_logger
-from onnxdecomp.regular import require_regular
+from onnxdecomp.graph.traversal import operands, places, slots
+from onnxdecomp.runtime.process_state import quiet_logger
+from onnxdecomp.runtime.regular_files import require_regular
 
 PROTOBUF_LIMIT = (1 << 31) - 1
 _META = "onnxdecomp.source"

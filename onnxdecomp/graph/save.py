@@ -16,16 +16,16 @@ from typing import BinaryIO
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp import temporary
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph import maps
-from onnxdecomp.graph.external import reference
+from onnxdecomp.graph.external_data import reference
 from onnxdecomp.graph.load import PROTOBUF_LIMIT, load, source
 from onnxdecomp.graph.lock import alone_in
-from onnxdecomp.graph.shapes import as_declared
+from onnxdecomp.graph.shape_inference import as_declared
 from onnxdecomp.graph.tensors import own_memory
-from onnxdecomp.graph.walk import Slot, slots
-from onnxdecomp.outputs import check_folder, landing
+from onnxdecomp.graph.traversal import Slot, slots
+from onnxdecomp.runtime import temporary_files as temporary
+from onnxdecomp.runtime.output_path import check_folder, landing
 
 INLINE_LIMIT = 1_800_000_000
 """Bytes of tensors from which a model gets external data unasked; protobuf ends at 2 GiB."""

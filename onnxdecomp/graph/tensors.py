@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError
-from onnxdecomp.graph.walk import slots
+from onnxdecomp.graph.traversal import slots
 
 
 def own_memory(model: ir.Model) -> None:

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from onnxdecomp.chain import WEIGHTED, Chain, Convolve, Shape, Step
-from onnxdecomp.latency.neighbours import Neighbours
-from onnxdecomp.layer import Layer
+from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, Shape, Step
+from onnxdecomp.core.layer import Layer
+from onnxdecomp.latency.context import Neighbours
 
 FILE = "latency-2.sqlite"
 """Its number changes with what is stored and how it is measured."""
@@ -37,7 +37,7 @@ class Where:
     Attributes:
         provider: The short name, see onnxdecomp.runtime.providers.
         runtime: ONNX Runtime's version.
-        device: What it runs on, see onnxdecomp.environment.device.
+        device: What it runs on, see onnxdecomp.runtime.environment.device.
         threads: Threads within an operator; 0 for ONNX Runtime's own choice.
         precision: "float" (as the layer is), "int8" or "fp16".
     """
@@ -65,8 +65,7 @@ def where(provider: str, threads: int, precision: str = "float") -> Where:
     """
     import onnxruntime
 
-    from onnxdecomp import environment
-    from onnxdecomp.runtime import providers
+    from onnxdecomp.runtime import environment, providers
 
     short = providers.short_name(providers.ort_name(provider))
     return Where(short, onnxruntime.__version__, environment.device(short), threads, precision)

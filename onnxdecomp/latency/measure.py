@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxdecomp.chain import Chain, Shape
-from onnxdecomp.dense import dense_chain
-from onnxdecomp.environment import UNKNOWN
+from onnxdecomp.core.chain import Chain, Shape
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.errors import ModelError
 from onnxdecomp.latency.cache import Stored, Where, key_of, load, store, where
-from onnxdecomp.latency.neighbours import ALONE, Neighbours
-from onnxdecomp.latency.tiny import Tiny, chain_model, frame_model, noise, quantized_tiny, refusal
-from onnxdecomp.layer import Array, Layer
-from onnxdecomp.runtime.idling import pause, together
+from onnxdecomp.latency.chain_model import Tiny, chain_model, frame_model, noise, quantized_tiny, refusal
+from onnxdecomp.latency.context import ALONE, Neighbours
+from onnxdecomp.runtime.environment import UNKNOWN
+from onnxdecomp.runtime.spinning import pause, together
 from onnxdecomp.runtime.timing import ALONE_AFTER, Run, interleave
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxdecomp.latency.layer_shares import Share, Shares
 from onnxdecomp.latency.measure import Timing
-from onnxdecomp.latency.shares import Share, Shares
 
 
 def part_of_whole(share: Share, timing: Timing | None) -> float:

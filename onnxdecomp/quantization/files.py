@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxdecomp import temporary
 from onnxdecomp.errors import ModelError, OnnxDecompError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
-from onnxdecomp.processwide import quiet_logging
-from onnxdecomp.quantization.neutral import Neutral, neutral
+from onnxdecomp.quantization.neutral_names import Neutral, neutral
+from onnxdecomp.runtime import temporary_files
+from onnxdecomp.runtime.process_state import quiet_logging
 from onnxdecomp.runtime.providers import quiet
 from onnxdecomp.runtime.session import one_line, open_session
 
@@ -41,7 +41,7 @@ def converted(model: ir.Model, what: str, convert: Callable[[Neutral, Path, Path
     unlist_initializers(plain)
     given = neutral(plain)
     given.model.ir_version = max(plain.ir_version, _PLAIN_INITIALIZERS)
-    with temporary.folder() as folder:
+    with temporary_files.folder() as folder:
         source, target = folder / "in.onnx", folder / "out.onnx"
         save(given.model, source)
         try:
@@ -68,7 +68,7 @@ def checked(model: ir.Model, what: str) -> None:
     Raises:
         ModelError: It does not.
     """
-    with temporary.folder() as folder:
+    with temporary_files.folder() as folder:
         _open(save(model, folder / "made.onnx"), what)
 
 

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp import temporary
-from onnxdecomp.calibrate.pins import pinned, present
-from onnxdecomp.calibrate.taps import Taps, open_taps
+from onnxdecomp.calibration.activations import Taps, open_taps
+from onnxdecomp.calibration.pinned_values import pinned, present
+from onnxdecomp.core.layer import Array
+from onnxdecomp.data.comparable_outputs import Compared, unsteady
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.save import save
-from onnxdecomp.layer import Array
+from onnxdecomp.layers.site import dims
+from onnxdecomp.quantization.fragile_nodes import crushed, faint, of_other_types, of_types, overflowing, seen
 from onnxdecomp.quantization.half import LARGEST, fp16
 from onnxdecomp.quantization.int8 import Reader, int8, operators
 from onnxdecomp.quantization.scheme import Scheme
-from onnxdecomp.quantization.suspects import crushed, faint, of_other_types, of_types, overflowing, seen
-from onnxdecomp.runtime.comparable import Compared, unsteady
+from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.session import Feed, open_session, run
-from onnxdecomp.sites.base import dims
 
 if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
@@ -126,7 +126,7 @@ def guarded(
     Raises:
         ModelError: As `int8`.
     """
-    with temporary.folder() as folder:
+    with temporary_files.folder() as folder:
         ranges = folder / "ranges.json"
 
         def quantized(kept: Mapping[str, str], leave: frozenset[str]) -> ir.Model:
@@ -236,8 +236,8 @@ def _best(
 def distance(model: ir.Model, other: ir.Model, feeds: Feeds, mask: Mask | None = None) -> float:
     """||other(x) - model(x)|| / ||model(x)|| over all floating-point outputs; infinite where not finite.
 
-    Both compute with what the original chooses and draws (see onnxdecomp.calibrate.pins). Outputs that cannot
-    be compared are left out, and so are positions that are padding; 0 where nothing is left.
+    Both compute with what the original chooses and draws (see onnxdecomp.calibration.pinned_values). Outputs
+    that cannot be compared are left out, and so are positions that are padding; 0 where nothing is left.
     """
     names = [str(value.name) for value in model.graph.outputs]
     declared = {str(value.name): dims(value) for value in model.graph.outputs}
@@ -286,7 +286,7 @@ def _runs(
 
         yield on_choices
         return
-    with temporary.folder() as folder:
+    with temporary_files.folder() as folder:
         files = [folder / name for name in ("a.onnx", "b.onnx")]
         for file, content in zip(files, models, strict=True):
             save(content.clone(), file)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.inherit import inherit_value
-from onnxdecomp.graph.shapes import as_declared, infer_shapes
-from onnxdecomp.graph.walk import node_graphs, node_names, places, unique_name, value_names
-from onnxdecomp.layer import Array
+from onnxdecomp.graph.shape_inference import as_declared, infer_shapes
+from onnxdecomp.graph.traversal import node_graphs, node_names, places, unique_name, value_names
 from onnxdecomp.quantization.files import checked, load_tools, unlist_initializers
 from onnxdecomp.quantization.prepare import choose_sizes
 from onnxdecomp.quantization.schemas import Signature, Signatures

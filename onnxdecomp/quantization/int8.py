@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from onnxdecomp.calibrate.reach import valueless
+from onnxdecomp.calibration.reachability import valueless
 from onnxdecomp.errors import ModelError
-from onnxdecomp.graph.biases import own_biases
-from onnxdecomp.graph.walk import operands, places
+from onnxdecomp.graph.traversal import operands, places
+from onnxdecomp.graph.unshare_biases import own_biases
+from onnxdecomp.layers.int8_weights import OLDEST_OPSET
 from onnxdecomp.quantization.files import converted, load_tools, silent
-from onnxdecomp.quantization.neutral import Neutral
+from onnxdecomp.quantization.neutral_names import Neutral
 from onnxdecomp.quantization.prepare import choose_sizes, raised
 from onnxdecomp.quantization.scheme import Scheme
-from onnxdecomp.sites.quantized import OLDEST_OPSET
 
 if TYPE_CHECKING:
     import onnx

@@ -11,7 +11,7 @@ import platform
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onnxdecomp import environment
+from onnxdecomp.runtime import environment
 
 _DOT_PRODUCTS = frozenset(("avx512_vnni", "avx_vnni", "amx_int8"))
 """Of /proc/cpuinfo: instructions that multiply bytes and add in 32 bits."""

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
 
 _FLOOR = float(np.finfo(np.float32).eps)
 """Singular values below this part of the largest are rounding, of which no variance can be learnt."""

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from onnxdecomp.core.layer import Layer, Ranks
+from onnxdecomp.decompositions.base import Method, Pooling
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Layer
-from onnxdecomp.methods.base import Method, Pooling, Ranks
-from onnxdecomp.ranks.multiple import round_to_multiple
+from onnxdecomp.ranks.rounding import round_to_multiple
 
 Rule = Literal["ranks", "fraction", "energy", "error", "evbmf"]
 
@@ -127,8 +127,8 @@ def _given(spec: RankSpec, full: Ranks) -> Ranks | str:
 
 
 def _from_spectra(method: Method, layer: Layer, spec: RankSpec) -> Ranks:
-    from onnxdecomp.methods.linalg import tail_rank
     from onnxdecomp.ranks.evbmf import evbmf
+    from onnxdecomp.tensor.linalg import tail_rank
 
     matrices = math.prod(layer.weight.shape[:-2]) if layer.is_stack else layer.groups
     if isinstance(method, Pooling):

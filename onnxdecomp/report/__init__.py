@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxdecomp import jsonio
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime import jsonio
 
 NEEDED = ("jinja2", "matplotlib", "jsonschema")
 """What the extra `report` brings."""

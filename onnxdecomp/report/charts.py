@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxdecomp.report import text
+from onnxdecomp.record import text
 from onnxdecomp.report.facts import Fact, pointer, raw
 from onnxdecomp.report.figure import (
     FAINT,

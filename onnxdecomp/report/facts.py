@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from onnxdecomp.report.text import full, visible
+from onnxdecomp.record.text import full, visible
 
 
 class Fact:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
-from onnxdecomp.processwide import alone
+from onnxdecomp.runtime.process_state import alone
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from onnxdecomp.report import charts, text
+from onnxdecomp.record import text
+from onnxdecomp.report import charts
 from onnxdecomp.report.facts import Fact, known, raw, tagged
 
 if TYPE_CHECKING:

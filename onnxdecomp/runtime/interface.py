@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxdecomp.core.layer import Dim
 from onnxdecomp.errors import ModelError
-from onnxdecomp.layer import Dim
-from onnxdecomp.regular import require_regular
+from onnxdecomp.runtime.regular_files import require_regular
 
 if TYPE_CHECKING:
     from onnx import TypeProto, ValueInfoProto

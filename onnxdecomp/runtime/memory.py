@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxdecomp import temporary
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
+from onnxdecomp.runtime import temporary_files
 
 
 def peak_growth(
@@ -30,7 +30,7 @@ def peak_growth(
     timeout: float = 300,
 ) -> int | None:
     """Bytes by which a fresh process's peak grows as it loads and runs the model; None if it fails."""
-    with temporary.folder() as folder:
+    with temporary_files.folder() as folder:
         inputs = folder / "feed.npz"
         names = list(feed)
         np.savez(inputs, **{f"input_{k}": feed[name] for k, name in enumerate(names)})  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
 
 _KEPT = 1 << 22
 """Absolute errors kept for the percentile; beyond that, an evenly thinned sample of them."""

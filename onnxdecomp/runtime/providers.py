@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxdecomp.errors import ProviderError, UsageError
-from onnxdecomp.processwide import Undo, no_stdout, shared
+from onnxdecomp.runtime.process_state import Undo, no_stdout, shared
 
 ORT_NAMES = {
     "cpu": "CPUExecutionProvider",

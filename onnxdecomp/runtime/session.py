@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from onnxdecomp.environment import check_threads
+from onnxdecomp.core.layer import Array, Dim
 from onnxdecomp.errors import ModelError
-from onnxdecomp.layer import Array, Dim
-from onnxdecomp.regular import require_regular
 from onnxdecomp.runtime import providers
-from onnxdecomp.runtime.idling import Idling, set_idling
+from onnxdecomp.runtime.environment import check_threads
+from onnxdecomp.runtime.regular_files import require_regular
+from onnxdecomp.runtime.spinning import Idling, set_idling
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -90,7 +90,7 @@ def open_session(
         threads: Threads within an operator; 0 lets ONNX Runtime take one per core.
         inter_op: Threads between operators.
         low_memory: Give memory back after each run and keep one copy of each weight, but run slower.
-        idling: How idle threads wait, see onnxdecomp.runtime.idling.
+        idling: How idle threads wait, see onnxdecomp.runtime.spinning.
         record_nodes: Keep what `placements` reads.
         weights: The numbers of initializers that the model declares as external data, by name; they are
             not copied and must stay as they are while the session lives.

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
 
 Run: TypeAlias = Callable[[], object]
 

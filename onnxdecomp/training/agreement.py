@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from onnxdecomp.autograd.network import Network
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import ModelError
-from onnxdecomp.graph.walk import places, slots
+from onnxdecomp.graph.traversal import places, slots
 from onnxdecomp.runtime.session import Feed, open_session, run
+from onnxdecomp.training.autograd.network import Network
 
 EXACT, ROUNDED = 1e-4, 5e-2
 """Largest relative L2 difference of an output: of models in single precision, and of those that round.

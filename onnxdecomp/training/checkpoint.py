@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.outputs import landing
+from onnxdecomp.runtime.output_path import landing
 from onnxdecomp.training.samples import Samples
 from onnxdecomp.training.settings import Settings
 

@@ -9,8 +9,8 @@ from typing import TypeAlias
 import onnx_ir as ir
 import torch
 
-from onnxdecomp.autograd.network import Network
-from onnxdecomp.sites.rewrite import LAYER
+from onnxdecomp.layers.replace import LAYER
+from onnxdecomp.training.autograd.network import Network
 
 Tensor: TypeAlias = torch.Tensor
 

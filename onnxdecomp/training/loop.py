@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from onnxdecomp.autograd.network import Network
-from onnxdecomp.autograd.tensors import as_tensor, as_tensors
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import ModelError
 from onnxdecomp.training import checkpoint
+from onnxdecomp.training.autograd.network import Network
+from onnxdecomp.training.autograd.tensors import as_tensor, as_tensors
 from onnxdecomp.training.composed import Composed
 from onnxdecomp.training.objective import Objective, Values
 from onnxdecomp.training.optimizer import Optimizer

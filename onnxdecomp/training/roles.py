@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.sites.rewrite import LAYER
+from onnxdecomp.layers.replace import LAYER
 
 _WEIGHTS = {
     "Conv": (1,),

@@ -10,9 +10,9 @@ import numpy as np
 import psutil
 import torch
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds, nbytes
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array
 from onnxdecomp.runtime.session import Feed
 
 Tensor: TypeAlias = torch.Tensor

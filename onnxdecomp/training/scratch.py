@@ -9,7 +9,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 import torch
 
-from onnxdecomp.autograd.network import Network
+from onnxdecomp.training.autograd.network import Network
 from onnxdecomp.training.composed import Composed
 from onnxdecomp.training.roles import Role
 

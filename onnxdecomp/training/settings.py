@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from onnxdecomp.core.options import convert, describe, from_text, suggest
 from onnxdecomp.errors import UsageError
-from onnxdecomp.fields import convert, describe, from_text, suggest
 
 OPTIMIZERS = ("muon", "adam")
 PRECISIONS = ("single", "mixed")

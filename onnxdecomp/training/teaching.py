@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import torch
 
-from onnxdecomp.autograd.network import Network
+from onnxdecomp.training.autograd.network import Network
 
 Tensor: TypeAlias = torch.Tensor
 

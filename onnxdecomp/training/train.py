@@ -14,15 +14,15 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from onnxdecomp import preflight
-from onnxdecomp.autograd.network import Network
-from onnxdecomp.autograd.tensors import as_tensors
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import ModelError, UsageError
-from onnxdecomp.processwide import Undo, shared
+from onnxdecomp.evaluate import preflight
+from onnxdecomp.runtime.process_state import Undo, shared
 from onnxdecomp.training import checkpoint
 from onnxdecomp.training.agreement import check_agreement
+from onnxdecomp.training.autograd.network import Network
+from onnxdecomp.training.autograd.tensors import as_tensors
 from onnxdecomp.training.composed import composed
 from onnxdecomp.training.loop import Course, Report, Trained, fit
 from onnxdecomp.training.objective import Values, objective, scored_output

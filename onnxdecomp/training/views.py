@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import torch
 
-from onnxdecomp.autograd.tensors import as_tensor, as_tensors
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.session import Feed
+from onnxdecomp.training.autograd.tensors import as_tensor, as_tensors
 from onnxdecomp.training.images import DRAWS, augmented, blended, blends
 from onnxdecomp.training.samples import Samples
 from onnxdecomp.training.settings import Settings

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnxdecomp.graph.walk import places, slots, unique_name, value_names
+from onnxdecomp.graph.traversal import places, slots, unique_name, value_names
 
 LARGE = 1024
 """Elements above which a tensor is a weight, and not a bias, a shape or a normalisation's parameter."""

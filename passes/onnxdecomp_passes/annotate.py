@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import onnxdecomp
-from onnxdecomp.graph.walk import places
-from onnxdecomp.stage import Stage, StageResult, option
+from onnxdecomp.graph.traversal import places
+from onnxdecomp.pipeline.base import Stage, StageResult, option
 
 if TYPE_CHECKING:
     import onnx_ir as ir

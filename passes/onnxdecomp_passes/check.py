@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from onnxdecomp.errors import DefectError
 from onnxdecomp.graph import maps
-from onnxdecomp.graph.walk import node_graphs, places
-from onnxdecomp.pipeline import CAME_IN, CameIn
-from onnxdecomp.stage import Stage, StageResult
+from onnxdecomp.graph.traversal import node_graphs, places
+from onnxdecomp.pipeline.base import Stage, StageResult
+from onnxdecomp.pipeline.pipeline import CAME_IN, CameIn
 from onnxdecomp_passes._skeleton import skeleton
 
 if TYPE_CHECKING:

@@ -8,32 +8,32 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from onnxdecomp.calibrate.observe import Calibration, sized
-from onnxdecomp.calibrate.reach import unreached
-from onnxdecomp.calibrate.shapes import largest_value, with_seen_shapes
-from onnxdecomp.calibrate.synthetic import synthetic
+from onnxdecomp.apply.apply_plan import carry_out
+from onnxdecomp.calibration.measured_shapes import largest_value, with_seen_shapes
+from onnxdecomp.calibration.random_set import synthetic
+from onnxdecomp.calibration.reachability import unreached
+from onnxdecomp.calibration.statistics import Calibration, sized
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import DefectError, UsageError
-from onnxdecomp.graph.shapes import infer_shapes
-from onnxdecomp.plan.budget import parse_budgets
-from onnxdecomp.plan.carry_out import carry_out
-from onnxdecomp.plan.check import check_plan
-from onnxdecomp.plan.mishap import defect_of, foreseen, keeping, mishap
-from onnxdecomp.plan.plan import Choice, Plan
-from onnxdecomp.plan.pursue import Pursued, pursue
-from onnxdecomp.plan.rules import Defaults, make_rule, parse_rule
-from onnxdecomp.plan.survey import Scope
-from onnxdecomp.plan.tally import remaining, tallied
-from onnxdecomp.plan.timing import Stopwatch
-from onnxdecomp.plan.uniform import Request, Saving, plan_uniform
-from onnxdecomp.plan.without import Key, key_of
-from onnxdecomp.ranks.multiple import quantum
-from onnxdecomp.sites.base import Site
-from onnxdecomp.sites.find import find
-from onnxdecomp.sites.quantized import OLDEST_OPSET
-from onnxdecomp.sites.rewrite import Rewritten
-from onnxdecomp.spectra import spectra_of
-from onnxdecomp.stage import Stage, StageResult
+from onnxdecomp.graph.shape_inference import infer_shapes
+from onnxdecomp.layers.find import find
+from onnxdecomp.layers.int8_weights import OLDEST_OPSET
+from onnxdecomp.layers.replace import Rewritten
+from onnxdecomp.layers.site import Site
+from onnxdecomp.pipeline.base import Stage, StageResult
+from onnxdecomp.ranks.rounding import quantum
+from onnxdecomp.record.spectra import spectra_of
+from onnxdecomp.search.check_plan import check_plan
+from onnxdecomp.search.fixed_ranks import Request, Saving, plan_uniform
+from onnxdecomp.search.keep_layers import Key, key_of
+from onnxdecomp.search.latency_model import Stopwatch
+from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, mishap
+from onnxdecomp.search.layer_profiles import Scope
+from onnxdecomp.search.plan import Choice, Plan
+from onnxdecomp.search.rules import Defaults, make_rule, parse_rule
+from onnxdecomp.search.search import Pursued, pursue
+from onnxdecomp.search.stored_parameters import remaining, tallied
+from onnxdecomp.search.targets import parse_budgets
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.graph.biases import own_biases
+from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import Constant, discard, initializer, resolve
 from onnxdecomp.graph.inherit import inherit_node, inherit_value
-from onnxdecomp.graph.shapes import infer_shapes
-from onnxdecomp.graph.walk import Place, places, unique_name, value_names
-from onnxdecomp.layer import Array
-from onnxdecomp.stage import Stage, StageResult, option
+from onnxdecomp.graph.shape_inference import infer_shapes
+from onnxdecomp.graph.traversal import Place, places, unique_name, value_names
+from onnxdecomp.graph.unshare_biases import own_biases
+from onnxdecomp.pipeline.base import Stage, StageResult, option
 
 _STANDARD = ("", "ai.onnx")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

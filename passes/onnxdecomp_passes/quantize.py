@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import onnx_ir as ir
 
+from onnxdecomp.core.patterns import Names, literal, matches
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import OnnxDecompError, UsageError
-from onnxdecomp.graph.walk import places, slots
-from onnxdecomp.patterns import Names, literal, matches
-from onnxdecomp.pipeline import CAME_IN, CameIn
-from onnxdecomp.sites.rewrite import LAYER
-from onnxdecomp.stage import Stage, StageResult, option
+from onnxdecomp.graph.traversal import places, slots
+from onnxdecomp.layers.replace import LAYER
+from onnxdecomp.pipeline.base import Stage, StageResult, option
+from onnxdecomp.pipeline.pipeline import CAME_IN, CameIn
 
 if TYPE_CHECKING:
     from onnxdecomp.quantization.guard import Guarded
@@ -125,7 +125,7 @@ class Quantize(Stage):
 
     def _inputs(self, model: ir.Model) -> Feeds | None:
         """What a float16 model is judged on: the user's inputs, else random ones that the model runs on."""
-        from onnxdecomp.calibrate.synthetic import synthetic
+        from onnxdecomp.calibration.random_set import synthetic
 
         if self.calibration is not None:
             return self.calibration

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from onnxdecomp import temporary
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph import maps
 from onnxdecomp.graph.inherit import inherit_graph, inherit_node, inherit_value, replace_props
-from onnxdecomp.graph.walk import node_graphs, places, unique_name
-from onnxdecomp.stage import Stage, StageResult, option
+from onnxdecomp.graph.traversal import node_graphs, places, unique_name
+from onnxdecomp.pipeline.base import Stage, StageResult, option
+from onnxdecomp.runtime import temporary_files
 from onnxdecomp_passes._skeleton import LARGE, put_back, skeleton
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _simplified(model: ir.Model, tool: str, timeout_s: float) -> ir.Graph:
 
 def _run_worker(tool: str, data: bytes, timeout_s: float) -> bytes:
     """What the worker makes of a serialised model."""
-    with temporary.folder() as folder:
+    with temporary_files.folder() as folder:
         source, target, log = (folder / name for name in ("in.onnx", "out.onnx", "log"))
         source.write_bytes(data)
         # The worker must find what this process found, however its path was made.

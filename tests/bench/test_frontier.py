@@ -12,11 +12,11 @@ from bench.frontier_tables import frontier_table, loss, ranks_table
 from bench.rank_controls import evbmf, unaligned
 from bench.realised import Dense, realised_share
 from onnxdecomp.graph.load import load
-from onnxdecomp.graph.shapes import infer_shapes
-from onnxdecomp.plan.plan import Plan
-from onnxdecomp.plan.rules import Defaults, make_rule
-from onnxdecomp.plan.uniform import Request, plan_uniform
-from onnxdecomp.ranks.multiple import quantum
+from onnxdecomp.graph.shape_inference import infer_shapes
+from onnxdecomp.ranks.rounding import quantum
+from onnxdecomp.search.fixed_ranks import Request, plan_uniform
+from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.rules import Defaults, make_rule
 from tests.conftest import ROOT
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.literature import ROOT, VGG_MODES, Row, convolution, evbmf_ranks, linear, parameters, sizes
-from onnxdecomp.methods import get
+from onnxdecomp.decompositions import get
 
 
 def number(text: str) -> float:

@@ -15,10 +15,10 @@ from bench.training_data import MNIST_TRAIN, cifar, mnist
 from bench.training_mlp import CORES, METHODS
 from bench.training_networks import at_parameters, lenet, mlp
 from bench.training_rates import by_sgd
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.read import read_feeds
+from onnxdecomp.evaluate.preflight import inputs
 from onnxdecomp.graph.save import save
-from onnxdecomp.layer import Array
-from onnxdecomp.preflight import inputs
 
 
 def test_the_networks(tmp_path: Path) -> None:

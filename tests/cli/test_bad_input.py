@@ -242,7 +242,7 @@ def test_an_empty_folder_as_data(model: Path, capsys: Capsys) -> None:
 def test_bad_data_is_found_before_the_work(
     model: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from onnxdecomp import pipeline
+    from onnxdecomp.pipeline import pipeline
 
     def work(*_: Any) -> None:
         raise AssertionError
@@ -301,12 +301,12 @@ def test_an_error_above_the_limit(model: Path, capsys: Capsys) -> None:
 
 
 def test_a_bug_is_reported_in_one_line(model: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxdecomp import making
+    from onnxdecomp.workflow import finish_result
 
     def defect(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a line\nand another")
 
-    monkeypatch.setattr(making, "check_lowering", defect)
+    monkeypatch.setattr(finish_result, "check_lowering", defect)
     command(capsys, "compress", model, *QUICK).is_error(3, "ZeroDivisionError", "--debug")
     assert files() == ["net.onnx"]
 

@@ -41,12 +41,16 @@ _AWAY = "from hashlib import pbkdf2_hmac; pbkdf2_hmac('sha256', b'', b'', 10**9)
 _WORKER = "import subprocess; module.worker = subprocess.Popen(['sleep', '60'])"
 
 PLACES = {
-    "decompose": ("onnxdecomp.methods.tucker", "module.Tucker.fit", "pass"),
+    "decompose": ("onnxdecomp.decompositions.tucker", "module.Tucker.fit", "pass"),
     "save": ("onnxdecomp.graph.save", "module._sync", "original(*arguments, **named)"),
-    "verify": ("onnxdecomp.verification", "module.verify", "pass"),
-    "decompose, away": ("onnxdecomp.methods.tucker", "module.Tucker.fit", f"{_WORKER}; ready(); {_AWAY}"),
+    "verify": ("onnxdecomp.evaluate.verify", "module.verify", "pass"),
+    "decompose, away": (
+        "onnxdecomp.decompositions.tucker",
+        "module.Tucker.fit",
+        f"{_WORKER}; ready(); {_AWAY}",
+    ),
     "save, away": ("onnxdecomp.graph.save", "module._sync", f"ready(); {_AWAY}"),
-    "verify, away": ("onnxdecomp.verification", "module.verify", f"ready(); {_AWAY}"),
+    "verify, away": ("onnxdecomp.evaluate.verify", "module.verify", f"ready(); {_AWAY}"),
 }
 
 
@@ -126,4 +130,4 @@ def test_an_ignored_signal_stays_ignored() -> None:
 def test_temporary_folders_are_where_a_signal_finds_them() -> None:
     sources = [path for package in ("onnxdecomp", "passes") for path in (ROOT / package).rglob("*.py")]
     users = {path.name for path in sources if "TemporaryDirectory(" in path.read_text(encoding="utf-8")}
-    assert users == {"temporary.py"}
+    assert users == {"temporary_files.py"}

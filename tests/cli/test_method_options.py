@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from onnxdecomp.cli.inspect import command
+from onnxdecomp.decompositions import names, options
 from onnxdecomp.errors import UsageError
-from onnxdecomp.methods import names, options
-from tests.plan.test_rules import net
+from tests.search.test_rules import net
 
 
 @pytest.fixture

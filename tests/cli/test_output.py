@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from onnxdecomp.methods import names
-from onnxdecomp.report.text import count
+from onnxdecomp.decompositions import names
+from onnxdecomp.record.text import count
 from tests.cli.small import (
     QUICK,
     arguments,
@@ -212,7 +212,7 @@ def test_json_alone_on_stdout(model: Path) -> None:
 def test_what_libraries_print_does_not_reach_stdout() -> None:
     program = """
 import ctypes, logging, os, sys, warnings
-from onnxdecomp import console
+from onnxdecomp.cli import console
 from onnxdecomp.cli import process
 with process.quiet(enabled=True), console.progress("working"):
     print("from Python")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import onnxdecomp
-from onnxdecomp import environment
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime import environment
 from onnxdecomp.runtime.session import open_session
 from tests.cli.small import QUICK, command, files, network
 

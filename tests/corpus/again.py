@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onnxdecomp import api
 from onnxdecomp.errors import OnnxDecompError
+from onnxdecomp.workflow import compress
 
 
 def run(model: str, target: str, options: dict[str, Any]) -> None:
     """Compress without verification and timing; what is refused leaves no file."""
     Path(target).parent.mkdir(parents=True)
     try:
-        api.compress(model, target, verify=False, bench=False, **options)
+        compress.compress(model, target, verify=False, bench=False, **options)
     except OnnxDecompError as error:
         print(f"{target}: {error}", file=sys.stderr)
 

@@ -19,10 +19,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from onnxdecomp import api, pipeline
+from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
-from onnxdecomp.layer import Array
+from onnxdecomp.pipeline import pipeline
+from onnxdecomp.workflow import compress as api
 from tests.conftest import ROOT, corpus_root
 
 FROZEN = "+frozen"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from onnxdecomp.autograd.network import Network
 from onnxdecomp.graph.load import load
 from onnxdecomp.training.agreement import check_agreement
+from onnxdecomp.training.autograd.network import Network
 from onnxdecomp.training.roles import roles
 from tests.corpus.case import Case, model_names
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxdecomp.graph.load import load
-from onnxdecomp.graph.walk import places
+from onnxdecomp.graph.traversal import places
 from tests.corpus.case import Case
 
 LAYER = "pkg.onnxdecomp.layer"

@@ -8,13 +8,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxdecomp import api
+from onnxdecomp.data.random_inputs import random_feeds, trial_of
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import load
 from onnxdecomp.quantization.int8 import Reader, int8
 from onnxdecomp.quantization.scheme import scheme_for
-from onnxdecomp.runtime.random_inputs import random_feeds, trial_of
 from onnxdecomp.runtime.session import inputs_of, open_session, run
+from onnxdecomp.workflow import compress
 from tests.corpus.case import Case, model_names
 
 REFUSED = {
@@ -48,7 +48,7 @@ def test_what_is_written_can_be_quantized(case: Case) -> None:
 
     case.folder.mkdir(exist_ok=True)
     written, quantized = case.folder / "small.onnx", case.folder / "int8.onnx"
-    api.compress(case.original, written, **RANKS)
+    compress.compress(case.original, written, **RANKS)
     feeds, model = feeds_for(written), load(written)
     if case.name in REFUSED:
         with pytest.raises(ModelError, match=REFUSED[case.name]):

@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxdecomp
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.culprit import blaming, culprit
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import GateError, ModelError, UsageError
-from onnxdecomp.layer import Array
 from onnxdecomp.runtime.session import inputs_of, open_session, run
 from tests.cli.small import command, files
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from onnxdecomp.core.layer import Dim
 from onnxdecomp.data.images import image_files
 from onnxdecomp.data.pixels import check_preprocess, prepare, target_of
 from onnxdecomp.data.preprocess import NAMES, parse_preprocess
 from onnxdecomp.data.read import prepared, read_feeds
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Dim
 from onnxdecomp.runtime.session import TensorSpec
 
 RNG = np.random.default_rng(0)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from onnxdecomp.core.layer import Array, Dim
 from onnxdecomp.data.mask import Mask, masked_inputs
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array, Dim
 from onnxdecomp.runtime.session import TensorSpec
 
 IDS = TensorSpec("input_ids", ("batch", "sequence"), "int64")

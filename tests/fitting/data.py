@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.decompositions import get, names
+from onnxdecomp.decompositions.base import Method
 from onnxdecomp.fitting.moments import Gatherer, Moments, features
-from onnxdecomp.fitting.problem import as_rows
-from onnxdecomp.layer import Array, Layer
-from onnxdecomp.methods import get, names
-from onnxdecomp.methods.base import Method
-from tests.methods.layers import conv_layer, linear_layer
+from onnxdecomp.fitting.quadratic_loss import as_rows
+from tests.decompositions.layers import conv_layer, linear_layer
 
 LAYERS: dict[str, Layer] = {
     "conv1d": conv_layer(8, 6, (3,), seed=1),

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.chain import WEIGHTED, Chain
+from onnxdecomp.core.chain import WEIGHTED, Chain
+from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.decompositions import for_layer, get
 from onnxdecomp.errors import ModelError
 from onnxdecomp.fitting.fit import SHRINKAGES, dense_rows, fit, stored
-from onnxdecomp.layer import Array, Layer
-from onnxdecomp.methods import for_layer, get
+from tests.decompositions.layers import conv_layer, convolutions, fitted, linear_layer, matrices
 from tests.fitting.data import LAYERS, asymmetric, correlated, gathered, outputs
-from tests.methods.layers import conv_layer, convolutions, fitted, linear_layer, matrices
 
 QUADRATIC = ("svd", "spatial", "tucker", "cp", "tt", "tr", "ht", "btt", "kronecker")
 EACH = pytest.mark.parametrize("name", QUADRATIC)

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from onnxdecomp.fitting import problem as problems
+from onnxdecomp.decompositions import get
+from onnxdecomp.fitting import quadratic_loss as problems
 from onnxdecomp.fitting.fit import dense_rows, fit
-from onnxdecomp.fitting.problem import as_rows, problem
-from onnxdecomp.fitting.repair import repair
-from onnxdecomp.methods import get, linalg
-from onnxdecomp.methods.linalg import left_basis
+from onnxdecomp.fitting.quadratic_loss import as_rows, problem
+from onnxdecomp.fitting.refit_kept import repair
+from onnxdecomp.tensor import linalg
+from onnxdecomp.tensor.linalg import left_basis
+from tests.decompositions.layers import conv_layer, linear_layer
 from tests.fitting.data import asymmetric, correlated, gathered, outputs
-from tests.methods.layers import conv_layer, linear_layer
 
 T = TypeVar("T")
 

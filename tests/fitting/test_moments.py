@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.moments import Gatherer, Moments, features
-from onnxdecomp.layer import Array
 from tests.fitting.data import LAYERS
 
 FEW = settings(max_examples=30)

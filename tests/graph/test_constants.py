@@ -13,11 +13,11 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.graph import constants
 from onnxdecomp.graph.constants import Constant, discard, resolve
 from onnxdecomp.graph.load import load
-from onnxdecomp.graph.walk import places
-from onnxdecomp.layer import Array
+from onnxdecomp.graph.traversal import places
 from tests.graph import builders as b
 
 W = np.arange(24, dtype=np.float32).reshape(4, 6) - 7

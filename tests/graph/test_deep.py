@@ -13,12 +13,12 @@ import pytest
 from onnx import helper
 
 from onnxdecomp import inspect
+from onnxdecomp.core.layer import Array
 from onnxdecomp.graph import constants
 from onnxdecomp.graph.constants import Constant, discard, resolve
-from onnxdecomp.graph.shapes import infer_shapes
-from onnxdecomp.layer import Array
-from onnxdecomp.sites import base
-from onnxdecomp.sites.find import find, find_again
+from onnxdecomp.graph.shape_inference import infer_shapes
+from onnxdecomp.layers import site as base
+from onnxdecomp.layers.find import find, find_again
 from onnxdecomp.training.roles import roles
 from tests.graph import builders as b
 from tests.graph.vit import vit
@@ -89,7 +89,7 @@ def test_functions_that_call_each_other_in_a_long_chain() -> None:
         )
         proto.functions.append(helper.make_function("local", f"f{index}", ["a"], ["r"], [body], imports))
     model = ir.from_proto(proto)
-    from onnxdecomp.graph.shapes import _callers_first
+    from onnxdecomp.graph.shape_inference import _callers_first
 
     order = _callers_first(model)
     assert [function.name for function in order] == [f"f{index}" for index in range(count)]

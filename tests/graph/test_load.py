@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import inherit, load, sha256, source, total_bytes
 from onnxdecomp.graph.save import save
-from onnxdecomp.graph.walk import places
+from onnxdecomp.graph.traversal import places
 from tests.graph import builders as b
 
 

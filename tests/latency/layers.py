@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxdecomp.graph.shapes import infer_shapes
-from onnxdecomp.layer import Array, ConvSpec, Layer
+from onnxdecomp.core.layer import Array, ConvSpec, Layer
+from onnxdecomp.graph.shape_inference import infer_shapes
 
 
 def zeros(*shape: int) -> Array:

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxdecomp import environment
-from onnxdecomp.dense import dense_chain
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.layer import Layer
+from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.base import outline
 from onnxdecomp.errors import UsageError
 from onnxdecomp.latency.cache import FILE, Stored, Where, cache_file, key_of, load, store, where
-from onnxdecomp.latency.neighbours import ALONE, Neighbours
-from onnxdecomp.latency.tiny import filled
-from onnxdecomp.layer import Layer
-from onnxdecomp.methods import get
-from onnxdecomp.methods.base import outline
+from onnxdecomp.latency.chain_model import filled
+from onnxdecomp.latency.context import ALONE, Neighbours
+from onnxdecomp.runtime import environment
 from tests.latency.layers import conv, linear
 
 ON = Where("cpu", "1.31.0", "a processor", 2)

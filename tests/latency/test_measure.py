@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxdecomp.chain import Chain
-from onnxdecomp.dense import dense_chain
+from onnxdecomp.core.chain import Chain
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.base import outline
 from onnxdecomp.latency import measure
 from onnxdecomp.latency.cache import FILE, key_of, load, where
+from onnxdecomp.latency.context import Neighbours
 from onnxdecomp.latency.measure import MAX_ROUNDS, MIN_ROUNDS, Request, time_chains
-from onnxdecomp.latency.neighbours import Neighbours
-from onnxdecomp.layer import Array, Layer
-from onnxdecomp.methods import get
-from onnxdecomp.methods.base import outline
 from onnxdecomp.runtime.timing import ALONE_AFTER, Run, Timings
 from tests.latency.layers import conv, linear
 
@@ -103,7 +103,7 @@ def test_what_is_cached_is_not_timed_again(clock: Clock, tmp_path: Path) -> None
 def test_nothing_is_kept_of_a_device_without_a_name(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxdecomp.environment.device", lambda provider: "unknown cpu device")
+    monkeypatch.setattr("onnxdecomp.runtime.environment.device", lambda provider: "unknown cpu device")
     layer = conv(32, 32)
     for _ in range(2):
         time_chains([Request(layer, svd(layer, 2), SHAPE)], cache=tmp_path / FILE)

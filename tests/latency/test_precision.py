@@ -10,14 +10,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxdecomp.dense import dense_chain
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.layer import Layer
+from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.base import outline
 from onnxdecomp.latency.cache import FILE, key_of, where
+from onnxdecomp.latency.chain_model import Tiny, chain_model, quantized_tiny
+from onnxdecomp.latency.context import ALONE, Neighbours
 from onnxdecomp.latency.measure import Request, time_chains
-from onnxdecomp.latency.neighbours import ALONE, Neighbours
-from onnxdecomp.latency.tiny import Tiny, chain_model, quantized_tiny
-from onnxdecomp.layer import Layer
-from onnxdecomp.methods import get
-from onnxdecomp.methods.base import outline
 from onnxdecomp.quantization import quantized_roughly
 from onnxdecomp.runtime.session import open_session
 from tests.latency.layers import conv, linear, model, weight

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxdecomp.latency.layer_shares import Share, Shares
 from onnxdecomp.latency.measure import Timing
 from onnxdecomp.latency.predict import part_of_whole, predicted_ms, predicted_ratio, prediction_error
-from onnxdecomp.latency.shares import Share, Shares
 
 fractions = st.floats(0, 1)
 

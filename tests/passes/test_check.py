@@ -13,9 +13,9 @@ from onnxdecomp_passes.annotate import Annotate
 from onnxdecomp_passes.check import Check
 
 import onnxdecomp
-from onnxdecomp import pipeline
 from onnxdecomp.errors import ModelError
-from onnxdecomp.stage import StageResult
+from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline.base import StageResult
 from tests.passes.graphs import model
 
 node = helper.make_node

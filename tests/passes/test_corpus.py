@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxdecomp import pipeline
+from onnxdecomp.data.random_inputs import random_feeds
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
+from onnxdecomp.pipeline import pipeline
 from onnxdecomp.runtime.interface import differences, interface_of, lost_defaults
-from onnxdecomp.runtime.random_inputs import random_feeds
 from onnxdecomp.runtime.session import inputs_of, open_session, run
 from tests.passes.graphs import Array, op_types
 

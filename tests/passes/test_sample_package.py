@@ -14,8 +14,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from onnxdecomp import pipeline
 from onnxdecomp.errors import UsageError
+from onnxdecomp.pipeline import pipeline
 from tests.passes.graphs import model, op_types
 
 SOURCE = Path(__file__).parent / "sample_package"

@@ -17,7 +17,7 @@ from onnxdecomp_passes._skeleton import put_back, skeleton
 from onnxdecomp_passes.simplify import Simplify
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.stage import StageResult
+from onnxdecomp.pipeline.base import StageResult
 from tests.passes.graphs import Array, close, model, op_types, run
 
 node = helper.make_node

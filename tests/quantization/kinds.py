@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
 
 FLOAT = onnx.TensorProto.FLOAT
 

@@ -9,8 +9,8 @@ import pytest
 from onnx import helper
 from onnxdecomp_passes.quantize import KEY, Quantize
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
-from onnxdecomp.layer import Array
 from onnxdecomp.quantization.guard import HARMED, Guarded, distance, guarded, guarded_half
 from onnxdecomp.quantization.scheme import Scheme
 from tests.runtime.small import model as make

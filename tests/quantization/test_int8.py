@@ -13,14 +13,14 @@ import onnx_ir as ir
 import pytest
 
 import onnxdecomp
-from onnxdecomp import environment
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
-from onnxdecomp.layer import Array
 from onnxdecomp.quantization.int8 import int8, rough
 from onnxdecomp.quantization.scheme import Scheme, scheme_for
+from onnxdecomp.runtime import environment
 from onnxdecomp.runtime.interface import differences, interface_of
 from onnxdecomp.runtime.session import inputs_of, open_session, run
 from tests.quantization.kinds import KINDS, Kind

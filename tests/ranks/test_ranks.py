@@ -9,13 +9,13 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxdecomp.core.layer import Array
+from onnxdecomp.decompositions import get
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layer import Array
-from onnxdecomp.methods import get
 from onnxdecomp.ranks.evbmf import evbmf
-from onnxdecomp.ranks.multiple import quantum, round_to_multiple
+from onnxdecomp.ranks.rounding import quantum, round_to_multiple
 from onnxdecomp.ranks.spec import RankSpec, check, choose, parse
-from tests.methods.layers import conv_layer, error_of, linear_layer
+from tests.decompositions.layers import conv_layer, error_of, linear_layer
 
 
 def spectrum(rows: int, cols: int, rank: int, noise: float, seed: int = 0) -> Array:

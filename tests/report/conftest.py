@@ -11,9 +11,9 @@ import pytest
 
 import onnxdecomp
 from models.digits import MODEL, TEST_DATA
-from onnxdecomp import jsonio
-from onnxdecomp.compare import compare
 from onnxdecomp.report import together
+from onnxdecomp.runtime import jsonio
+from onnxdecomp.workflow.compare import compare
 from tests.cli.small import network
 
 Record = dict[str, Any]

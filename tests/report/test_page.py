@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from onnxdecomp.record.text import visible
 from onnxdecomp.report import html, markdown
 from onnxdecomp.report.page import code, prose, short_names
-from onnxdecomp.report.text import visible
 from tests.report.conftest import Record
 
 VOID = frozenset(("meta", "link", "br", "input"))

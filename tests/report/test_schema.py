@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.record import SCHEMA_VERSION
+from onnxdecomp.record.layers import SCHEMA_VERSION
 from onnxdecomp.report import SCHEMA, read_record, schema_text, validate
 from tests.conftest import ROOT
 from tests.report.conftest import Record

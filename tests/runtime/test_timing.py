@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
 from onnxdecomp.runtime.timing import LOOKS, MIN_ROUNDS, Ratio, interleave, ratio_of_medians, summarise
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import onnxdecomp
 from models.digits import MODEL, TEST_DATA
-from onnxdecomp.layer import Array
+from onnxdecomp.core.layer import Array
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from onnxdecomp import finetune
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.graph.load import load
-from onnxdecomp.sites.rewrite import LAYER
+from onnxdecomp.layers.replace import LAYER
 from onnxdecomp.training import loop, teaching
 from onnxdecomp.training.settings import Settings
 from tests.training.conftest import Case

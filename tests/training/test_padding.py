@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 
 import onnxdecomp
-from onnxdecomp.layer import Array
-from tests.calibrate.test_padding import LENGTHS, arrays, network
+from onnxdecomp.core.layer import Array
+from tests.calibration.test_padding import LENGTHS, arrays, network
 
 pytest.importorskip("torch")
 

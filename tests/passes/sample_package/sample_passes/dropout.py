@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxdecomp.stage import Stage, StageResult, option
+from onnxdecomp.pipeline.base import Stage, StageResult, option
 
 
 @dataclass(frozen=True)

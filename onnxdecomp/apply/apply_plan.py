@@ -1,0 +1,201 @@
+"""Carrying out a plan: fit the factors of each layer, put the chains in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.apply.layer_fitter import Fitter
+from onnxdecomp.apply.schedule import stations
+from onnxdecomp.calibration.statistics import Calibration, unobservable
+from onnxdecomp.core.chain import WEIGHTED, Chain, mirrored
+from onnxdecomp.core.layer import Factors, Layer, Ranks
+from onnxdecomp.core.weight_error import weight_error
+from onnxdecomp.decompositions.base import Method
+from onnxdecomp.errors import DefectError
+from onnxdecomp.fitting.fit import Fit, stored
+from onnxdecomp.layers.replace import Rewriter, Rewritten
+from onnxdecomp.layers.site import Share, Site
+from onnxdecomp.layers.tied_weights import ties
+from onnxdecomp.search.check_plan import check_plan, method_of
+from onnxdecomp.search.finite_weights import unsound
+from onnxdecomp.search.layer_errors import foreseen
+from onnxdecomp.search.plan import Choice, Plan
+from onnxdecomp.search.stored_parameters import shares_of
+
+
+def carry_out(
+    model: ir.Model,
+    sites: list[Site],
+    plan: Plan,
+    *,
+    seed: int = 0,
+    requantize: bool = False,
+    calibration: Calibration | None = None,
+    on_layer: Callable[[str], None] | None = None,
+    on_failure: Callable[[Choice, Exception], object] | None = None,
+) -> tuple[Rewritten, ...]:
+    """Rewrite the model in place as the plan says; the same plan, seed and model give the same bytes.
+
+    `sites` is emptied: every dense weight is let go of as soon as its factors stand in the model.
+    Layers that share a weight and are given the same method and ranks share the factors, an embedding and
+    the head that multiplies by its transpose too. With `requantize`, layers whose weight was stored
+    quantized get factors stored as int8. With a `calibration` every layer that can be observed is fitted to
+    what it sees by then, unless it shares its factors.
+
+    A layer whose factors an error of ours prevents is kept, and `on_failure` is told; without it, the error
+    is raised. An error on the way into the graph is always raised: the model is then of no more use.
+
+    Raises:
+        UsageError: The plan does not fit the layers (see `check_plan`).
+        ModelError: A weight holds NaN or infinite values.
+        DefectError: Names the layer that could not be put in.
+    """
+    check_plan(plan, sites)
+    work = stations(model, sites, plan, repair=calibration is not None and plan.repair)
+    found_ties = ties(sites)
+    shares = shares_of(sites, found_ties, plan)
+    tied = {sites[index].nodes[0] for tie in found_ties if tie.is_shared for index in tie.members}
+    sites.clear()
+    del found_ties
+    users = Counter(share.key for share in shares.values())
+    fitter = Fitter.of(model, calibration) if calibration is not None else None
+    shared_factors: dict[Hashable, Factors] = {}
+    rewriter = Rewriter(model)
+    done = []
+    while work:
+        pending = {node for station in work for node in station.nodes}
+        station = work.popleft()
+        if station.site is None:
+            assert fitter is not None
+            fitter.renormalise(station.nodes[0], pending)
+            continue
+        site, choice = station.site.current(), station.choice
+        assert choice is not None
+        share = shares.get((choice.graph, choice.layer))
+        if share is not None and users[share.key] == 1:
+            share = None
+        hidden = None if fitter is None else _hidden(site, share)
+        fitting = None if hidden else fitter
+        if choice.method is None:
+            # A weight that others read as well is theirs, too.
+            mendable = not site.quantized and site.nodes[0] not in tied and not unsound(site.layer.weight)
+            if fitting is None or not mendable:
+                continue
+            metadata = {"pkg.onnxdecomp.repaired": "true"}
+            make: Callable[[], _Storable | None] = partial(_mended, fitting, site, pending)
+        else:
+            if on_layer:
+                on_layer(choice.layer)
+            method = method_of(choice)
+            metadata = {
+                "pkg.onnxdecomp.method": method.name,
+                "pkg.onnxdecomp.ranks": ",".join(map(str, choice.ranks)),
+            }
+            fit = partial(_fitted, fitting, site, method, choice.ranks, seed, pending)
+            make = partial(fit, share, shared_factors, hidden)
+        try:
+            made = make()
+        except Exception as error:
+            if on_failure is None or foreseen(error):
+                raise
+            on_failure(choice, error)
+            continue
+        if made is not None:
+            quantize = requantize and site.quantized and site.layer.dtype == "float32"
+            done.append(_put(rewriter, site, made, metadata, quantize=quantize))
+    return tuple(done)
+
+
+def _hidden(site: Site, share: Share | None) -> str | None:
+    """Why a layer is not fitted to its inputs."""
+    return unobservable(site) or (None if share is None else "other layers have the same factors")
+
+
+@dataclass(frozen=True, eq=False)
+class _Storable:
+    """A chain in the layer's type, with what it has lost of the weight and of the outputs."""
+
+    chain: Chain
+    error: float
+    loss: float | None
+    share: Share | None = None
+    unfitted: str = ""
+
+
+def _mended(fitting: Fitter, site: Site, pending: set[ir.Node]) -> _Storable | None:
+    """Other numbers for a layer that is kept, where they are of use."""
+    found = fitting.repair(site, pending)
+    return None if found is None else _storable(found, site)
+
+
+def _fitted(
+    fitting: Fitter | None,
+    site: Site,
+    method: Method,
+    ranks: Ranks,
+    seed: int,
+    pending: set[ir.Node],
+    share: Share | None,
+    shared_factors: dict[Hashable, Factors],
+    hidden: str | None,
+) -> _Storable:
+    """A chain fitted to what the layer sees, or to its weight alone: then perhaps of shared factors."""
+    found = None if fitting is None else fitting.fit(site, method, ranks, seed, pending)
+    if isinstance(found, Fit):
+        return _storable(found, site)
+    factors = shared_factors.get(share.key) if share is not None else None
+    chain, factors = _plain(site.layer, method, ranks, seed, share, factors)
+    if share is not None:
+        shared_factors[share.key] = factors
+    return replace(_storable(chain, site), share=share, unfitted=found or hidden or "")
+
+
+def _storable(found: Fit | Chain, site: Site) -> _Storable:
+    chain = stored(found.chain, site.layer) if isinstance(found, Fit) else found
+    _check_range(chain, site)
+    loss = found.loss if isinstance(found, Fit) else None
+    return _Storable(chain, weight_error(chain, site.layer), loss)
+
+
+def _put(
+    rewriter: Rewriter,
+    site: Site,
+    made: _Storable,
+    metadata: Mapping[str, str],
+    *,
+    quantize: bool,
+) -> Rewritten:
+    """Put a chain in a layer's place."""
+    try:
+        rewritten = rewriter.replace(site, made.chain, metadata, made.share, quantize)
+    except Exception as error:
+        what = f"{type(error).__name__} while it is put into the graph: {error}"
+        raise DefectError(what, layer=(site.layer.graph, site.layer.name)) from error
+    done = replace(rewritten, rel_error=made.error, loss=made.loss, unfitted=made.unfitted)
+    return done.without_weight()
+
+
+def _plain(
+    layer: Layer, method: Method, ranks: Ranks, seed: int, share: Share | None, factors: Factors | None
+) -> tuple[Chain, Factors]:
+    """The chain that is fitted to the weight alone, of factors that another layer may have brought."""
+    first = layer
+    if share is not None and share.flipped:
+        first = replace(layer, weight=layer.weight.T, bias=None)
+    factors = factors or method.fit(first, ranks, seed)
+    chain = method.assemble(first, factors)
+    return (chain if first is layer else mirrored(chain, layer.bias)), factors
+
+
+def _check_range(chain: Chain, site: Site) -> None:
+    limit = {"float16": 65504.0}.get(site.layer.dtype, np.inf)
+    factors = [step.weight for step in chain.steps if isinstance(step, WEIGHTED)]
+    largest = max((float(np.abs(factor).max()) for factor in factors if factor.size), default=0.0)
+    if not largest < limit:
+        raise DefectError(f"its factors reach {largest:.3g}, too large for {site.layer.dtype}")

@@ -1,0 +1,112 @@
+"""Fitting the layers of a model one after the other, each to what it sees by then."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import onnx_ir as ir
+
+from onnxdecomp.calibration.activation_cache import Window
+from onnxdecomp.calibration.batchnorm import renormalise
+from onnxdecomp.calibration.nonlinearity import activation, aim
+from onnxdecomp.calibration.pinned_values import pins_of
+from onnxdecomp.calibration.reachability import UNREACHED
+from onnxdecomp.calibration.statistics import Calibration, centred, observe, window
+from onnxdecomp.core.layer import Ranks
+from onnxdecomp.decompositions.base import Method
+from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
+from onnxdecomp.fitting.moments import Moments, together
+from onnxdecomp.fitting.refit_kept import repair
+from onnxdecomp.layers.site import Site
+
+ROUNDS = 2
+"""Fits anew to what the activation behind a layer leaves to be wanted."""
+
+
+_TRUSTED = 1.1
+"""Loss on held-out rows over that on all, up to which a fit is taken to say what others would say."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitter:
+    """The model that is rewritten, and the original, up to where the work stands.
+
+    Attributes:
+        calibration: The inputs.
+        model: The one that is rewritten.
+        now, original: Windows on what the layers see, and on what they saw.
+    """
+
+    calibration: Calibration
+    model: ir.Model
+    now: Window
+    original: Window
+
+    @staticmethod
+    def of(model: ir.Model, calibration: Calibration) -> Fitter:
+        """For a model in which nothing was rewritten yet."""
+        original = model.clone()
+        seen = model if calibration.asymmetric else original
+        pins = pins_of(
+            original,
+            calibration.feeds,
+            batch=calibration.batch,
+            provider=calibration.provider,
+            threads=calibration.threads,
+        )
+        return Fitter(calibration, model, *(window(of, calibration, pins) for of in (seen, original)))
+
+    def fit(
+        self, site: Site, method: Method, ranks: Ranks, seed: int, pending: Collection[ir.Node]
+    ) -> Fit | str:
+        """The factors of a layer that is decomposed, or why there are none, a phrase for people.
+
+        `pending` as for `Window.look`.
+        """
+        train, held = observe(site, self.now, self.original, self.calibration, pending)
+        both = together(train, held)
+        if not both.count:
+            return UNREACHED
+        if not both.finite:
+            return "what it sees or makes is not finite"
+        found = fit(
+            method,
+            site.layer,
+            ranks,
+            train,
+            held,
+            seed=seed,
+            shrinkages=self.calibration.shrinkages,
+            centred=centred(site),
+        )
+        return self._rectified(site, found, both, pending)
+
+    def repair(self, site: Site, pending: Collection[ir.Node]) -> Fit | None:
+        """Other numbers for a layer that is kept, or None where they would be of no use."""
+        train, held = observe(site, self.now, self.original, self.calibration, pending)
+        if not together(train, held).usable:
+            return None
+        found = repair(site.layer, train, held, shrinkages=self.calibration.shrinkages, centred=centred(site))
+        if found is None or not found.shrinkage:
+            return found
+        return self._rectified(site, found, together(train, held), pending)
+
+    def renormalise(self, node: ir.Node, pending: Collection[ir.Node]) -> bool:
+        """Other statistics for a BatchNormalization."""
+        return renormalise(self.model, node, self.now, self.original, pending, self.calibration)
+
+    def _rectified(self, site: Site, found: Fit, moments: Moments, pending: Collection[ir.Node]) -> Fit:
+        """The fit carried on with what the activation behind the layer forgives."""
+        act = activation(site)
+        # Where the fit does worse on rows that it has not seen, it would learn which of its own are cut off.
+        trusted = found.held_out is None or found.held_out <= _TRUSTED * found.loss
+        if act is None or not trusted or not self.calibration.rectified:
+            return found
+        for _ in range(ROUNDS):
+            bias = found.chain.bias if centred(site) else None
+            wanted = aim(act, dense_rows(found.chain, site.layer), bias)
+            train, held = observe(site, self.now, self.original, self.calibration, pending, wanted)
+            both = together(train, held)
+            found = refit(found, site.layer, replace(both, xx=moments.xx), centred=centred(site))
+        return found

@@ -1,0 +1,111 @@
+"""Taps: the values inside a graph that ONNX Runtime computes for given inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+
+from onnxdecomp.core.layer import Array
+from onnxdecomp.runtime import session
+from onnxdecomp.runtime.session import Feed, TensorSpec
+from onnxdecomp.runtime.shared_weights import lend
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+
+@dataclass(eq=False)
+class Taps:
+    """A session that computes some values of a model's main graph, and only what they need.
+
+    Attributes:
+        names: The values' names, in the order in which `run` returns them.
+        inputs: The names of the model's inputs, and of the values given, that they depend on.
+    """
+
+    names: tuple[str, ...]
+    inputs: frozenset[str]
+    _session: ort.InferenceSession
+    _lent: dict[str, Array] = field(default_factory=dict)
+
+    def run(self, feed: Feed) -> list[Array]:
+        """The values for one feed of the whole model, with the values that were said to be known.
+
+        Raises:
+            ModelError: ONNX Runtime fails on it.
+        """
+        return session.run(self._session, {k: v for k, v in feed.items() if k in self.inputs})
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that must be fed."""
+        return session.inputs_of(self._session)
+
+
+def open_taps(
+    model: ir.Model,
+    names: Sequence[str],
+    *,
+    provider: str = "cpu",
+    threads: int = 0,
+    known: Mapping[str, Array] | None = None,
+    integers: bool = False,
+) -> Taps:
+    """Taps on values of the main graph, its inputs and initializers among them; the model stays as it is.
+
+    Args:
+        model: The model.
+        names: Of the values.
+        provider, threads: Where it is computed.
+        known: Values of the main graph that will be fed; nothing before them is computed. The arrays only
+            show their types and ranks.
+        integers: As for `open_session`.
+
+    Raises:
+        KeyError: The main graph has no such value.
+        ModelError: ONNX Runtime does not load what is left of the model.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    values = {value.name: value for value in (*graph.initializers.values(), *graph.inputs)}
+    values |= {out.name: out for node in graph for out in node.outputs if out.name}
+    graph.outputs.clear()
+    for name, array in (known or {}).items():
+        computed = values[name]
+        computed.name = f"{name}/computed"
+        values[name] = fed = ir.Input(
+            name, ir.Shape([None] * array.ndim), ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        )
+        computed.replace_all_uses_with(fed)
+        graph.inputs.append(fed)
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        value = values[name]
+        if value.producer() is None:  # ONNX Runtime wants a node behind an output
+            node = ir.node("Identity", [value], name=f"{name}/tap")
+            node.outputs[0].name = f"{name}/tapped"
+            graph.append(node)
+            node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+            value = node.outputs[0]
+        graph.outputs.append(value)
+    RemoveUnusedNodesPass()(copy)
+    RemoveUnusedFunctionsPass()(copy)  # type: ignore[no-untyped-call]
+    used = {v.name for node in graph.all_nodes() for v in node.inputs if v is not None}
+    for value in [v for v in graph.inputs if v.name not in used]:
+        graph.inputs.remove(value)
+        # An initializer that nothing reads is dropped by ONNX Runtime, and then cannot be lent to it.
+        graph.initializers.pop(str(value.name), None)
+    needed = frozenset(str(v.name) for v in graph.inputs if v.name not in graph.initializers)
+    lent = lend(copy)
+    opened = session.open_session(
+        ir.to_proto(copy).SerializeToString(),
+        provider=provider,
+        threads=threads,
+        integers=integers,
+        idling="sleep",
+        weights=lent,
+    )
+    return Taps(tuple(wanted), needed, opened, lent)

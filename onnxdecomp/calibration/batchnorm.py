@@ -1,0 +1,121 @@
+"""BatchNormalization that was not folded away: its statistics, measured anew behind layers that changed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.calibration.activation_cache import Window
+from onnxdecomp.calibration.statistics import Calibration, mask_feeds
+from onnxdecomp.core.layer import Array
+from onnxdecomp.graph.constants import discard, initializer
+from onnxdecomp.graph.traversal import unique_name, value_names
+from onnxdecomp.layers.site import attribute
+
+_MEAN, _VARIANCE = 3, 4
+"""Positions among the operator's inputs."""
+
+_UNHARMED = 1e-4
+"""Of the standard deviation: what moments may differ by without a change."""
+
+
+def normalisations(model: ir.Model) -> list[ir.Node]:
+    """The BatchNormalization nodes of the main graph with constant statistics, for inference."""
+    found = []
+    for node in model.graph:
+        if node.op_type != "BatchNormalization" or node.domain not in ("", "ai.onnx"):
+            continue
+        if attribute(node, "training_mode", 0) or sum(1 for out in node.outputs if out.name) != 1:
+            continue
+        if all(value is not None and _constant(value) is not None for value in node.inputs[_MEAN:]):
+            found.append(node)
+    return found
+
+
+def renormalise(
+    model: ir.Model,
+    node: ir.Node,
+    now: Window,
+    original: Window,
+    pending: Collection[ir.Node],
+    calibration: Calibration | None = None,
+) -> bool:
+    """Give each channel of the output the mean and variance that it has in the original.
+
+    With m and v the moments of the operator's input, now and in the original, the stored variance is scaled
+    by v_now / v_original, and the stored mean moved so that (m - mean) / deviation is what it was.
+
+    Args:
+        model: Of `now`.
+        node: As it stands there.
+        now, original: Windows on both models, where the input has the same name.
+        pending: As for `Window.look`.
+        calibration: The inputs, where some of their positions are padding.
+
+    Returns:
+        Whether anything was changed.
+    """
+    name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
+    here, there = _Channels(), _Channels()
+    feeds = itertools.repeat({}) if calibration is None else mask_feeds(calibration)
+    mask = None if calibration is None else calibration.mask
+    looks = zip(now.look([name], pending), original.look([name]), strict=True)
+    for (ours, theirs), feed in zip(looks, feeds, strict=False):
+        for channels, (x,) in ((here, ours), (there, theirs)):
+            real = None if mask is None else mask.rows(feed, (len(x), *x.shape[2:]))
+            channels.add(x if real is None else np.moveaxis(x, 1, -1)[real])
+    if here.count == 0 or there.count == 0:
+        return False
+    (mean_now, var_now), (mean_then, var_then) = here.moments(), there.moments()
+    deviation = np.sqrt(np.maximum(var_then, 1e-30))
+    moved = np.abs(mean_now - mean_then) / deviation, np.abs(np.sqrt(var_now) / deviation - 1)
+    if max(float(change.max()) for change in moved) <= _UNHARMED:
+        return False
+    scale = np.where(var_then > 0, var_now / np.maximum(var_then, 1e-30), 1.0)
+    mean, variance = (_constant(node.inputs[index]) for index in (_MEAN, _VARIANCE))
+    assert mean is not None
+    assert variance is not None
+    _store(model, node, _MEAN, (mean_now - (mean_then - mean) * np.sqrt(scale)).astype(mean.dtype))
+    _store(model, node, _VARIANCE, (variance * scale).astype(variance.dtype))
+    return True
+
+
+def _store(model: ir.Model, node: ir.Node, index: int, array: Array) -> None:
+    """Another constant in the place of an operand, which others may read as well."""
+    old = node.inputs[index]
+    assert old is not None
+    name = unique_name(f"{old.name}/repaired", value_names(model))
+    node.replace_input_with(index, initializer(model.graph, ir.Tensor(array, name=name), name))
+    discard(old)
+
+
+class _Channels:
+    """Sums over everything but the channels [C], batch by batch, around the first batch's mean."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._origin = self._sum = self._square = np.zeros(())
+
+    def add(self, x: Array) -> None:
+        if x.size == 0:
+            return
+        axes = (0, *range(2, x.ndim))
+        if self.count == 0:
+            self._origin = x.mean(axes, dtype=np.float64)
+        moved = x - self._origin.reshape(-1, *(1,) * (x.ndim - 2))
+        self.count += x.size // x.shape[1]
+        self._sum = self._sum + moved.sum(axes)
+        self._square = self._square + np.square(moved).sum(axes)
+
+    def moments(self) -> tuple[Array, Array]:
+        """Mean and variance of each channel."""
+        mean = self._sum / self.count
+        return self._origin + mean, self._square / self.count - np.square(mean)
+
+
+def _constant(value: ir.Value | None) -> Array | None:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()

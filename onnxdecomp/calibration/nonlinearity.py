@@ -1,0 +1,94 @@
+"""The activation function behind a layer, and what it forgives.
+
+Where the original's output is negative before a Relu, any other negative output is as good. A fit that knows
+it spends nothing there (Zhang et al. 2015, arXiv:1505.06798, "nonlinear case"). With f the function, t the
+wanted and p the fitted value before it,
+
+    (f(p) - f(t))² = s² (p - t)²,   s = (f(p) - f(t)) / (p - t),
+
+a least-squares problem with a weight per number. With 0 <= s <= 1 at the p of the fit before, it is bounded
+from above by one without weights but with the wanted value p + s² (t - p) (majorisation, Hunter and Lange
+2004): the second moment stays, and only the cross moment is gathered anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.calibration.residual import branch
+from onnxdecomp.core.layer import Array
+from onnxdecomp.layers.site import Site, attribute
+
+Aim = Callable[[Array, Array, Array | None], Array]
+"""From rows [g, n, D], wanted outputs [n, T] and what is added before the activation, [n, T] or None: the
+outputs to be wanted instead."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of one number, linear in three parts: `slope` z below 0, z, and `high` above it."""
+
+    slope: float = 0.0
+    high: float = float("inf")
+
+    def __call__(self, z: Array) -> Array:
+        return np.asarray(np.minimum(np.where(z < 0, self.slope * z, z), self.high))
+
+
+def activation(site: Site) -> Activation | None:
+    """The Relu, Clip from 0 or LeakyRelu that the layer's output goes into, and nowhere else.
+
+    A sum with another branch may stand between.
+    """
+    value = site.output
+    if branch(site) is not None:
+        value = next(iter(value.uses())).node.outputs[0]
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output() or site.fused is not None or site.form is not None:
+        return None
+    node = uses[0].node
+    if node.domain not in ("", "ai.onnx") or node.graph is not site.nodes[-1].graph:
+        return None
+    if node.op_type == "Relu":
+        return Activation()
+    if node.op_type == "LeakyRelu":
+        slope = float(attribute(node, "alpha", 0.01))
+        return Activation(slope) if 0 <= slope <= 1 else None
+    if node.op_type == "Clip":
+        low, high = (_bound(node, index, name) for index, name in ((1, "min"), (2, "max")))
+        if low == 0 and high is not None and high > 0:
+            return Activation(high=high)
+    return None
+
+
+def aim(act: Activation, weight: Array, bias: Array | None) -> Aim:
+    """What to want where the weight [g, T/g, D] and the bias [T] give what they give."""
+    weight = weight.astype(np.float32)
+
+    def wanted(rows: Array, meant: Array, added: Array | None) -> Array:
+        outputs = rows @ weight.swapaxes(1, 2).astype(rows.dtype)  # [g, n, T/g]
+        fitted = outputs.swapaxes(0, 1).reshape(rows.shape[1], weight.shape[0] * weight.shape[1])
+        if bias is not None:
+            fitted = fitted + bias.astype(rows.dtype)
+        offset = 0.0 if added is None else added
+        p, t = fitted + offset, meant + offset
+        far = np.abs(p - t) > 1e-6 * np.abs(t)
+        secant = np.divide(act(p) - act(t), p - t, out=np.ones_like(p), where=far)
+        return np.asarray(fitted + np.square(secant) * (meant - fitted))
+
+    return wanted
+
+
+def _bound(node: ir.Node, index: int, name: str) -> float | None:
+    """A bound of a Clip, an attribute up to opset 6; None where it is not constant."""
+    if name in node.attributes:
+        return float(node.attributes[name].value)
+    value = node.inputs[index] if len(node.inputs) > index else None
+    if value is None:
+        return float("inf") if name == "max" else float("-inf")
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else float(tensor.numpy().reshape(-1)[0])

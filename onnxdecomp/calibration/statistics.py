@@ -1,0 +1,334 @@
+"""Observing a layer: the rows that it sees in the model as it is by now, and what it should make of them.
+
+The wanted output is the original layer's on the original's activations; the rows come from the compressed
+model, so that a layer corrects what the layers before it have lost (Zhang et al. 2015, "asymmetric"). Where
+the output goes into nothing but a sum with another branch, what that branch has lost is wanted too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.calibration.activation_cache import Window
+from onnxdecomp.calibration.activations import open_taps
+from onnxdecomp.calibration.im2col import Positions, at_positions, conv_rows, draw_positions, output_sizes
+from onnxdecomp.calibration.nonlinearity import Aim
+from onnxdecomp.calibration.pinned_values import loose
+from onnxdecomp.calibration.residual import branch
+from onnxdecomp.core.layer import Array
+from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.data.mask import Mask
+from onnxdecomp.fitting.fit import SHRINKAGES
+from onnxdecomp.fitting.moments import Gatherer, Moments, features, needed
+from onnxdecomp.fitting.quadratic_loss import as_rows
+from onnxdecomp.layers.lowering_check.inputs import features_last
+from onnxdecomp.layers.recurrent import Recurrent
+from onnxdecomp.layers.site import Site
+from onnxdecomp.runtime.memory_budget import budget, gibibytes
+from onnxdecomp.runtime.session import Feed
+
+_BLOCK = 1 << 24
+"""Numbers of rows and wanted outputs that are made at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What layers are fitted to.
+
+    Attributes:
+        feeds: Inputs of the model.
+        synthetic: They are random numbers, for want of better ones.
+        batch: Feeds stacked for one run, where the model's batch size is free.
+        rows: At least so many rows are drawn per layer where there are as many, and 24 per feature.
+        held_out: The share of the batches that chooses the shrinkage.
+        asymmetric: Fit to what layers see in the compressed model, else in the original.
+        rectified: Spend nothing on what the activation behind a layer forgives.
+        shrinkages: The strengths to choose among.
+        provider, threads: Where the model is run.
+        seed: Of the positions.
+        mask: Which positions are padding: no rows are drawn from there.
+    """
+
+    feeds: Feeds
+    synthetic: bool = False
+    batch: int = 50
+    rows: int = 32768
+    held_out: float = 0.25
+    asymmetric: bool = True
+    rectified: bool = True
+    shrinkages: tuple[float, ...] = SHRINKAGES
+    provider: str = "cpu"
+    threads: int = 0
+    seed: int = 0
+    mask: Mask | None = None
+
+
+_HELD = 1 << 26
+"""Numbers of one activation that one run of the model may make."""
+
+_COPIES = 64
+"""Bytes that a run takes for each number of its largest activation, about: those beside it, and copies."""
+
+
+_TRIAL, _FEWEST = 1e11, 16
+"""Multiply-accumulates of the samples that a trial is fitted to, and the fewest samples."""
+
+
+def sized(calibration: Calibration, sites: Sequence[Site], largest: int = 1) -> Calibration:
+    """The calibration with batches small enough for the activations, and enough of them to hold some out.
+
+    Args:
+        calibration, sites: What is fitted, and to what.
+        largest: Numbers in the largest value of a run on one sample (see `largest_value`).
+    """
+    for site in sites:
+        for shape in (site.layer.input_shape, site.layer.output_shape):
+            known = [dim for dim in shape or () if isinstance(dim, int)]
+            largest = max(largest, math.prod(known))
+    most = min(_HELD, budget() // _COPIES)
+    batch = min(calibration.batch, max(1, most // largest), max(1, len(calibration.feeds) // 8))
+    return replace(calibration, batch=batch)
+
+
+def shortened(calibration: Calibration, macs: int) -> Calibration:
+    """The calibration with as many samples as a trial of a plan has time for.
+
+    Args:
+        calibration: The whole.
+        macs: Multiply-accumulates of one sample.
+    """
+    count = max(_FEWEST, int(_TRIAL / max(macs, 1)))
+    return replace(calibration, feeds=calibration.feeds.first(count))
+
+
+def parted(calibration: Calibration) -> tuple[Calibration, Calibration]:
+    """The calibration in two: inputs to fit trials to, and others, a quarter, to judge them by.
+
+    A fit is better on what it was fitted to than elsewhere. Where there are fewer than four inputs, or
+    nothing is fitted to them, both are the whole.
+    """
+    feeds = calibration.feeds
+    count = len(feeds) - len(feeds) // 4
+    if calibration.synthetic or count == len(feeds):
+        return calibration, calibration
+    return replace(calibration, feeds=feeds.first(count)), replace(calibration, feeds=feeds.after(count))
+
+
+def unobservable(site: Site) -> str | None:
+    """Why no rows of this layer can be had, a phrase for people; None where they can."""
+    layer = site.layer
+    if site.place.path:
+        return "it stands in a subgraph or a function"
+    if site.form is not None and not isinstance(site.form, Recurrent):
+        return f"the input of {layer.op_type} is not made of rows"
+    if layer.is_stack:
+        return "its weight is a stack of matrices"
+    if layer.dtype not in ("float32", "float64", "float16"):
+        return f"ONNX Runtime gives no {layer.dtype} activations out"
+    if (size := needed(layer)) > (most := budget()):
+        return f"a fit to its inputs would take {gibibytes(size)} of memory, more than {gibibytes(most)}"
+    return None
+
+
+def centred(site: Site) -> bool:
+    """Whether the layer can take a bias for the means of its outputs without a further node."""
+    if site.form is not None:
+        return False
+    if site.layer.conv is not None:
+        return True
+    return site.layer.bias is not None
+
+
+def window(model: ir.Model, calibration: Calibration, pins: Sequence[Feed] = ()) -> Window:
+    """A window of the model's activations on the calibration inputs, with some values pinned."""
+    return Window(
+        model,
+        calibration.feeds,
+        batch=calibration.batch,
+        provider=calibration.provider,
+        threads=calibration.threads,
+        pins=pins,
+    )
+
+
+@np.errstate(over="ignore", invalid="ignore")  # Moments.finite tells
+def observe(
+    site: Site,
+    now: Window,
+    original: Window,
+    calibration: Calibration,
+    pending: Collection[ir.Node] = (),
+    aim: Aim | None = None,
+) -> tuple[Moments, Moments | None]:
+    """Moments of a layer's rows, and of held-out ones (None where there are too few samples).
+
+    Args:
+        site: The layer as it stands in the model of `now`.
+        now: Of the model with the layers before it replaced; to fit to what layers see in the original, a
+            second window of that.
+        original: Of the model as it was, with values of the same names.
+        calibration: The inputs.
+        pending: The nodes of `now` that will still be replaced, this layer's among them.
+        aim: Changes the wanted outputs; the rows are those of every other look, so their second moments
+            are left out.
+    """
+    other = branch(site)
+    names = [site.x.name or "", *([other.name or ""] if other is not None else [])]
+    gather = _Halves(site, calibration, second=aim is None)
+    looks = zip(now.look(names, pending), original.look(names), strict=True)
+    apart = loose(site.x) or (other is not None and loose(other))
+    for index, ((looked, meant), feed) in enumerate(zip(looks, mask_feeds(calibration), strict=False)):
+        # Rows that are no counterparts, chosen by other scores or drawn anew, say nothing about each other.
+        unlike = apart or any(one.shape != two.shape for one, two in zip(looked, meant, strict=True))
+        seen = meant if unlike else looked
+        for at in gather.places(seen[0], feed):
+            rows, wanted = gather.rows(seen[0], at), gather.wanted(gather.rows(meant[0], at))
+            added = None
+            if other is not None:
+                # The branch may be the layer's own input, which is then tapped once.
+                added = gather.outputs(seen[-1], at)
+                wanted = wanted + gather.outputs(meant[-1], at) - added
+            if aim is not None:
+                wanted = aim(rows, wanted, added)
+            gather.add(index, rows, wanted)
+    return gather.halves()
+
+
+def mask_feeds(calibration: Calibration) -> Iterator[Feed]:
+    """The inputs batch by batch where a mask is among them; else nothing of them is read."""
+    if calibration.mask is None:
+        return itertools.repeat({})
+    return calibration.feeds.batches(calibration.batch)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # Moments.finite tells
+def observe_unchanged(
+    model: ir.Model, sites: Sequence[Site], calibration: Calibration
+) -> list[tuple[Moments, Moments | None]]:
+    """Moments of several layers of one and the same model, in a single walk over the inputs."""
+    names = [site.x.name or "" for site in sites]
+    taps = open_taps(model, names, provider=calibration.provider, threads=calibration.threads)
+    place = {name: index for index, name in enumerate(taps.names)}
+    gathers = [_Halves(site, calibration) for site in sites]
+    for index, feed in enumerate(calibration.feeds.batches(calibration.batch)):
+        seen = taps.run(feed)
+        for name, gather in zip(names, gathers, strict=True):
+            x = seen[place[name]]
+            for at in gather.places(x, feed):
+                rows = gather.rows(x, at)
+                gather.add(index, rows, gather.wanted(rows))
+    return [gather.halves() for gather in gathers]
+
+
+def packs(sites: Sequence[Site], budget: int = 512 << 20) -> Iterator[list[Site]]:
+    """The sites in groups whose moments together take at most `budget` bytes (one site at least)."""
+    pack: list[Site] = []
+    held = 0
+    for site in sites:
+        d, g = features(site.layer), site.layer.groups
+        size = 2 * 8 * d * (g * d + site.layer.outputs)
+        if pack and held + size > budget:
+            yield pack
+            pack, held = [], 0
+        pack.append(site)
+        held += size
+    if pack:
+        yield pack
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where rows were taken: the positions, and which of the rows found there are real (None for all)."""
+
+    positions: Positions
+    real: Array | None
+
+
+class _Halves:
+    """Gathers a layer's rows, some batches apart from the others."""
+
+    def __init__(self, site: Site, calibration: Calibration, *, second: bool = True) -> None:
+        layer = site.layer
+        self._site, self._layer, self._mask = site, layer, calibration.mask
+        self._rng = np.random.default_rng((calibration.seed, 1))
+        self._batches = math.ceil(len(calibration.feeds) / calibration.batch)
+        if not calibration.feeds.stackable:
+            self._batches = len(calibration.feeds)
+        wanted = max(calibration.rows, 24 * features(layer))
+        self._per_feed = math.ceil(wanted / max(1, len(calibration.feeds)))
+        self._every = max(2, round(1 / calibration.held_out)) if calibration.held_out > 0 else 0
+        sizes = (layer.groups, layer.outputs, features(layer))
+        self._parts = [Gatherer(*sizes, second=second), Gatherer(*sizes, second=second)]
+        self._weight = as_rows(layer.weight, layer).astype(layer.weight.dtype)
+        self._bias = layer.bias if centred(site) else None
+
+    def places(self, x: Array, feed: Feed) -> Iterator[_Places]:
+        """Places of an activation's rows, drawn anew, in parts of which each makes few enough numbers."""
+        if self._layer.conv is not None:
+            sizes = output_sizes(self._layer, x)
+            at = draw_positions(sizes, max(1, self._per_feed), self._rng)
+            for part in self._in_parts(at, len(x)):
+                yield _Places(part, self._real_positions(feed, x, sizes, part))
+            return
+        lead = self._features_last(x).shape[:-1]
+        real = None if self._mask is None else self._mask.rows(feed, lead)
+        among = np.arange(math.prod(lead)) if real is None else np.flatnonzero(real)
+        (drawn,) = draw_positions((len(among),), self._per_feed * (len(x) if x.ndim > 1 else 1), self._rng)
+        for part in self._in_parts((among[drawn],), 1):
+            yield _Places(part, None)
+
+    def _in_parts(self, at: Positions, each: int) -> Iterator[Positions]:
+        """Positions in parts, of which each stands for `each` rows."""
+        size = each * (self._layer.groups * features(self._layer) + self._layer.outputs)
+        step = max(1, _BLOCK // max(1, size))
+        if not at:  # a single position without an axis
+            yield at
+        for start in range(0, len(at[0]) if at else 0, step):
+            yield tuple(axis[start : start + step] for axis in at)
+
+    def rows(self, x: Array, at: _Places) -> Array:
+        """Rows [g, n, D] of an activation at these places."""
+        if self._layer.conv is not None:
+            found = conv_rows(self._layer, x, at.positions)
+            found = found if at.real is None else found[:, at.real]
+        else:
+            x = self._features_last(x)
+            found = x.reshape(-1, x.shape[-1])[at.positions[0]][None]
+        return found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
+
+    def _features_last(self, x: Array) -> Array:
+        return x if self._site.linear is None else features_last(x, self._site)
+
+    def _real_positions(self, feed: Feed, x: Array, sizes: tuple[int, ...], drawn: Positions) -> Array | None:
+        """Which rows [N P] at the positions drawn are real, where a convolution runs along the sequence."""
+        long = [axis for axis, size in enumerate(sizes) if size > 1]
+        if self._mask is None or len(long) != 1 or x.shape[2 + long[0]] != sizes[long[0]]:
+            return None
+        real = self._mask.rows(feed, (len(x), sizes[long[0]]))
+        return None if real is None else real[:, drawn[long[0]]].reshape(-1)
+
+    def outputs(self, y: Array, at: _Places) -> Array:
+        """The rows [n, T] of a convolution's output at these places."""
+        rows = at_positions(y, at.positions)
+        return rows if at.real is None else rows[at.real]
+
+    def wanted(self, rows: Array) -> Array:
+        """What the layer itself makes of rows, [n, T]."""
+        y: Array = rows @ self._weight.swapaxes(1, 2)  # [g, n, T/g]
+        y = y.swapaxes(0, 1).reshape(rows.shape[1], self._layer.outputs)
+        return y if self._bias is None else y + self._bias
+
+    def add(self, index: int, rows: Array, wanted: Array) -> None:
+        held = self._every and self._batches >= 4 and index % self._every == self._every - 1
+        self._parts[1 if held else 0].add(rows, wanted)
+
+    def halves(self) -> tuple[Moments, Moments | None]:
+        train, held = (part.moments() for part in self._parts)
+        # Rows that only batches held out have are better fitted to than none.
+        return (train, held if held.count else None) if train.count else (held, None)

@@ -1,0 +1,1 @@
+"""Models against the original: numbers, latency, conditions on both."""

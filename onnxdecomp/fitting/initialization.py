@@ -1,0 +1,142 @@
+"""Starts: factors from which the alternation sets out, by the method's own plain fit.
+
+A plain fit knows the Frobenius norm only. Where the chain's first step reads the layer's channels as they
+are, they can be whitened before and coloured afterwards: the norm then is the loss, exactly for a linear
+layer and up to the correlation between kernel positions for a convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, MatMul, Step
+from onnxdecomp.core.layer import Array, Layer, Ranks
+from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.fitting.adjoints import with_weight
+from onnxdecomp.fitting.quadratic_loss import Problem
+
+_FLOOR = 1e-9
+"""Of the largest eigenvalue: below it a direction of the input counts as never seen."""
+
+
+def whitened_start(method: Method, layer: Layer, ranks: Ranks, problem: Problem, seed: int) -> Chain | None:
+    """The chain of the plain fit of the best weight with its input channels whitened.
+
+    None where the chain's first step does not read all channels (of a group) at once.
+    """
+    groups, s = layer.groups, layer.inputs // layer.groups
+    if not reads_channels(method, layer, ranks):
+        return None
+    moved, whiten = whitened(layer, problem)
+    chain = method.assemble(moved, method.fit(moved, ranks, seed))
+    first = chain.steps[0]
+    if isinstance(first, MatMul):
+        weight: Array = whiten[0] @ first.weight.astype(np.float64)
+    else:
+        assert isinstance(first, Convolve)
+        t, _, *kernel = first.weight.shape
+        own = first.weight.astype(np.float64).reshape(groups, t // groups, s, -1)
+        weight = np.einsum("gtsk,gsq->gtqk", own, whiten, optimize=True).reshape(t, s, *kernel)
+    return replace(chain, steps=(with_weight(first, weight), *chain.steps[1:]))
+
+
+def whitened(layer: Layer, problem: Problem) -> tuple[Layer, Array]:
+    """The layer with the best weight, its input channels whitened, and what whitens them, [g, S/g, S/g]."""
+    groups, _, d = problem.cross.shape
+    s = layer.inputs // layer.groups
+    second = problem.second.reshape(groups, s, d // s, s, d // s)
+    covariance = np.einsum("gskqk->gsq", second) / (d // s)
+    values, vectors = np.linalg.eigh(covariance)
+    values = np.maximum(values, _FLOOR * values[:, -1:])
+    colour = (vectors * np.sqrt(values)[:, None, :]) @ vectors.swapaxes(1, 2)
+    whiten = (vectors / np.sqrt(values)[:, None, :]) @ vectors.swapaxes(1, 2)
+    best = problem.best.reshape(groups, -1, s, d // s)
+    white = np.einsum("gtsk,gsq->gtqk", best, colour, optimize=True).reshape(layer.weight.shape)
+    with np.errstate(over="ignore"):
+        fits = np.isfinite(white.astype(layer.weight.dtype)).all()
+    kind = layer.weight.dtype if fits else np.dtype(np.float64)
+    return replace(layer, weight=np.ascontiguousarray(white.astype(kind))), whiten
+
+
+def reads_channels(method: Method, layer: Layer, ranks: Ranks) -> bool:
+    """Whether a whitened plain fit is possible: the chain's first step reads the channels of each group."""
+    first = outline(method, layer, ranks).steps[0]
+    return _reads_channels(first, layer.inputs // layer.groups, layer.groups)
+
+
+def _reads_channels(first: Step, channels: int, groups: int) -> bool:
+    """Whether a chain's first step reads all channels of each group, as they are."""
+    if isinstance(first, MatMul):
+        return bool(first.weight.ndim == 2 and first.weight.shape[0] == channels)
+    if isinstance(first, Convolve):
+        return bool(first.weight.shape[1] == channels and first.spec.groups == groups)
+    return False
+
+
+def plain_start(method: Method, layer: Layer, ranks: Ranks, weight: Array, seed: int) -> Chain:
+    """The chain of the plain fit of a weight [g, T/g, D] in the layer's place."""
+    moved = replace(layer, weight=weight.reshape(layer.weight.shape).astype(layer.weight.dtype))
+    return method.assemble(moved, method.fit(moved, ranks, seed))
+
+
+def reduced_start(like: Chain, layer: Layer, problem: Problem) -> Chain | None:
+    """The best chain of two factors, of which the first reads a whole row and the second mixes channels.
+
+    Reduced-rank regression (Izenman 1975): with L the best weight, the top eigenvectors U of L G LT give
+    U (UT L). None where the chain is of another form; `like` says which, and has the ranks.
+    """
+    rank = _reduced_rank(like, problem)
+    if rank is None:
+        return None
+    basis = problem.modes[:, :, :rank]  # [g, T/g, r]
+    inner = basis.swapaxes(1, 2) @ problem.best
+    first, last = like.steps
+    assert isinstance(first, WEIGHTED)
+    assert isinstance(last, WEIGHTED)
+    if basis.shape[2] < rank:  # more than the outputs: nothing is gained by the rest
+        return None
+    if isinstance(first, MatMul):
+        weights = inner[0].T, basis[0].T
+    else:
+        weights = inner.reshape(first.weight.shape), basis.reshape(last.weight.shape)
+    pair = tuple(with_weight(s, np.ascontiguousarray(w)) for s, w in zip((first, last), weights, strict=True))
+    return replace(like, steps=pair)
+
+
+def reduced_losses(like: Chain, problem: Problem) -> Array | None:
+    """The relative loss of `reduced_start` at every rank, [ranks + 1], from rank 0 on.
+
+    None where the chain is of another form.
+    """
+    if _reduced_rank(like, problem) is None:
+        return None
+    best = problem.best
+    products = best @ problem.second
+    inner = problem.modes.swapaxes(1, 2) @ best
+    seen = np.sum((inner @ problem.second) * inner, axis=2).sum(axis=0)  # of each mode, over the groups
+    left = float(np.sum(products * best)) - np.concatenate([[0.0], np.cumsum(seen)])
+    whole = problem.energy or problem.pull
+    losses = problem.loss(best) + np.maximum(left, 0.0)
+    return np.maximum(losses, 0.0) / whole if whole > 0 else np.zeros_like(losses)
+
+
+def _reduced_rank(like: Chain, problem: Problem) -> int | None:
+    """The rank of a chain of the form of `reduced_start`, or None where it is of another."""
+    groups, per_group, d = problem.cross.shape
+    if len(like.steps) != 2:
+        return None
+    first, last = like.steps
+    if isinstance(first, Convolve) and isinstance(last, Convolve):
+        whole = first.weight.shape[0] and first.weight[0].size == d and first.spec.groups == groups
+        if not whole or last.weight[0, 0].size != 1 or last.spec.groups != groups:
+            return None
+        rank = first.weight.shape[0] // groups
+    elif isinstance(first, MatMul) and isinstance(last, MatMul) and first.weight.ndim == 2:
+        rank = first.weight.shape[1]
+    else:
+        return None
+    if last.weight.size != groups * per_group * rank:
+        return None
+    return int(rank)

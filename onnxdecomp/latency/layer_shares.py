@@ -1,0 +1,154 @@
+"""How much of a model's latency each layer is.
+
+What a layer takes alone, run again and again, is not what it takes in its model, where everything else has
+driven its weight out of the caches: a layer with a large weight and a small activation was four times slower
+there. So every dense layer runs as a tiny model of its own, one after the other in the model's order and in
+turns with the whole model. What it takes less when run several times in a row, its weight being near then,
+is what fetching the weight takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.layer import Array
+from onnxdecomp.latency.cache import Where, where
+from onnxdecomp.latency.chain_model import chain_model, frame_model
+from onnxdecomp.latency.measure import Request, runnable
+from onnxdecomp.runtime.spinning import pause, together
+from onnxdecomp.runtime.timing import ALONE_AFTER, Run, settled
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 30
+
+
+@dataclass(frozen=True)
+class Share:
+    """A layer's part of its model's latency.
+
+    Attributes:
+        part: Of the model's latency, from 0 to 1; 0 where the layer could not be measured.
+        cold: The part of it that goes into fetching the weight, from 0 to 1.
+    """
+
+    part: float
+    cold: float
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The whole model, and its layers.
+
+    Attributes:
+        whole_ms: The model's latency, median, milliseconds.
+        layers: In the order asked for; their parts add up to 1 at most.
+    """
+
+    whole_ms: float
+    layers: tuple[Share, ...]
+
+
+def shares(
+    model: str | Path | bytes,
+    feed: Mapping[str, Array],
+    layers: Sequence[Request],
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    precision: str = "float",
+    seconds: float = 5.0,
+) -> Shares:
+    """Measure how much of the model's latency each layer is.
+
+    Args:
+        model: The model with all of its layers dense, as it would be saved if none were decomposed.
+        feed: An input of it, by name, of the shapes that the layers' `input_shape` belong to.
+        layers: The layers that run once for each input, in the model's order; their chains are not read.
+        provider, threads, precision: Where and in what; as for measure.time_chains.
+        seconds: About the time to take. However short, all run MIN_ROUNDS times.
+
+    Raises:
+        ModelError: The model does not load or run.
+        ProviderError: The provider did not start.
+        UsageError: There is no such provider.
+    """
+    from onnxdecomp.runtime import session
+
+    on = where(provider, threads, precision)
+    idling = together(threads, 2)
+    opened = session.open_session(model, provider=provider, threads=threads, idling=idling)
+    given = dict(feed)
+    session.run(opened, given)
+    runs = [_runs(layer, on) for layer in layers]
+    measured = [index for index, pair in enumerate(runs) if pair is not None]
+    dense = [pair[0] for pair in runs if pair is not None]
+    frames = [pair[1] for pair in runs if pair is not None]
+    whole, cold, warm = _rounds(lambda: opened.run(None, given), dense, frames, seconds, pause(idling))
+    found = [Share(0.0, 0.0)] * len(layers)
+    for index, share in zip(measured, _parts(whole, cold, warm), strict=True):
+        found[index] = share
+    return Shares(float(np.median(whole)), tuple(found))
+
+
+def _runs(request: Request, on: Where) -> tuple[Run, Run] | None:
+    """What runs the dense layer, and its neighbours alone: in sessions of its own, so with its own weight."""
+    layer, shape, around = request.layer, request.input_shape, request.around.on(on.provider, on.precision)
+    dense = runnable(chain_model(dense_chain(layer), layer, shape, around), on)
+    frame = runnable(frame_model(layer, shape, around), on)
+    return None if isinstance(dense, str) or isinstance(frame, str) else (dense, frame)
+
+
+def _rounds(
+    whole: Run, dense: Sequence[Run], frames: Sequence[Run], seconds: float, rest: float
+) -> tuple[Array, Array, Array]:
+    """Milliseconds [rounds] of the whole, and [rounds, layers] of the layers, first cold and then warm.
+
+    Cold, the layers run one after the other, twice, and the second time is taken: each finds its weight where
+    the others have left it, as in their model. Waking a session's threads is then timed too, of the layer as
+    of its neighbours alone, and cancels out.
+    """
+
+    def once() -> Array:
+        ms = [_ms(whole, rest)]
+        for run in dense:
+            run()
+        ms += [_ms(run, rest, before=0) for run in (*dense, *frames)]
+        return np.array([*ms, *(_ms(run, rest) for run in (*dense, *frames))])
+
+    once()
+    found: list[Array] = []
+    start = time.perf_counter()
+    while len(found) < MIN_ROUNDS or (len(found) < MAX_ROUNDS and time.perf_counter() - start < seconds):
+        found.append(once())
+    rounds = np.array(found)
+    parts = rounds[:, 1:].reshape(len(rounds), 4, len(dense))
+    return rounds[:, 0], parts[:, 0] - parts[:, 1], parts[:, 2] - parts[:, 3]
+
+
+def _ms(run: Run, rest: float, before: int = ALONE_AFTER) -> float:
+    return settled(run, rest=rest, before=before) / 1e6
+
+
+def _parts(whole: Array, cold: Array, warm: Array) -> list[Share]:
+    """The layers' shares; ratios within each round, for what slows a round down slows all in it.
+
+    Fetching gets what the layers with their weights near leave of the whole, if it needs so much: in a run of
+    layers that are models of their own more is driven out of the caches, and their threads have to be woken.
+    """
+    near = np.maximum(np.median(warm / whole[:, None], axis=0), 0.0)
+    fetching = np.maximum(np.median((cold - warm) / whole[:, None], axis=0), 0.0)
+    # Sums are steadier than what they add up: they take as long as the whole, and are disturbed as often.
+    total = float(np.median(warm.sum(axis=1) / whole)) if near.size else 0.0
+    near *= min(max(total, 0.0), 1.0) / max(float(near.sum()), 1e-12)
+    room = max(1.0 - float(near.sum()), 0.0)
+    fetching *= min(1.0, room / max(float(fetching.sum()), 1e-12))
+    parts = near + fetching
+    return [
+        Share(float(part), float(cold / part) if part > 0 else 0.0)
+        for part, cold in zip(parts, fetching, strict=True)
+    ]

@@ -1,0 +1,117 @@
+"""Gather from a large constant table as a layer: an embedding.
+
+Row i of the table is what the table's matrix makes of the i-th unit vector, so a table [V, E] is the weight
+[E, V] of a linear layer whose inputs are given as indices. Its chain's first product is again a Gather, from
+a table [V, r]: indices of any rank and sign and of either integer type mean what they meant. A lookup costs
+no multiplications, so what such a layer saves is parameters (see onnxdecomp.search.fixed_ranks).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.core.chain import BlockMatMul, Chain, Lookup, MatMul
+from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.graph.constants import OVERRIDABLE, Constant
+from onnxdecomp.layers.lower import Emitter, emit_step, labels
+from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, attribute, dims, node_name, working
+
+SMALLEST = 4096
+"""Numbers in a table below which it is no embedding worth a thought."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The form of a Gather along the first axis of a table."""
+
+    weight_at: int = 0
+    follow: tuple[int, ...] = ()
+
+    def obstacle(self, chain: Chain, layer: Layer) -> str | None:
+        first, *rest = chain.steps
+        if not isinstance(first, MatMul | Lookup) or first.weight.ndim != 2:
+            return "its chain does not begin with a product of matrices, which would become a table: use svd"
+        if layer.input_shape is None and not all(isinstance(step, MatMul) for step in rest):
+            return "the rank of its indices is unknown"
+        if layer.input_shape == (layer.inputs,) and any(isinstance(step, BlockMatMul) for step in rest):
+            return "its index is a scalar"
+        return None
+
+    def emit(self, chain: Chain, site: Site, emit: Emitter) -> None:
+        shape = site.layer.input_shape
+        x = site.x
+        for step, label in zip(chain.steps, labels(chain), strict=True):
+            if isinstance(step, Lookup) and emit.quantize:
+                # The rows that are read are dequantized, not the table.
+                table, scales = emit.quantized(step.weight, label, axis=1)
+                rows = emit.add("Gather", [table, x], label, axis=0)
+                rows.dtype = ir.DataType.INT8
+                x = emit.dequantized(rows, scales, label, axis=-1)
+            elif isinstance(step, Lookup):
+                x = emit.add("Gather", [emit.weight(step.weight, label, axis=1), x], label, axis=0)
+            else:
+                x = emit_step(step, x, None if shape is None else len(shape), label, emit)
+
+    def stored(self, weight: Array) -> Array:
+        return weight.T
+
+    def feeds(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
+        shape = layer.assumed_input_shape(batch=2)[:-1]
+        size = tuple(min(dim, 8) for dim in shape)
+        kind = np.int32 if _is_int32(node.inputs[1]) else np.int64
+        return {1: np.asarray(rng.integers(-layer.inputs, layer.inputs, size)).astype(kind)}
+
+
+def gather_site(node: ir.Node, scope: Scope) -> Site | str | None:
+    """The site of a Gather from a table; why it cannot be one; or None where it reads no such table."""
+    table, indices = node.inputs
+    assert table is not None
+    assert indices is not None
+    shape = dims(table)
+    if shape is not None and len(shape) != 2:
+        return None
+    constant = scope.constant(table)
+    if isinstance(constant, str):
+        large = (
+            shape is not None and all(isinstance(dim, int) for dim in shape) and _product(shape) >= SMALLEST
+        )
+        return constant if constant == OVERRIDABLE and large else None
+    array = constant.array
+    if array.ndim != 2 or array.size < SMALLEST or constant.dtype not in FLOATS:
+        return None
+    if isinstance(scope.constant(indices), Constant):
+        return None
+    if attribute(node, "axis", 0) not in (0, -2):
+        return "it reads columns of its table"
+    index_shape = dims(indices)
+    layer = Layer(
+        name=node_name(node),
+        op_type="Gather",
+        weight=working(array).T,
+        graph=scope.place.path,
+        input_shape=None if index_shape is None else (*index_shape, array.shape[0]),
+        output_shape=dims(node.outputs[0]),
+        dtype=constant.dtype,
+        lookup=True,
+    )
+    return Site(
+        layer,
+        scope.place,
+        (node,),
+        indices,
+        table,
+        constant.root,
+        form=Table(),
+        quantized="DequantizeLinear" in constant.via,
+    )
+
+
+def _product(shape: tuple[int | str | None, ...]) -> int:
+    return int(np.prod([dim for dim in shape if isinstance(dim, int)]))
+
+
+def _is_int32(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.INT32

@@ -1,0 +1,133 @@
+"""Finding every layer of a model, in the main graph, in subgraphs and in model-local functions."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from onnxdecomp.errors import OnnxDecompError
+from onnxdecomp.graph.constants import Memo
+from onnxdecomp.graph.traversal import Place, places
+from onnxdecomp.layers.conv import conv_site
+from onnxdecomp.layers.einsum import einsum_site
+from onnxdecomp.layers.embedding import gather_site
+from onnxdecomp.layers.fused import fused_conv_site, fused_gemm_site
+from onnxdecomp.layers.linear import gemm_site, matmul_site
+from onnxdecomp.layers.lower import MICROSOFT
+from onnxdecomp.layers.recurrent import recurrent_site
+from onnxdecomp.layers.site import Scope, Site, Skip, node_name
+
+_log = logging.getLogger(__name__)
+
+Finder: TypeAlias = Callable[[ir.Node, Scope], Site | str | None]
+"""What makes a site of a node; or the reason why not; or None where the operator holds no weight at all."""
+
+FINDERS: dict[tuple[str, str], Finder] = {
+    ("", "Conv"): conv_site,
+    ("", "ConvTranspose"): conv_site,
+    ("", "Gemm"): gemm_site,
+    ("", "MatMul"): matmul_site,
+    ("", "LSTM"): recurrent_site,
+    ("", "GRU"): recurrent_site,
+    ("", "RNN"): recurrent_site,
+    ("", "Gather"): gather_site,
+    ("", "Einsum"): einsum_site,
+    (MICROSOFT, "FusedConv"): fused_conv_site,
+    (MICROSOFT, "FusedGemm"): fused_gemm_site,
+    (MICROSOFT, "FusedMatMul"): matmul_site,
+}
+"""The finder of a domain's operator."""
+
+NOT_TAKEN = frozenset(
+    ("DeformConv", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits")
+    + ("Attention", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized")
+)
+"""Operators that carry weights and that no method takes: listed so that nobody wonders."""
+
+BLOCKED = "com.microsoft.nchwc"
+"""The domain of operators whose weights ONNX Runtime has laid out for one kind of processor."""
+
+OLDEST_OPSET = 7
+"""Before it, Gemm and Add broadcast by an attribute and ONNX Runtime promises nothing."""
+
+
+def find(model: ir.Model, *, freeze: bool = False) -> tuple[list[Site], list[Skip]]:
+    """The sites of a model in graph order, and the operators that carry a weight but cannot be sites.
+
+    Args:
+        model: Read only; activation shapes are taken from its values (graph.shapes fills them in).
+        freeze: Treat initializers that are also graph inputs as constants.
+    """
+    sites: list[Site] = []
+    skips: list[Skip] = []
+    memo: Memo = {}
+    for place in places(model):
+        scope = Scope(place, model.ir_version, _opset(model, place), freeze, memo)
+        for node in place.graph:
+            found = _looked(node, scope)
+            if isinstance(found, Site):
+                sites.append(found)
+            elif found is not None:
+                skips.append(Skip(node_name(node), node.op_type, place.path, found))
+    return _distinct(sites), skips
+
+
+def find_again(copy: ir.Model, site: Site) -> Site:
+    """The same layer in a clone of its model, without a look at all the others.
+
+    Args:
+        copy: The clone; as it was made, and the model as it was then.
+        site: The layer in the model.
+    """
+    place = next(place for place in places(copy) if place.path == site.place.path)
+    position = next(at for at, node in enumerate(site.place.graph) if node is site.nodes[0])
+    found = _look(place.graph[position], Scope(place, copy.ir_version, _opset(copy, place), freeze=True))
+    assert isinstance(found, Site)
+    return replace(found, layer=replace(found.layer, name=site.layer.name))
+
+
+def _looked(node: ir.Node, scope: Scope) -> Site | str | None:
+    """What is found of a node; an error of ours is a reason to leave it alone."""
+    try:
+        return _look(node, scope)
+    except Exception as error:
+        if isinstance(error, OnnxDecompError):
+            raise
+        _log.info("the node %r cannot be read", node.name, exc_info=error)
+        return f"{node.op_type} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _look(node: ir.Node, scope: Scope) -> Site | str | None:
+    finder = FINDERS.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+    if finder is None:
+        if node.domain == BLOCKED and node.op_type == "Conv":
+            return "ONNX Runtime has laid it out for one kind of processor; save its model at a lower level"
+        return f"{node.op_type} is not decomposed" if node.op_type in NOT_TAKEN else None
+    parameters = [name for name, attr in node.attributes.items() if attr.is_ref()]
+    if parameters:
+        return None if node.op_type == "Gather" else f"its {parameters[0]} is a parameter of the function"
+    if scope.opset < OLDEST_OPSET:
+        return None if node.op_type == "Gather" else f"opset {scope.opset} is older than {OLDEST_OPSET}"
+    return finder(node, scope)
+
+
+def _distinct(sites: list[Site]) -> list[Site]:
+    """The sites, their names unique within a graph: a repeated name gets the output's name behind it."""
+    count = Counter((site.layer.graph, site.layer.name) for site in sites)
+
+    def renamed(site: Site) -> Site:
+        if count[site.layer.graph, site.layer.name] == 1:
+            return site
+        return replace(site, layer=replace(site.layer, name=f"{site.layer.name}:{site.output.name}"))
+
+    return [renamed(site) for site in sites]
+
+
+def _opset(model: ir.Model, place: Place) -> int:
+    imports = place.function.opset_imports if place.function is not None else model.opset_imports
+    return int(imports.get("", model.opset_imports.get("", 1)) or 1)

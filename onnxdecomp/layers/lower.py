@@ -1,0 +1,336 @@
+"""The one place where a chain becomes ONNX nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.core.chain import (
+    BlockMatMul,
+    Chain,
+    Convolve,
+    Fold,
+    LeftMatMul,
+    MatMul,
+    Narrow,
+    Pad,
+    Permute,
+    Reshape,
+    Spread,
+    Step,
+    Transpose,
+)
+from onnxdecomp.core.layer import Array
+from onnxdecomp.errors import ModelError
+from onnxdecomp.layers.conv import onnx_transposed
+from onnxdecomp.layers.int8_weights import quantize
+from onnxdecomp.layers.site import Fused, Share, Site, as_attributes
+
+MICROSOFT = "com.microsoft"
+"""The domain of the operators that ONNX Runtime's optimizer writes."""
+
+
+@dataclass(eq=False)
+class Emitter:
+    """Collects the nodes of one chain.
+
+    Attributes:
+        constant: Makes a graph constant of an array: (array, wanted name, key or None) -> value. Arrays with
+            the same key are stored once.
+        unique: Makes a node or value name unique.
+        name: The layer's name; parts are called name/label.
+        share: What layers with the same factors have in common, or None for a layer with its own.
+        mirror: For a share that is flipped, the label that the factor of a label was stored with.
+        opset: The opset of the graph or function that the nodes go into.
+        quantize: Factors are stored as int8 (see onnxdecomp.layers.int8_weights).
+    """
+
+    constant: Callable[[Array, str, object], ir.Value]
+    unique: Callable[[str], str]
+    name: str
+    dtype: ir.DataType
+    metadata: dict[str, str]
+    share: Share | None = None
+    mirror: Mapping[str, str] = field(default_factory=dict)
+    quantize: bool = False
+    opset: int = 17
+    nodes: list[ir.Node] = field(default_factory=list)
+
+    def add(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        label: str,
+        domain: str = "",
+        outputs: int = 1,
+        **attributes: Any,
+    ) -> ir.Value:
+        """Add a node and return its first output; further ones get their names when it takes its place."""
+        name = self.unique(f"{self.name}/{label}")
+        out = ir.Value(name=self.unique(f"{name}_output"), type=ir.TensorType(self.dtype))
+        node = ir.node(
+            op_type,
+            inputs,
+            attributes=as_attributes(attributes),
+            domain=domain,
+            outputs=[out, *(ir.Value(name="") for _ in range(outputs - 1))],
+            name=name,
+            metadata_props={**self.metadata, "pkg.onnxdecomp.part": label},
+        )
+        self.nodes.append(node)
+        return out
+
+    def integers(self, values: list[int], name: str) -> ir.Value:
+        return self.constant(np.array(values, np.int64), f"{self.name}/{name}", None)
+
+    def weight(self, array: Array, label: str, axis: int) -> ir.Value:
+        """A factor; its output channels are along `axis`, which matters where it is quantized."""
+        if self.quantize:
+            return self.dequantized(*self.quantized(array, label, axis), label, axis)
+        turned = self.share is not None and self.share.turned
+        stored = np.ascontiguousarray(array.T if turned else array).astype(self.dtype.numpy(), copy=False)
+        value = self._shared(stored, f"{self.name}/{label}.weight", self.mirror.get(label, label))
+        return self.add("Transpose", [value], f"{label}.turned", perm=(1, 0)) if turned else value
+
+    def quantized(self, array: Array, label: str, axis: int) -> tuple[ir.Value, ir.Value]:
+        """A factor as int8, and its scales."""
+        stored, scales = quantize(np.ascontiguousarray(array), axis)
+        name = f"{self.name}/{label}.weight"
+        return self._shared(stored, name, (label, axis)), self._shared(scales, f"{name}_scale", label)
+
+    def dequantized(self, stored: ir.Value, scales: ir.Value, label: str, axis: int) -> ir.Value:
+        return self.add("DequantizeLinear", [stored, scales], f"{label}.dequantized", axis=axis)
+
+    def _shared(self, array: Array, name: str, part: object) -> ir.Value:
+        key = None if self.share is None else (self.share.key, part, array.shape)
+        return self.constant(array, name, key)
+
+    def bias(self, site: Site, chain: Chain, shape: tuple[int, ...] | None = None) -> ir.Value | None:
+        """The chain's bias; the original's own value where it is unchanged and needs no new shape."""
+        if chain.bias is None:
+            return None
+        array = chain.bias if shape is None else chain.bias.reshape(shape)
+        kept = site.bias
+        if kept is not None and chain.bias is site.layer.bias and _shape(kept) == array.shape:
+            return kept
+        return self.constant(array.astype(self.dtype.numpy()), f"{self.name}/bias", None)
+
+
+def emit_conv(chain: Chain, site: Site, emit: Emitter) -> None:
+    """The nodes of a chain on [N, C, *spatial]."""
+    x = site.x
+    rank = len(site.layer.kernel)
+    names = labels(chain)
+    for index, (step, label) in enumerate(zip(chain.steps, names, strict=True)):
+        if isinstance(step, Convolve):
+            last = index == len(chain.steps) - 1
+            bias, fused = (emit.bias(site, chain), site.fused) if last else (None, None)
+            x = _convolve(step, x, label, emit, bias, fused)
+        elif isinstance(step, Fold):
+            x = emit.add(
+                "Reshape", [x, emit.integers([-1, step.channels] + [0] * rank, f"{label}.shape")], label
+            )
+        elif isinstance(step, Spread):
+            shape = emit.integers([0, step.channels, -1] + [0] * (rank - 1), f"{label}.shape")
+            x = emit.add("Reshape", [x, shape], label)
+        elif isinstance(step, Pad | Narrow):
+            x = _resize(step, x, 2 + rank, label, emit)
+        elif isinstance(step, Permute):
+            order = emit.integers(list(step.order), f"{label}.order")
+            x = emit.add("Gather", [x, order], label, axis=1)
+        else:
+            raise TypeError(f"{type(step).__name__} is no step on [N, C, *spatial]")
+    if chain.bias is not None and not isinstance(chain.steps[-1], Convolve):
+        bias = emit.bias(site, chain, (-1,) + (1,) * rank)
+        assert bias is not None
+        emit.add("Add", [x, bias], "bias")
+
+
+def _convolve(
+    step: Convolve, x: ir.Value, label: str, emit: Emitter, bias: ir.Value | None, fused: Fused | None
+) -> ir.Value:
+    spec = step.spec
+    array = onnx_transposed(step.weight, spec.groups) if spec.transposed else step.weight
+    weight = emit.weight(array, label, axis=1 if spec.transposed else 0)
+    attributes: dict[str, Any] = {
+        "kernel_shape": tuple(int(k) for k in step.weight.shape[2:]),
+        "strides": spec.strides,
+        "dilations": spec.dilations,
+        "group": spec.groups,
+    }
+    if isinstance(spec.pads, str):
+        attributes["auto_pad"] = spec.pads
+    else:
+        attributes["pads"] = spec.pads
+    if spec.transposed and spec.output_padding:
+        attributes["output_padding"] = spec.output_padding
+    inputs: list[ir.Value | None] = [x, weight] if bias is None else [x, weight, bias]
+    if fused is not None:
+        if fused.residual is not None:
+            inputs = [x, weight, bias, fused.residual]
+        return emit.add("FusedConv", inputs, label, MICROSOFT, **attributes, **fused.attributes)
+    return emit.add("ConvTranspose" if spec.transposed else "Conv", inputs, label, **attributes)
+
+
+def emit_linear(chain: Chain, site: Site, emit: Emitter) -> None:
+    """The nodes of a chain on the features of a Gemm's or MatMul's activation."""
+    form = site.linear
+    assert form is not None
+    plain = all(isinstance(step, MatMul) for step in chain.steps)
+    x = site.x
+    rank = None if site.layer.input_shape is None else len(site.layer.input_shape)
+    multiply_left = form.left and plain
+    x = _as_multiplied(x, rank, form.rotated, form.swapped != (form.left and not plain), emit)
+    gemm_last = form.gemm and not form.left and isinstance(chain.steps[-1], MatMul)
+    names = labels(chain)
+    for index, (step, label) in enumerate(zip(chain.steps, names, strict=True)):
+        if isinstance(step, MatMul) and gemm_last and index == len(chain.steps) - 1:
+            _gemm(step, x, label, chain, site, emit)
+            return
+        x = emit_step(step, x, rank, label, emit, left=multiply_left)
+    if form.left and not plain:
+        x = _as_multiplied(x, rank, False, True, emit, "untransposed")
+    if chain.bias is not None:
+        bias = emit.bias(site, chain, (-1, 1) if form.left else None)
+        assert bias is not None
+        x = emit.add("Add", [x, bias], "bias")
+    if form.addend is not None:
+        x = emit.add("Add", [x, _scaled(form.addend, form.scale, emit)], "addend")
+    if site.fused is not None:
+        op_type, attributes = activation(site.fused)
+        emit.add(op_type, [x], "activation", **attributes)
+
+
+def emit_step(
+    step: Step, x: ir.Value, rank: int | None, label: str, emit: Emitter, left: bool = False
+) -> ir.Value:
+    """The node of one step on features; `rank` counts the axes of an activation with one feature axis."""
+    if isinstance(step, MatMul):
+        array = step.weight.swapaxes(-1, -2) if left else step.weight
+        weight = emit.weight(array, label, axis=array.ndim - (2 if left else 1))
+        return emit.add("MatMul", [weight, x] if left else [x, weight], label)
+    return _rearrange(step, x, rank, label, emit)
+
+
+def _gemm(step: MatMul, x: ir.Value, label: str, chain: Chain, site: Site, emit: Emitter) -> None:
+    """The last product of a Gemm's chain, its bias or C along with it."""
+    assert site.linear is not None
+    weight = emit.weight(step.weight, label, axis=1)
+    bias = emit.bias(site, chain)
+    last = bias if bias is not None else site.linear.addend
+    scale: dict[str, Any] = {"beta": site.linear.scale} if bias is None and last is not None else {}
+    inputs = [x, weight] if last is None else [x, weight, last]
+    if site.fused is not None:
+        emit.add("FusedGemm", inputs, label, MICROSOFT, **scale, **site.fused.attributes)
+    elif last is not None:
+        emit.add("Gemm", inputs, label, **scale)
+    else:
+        emit.add("MatMul", [x, weight], label)
+
+
+def _rearrange(step: Step, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    if rank is None:
+        raise ModelError(f"{emit.name}: the rank of its activation is unknown; use a method without reshapes")
+    lead = rank - 1
+    if isinstance(step, Reshape):
+        shape = emit.integers([0] * lead + list(step.target), f"{label}.shape")
+        return emit.add("Reshape", [x, shape], label)
+    if isinstance(step, LeftMatMul):
+        return emit.add("MatMul", [emit.weight(step.weight, label, axis=0), x], label)
+    if isinstance(step, Pad | Narrow):
+        return _resize(step, x, rank, label, emit)
+    if isinstance(step, BlockMatMul):
+        # One row at a time against each block would be slow: the blocks go before the last leading axis.
+        perm = (*range(lead - 1), lead, lead - 1, lead + 1)
+        weight = emit.weight(step.weight, label, axis=2)
+        x = _transpose(x, perm, f"{label}_blocks", emit)
+        x = emit.add("MatMul", [x, weight], label)
+        return _transpose(x, perm, f"{label}_rows", emit)
+    if isinstance(step, Transpose):
+        return _transpose(x, step.axes(lead + len(step.perm)), label, emit)
+    raise TypeError(f"{type(step).__name__} is no step on features")
+
+
+def _transpose(x: ir.Value, perm: tuple[int, ...], label: str, emit: Emitter) -> ir.Value:
+    """A Transpose; one that comes straight after another is one with it, or nothing."""
+    before = emit.nodes[-1] if emit.nodes else None
+    if before is not None and before.op_type == "Transpose" and before.outputs[0] is x:
+        inner = before.inputs[0]
+        assert inner is not None
+        first = before.attributes["perm"].as_ints()
+        perm = tuple(first[axis] for axis in perm)
+        before.replace_input_with(0, None)
+        emit.nodes.pop()
+        x = inner
+    return x if perm == tuple(range(len(perm))) else emit.add("Transpose", [x], label, perm=perm)
+
+
+def _resize(step: Pad | Narrow, x: ir.Value, rank: int, label: str, emit: Emitter) -> ir.Value:
+    """Zeros after one axis of `rank`, or its first elements only; attributes became inputs over time."""
+    axis = step.axis % rank
+    if isinstance(step, Pad):
+        pads = [0] * (2 * rank)
+        pads[rank + axis] = step.missing
+        if emit.opset < 11:
+            return emit.add("Pad", [x], label, pads=tuple(pads))
+        return emit.add("Pad", [x, emit.integers(pads, f"{label}.pads")], label)
+    if emit.opset < 10:
+        return emit.add("Slice", [x], label, axes=(axis,), starts=(0,), ends=(step.size,))
+    bounds = [
+        emit.integers([value], f"{label}.{name}")
+        for name, value in (("starts", 0), ("ends", step.size), ("axes", axis))
+    ]
+    return emit.add("Slice", [x, *bounds], label)
+
+
+def _as_multiplied(
+    x: ir.Value, rank: int | None, rotate: bool, swap: bool, emit: Emitter, label: str = "transposed"
+) -> ir.Value:
+    """The activation with its axes where the product has them."""
+    if not (rotate or swap):
+        return x
+    if rank is None:
+        raise ModelError(f"{emit.name}: the rank of its activation is unknown; use a method without reshapes")
+    perm = [*range(1, rank - 1), 0, rank - 1] if rotate else list(range(rank))
+    if swap:
+        perm[-2:] = perm[:-3:-1]
+    return emit.add("Transpose", [x], label, perm=tuple(perm))
+
+
+def activation(fused: Fused) -> tuple[str, dict[str, Any]]:
+    """The operator that a FusedGemm applies to its product, and its attributes."""
+    own = {name.removeprefix("activation_"): value for name, value in fused.attributes.items()}
+    return own.pop("activation"), own
+
+
+def _scaled(value: ir.Value, scale: float, emit: Emitter) -> ir.Value:
+    if scale == 1.0:
+        return value
+    factor = emit.constant(np.array(scale, emit.dtype.numpy()), f"{emit.name}/beta", None)
+    return emit.add("Mul", [value, factor], "scaled")
+
+
+def labels(chain: Chain) -> list[str]:
+    """The steps' own labels, else first, step2, …, last."""
+    count = len(chain.steps)
+    usual = ["first", *(f"step{k}" for k in range(2, count)), "last"] if count > 1 else ["last"]
+    return [step.label or name for step, name in zip(chain.steps, usual, strict=True)]
+
+
+def needs_rank(chain: Chain, site: Site) -> bool:
+    """Whether the nodes can only be written if the activation's rank is known."""
+    if chain.is_conv:
+        return False
+    plain = all(isinstance(step, MatMul) for step in chain.steps)
+    form = site.linear
+    return not plain or (form is not None and (form.swapped or form.rotated))
+
+
+def _shape(value: ir.Value) -> tuple[int, ...] | None:
+    if value.shape is None or not all(isinstance(dim, int) for dim in value.shape):
+        return None
+    return tuple(int(dim) for dim in value.shape)  # type: ignore[arg-type]

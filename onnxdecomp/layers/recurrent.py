@@ -1,0 +1,125 @@
+"""LSTM, GRU and RNN as layers: the projection of their input.
+
+A recurrent operator computes X WT for every direction and gate before it does anything else, and X stands
+nowhere else: with W = W' V, it does the same on X VT with W', a factor V [r, I] that all directions and gates
+share. Gates, biases, peepholes, initial states, sequence lengths, clipping and every direction are the
+operator's own still, and so are the recurrence weights R, which are not decomposed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.core.chain import Chain, MatMul
+from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.layers.lower import Emitter, emit_step, labels
+from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, dims, node_name, working
+
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+"""Rows of W per hidden unit."""
+
+_SEQUENCE_LENS, _INITIAL_H, _INITIAL_C = 4, 5, 6
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """The form of a recurrent operator: a chain's last product becomes the operator's W [D, G H, r].
+
+    Attributes:
+        directions: D, 2 for a bidirectional operator.
+        hidden: H.
+        batch_first: X is [batch, sequence, I] and states are [batch, D, H] (layout = 1), else
+            [sequence, batch, I] and [D, batch, H].
+    """
+
+    directions: int
+    hidden: int
+    batch_first: bool = False
+    weight_at: int = 1
+    follow: tuple[int, ...] = (_SEQUENCE_LENS, _INITIAL_H, _INITIAL_C)
+
+    def obstacle(self, chain: Chain, layer: Layer) -> str | None:
+        last = chain.steps[-1]
+        if isinstance(last, MatMul) and last.weight.ndim == 2 and last.weight.shape[1] == layer.outputs:
+            return None
+        return "its chain does not end in a product of matrices, which would become W: use svd"
+
+    def emit(self, chain: Chain, site: Site, emit: Emitter) -> None:
+        x = site.x
+        *before, last = zip(chain.steps, labels(chain), strict=True)
+        for step, label in before:
+            x = emit_step(step, x, 3, label, emit)
+        step, label = last
+        assert isinstance(step, MatMul)
+        if emit.quantize:  # a scale for each row of each direction
+            shape = emit.integers([self.directions, -1, step.weight.shape[0]], f"{label}.shape")
+            weight = emit.add(
+                "Reshape", [emit.weight(step.weight.T, label, axis=0), shape], f"{label}.stacked"
+            )
+        else:
+            weight = emit.weight(self.stored(step.weight.T), label, axis=1)
+        node = Snapshot.of(site.nodes[-1])
+        # An empty list has no type, and says as much as no attribute.
+        attributes = {name: value for name, value in node.attributes.items() if value != ()}
+        inputs = [x, weight, *node.inputs[2:]]
+        emit.add(node.op_type, inputs, label, node.domain, len(node.outputs), **attributes)
+
+    def stored(self, weight: Array) -> Array:
+        return weight.reshape(self.directions, -1, weight.shape[-1])
+
+    def feeds(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
+        steps, batch = 5, 3
+        state = (
+            (batch, self.directions, self.hidden)
+            if self.batch_first
+            else (self.directions, batch, self.hidden)
+        )
+        x = (batch, steps, layer.inputs) if self.batch_first else (steps, batch, layer.inputs)
+        return {
+            0: rng.standard_normal(x),
+            2: rng.standard_normal((self.directions, layer.outputs // self.directions, self.hidden))
+            / np.sqrt(self.hidden),
+            3: rng.standard_normal((self.directions, 2 * layer.outputs // self.directions)),
+            _SEQUENCE_LENS: np.array([5, 1, 3], np.int32),
+            _INITIAL_H: rng.standard_normal(state),
+            _INITIAL_C: rng.standard_normal(state),
+            7: rng.standard_normal((self.directions, 3 * self.hidden)),
+        }
+
+
+def recurrent_site(node: ir.Node, scope: Scope) -> Site | str:
+    """The site of an LSTM, GRU or RNN node, or why it cannot be one."""
+    x, value = node.inputs[:2]
+    assert x is not None
+    assert value is not None
+    constant = scope.constant(value)
+    if isinstance(constant, str):
+        return constant
+    if constant.dtype not in FLOATS:
+        return f"its weight has element type {constant.dtype}"
+    if constant.array.ndim != 3:
+        return f"its W has {constant.array.ndim} dimensions, not 3"
+    directions, rows, features = constant.array.shape
+    layout = node.attributes.get("layout")
+    form = Recurrent(directions, rows // GATES[node.op_type], layout is not None and layout.as_int() == 1)
+    layer = Layer(
+        name=node_name(node),
+        op_type=node.op_type,
+        weight=working(constant.array.reshape(directions * rows, features)),
+        graph=scope.place.path,
+        input_shape=dims(x) or (None, None, features),
+        dtype=constant.dtype,
+    )
+    return Site(
+        layer,
+        scope.place,
+        (node,),
+        x,
+        value,
+        constant.root,
+        form=form,
+        quantized="DequantizeLinear" in constant.via,
+    )

@@ -1,0 +1,180 @@
+"""Putting chains in the place of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.core.chain import Chain, Convolve, with_lookup
+from onnxdecomp.core.layer import Array
+from onnxdecomp.graph.constants import discard, initializer
+from onnxdecomp.graph.inherit import inherit_value
+from onnxdecomp.graph.traversal import Place, node_names, value_names
+from onnxdecomp.layers.int8_weights import on_grid
+from onnxdecomp.layers.lower import Emitter, emit_conv, emit_linear, labels, needs_rank
+from onnxdecomp.layers.site import Share, Site, Snapshot
+
+LAYER = "pkg.onnxdecomp.layer"
+"""The metadata of a rewritten layer's nodes that holds the layer's name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rewritten:
+    """A layer that was replaced: its site just before, the chain, and the nodes that stand there now.
+
+    `before` is the site's first node as it was; `quantized` says that the factors are stored as int8;
+    `rel_error` is ||What - W|| / ||W|| where it was measured, and `loss` E|y - What x|² / E|y|² on the
+    calibration inputs, y centred, where the layer was fitted to them; `unfitted` says why it
+    was not although there were such inputs. The site's weight may have been let
+    go of (`without_weight`): its shape is still that of the weight, its numbers are then zeros.
+    """
+
+    site: Site
+    chain: Chain
+    nodes: tuple[ir.Node, ...]
+    before: Snapshot
+    quantized: bool = False
+    rel_error: float | None = None
+    loss: float | None = None
+    unfitted: str = ""
+
+    def without_weight(self) -> Rewritten:
+        """The same without a hold on the dense weight, so that its memory can be used again."""
+        layer = self.site.layer
+        hollow = np.broadcast_to(np.zeros((), layer.weight.dtype), layer.weight.shape)
+        root = self.site.root
+        if root.producer() is None and not root.is_initializer() and not root.is_graph_input():
+            root.const_value = None  # nothing uses it any more
+        return replace(self, site=replace(self.site, layer=replace(layer, weight=hollow)))
+
+
+def obstacle(chain: Chain, site: Site) -> str | None:
+    """Why the chain cannot be put in the site's place, a phrase for people; None where it can."""
+    if site.form is not None:
+        return site.form.obstacle(chain, site.layer)
+    if chain.is_conv and site.fused is not None and not isinstance(chain.steps[-1], Convolve):
+        return f"{site.layer.op_type} needs a chain that ends in a convolution"
+    if needs_rank(chain, site) and site.layer.input_shape is None:
+        return "the rank of its activation is unknown"
+    return None
+
+
+@dataclass(eq=False)
+class Rewriter:
+    """Replaces sites of one model; keeps names unique and stores equal factors once."""
+
+    model: ir.Model
+    _names: set[str] = field(init=False)
+    _stored: dict[object, ir.Value] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._names = value_names(self.model) | node_names(self.model)
+
+    def replace(
+        self,
+        site: Site,
+        chain: Chain,
+        metadata: Mapping[str, str],
+        share: Share | None = None,
+        quantize: bool = False,
+    ) -> Rewritten:
+        """Replace the site's nodes by the chain's.
+
+        The last new node takes the name, the output name and the output's uses of the site's last node;
+        the dense weight goes when nothing uses it any more. Sites replaced with the same `share` have the
+        same factors, which are stored once. With `quantize`, factors are stored as int8,
+        and the chain that is returned has their values.
+        """
+        site = site.current()
+        before = Snapshot.of(site.nodes[0])
+        last_old = site.nodes[-1]
+        if site.layer.lookup:
+            chain = with_lookup(chain)
+        if quantize:
+            chain = on_grid(chain)
+        emit = Emitter(
+            constant=lambda array, name, key: self._constant(site.place, array, name, key),
+            unique=self._unique,
+            name=site.layer.name,
+            dtype=_data_type(site.layer.dtype),
+            metadata={LAYER: site.layer.name, **metadata},
+            share=share,
+            mirror=_mirror(chain) if share is not None and share.flipped else {},
+            quantize=quantize,
+            opset=self._opset(site.place),
+        )
+        if site.form is not None:
+            site.form.emit(chain, site, emit)
+        else:
+            (emit_conv if site.layer.conv is not None else emit_linear)(chain, site, emit)
+        last = emit.nodes[-1]
+        pairs = [(old, new) for old, new in zip(last_old.outputs, last.outputs, strict=True) if old.name]
+        if not last_old.outputs[0].name:
+            last.outputs[0].name = ""
+        last.name = last_old.name or site.layer.name
+        for key, value in last_old.metadata_props.items():
+            last.metadata_props.setdefault(key, value)
+        last.doc_string = last_old.doc_string
+        ir.convenience.replace_nodes_and_values(
+            site.place.graph,
+            insertion_point=last_old,
+            old_nodes=list(site.nodes),
+            new_nodes=emit.nodes,
+            old_values=[old for old, _ in pairs],
+            new_values=[new for _, new in pairs],
+        )
+        for old, new in pairs:
+            inherit_value(new, old)
+        discard(site.weight)
+        if site.bias is not None:
+            discard(site.bias)
+        return Rewritten(site, chain, tuple(emit.nodes), before, quantize)
+
+    def _opset(self, place: Place) -> int:
+        own = {} if place.function is None else place.function.opset_imports
+        return int(own.get("", self.model.opset_imports.get("", 17)))
+
+    def _unique(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self._names:
+            name, count = f"{wanted}_{count}", count + 1
+        self._names.add(name)
+        return name
+
+    def _constant(self, place: Place, array: Array, name: str, key: object) -> ir.Value:
+        """An initializer of the main graph, which subgraphs may capture; in a function a Constant node."""
+        owner = place.path if place.function is not None else ""
+        identity = None if key is None else (owner, key, array.dtype.str)
+        if identity is not None and identity in self._stored:
+            return self._stored[identity]
+        tensor = ir.Tensor(array, name=self._unique(name))
+        if place.function is not None:
+            value = self._constant_node(place, tensor)
+        else:
+            value = initializer(self.model.graph, tensor, str(tensor.name))
+        if identity is not None:
+            self._stored[identity] = value
+        return value
+
+    def _constant_node(self, place: Place, tensor: ir.TensorProtocol) -> ir.Value:
+        assert place.function is not None
+        node = ir.node(
+            "Constant", [], attributes={"value": tensor}, name=self._unique(f"{tensor.name}/constant")
+        )
+        node.outputs[0].name = tensor.name
+        first = place.function[0]
+        place.function.insert_before(first, node)
+        return node.outputs[0]
+
+
+def _mirror(chain: Chain) -> dict[str, str]:
+    """The steps' labels, and for each that of the step whose transpose it is in the chain's mirror image."""
+    own = labels(chain)
+    return dict(zip(own, reversed(own), strict=True))
+
+
+def _data_type(name: str) -> ir.DataType:
+    return ir.DataType.BFLOAT16 if name == "bfloat16" else ir.DataType.from_numpy(np.dtype(name))

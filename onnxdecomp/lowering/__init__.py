@@ -1,9 +1,0 @@
-"""The lowering check: what the nodes of a rewritten layer do is what its chain says.
-
-`check_lowering` runs every rewritten layer alone in ONNX Runtime (alone.py) on random numbers (feeds.py) and
-compares it with the chain's dense weight (reference.py).
-"""
-
-from onnxdecomp.lowering.check import TOLERANCE, LoweringCheck, check_lowering
-
-__all__ = ["TOLERANCE", "LoweringCheck", "check_lowering"]

@@ -1,0 +1,1 @@
+"""What a pass is, which are installed, and running them one after the other."""

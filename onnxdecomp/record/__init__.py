@@ -1,0 +1,1 @@
+"""The JSON record of a run: its parts, its schema, reading and writing it."""

@@ -1,0 +1,149 @@
+"""The graph around a rewritten layer, before and after, as values: what Netron would show there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxdecomp.layers.replace import Rewritten
+from onnxdecomp.layers.site import named_output, node_name
+
+_SHOWN = (
+    "kernel_shape",
+    "strides",
+    "dilations",
+    "group",
+    "pads",
+    "auto_pad",
+    "perm",
+    "transA",
+    "transB",
+    "axis",
+)
+"""Attributes that say what a linear node does."""
+
+_CONSUMERS = 4
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as a viewer shows it.
+
+    Attributes:
+        name, op: Its name and operator.
+        attributes: Those that say what it does.
+        weights: The shapes of its constant operands, by name.
+        inputs, outputs: Names of the values that it reads, constants apart, and writes.
+    """
+
+    name: str
+    op: str
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """A layer's nodes before and after, what they read, and what reads them.
+
+    Attributes:
+        above: The node that computes the activation; None where it is an input of the graph.
+        input, output: The names of the activation and of the layer's result.
+        before: The layer's nodes as they were; only the first has its attributes and inputs.
+        after: The nodes that stand there now.
+        below: Nodes that read the result, the first few.
+    """
+
+    above: Node | None
+    input: str
+    output: str
+    before: tuple[Node, ...]
+    after: tuple[Node, ...]
+    below: tuple[Node, ...]
+
+
+def surroundings(rewritten: Rewritten) -> Surroundings:
+    """What stands where the layer was; to be asked after the pipeline has run."""
+    site, nodes = rewritten.site, rewritten.nodes
+    output = next((value for value in nodes[-1].outputs if value.name), nodes[-1].outputs[0])
+    reads = _activation(nodes, site.x.name or "")
+    above = reads.producer() if reads is not None else None
+    users = [user for user in output.consumers() if isinstance(user, ir.Node)]
+    return Surroundings(
+        above=None if above is None else _node(above),
+        input=site.x.name or "",
+        output=output.name or "",
+        before=_before(rewritten),
+        after=tuple(_node(node) for node in nodes),
+        below=tuple(_node(user) for user in users[:_CONSUMERS]),
+    )
+
+
+def _activation(nodes: Sequence[ir.Node], name: str) -> ir.Value | None:
+    return next((v for node in nodes for v in node.inputs if v is not None and v.name == name), None)
+
+
+def _before(rewritten: Rewritten) -> tuple[Node, ...]:
+    """The nodes that were replaced; they stand in no graph any more, so the first is a snapshot."""
+    site, snapshot = rewritten.site, rewritten.before
+    first, *others = site.nodes
+    shapes = {site.weight.name or "": tuple(int(size) for size in site.layer.weight.shape)}
+    if site.bias is not None and site.layer.bias is not None:
+        shapes[site.bias.name or ""] = site.layer.bias.shape
+    values = [v.name for v in snapshot.inputs if v is not None and v.name and v.name not in shapes]
+    head = Node(
+        node_name(first),
+        first.op_type,
+        _attributes(snapshot.attributes.items()),
+        shapes,
+        tuple(values),
+        tuple(name for name in snapshot.outputs if name),
+    )
+    return head, *(Node(node_name(node), node.op_type, outputs=_names(node.outputs)) for node in others)
+
+
+def _node(node: ir.Node) -> Node:
+    constants, values = {}, []
+    for operand in node.inputs:
+        if operand is None or not operand.name:
+            continue
+        shape = _constant_shape(operand)
+        if shape is None:
+            values.append(operand.name)
+        else:
+            constants[operand.name] = shape
+    attributes = _attributes((key, attr.value) for key, attr in node.attributes.items() if not attr.is_ref())
+    return Node(
+        node.name or named_output(node).name or "",
+        node.op_type,
+        attributes,
+        constants,
+        tuple(values),
+        _names(node.outputs),
+    )
+
+
+def _attributes(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    return {key: _plain(found[key]) for key in _SHOWN if key in found}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value
+
+
+def _names(values: Iterable[ir.Value]) -> tuple[str, ...]:
+    return tuple(value.name for value in values if value.name)
+
+
+def _constant_shape(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape of a constant; None where the value is computed."""
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None:
+        return None
+    return tuple(int(size) for size in tensor.shape.numpy())

@@ -1,0 +1,87 @@
+"""Singular value spectra of layers, in a bounded number of points, with the rank that a plan cuts them at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.base import Method
+from onnxdecomp.layers.site import Site
+from onnxdecomp.runtime.jsonio import plain
+from onnxdecomp.search.plan import Choice, Plan
+
+POINTS = 48
+"""Singular values of a spectrum that are kept, at most."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What one rank of a method truncates.
+
+    Attributes:
+        name: The rank's name: "out", "in", "rank", …
+        rank: Where it is cut.
+        full: How many singular values there are.
+        kept: The part of their squared sum before the cut, from 0 to 1.
+        index: The places of the values that are given, from 1.
+        values: Those singular values over the largest.
+    """
+
+    name: str
+    rank: int
+    full: int
+    kept: float
+    index: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+def spectra_of(sites: Sequence[Site], plan: Plan) -> list[dict[str, Any]]:
+    """The spectra of every layer that the plan decomposes, as JSON values."""
+    layers = {(site.layer.graph, site.layer.name): site.layer for site in sites}
+    return [
+        {"graph": choice.graph, "layer": choice.layer, "spectra": plain(spectra(layers[key], choice))}
+        for choice in plan.decomposed
+        if (key := (choice.graph, choice.layer)) in layers
+    ]
+
+
+def spectra(layer: Layer, choice: Choice) -> tuple[Spectrum, ...]:
+    """One per rank; of a method with fewer ranks than spectra, all are cut at the last."""
+    method = get(choice.method or "", **choice.options)
+    if method.refusal(layer) is not None or not choice.ranks:
+        return ()
+    found = method.spectra(layer)
+    return tuple(
+        _spectrum(_name(method, choice, place), choice.ranks[min(place, len(choice.ranks) - 1)], values)
+        for place, values in enumerate(found)
+    )
+
+
+def _name(method: Method, choice: Choice, place: int) -> str:
+    if place >= len(choice.ranks):  # CP: one rank that serves every mode
+        return f"mode {place + 1}"
+    names = method.rank_names
+    return names[place] if place < len(names) and names[place] != "…" else f"rank {place + 1}"
+
+
+def _spectrum(name: str, rank: int, values: Array) -> Spectrum:
+    full = len(values)
+    squares = np.square(np.asarray(values, np.float64))
+    total = float(squares.sum())
+    # Dense at the beginning, where a spectrum falls, and the cut itself.
+    places = {int(place) for place in np.geomspace(1, full, POINTS - 1).round()} | {min(rank, full)}
+    index = tuple(sorted(places))
+    top = float(values[0]) or 1.0
+    return Spectrum(
+        name=name,
+        rank=rank,
+        full=full,
+        kept=float(squares[:rank].sum()) / total if total else 1.0,
+        index=index,
+        values=tuple(float(values[place - 1]) / top for place in index),
+    )

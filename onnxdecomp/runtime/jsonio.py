@@ -1,0 +1,114 @@
+"""JSON in and out of values: dataclasses, NumPy numbers, paths; NaN and infinities become null."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime import temporary_files
+from onnxdecomp.runtime.output_path import is_special, landing
+
+
+def plain(value: object) -> Any:
+    """`value` as dictionaries, lists, strings, finite numbers, booleans and None."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float() | np.floating():
+            return float(value) if math.isfinite(value) else None
+        case np.integer() | np.bool_():
+            return value.item()
+        case np.ndarray():
+            return plain(value.tolist())
+        case os.PathLike():
+            return os.fspath(value)
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        case Iterable():
+            return [plain(item) for item in value]
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def dump(value: object, target: str | Path) -> None:
+    """Write `value` as JSON to the file `target`, all or nothing, or to stdout if `target` is "-".
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    write(json.dumps(plain(value), indent=2, allow_nan=False) + "\n", target)
+
+
+def read(source: str | Path) -> Any:
+    """The JSON value in the file `source`, or on stdin if it is "-".
+
+    Raises:
+        UsageError: The file cannot be read, or is no JSON.
+    """
+    try:
+        text = sys.stdin.read() if str(source) == "-" else Path(source).read_text(encoding="utf-8")
+        return json.loads(text)
+    except OSError as error:
+        raise UsageError(f"cannot read {source}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source} is no JSON: {error}") from error
+
+
+def write(text: str, target: str | Path) -> None:
+    """Write `text` to the file `target`, all or nothing, or to stdout if `target` is "-".
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    if str(target) == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    path = Path(target)
+    if is_special(path):
+        if _is_stdout(path):  # opened anew, the two would write over each other
+            write(text, "-")
+            return
+        # A pipe or a device is written to: a file in its place would end it.
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        return
+    path = landing(path)
+    try:
+        # Not tempfile's: those files are for their owner only, whatever the umask says.
+        name = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    temporary_files.expect(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(name, path)  # noqa: PTH105
+    except BaseException as error:
+        name.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise
+    finally:
+        temporary_files.forget(name)
+
+
+def _is_stdout(path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):
+        return False

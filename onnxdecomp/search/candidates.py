@@ -1,0 +1,263 @@
+"""Candidates: what could be done to a layer, with what each costs and loses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxdecomp.calibration.statistics import centred
+from onnxdecomp.core.chain import Chain
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.layer import Layer, Ranks
+from onnxdecomp.core.weight_error import weight_error
+from onnxdecomp.decompositions import METHODS, for_layer, get
+from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.fitting.fit import dense_rows, sketch
+from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
+from onnxdecomp.layers.replace import obstacle
+from onnxdecomp.layers.site import Site
+from onnxdecomp.ranks.rounding import round_to_multiple
+from onnxdecomp.search.plan import Cost, cost_of
+from onnxdecomp.search.rank_curves import exact, filled_in, scaled, shape
+
+Floats: TypeAlias = NDArray[np.float64]
+What: TypeAlias = Literal["macs", "params"]
+
+REDUCTIONS = (1.1, 1.25, 1.4, 1.6, 1.8, 2.0, 2.3, 2.6, 3.0, 3.5, 4.0, 5.0, 6.5, 8.0, 10.0, 13.0)
+"""Of a layer's cost, at which candidates lie."""
+
+_ANCHORS = (2.0, 1.25, 3.5, 8.0)
+"""Near these the loss is computed; in between it is interpolated. At the first, methods are compared."""
+
+QUICK = ("spatial", "tucker", "svd")
+"""Methods whose fit is quick whatever the layer's size is."""
+
+_SMALL = 1 << 13
+"""Numbers in a weight up to which every method is tried."""
+
+
+_SHRINKAGE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A method at some ranks, and what it costs: known without any fit.
+
+    Attributes:
+        method, ranks: What.
+        chain: Without its numbers.
+        cost: Parameters and MACs.
+    """
+
+    method: Method
+    ranks: Ranks
+    chain: Chain
+    cost: Cost
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An outline and what it loses.
+
+    Attributes:
+        outline: The method, its ranks and their cost.
+        loss: E|y - What x|² / E|y|² on the layer's inputs in the original model; with no moments
+            ||What - W||² / ||W||².
+        fitted: The chain with its numbers, or None where the loss is interpolated.
+    """
+
+    outline: Outline
+    loss: float
+    fitted: Chain | None = None
+
+
+def methods_for(
+    names: Sequence[str], site: Site, options: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Method]:
+    """The methods among `names` ("auto": all that are worth trying) that take this layer, each once."""
+    layer = site.layer
+    if tuple(names) == ("auto",):
+        names = tuple(METHODS) if layer.weight.size <= _SMALL else QUICK
+    found: dict[str, Method] = {}
+    for name in names:
+        method = for_layer(get(name, **(options or {}).get(name, {})), layer)
+        if method.name in found or method.refusal(layer) is not None:
+            continue
+        if obstacle(outline(method, layer, method.fraction_ranks(layer, 0.5)), site) is None:
+            found[method.name] = method
+    return list(found.values())
+
+
+def outlines(
+    site: Site, methods: Iterable[Method], *, multiple: int = 1, what: What = "macs"
+) -> list[Outline]:
+    """What could be put in a layer's place: each method at ranks of rising cost, all below the layer's."""
+    layer = site.layer
+    dense = getattr(dense_cost(layer), what)
+    found = []
+    for method in methods:
+        seen: set[Ranks] = set()
+        for reduction in reversed(REDUCTIONS):
+            ranks = ranks_at(method, layer, dense / reduction, multiple, what)
+            if ranks is None or ranks in seen:
+                continue
+            seen.add(ranks)
+            option = outlined(site, method, ranks)
+            if getattr(option.cost, what) < dense:
+                found.append(option)
+    return found
+
+
+def outlined(site: Site, method: Method, ranks: Ranks) -> Outline:
+    """A method at some ranks in a layer's place."""
+    chain = outline(method, site.layer, ranks)
+    return Outline(method, ranks, chain, cost_of(chain, site.layer))
+
+
+def ranks_at(method: Method, layer: Layer, cost: float, multiple: int, what: What) -> Ranks | None:
+    """The largest ranks at a common fraction of the full ones whose chain costs `cost` at most, or None."""
+    full = method.full_ranks(layer)
+
+    def ranks(fraction: float) -> Ranks:
+        wanted = method.fraction_ranks(layer, fraction)
+        if multiple == 1:
+            return wanted
+        return tuple(round_to_multiple(r, multiple, f) for r, f in zip(wanted, full, strict=True))
+
+    def too_dear(fraction: float) -> bool:
+        return bool(getattr(cost_of(outline(method, layer, ranks(fraction)), layer), what) > cost)
+
+    low, high = 1.0 / max(full), 1.0
+    if too_dear(low):
+        return None
+    for _ in range(16):
+        middle = (low + high) / 2
+        low, high = (low, middle) if too_dear(middle) else (middle, high)
+    return ranks(low)
+
+
+def candidates(
+    site: Site,
+    options: Sequence[Outline],
+    moments: Moments | None,
+    *,
+    what: What = "macs",
+    worse: float = 1.3,
+    seed: int = 0,
+    price: Callable[[Outline], float] | None = None,
+) -> list[Candidate]:
+    """The outlines with what they lose.
+
+    Every method is fitted where its price is about half of the layer's. Those that lose there at most `worse`
+    times what the best one does are fitted at some more ranks, and in between their curve is taken (see
+    `curves`), else log loss is interpolated over log cost; the others are left out.
+
+    Args:
+        site: The layer.
+        options: As `outlines` gives them.
+        moments: What the layer sees, or None: then the weight itself is what is approximated.
+        what: The cost to interpolate over.
+        worse: See above.
+        seed: Of methods that start at random.
+        price: By which methods are compared, 1 being the layer's own: None is the share of `what`.
+    """
+    posed = None
+    if moments is not None:
+        weight = as_rows(site.layer.weight, site.layer)
+        posed = problem(moments, weight, _SHRINKAGE, centred=centred(site))
+    dense = getattr(dense_cost(site.layer), what)
+    paid = price or (lambda option: getattr(option.cost, what) / max(dense, 1))
+    groups: dict[str, list[Outline]] = {}
+    for option in options:
+        groups.setdefault(option.method.name, []).append(option)
+    firsts = {
+        name: _fitted(
+            site, min(own, key=lambda o: abs(math.log(max(paid(o), 1e-3) * _ANCHORS[0]))), posed, seed
+        )
+        for name, own in groups.items()
+    }
+    least = min((first.loss for first in firsts.values()), default=0.0)
+    found: list[Candidate] = []
+    for name, own in groups.items():
+        if firsts[name].loss > worse * least + 1e-9:
+            continue
+        anchors = {firsts[name].outline.ranks: firsts[name]}
+        for reduction in _ANCHORS[1:]:
+            option = _nearest(own, dense / reduction, what)
+            if option.ranks not in anchors:
+                anchors[option.ranks] = _fitted(site, option, posed, seed)
+        found += _all(site, own, anchors, posed, what, seed)
+    return found
+
+
+def dense_cost(layer: Layer) -> Cost:
+    """What the layer itself costs."""
+    return cost_of(dense_chain(layer), layer)
+
+
+def _nearest(options: Sequence[Outline], cost: float, what: What) -> Outline:
+    return min(options, key=lambda o: abs(math.log(max(1, getattr(o.cost, what)) / max(1.0, cost))))
+
+
+def _fitted(site: Site, option: Outline, posed: Problem | None, seed: int) -> Candidate:
+    layer, method = site.layer, option.method
+    if posed is None:
+        chain = method.assemble(layer, method.fit(layer, option.ranks, seed))
+        return Candidate(option, weight_error(chain, layer) ** 2, chain)
+    chain, loss = sketch(method, layer, option.ranks, posed, seed=seed)
+    if centred(site):
+        chain = replace(chain, bias=posed.bias(dense_rows(chain, layer)))
+    return Candidate(option, loss, chain)
+
+
+def _all(
+    site: Site,
+    options: Sequence[Outline],
+    anchors: dict[Ranks, Candidate],
+    posed: Problem | None,
+    what: What,
+    seed: int,
+) -> list[Candidate]:
+    """All outlines of one method with their losses; some are fitted, and more are where that is needed."""
+    method, layer = options[0].method, site.layer
+    by_ranks = {option.ranks: option for option in options}
+    ranks = list(by_ranks)
+    costs = {own: math.log(max(1, getattr(option.cost, what))) for own, option in by_ranks.items()}
+    fits = {own: candidate.loss for own, candidate in anchors.items()}
+
+    def fit(own: Ranks) -> float:
+        anchors[own] = _fitted(site, by_ranks[own], posed, seed)
+        fits[own] = anchors[own].loss
+        return fits[own]
+
+    losses = exact(method, layer, ranks, posed)
+    if losses is not None:
+        expected = dict(zip(ranks, losses, strict=True))
+    elif (curve := shape(method, layer, ranks, posed)) is not None:
+        expected = scaled(dict(zip(ranks, curve, strict=True)), costs, fits)
+    else:
+        filled_in(costs, fits, fit)
+        expected = _interpolated(costs, fits)
+    return [anchors.get(own) or Candidate(option, expected[own]) for own, option in by_ranks.items()]
+
+
+def _interpolated(costs: Mapping[Ranks, float], fits: Mapping[Ranks, float]) -> dict[Ranks, float]:
+    ordered = sorted(fits, key=lambda own: costs[own])
+    x = np.array([costs[own] for own in ordered])
+    y = np.log([max(fits[own], 1e-12) for own in ordered])
+    return {own: math.exp(_line(cost, x, y)) for own, cost in costs.items()}
+
+
+def _line(at: float, x: Floats, y: Floats) -> float:
+    """Piecewise linear, going on beyond the ends as the nearest piece does."""
+    if len(x) == 1:
+        return float(y[0] - (at - x[0]))
+    index = int(np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2))
+    slope = (y[index + 1] - y[index]) / max(x[index + 1] - x[index], 1e-9)
+    return float(y[index] + slope * (at - x[index]))

@@ -1,0 +1,64 @@
+"""Checking a plan against the layers of a model: a plan may be written by hand, or for another model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.errors import UsageError
+from onnxdecomp.layers.replace import obstacle
+from onnxdecomp.layers.site import Site
+from onnxdecomp.search.plan import Choice, Plan
+
+
+def check_plan(plan: Plan, sites: Sequence[Site]) -> None:
+    """Refuse a plan that these layers cannot be given.
+
+    Raises:
+        UsageError: The plan names a layer that is not there, or one twice, or a method that is unknown or
+            does not take its layer, or ranks that the layer does not have.
+    """
+    by_name = {(site.layer.graph, site.layer.name): site for site in sites}
+    seen: set[tuple[str, str]] = set()
+    for choice in plan.decomposed:
+        key = (choice.graph, choice.layer)
+        if key not in by_name:
+            raise UsageError(
+                f"the plan is for another model: there is no layer {choice.layer!r} here; 'onnxdecomp "
+                "inspect' lists their names"
+            )
+        if key in seen:
+            raise UsageError(f"the plan decides twice about the layer {choice.layer!r}")
+        seen.add(key)
+        _check_choice(choice, by_name[key])
+
+
+def method_of(choice: Choice) -> Method:
+    """The method that a choice names, with its options.
+
+    Raises:
+        UsageError: There is no such method, or it has no such option.
+    """
+    try:
+        return get(choice.method or "", **choice.options)
+    except UsageError as error:
+        raise UsageError(f"the plan's layer {choice.layer!r}: {error}") from error
+
+
+def _check_choice(choice: Choice, site: Site) -> None:
+    method, layer = method_of(choice), site.layer
+    whose = f"the plan's layer {choice.layer!r}: {method.name}"
+    if refusal := method.refusal(layer):
+        raise UsageError(f"{whose} does not take it ({refusal})")
+    full = method.full_ranks(layer)
+    largest = ",".join(map(str, full))
+    if len(choice.ranks) != len(full):
+        given = ",".join(map(str, choice.ranks)) or "none"
+        raise UsageError(f"{whose} needs {len(full)} of ranks there, at most {largest}, not {given}")
+    for rank, most in zip(choice.ranks, full, strict=True):
+        if not 1 <= rank <= most:
+            which = f"rank {rank}" + ("" if len(full) == 1 else f" in {','.join(map(str, choice.ranks))}")
+            raise UsageError(f"{whose} has no {which} there; ranks are from 1 to {largest}")
+    if reason := obstacle(outline(method, layer, choice.ranks), site):
+        raise UsageError(f"{whose} cannot stand in its place ({reason})")

@@ -1,0 +1,197 @@
+"""The plain plan: ranks by a rule, the same for every layer whose name a pattern matches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.layer import Ranks
+from onnxdecomp.core.patterns import Named, names_of, of_layers, selected
+from onnxdecomp.decompositions import for_layer
+from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.errors import UsageError
+from onnxdecomp.layers.replace import obstacle
+from onnxdecomp.layers.site import Site, Skip
+from onnxdecomp.layers.tied_weights import stays, ties
+from onnxdecomp.ranks.spec import RankSpec, choose
+from onnxdecomp.search.finite_weights import unsound
+from onnxdecomp.search.layer_errors import foreseen, mishap
+from onnxdecomp.search.plan import Choice, Cost, Plan, cost_of, kept
+from onnxdecomp.search.rules import Rule
+from onnxdecomp.search.stored_parameters import tallied
+
+Saving = Literal["macs", "params", "both", "either", "none"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+        rules: The first that fits a layer's name decides; a layer that none fits stays.
+        multiple: Ranks are rounded to multiples of it.
+        include, exclude: Shell patterns of layer names; an empty `include` takes all.
+        must_save: What a chain must cost less of than its layer, or the layer stays.
+        skip_below: A layer stays if both its MACs and its parameters are below this share of the average
+            layer's: it would bring little, and first and last layers lose most.
+    """
+
+    rules: tuple[Rule, ...]
+    multiple: int = 1
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    must_save: Saving = "macs"
+    skip_below: float = 0.1
+
+
+def plan_uniform(sites: Sequence[Site], skips: Sequence[Skip], request: Request) -> Plan:
+    """Choose for every site; operators that could not be read follow with their reasons.
+
+    Raises:
+        UsageError: Patterns that match no layer; ranks that fit no layer at all.
+    """
+    request = _resolved(request, sites, skips)
+    costs = [cost_of(dense_chain(site.layer), site.layer) for site in sites]
+    smallest = _smallest(costs, request)
+    choices = [_chosen(site, before, smallest, request) for site, before in zip(sites, costs, strict=True)]
+    choices = _with_ties(sites, choices, request.must_save)
+    beyond = [choice.reason for choice in choices if choice.reason.startswith("rank ")]
+    if beyond and not any(choice.method or choice.after for choice in choices):
+        *rules, default = request.rules
+        named = [f"rank={rule.rank}" for rule in rules if rule.methods]
+        raise UsageError(f"{' and '.join(named) or f'--rank {default.rank}'} fits no layer: {beyond[0]}")
+    skipped = [Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason) for skip in skips]
+    return Plan((*choices, *skipped))
+
+
+def _smallest(costs: Sequence[Cost], request: Request) -> Cost:
+    """Below this, in both respects, a layer is too small to bother."""
+    if request.must_save == "none" or not costs:
+        return Cost(0, 0)
+    share = request.skip_below / len(costs)
+    return Cost(int(share * sum(c.params for c in costs)), int(share * sum(c.macs for c in costs)))
+
+
+def _chosen(site: Site, before: Cost, smallest: Cost, request: Request) -> Choice:
+    """The choice for a layer; it stays where an error of ours prevents one."""
+    try:
+        return _choose(site, before, smallest, request)
+    except Exception as error:
+        if foreseen(error):
+            raise
+        return replace(kept(site.layer, before), reason=mishap(error, site.layer.name), fixed=True)
+
+
+def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choice:
+    layer = site.layer
+    stays = kept(layer, before)
+    if not selected(names_of(layer), request.include, request.exclude):
+        return replace(stays, reason="excluded by name", fixed=True)
+    rule = next((rule for rule in request.rules if rule.fits(names_of(layer))), None)
+    if rule is None or not rule.methods:
+        return replace(stays, reason="kept as asked" if rule else "no rule fits its name", fixed=True)
+    if before.macs < smallest.macs and before.params < smallest.params:
+        reason = f"too small: below {request.skip_below:g} of the average layer in MACs and parameters"
+        return replace(stays, reason=reason)
+    if wrong := unsound(layer.weight):
+        return replace(stays, reason=wrong)
+    tried = []
+    for method in rule.methods:
+        choice = _with_method(site, stays, method, rule.rank, request)
+        if choice.method is not None:
+            return choice
+        tried.append(choice)
+    reasons = dict.fromkeys(choice.reason for choice in tried)
+    return replace(tried[-1], reason="; ".join(reasons))
+
+
+def _with_method(site: Site, stays: Choice, method: Method, rank: RankSpec, request: Request) -> Choice:
+    """The choice that this method makes of a layer: its ranks, or the reason why the layer stays."""
+    layer, before = site.layer, stays.before
+    assert before is not None
+    fitting = for_layer(method, layer)
+    if refusal := fitting.refusal(layer):
+        return replace(stays, reason=refusal)
+    ranks = choose(fitting, layer, rank, request.multiple)
+    if isinstance(ranks, str):
+        return replace(stays, reason=ranks)
+    chain = outline(fitting, layer, ranks)
+    if reason := obstacle(chain, site):
+        return replace(stays, reason=reason)
+    after = cost_of(chain, layer)
+    if why_not := _does_not_save(request.must_save, before, after, layer.lookup):
+        return replace(stays, reason=f"{fitting.name} at {_show(ranks)} {why_not}", ranks=ranks, after=after)
+    return replace(stays, method=fitting.name, options=method_options(fitting), ranks=ranks, after=after)
+
+
+def _with_ties(sites: Sequence[Site], choices: list[Choice], must_save: Saving) -> list[Choice]:
+    """The choices without those that must save parameters and save none, since others read their weight."""
+    shared = [tie for tie in ties(sites) if tie.is_shared]
+    before = -1
+    while before != (before := sum(choice.method is None for choice in choices)):
+        counted = tallied(Plan(tuple(choices)), sites).choices if shared else ()
+        for tie in shared:
+            bound = [index for index in tie.members if _needs_params(choices[index], sites[index], must_save)]
+            kept_by = [choices[index].layer for index in tie.members if choices[index].method is None]
+            costs = [(counted[index].before, counted[index].after) for index in tie.members]
+            stored, left = (sum(cost.params for cost in part if cost) for part in zip(*costs, strict=True))
+            if reader := next(iter(kept_by), tie.other):
+                reason = stays(reader)
+            elif left >= stored:
+                reason = f"the layers that share its weight need {left / max(stored, 1):.2f}x its parameters"
+            else:
+                continue
+            for index in bound:
+                choices[index] = replace(choices[index], method=None, options={}, reason=reason)
+    return choices
+
+
+def _needs_params(choice: Choice, site: Site, must_save: Saving) -> bool:
+    """Whether the layer is to be decomposed only if that saves parameters."""
+    if choice.method is None or choice.before is None or choice.after is None:
+        return False
+    if must_save == "either":
+        return choice.after.macs >= choice.before.macs
+    return must_save in ("params", "both") or (must_save == "macs" and site.layer.lookup)
+
+
+def method_options(method: Method) -> dict[str, Any]:
+    """The method's fields and their values."""
+    return asdict(method)  # type: ignore[call-overload,no-any-return]
+
+
+def _does_not_save(must_save: Saving, before: Cost, after: Cost, lookup: bool) -> str:
+    macs, params = after.macs < before.macs, after.params < before.params
+    enough = {
+        "macs": params if lookup else macs,
+        "params": params,
+        "both": macs and params,
+        "either": macs or params,
+        "none": True,
+    }[must_save]
+    if enough:
+        return ""
+    if lookup:
+        share = f"{after.params / max(before.params, 1):.2f}x the parameters of the layer"
+        return f"needs MACs, a lookup none, and {share}" if must_save == "both" else f"needs {share}"
+    return (
+        f"needs {after.macs / max(before.macs, 1):.2f}x the MACs and "
+        f"{after.params / max(before.params, 1):.2f}x the parameters of the layer"
+    )
+
+
+def _show(ranks: Ranks) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+
+
+def _resolved(request: Request, sites: Sequence[Site], skips: Sequence[Skip]) -> Request:
+    """The request with names of layers read literally."""
+    layers: list[Named] = [*(site.layer for site in sites), *skips]
+    return replace(
+        request,
+        rules=tuple(replace(rule, match=of_layers([rule.match], layers)[0]) for rule in request.rules),
+        include=of_layers(request.include, layers),
+        exclude=of_layers(request.exclude, layers),
+    )

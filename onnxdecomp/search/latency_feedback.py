@@ -1,0 +1,72 @@
+"""Looking at plans: what is expected of a plan is corrected by what is measured of it, a few times over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from onnxdecomp.search.knapsack import OutOfReach
+from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.select import Chosen
+
+LOOKS = 4
+"""Times that a plan's latency is measured and the next one chosen accordingly."""
+
+_CLOSE = 1.03
+"""A plan that is faster than wanted by at most this factor is not improved on."""
+
+_ASIDE = 1.01
+"""Aimed a little below what is wanted: what is measured again at the end differs by as much."""
+
+
+def look(
+    choose: Callable[[float], Chosen | OutOfReach],
+    measure: Callable[[Plan], float],
+    wanted: float | None,
+    *,
+    quantized: bool = False,
+) -> Chosen | OutOfReach:
+    """The plan of least loss among those that were measured to be as fast as wanted; else the fastest.
+
+    Args:
+        choose: The best plan where plans take so many times what is expected of them.
+        measure: The latency of a plan over the original's.
+        wanted: The most that it may be; None takes the first plan, measured.
+        quantized: Whether the model is quantized afterwards, and so another one even with every layer kept.
+    """
+    seen: list[Chosen] = []
+    optimism = 1.0
+    for _ in range(LOOKS):
+        found = choose(optimism)
+        if not (seen or quantized or wanted is None):
+            found = _something(choose, found, wanted)
+        if isinstance(found, OutOfReach) or not found.plan.decomposed or found.latency is None:
+            # Only the first is what was asked for: the others hang on the measurement before them.
+            if not seen:
+                return found
+            break
+        measured = measure(found.plan)
+        seen.append(replace(found, measured=measured))
+        if wanted is None or measured <= wanted <= _CLOSE * measured:
+            break
+        optimism = _ASIDE * measured / found.latency
+
+    def rank(chosen: Chosen) -> tuple[bool, float]:
+        assert chosen.measured is not None
+        missed = wanted is not None and chosen.measured > wanted
+        return missed, chosen.measured if missed else chosen.loss
+
+    return min(seen, key=rank)
+
+
+def _something(
+    choose: Callable[[float], Chosen | OutOfReach], found: Chosen | OutOfReach, wanted: float
+) -> Chosen | OutOfReach:
+    """A plan with a layer decomposed, where simplification alone is as fast as wanted.
+
+    A file in which nothing is decomposed is the original, which nobody has simplified.
+    """
+    if isinstance(found, OutOfReach) or found.plan.decomposed or not found.latency or wanted >= 1:
+        return found
+    least = choose(_ASIDE * wanted / found.latency)
+    return found if isinstance(least, OutOfReach) else least

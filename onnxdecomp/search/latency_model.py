@@ -1,0 +1,192 @@
+"""Latency for the survey: what each layer takes of its model, and what it would take as a chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from onnxdecomp.calibration.input_shapes import input_shapes
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.base import outline
+from onnxdecomp.evaluate.benchmark import bench
+from onnxdecomp.graph.save import save
+from onnxdecomp.latency.cache import cache_file
+from onnxdecomp.latency.chain_model import filled
+from onnxdecomp.latency.context import neighbours
+from onnxdecomp.latency.layer_shares import Share, shares
+from onnxdecomp.latency.measure import Request, Timing, time_chains
+from onnxdecomp.latency.predict import part_of_whole
+from onnxdecomp.layers.find import find
+from onnxdecomp.layers.replace import Rewriter
+from onnxdecomp.layers.site import Site
+from onnxdecomp.runtime import temporary_files
+from onnxdecomp.runtime.session import Feed
+from onnxdecomp.runtime.timing import Ratio
+from onnxdecomp.search.candidates import Outline, dense_cost
+from onnxdecomp.search.plan import Plan
+
+Parts: TypeAlias = Mapping[int, tuple[float, tuple[float, ...]]]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Shares of the original model's latency.
+
+    Attributes:
+        parts: By the layer's place in the list of sites: its own share, and that of each outline; infinite
+            for one that could not be timed while others of the layer could.
+        whole_ms: The original's latency, simplified, quantized if that is asked for, and with all layers
+            dense.
+        original_ms: The latency of the original as it came in.
+        notes: What could not be timed, and what else a user should know.
+    """
+
+    parts: Parts
+    whole_ms: float
+    original_ms: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Stopwatch:
+    """How latency is measured.
+
+    Attributes:
+        original: The file that came in.
+        feed: One input of the model: its shapes are those that count.
+        provider, threads: Where.
+        precision: "float", or what the model is going to be quantized to: "int8" or "fp16".
+        cached: Use and add to the timings on this machine's disk.
+        seconds: About the time to take for the chains.
+    """
+
+    original: Path
+    feed: Feed
+    provider: str = "cpu"
+    threads: int = 1
+    precision: str = "float"
+    cached: bool = True
+    seconds: float = 20.0
+
+    def time(self, model: ir.Model, sites: Sequence[Site], options: Sequence[Sequence[Outline]]) -> Timed:
+        """Time the outlines of each site, in turns with the layer itself.
+
+        Raises:
+            ModelError: The model does not run on the feed.
+            ProviderError: The provider did not start.
+        """
+        shapes = input_shapes(model, {name: array.shape for name, array in self.feed.items()})
+        dense = [
+            Request(s.layer, dense_chain(s.layer), shapes[s.layer.graph, s.layer.name], around)
+            for s, around in zip(sites, neighbours(sites), strict=True)
+        ]
+        asked = [
+            Request(request.layer, option.chain, request.input_shape, request.around)
+            for request, own in zip(dense, options, strict=True)
+            for option in own
+        ]
+        cache: Path | None = cache_file() if self.cached else None
+        notes: list[str] = []
+        timings = iter(
+            time_chains(
+                asked,
+                provider=self.provider,
+                threads=self.threads,
+                precision=self.precision,
+                cache=cache,
+                seconds=self.seconds,
+                note=notes.append,
+            )
+        )
+        with temporary_files.folder() as folder:
+            path = folder / "model.onnx"
+            save(self._quantized(model), path)
+            whole = shares(
+                path,
+                self.feed,
+                dense,
+                provider=self.provider,
+                threads=self.threads,
+                precision=self.precision,
+            )
+            before = whole.whole_ms / self._ratio(path).value
+        parts = {}
+        for index, (own, share) in enumerate(zip(options, whole.layers, strict=True)):
+            taken = [next(timings) for _ in own]
+            if share.part > 0 and any(not timing.reason for timing in taken):
+                parts[index] = (share.part, tuple(_taken(share, timing) for timing in taken))
+                notes += _untimed(sites[index], own, taken)
+        return Timed(parts | _guessed(sites, options, parts), whole.whole_ms, before, tuple(notes))
+
+    def time_plan(self, model: ir.Model, plan: Plan) -> Ratio:
+        """The latency of the whole model under a plan over the original's, with factors of noise."""
+        copy = model.clone()
+        sites, _ = find(copy, freeze=True)
+        by_name = {(site.layer.graph, site.layer.name): site for site in sites}
+        rewriter = Rewriter(copy)
+        for choice in plan.decomposed:
+            site = by_name[choice.graph, choice.layer]
+            method = get(choice.method or "", **choice.options)
+            rewriter.replace(site, filled(outline(method, site.layer, choice.ranks)), {})
+        with temporary_files.folder() as folder:
+            path = folder / "model.onnx"
+            save(self._quantized(copy), path)
+            return self._ratio(path)
+
+    def _quantized(self, model: ir.Model) -> ir.Model:
+        """The model with the kernels that it will run on."""
+        from onnxdecomp.quantization import quantized_roughly
+
+        return quantized_roughly(model, self.precision, self.provider)
+
+    def _ratio(self, new: Path) -> Ratio:
+        timed = bench(
+            [self.original, new],
+            providers=(self.provider,),
+            threads=(self.threads,),
+            duration=1.0,
+            data=(self.feed,),
+            memory=False,
+        )
+        ratio = timed.settings[0].models[1].ratio
+        assert ratio is not None
+        return ratio
+
+
+def _taken(share: Share, timing: Timing) -> float:
+    return math.inf if timing.reason else part_of_whole(share, timing)
+
+
+def _untimed(site: Site, options: Sequence[Outline], taken: Sequence[Timing]) -> list[str]:
+    """A note on the outlines of a layer that could not be timed, if there are any."""
+    lost = [(option, timing) for option, timing in zip(options, taken, strict=True) if timing.reason]
+    if not lost:
+        return []
+    shown = "; ".join(f"{o.method.name} at {','.join(map(str, o.ranks))}" for o, _ in lost[:3])
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    return [f"{site.layer.name}: left out for want of a timing: {shown}{more} ({lost[0][1].reason})"]
+
+
+def _guessed(
+    sites: Sequence[Site], options: Sequence[Sequence[Outline]], known: Parts
+) -> dict[int, tuple[float, tuple[float, ...]]]:
+    """Shares of layers that cannot run alone (recurrent ones): half of what is left, by their MACs.
+
+    The other half are their recurrences. Rough, but the whole model is timed in the end.
+    """
+    left = max(0.0, 1.0 - sum(part for part, _ in known.values()))
+    missing = [index for index, own in enumerate(options) if own and index not in known]
+    macs = {index: dense_cost(sites[index].layer).macs for index in missing}
+    total = sum(macs.values())
+    guessed = {}
+    for index in missing:
+        part = left / 2 * macs[index] / max(1, total)
+        shares = tuple(part * option.cost.macs / max(1, macs[index]) for option in options[index])
+        guessed[index] = (part, shares)
+    return guessed

@@ -1,0 +1,373 @@
+"""The survey: everything that is weighed before a plan is made, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxdecomp.calibration.input_shapes import input_shapes
+from onnxdecomp.calibration.reachability import UNREACHED, unreached
+from onnxdecomp.calibration.statistics import Calibration, observe_unchanged, packs, parted, unobservable
+from onnxdecomp.core.chain import Chain
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.layer import Layer
+from onnxdecomp.core.patterns import names_of, of_layers, selected
+from onnxdecomp.decompositions import for_layer, get
+from onnxdecomp.errors import DefectError, ModelError
+from onnxdecomp.fitting.moments import Moments, together
+from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.tied_weights import Tie, stays, ties
+from onnxdecomp.search.candidates import (
+    QUICK,
+    Candidate,
+    Outline,
+    What,
+    candidates,
+    dense_cost,
+    methods_for,
+    outlined,
+    outlines,
+)
+from onnxdecomp.search.finite_weights import unsound
+from onnxdecomp.search.latency_model import Stopwatch
+from onnxdecomp.search.layer_errors import foreseen, mishap
+from onnxdecomp.search.plan import Cost
+from onnxdecomp.search.sensitivity import Effect, Outputs, effect, original_outputs
+
+Progress = Callable[[str, int, int], None]
+
+_POINTS = 3
+"""Candidates per layer whose effect on the output is measured."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which layers are looked at, and with what.
+
+    Attributes:
+        methods: Names, or ("auto",).
+        multiple: Ranks are multiples of it.
+        what: The cost along which candidates are laid out.
+        include, exclude: Shell patterns of layer names.
+        options: The methods' options, by method.
+        skip_below: Layers below this share of the average one in MACs and parameters are left alone.
+        worse: See `candidates`.
+        seed: Of methods that start at random.
+    """
+
+    methods: tuple[str, ...] = ("auto",)
+    multiple: int = 1
+    what: What = "macs"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    skip_below: float = 0.1
+    worse: float = 1.3
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Surveyed:
+    """One layer, weighed.
+
+    Attributes:
+        site: The layer.
+        dense: What it costs.
+        candidates: What could be done to it; empty where nothing can.
+        effect: What its loss does to the output.
+        part: Its share of the model's latency, 0 where not measured.
+        parts: Of each candidate, the share of the original model's latency that it would take.
+        reason: Why nothing can be done to it.
+        fixed: It was asked to stay as it is.
+        stored: The numbers that the model holds for it, as `Tie` counts them.
+    """
+
+    site: Site
+    dense: Cost
+    candidates: tuple[Candidate, ...] = ()
+    effect: Effect = field(default_factory=lambda: Effect(()))
+    part: float = 0.0
+    parts: tuple[float, ...] = ()
+    reason: str = ""
+    fixed: bool = False
+    stored: int = 0
+
+    def losses(self) -> list[float]:
+        """Of each candidate, the squared relative error that it makes in the output."""
+        return [self.effect.at(candidate.loss) for candidate in self.candidates]
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """All that was weighed.
+
+    Attributes:
+        layers: One entry per site.
+        outputs: The original's outputs, for comparisons.
+        macs: Multiply-accumulates of one calibration sample.
+        whole_ms: The latency of the original, simplified; 0 where it was not measured. Shares are of it.
+        original_ms: The latency of the original as it came in, likewise.
+        ties: Who reads which weight.
+        notes: What a user should know of it.
+    """
+
+    layers: tuple[Surveyed, ...]
+    outputs: Outputs
+    macs: int
+    whole_ms: float = 0.0
+    original_ms: float = 0.0
+    ties: tuple[Tie, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def reader(self, tie: Tie) -> str:
+        """Who keeps the weight in the model, whatever is done to its other readers; "" where nobody does."""
+        return _reader(tie, {i: (self.layers[i].site, self.layers[i].candidates) for i in tie.members})
+
+
+def survey(
+    model: ir.Model,
+    sites: Sequence[Site],
+    scope: Scope,
+    calibration: Calibration,
+    *,
+    stopwatch: Stopwatch | None = None,
+    progress: Progress | None = None,
+) -> Survey:
+    """Weigh every layer of the model, which stays as it is.
+
+    Args:
+        model: Simplified and normalised, with activation shapes.
+        sites: Its layers.
+        scope: Which of them, and how.
+        calibration: Inputs. Synthetic ones show what an error does to the output, but nothing is fitted
+            to them.
+        stopwatch: Measures the latency of outlines; those that take as long as the layer are dropped.
+        progress: Called as the work goes on.
+
+    """
+    scope = _of_layers(scope, [site.layer for site in sites])
+    report = progress or (lambda what, done, total: None)
+    dense = [dense_cost(site.layer) for site in sites]
+    reasons = _reasons(
+        sites, dense, unreached(model, sites, calibration.feeds, batch=calibration.batch), scope
+    )
+    options = _outlines(sites, reasons, scope)
+    found_ties = ties(sites)
+    joint = _joined(found_ties, sites, options, reasons, scope)
+    timed = None
+    takes: dict[int, float] = {}
+    if stopwatch is not None:
+        report("time layers", 0, 0)
+        timed = stopwatch.time(model, sites, options)
+        for index, own in enumerate(options):
+            if not own or index not in timed.parts:
+                continue
+            part, parts = timed.parts[index]
+            takes |= {id(option): value for option, value in zip(own, parts, strict=True)}
+            options[index] = [option for option in own if takes[id(option)] < part]
+            if not options[index]:
+                best = min(parts) / part if part > 0 else 1.0
+                reasons[index] = f"does not pay: the fastest chain takes {best:.2f}x of its time"
+    macs = _real_macs(model, sites, calibration)
+    outputs = original_outputs(model, parted(calibration)[1], macs)
+    found = [
+        Surveyed(
+            s, c, reason=r, fixed=not selected(names_of(s.layer), scope.include, scope.exclude), stored=n
+        )
+        for s, c, r, n in zip(sites, dense, reasons, _stored(found_ties, sites, dense), strict=True)
+    ]
+    todo = [index for index, own in enumerate(options) if own]
+    for done, (index, moments) in enumerate(_moments(model, sites, todo, calibration, joint)):
+        site = sites[index]
+        report(f"weigh {site.layer.name}", done, len(todo))
+        price = None
+        if timed is not None and index in timed.parts:
+            own_part = timed.parts[index][0]
+            price = lambda option, own_part=own_part: takes[id(option)] / own_part  # noqa: E731
+        pending = {node for later in todo[done:] for node in sites[later].nodes}
+        try:
+            weighed = _weighed(site, options[index], moments, scope, price)
+            measured = _measured(model, site, weighed, outputs, calibration, pending)
+        except Exception as error:
+            found[index] = replace(found[index], reason=_ours(error, site))
+            continue
+        entry = replace(found[index], candidates=tuple(weighed), effect=measured)
+        if timed is not None and index in timed.parts:
+            parts = tuple(takes[id(candidate.outline)] for candidate in weighed)
+            entry = replace(entry, part=timed.parts[index][0], parts=parts)
+        # The numbers of the anchors have served; a plan is carried out anew.
+        light = tuple(replace(candidate, fitted=None) for candidate in entry.candidates)
+        found[index] = replace(entry, candidates=light)
+    latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
+    said = () if timed is None else timed.notes
+    return Survey(tuple(found), outputs, macs, *latency, ties=found_ties, notes=said)
+
+
+def _of_layers(scope: Scope, layers: Sequence[Layer]) -> Scope:
+    """The scope with its patterns told names from."""
+    return replace(scope, include=of_layers(scope.include, layers), exclude=of_layers(scope.exclude, layers))
+
+
+def _outlines(sites: Sequence[Site], reasons: list[str], scope: Scope) -> list[list[Outline]]:
+    """What could be done to each layer; where there is nothing, a reason is put in."""
+    options: list[list[Outline]] = [[] for _ in sites]
+    for index, site in enumerate(sites):
+        if reasons[index]:
+            continue
+        try:
+            methods = methods_for(scope.methods, site, scope.options)
+            options[index] = outlines(site, methods, multiple=scope.multiple, what=_what(site, scope))
+            reasons[index] = "" if options[index] else _refusals(scope.methods, site)
+        except Exception as error:
+            reasons[index] = _ours(error, site)
+    return options
+
+
+def _what(site: Site, scope: Scope) -> What:
+    return "params" if site.layer.lookup else scope.what
+
+
+def _ours(error: Exception, site: Site) -> str:
+    """The reason why a layer stays for which an error of ours has come up; others are raised."""
+    if foreseen(error):
+        raise error
+    return mishap(error, site.layer.name)
+
+
+def _weighed(
+    site: Site,
+    options: Sequence[Outline],
+    moments: Moments | None,
+    scope: Scope,
+    price: Callable[[Outline], float] | None,
+) -> list[Candidate]:
+    more: dict[str, Any] = {"worse": scope.worse, "seed": scope.seed, "price": price}
+    return list(candidates(site, options, moments, what=_what(site, scope), **more))
+
+
+def _measured(
+    model: ir.Model,
+    site: Site,
+    weighed: Sequence[Candidate],
+    outputs: Outputs,
+    calibration: Calibration,
+    pending: set[ir.Node],
+) -> Effect:
+    """What the layer's candidates do to the output. The original runs on these inputs, so they must, too."""
+    try:
+        return effect(model, site, _probes(weighed), outputs, calibration, pending)
+    except ModelError as error:
+        raise DefectError(f"the model does not run with its chain: {error}") from error
+
+
+def _stored(found: Sequence[Tie], sites: Sequence[Site], dense: Sequence[Cost]) -> list[int]:
+    """The numbers that the model holds for each layer, a weight with its first reader."""
+    numbers = {index: n for tie in found for index, n in zip(tie.members, tie.numbers, strict=True)}
+    biases = (cost.params - int(site.layer.weight.size) for site, cost in zip(sites, dense, strict=True))
+    return [numbers[index] + bias for index, bias in enumerate(biases)]
+
+
+def _reader(tie: Tie, members: Mapping[int, tuple[Site, Sequence[object]]]) -> str:
+    """Who keeps a weight, given what could be done to each of its layers."""
+    kept = (site.layer.name for site, options in members.values() if not options)
+    return next(kept, tie.other) if len(members) > 1 else tie.other
+
+
+def _joined(
+    found: Sequence[Tie],
+    sites: Sequence[Site],
+    options: list[list[Outline]],
+    reasons: list[str],
+    scope: Scope,
+) -> set[int]:
+    """Make the outlines of layers that share a weight alike, so that all of them may get the same.
+
+    Layers that are decomposed for their parameters alone lose their outlines where another reader keeps the
+    weight.
+
+    Returns:
+        The layers that would share factors, which are fitted to the weight alone.
+    """
+    joint: set[int] = set()
+    for tie in found:
+        own = [index for index in tie.members if options[index]]
+        if reader := _reader(tie, {index: (sites[index], options[index]) for index in tie.members}):
+            for index in own:
+                if scope.what == "params" or sites[index].layer.lookup:
+                    options[index], reasons[index] = [], stays(reader)
+        elif len(own) > 1:
+            common = set.intersection(*({o.method.name for o in options[index]} for index in own))
+            ranks = {(o.method.name, o.ranks): o for i in own for o in options[i] if o.method.name in common}
+            for index in own:
+                methods = {option.method.name: option.method for option in options[index]}
+                options[index] = [outlined(sites[index], methods[n], r) for n, r in ranks]
+                if not common:
+                    reasons[index] = "no method takes all layers that share its weight"
+            joint.update(own if common else ())
+    return joint
+
+
+def _real_macs(model: ir.Model, sites: Sequence[Site], calibration: Calibration) -> int:
+    """Multiply-accumulates of one calibration sample, at its own size."""
+    feed = calibration.feeds[0]
+    names = {value.name for value in model.graph.inputs}
+    shapes = input_shapes(model, {name: array.shape for name, array in feed.items() if name in names})
+    return sum(dense_chain(s.layer).macs(shapes[s.layer.graph, s.layer.name]) for s in sites)
+
+
+def _moments(
+    model: ir.Model,
+    sites: Sequence[Site],
+    todo: Sequence[int],
+    calibration: Calibration,
+    joint: Collection[int],
+) -> Iterator[tuple[int, Moments | None]]:
+    """The moments of layers in their order, a pack at a time; None for those that cannot be observed."""
+
+    def hidden(index: int) -> bool:
+        return calibration.synthetic or index in joint or unobservable(sites[index]) is not None
+
+    def observed() -> Iterator[Moments]:
+        for pack in packs([sites[index] for index in todo if not hidden(index)]):
+            for train, held in observe_unchanged(model, pack, calibration):
+                yield together(train, held)
+
+    moments = observed()
+    for index in todo:
+        seen = None if hidden(index) else next(moments)
+        yield index, seen if seen is not None and seen.usable else None
+
+
+def _probes(weighed: Sequence[Candidate]) -> list[tuple[float, Chain]]:
+    """Fitted candidates, of little, middling and much loss."""
+    fitted = sorted((c for c in weighed if c.fitted is not None), key=lambda c: c.loss)
+    picks = {round(k * (len(fitted) - 1) / (_POINTS - 1)) for k in range(_POINTS)} if fitted else set()
+    return [(c.loss, c.fitted) for c in (fitted[k] for k in sorted(picks)) if c.fitted is not None]
+
+
+def _reasons(sites: Sequence[Site], dense: Sequence[Cost], idle: Sequence[bool], scope: Scope) -> list[str]:
+    share = scope.skip_below / max(1, len(sites))
+    few_macs = share * sum(cost.macs for cost in dense)
+    few_params = share * sum(cost.params for cost in dense)
+    reasons = []
+    for site, cost, alone in zip(sites, dense, idle, strict=True):
+        if not selected(names_of(site.layer), scope.include, scope.exclude):
+            reasons.append("excluded by name")
+        elif cost.macs < few_macs and cost.params < few_params:
+            reasons.append(
+                f"too small: below {scope.skip_below:g} of the average layer in MACs and parameters"
+            )
+        else:
+            reasons.append(unsound(site.layer.weight) or (UNREACHED if alone else ""))
+    return reasons
+
+
+def _refusals(names: Sequence[str], site: Site) -> str:
+    """Why no method takes a layer."""
+    tried = QUICK if tuple(names) == ("auto",) else names
+    found = [for_layer(get(name), site.layer).refusal(site.layer) for name in tried]
+    reasons = dict.fromkeys(reason for reason in found if reason)
+    return "; ".join(reasons) or "no rank makes it cheaper"

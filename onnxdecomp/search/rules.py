@@ -1,0 +1,108 @@
+"""Rules: which layers get which methods at which ranks; the first rule whose pattern fits a layer decides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxdecomp.core.patterns import Names, matches
+from onnxdecomp.decompositions import get, names
+from onnxdecomp.decompositions.base import Method
+from onnxdecomp.errors import UsageError
+from onnxdecomp.ranks.spec import RankSpec, check, parse
+
+KEEP = "keep"
+"""In place of a method: the layer stays as it is."""
+
+_GIVEN = re.compile(r"(?P<methods>[a-z]+(?:,[a-z]+)*)(?P<options>(?::[a-z_]+=.*)?)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the layers of certain names get.
+
+    Attributes:
+        match: Shell pattern of layer names.
+        methods: In order of preference: the first that takes a layer and saves what must be saved; empty
+            to keep such layers.
+        rank: The rank specification.
+    """
+
+    match: str
+    methods: tuple[Method, ...]
+    rank: RankSpec
+
+    def fits(self, names: Names) -> bool:
+        return matches(names, [self.match])
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a rule leaves open: the methods' options by method, and the rank."""
+
+    rank: str
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def make_rule(
+    methods: str, defaults: Defaults, match: str = "*", given: Mapping[str, str] | None = None
+) -> Rule:
+    """The rule for layers called `match`.
+
+    Args:
+        methods: Names with commas between, or "keep".
+        defaults: For what is not given.
+        match: Shell pattern.
+        given: "rank", and options of the methods (of each that has such an option).
+
+    Raises:
+        UsageError: An unknown method or option, a bad rank, a number of ranks that no such method takes.
+    """
+    own = dict(given or {})
+    rank = parse(own.pop("rank", defaults.rank))
+    if methods == KEEP:
+        if given:
+            raise UsageError(f"layers {match!r} are kept: {', '.join(given)} cannot be given")
+        return Rule(match, (), rank)
+    made = []
+    unused = set(own)
+    for name in methods.split(","):
+        options = {**defaults.options.get(name, {}), **_known(name, own, single="," not in methods)}
+        unused -= set(options)
+        method = get(name, **options)
+        check(method, rank)
+        made.append(method)
+    if unused:
+        raise UsageError(f"none of the methods {methods} has an option {sorted(unused)[0]!r}")
+    return Rule(match, tuple(made), rank)
+
+
+def parse_rule(text: str, defaults: Defaults) -> Rule:
+    """The rule that PATTERN=METHOD[,METHOD…][:rank=SPEC][:option=value…] stands for, or PATTERN=keep.
+
+    Raises:
+        UsageError: It is of another form, or as `make_rule`.
+    """
+    # A name may hold "=" and ":" itself: what follows it begins with a method, if there is one.
+    parts = [(text[: at.start()], _GIVEN.fullmatch(text, at.end())) for at in re.finditer("=", text)]
+    readings = [(match, given) for match, given in parts if match and given]
+    known = [(m, given) for m, given in readings if {*given["methods"].split(",")} <= {KEEP, *names()}]
+    match, found = next(iter(known or readings), ("", None))
+    if found is None:
+        raise UsageError(
+            f"{text!r} is no rule: give PATTERN=METHOD or PATTERN=METHOD:rank=SPEC:option=value, METHOD "
+            f"one of {', '.join(names())} or keep"
+        )
+    # A value may hold ":" and ",": an option starts where a name and "=" follow the colon.
+    options = [part for part in re.split(r":(?=[a-z_]+=)", found["options"]) if part]
+    return make_rule(found["methods"], defaults, match, dict(part.split("=", 1) for part in options))
+
+
+def _known(name: str, given: Mapping[str, str], *, single: bool) -> dict[str, str]:
+    """The given options that a method has; all of them if it is the only one, so that it objects itself."""
+    from onnxdecomp.decompositions import options
+
+    known = {option.name for option in options(name)}
+    return dict(given) if single else {k: v for k, v in given.items() if k in known}

@@ -1,0 +1,221 @@
+"""The search: the plan that loses least within budgets, or costs least within a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from onnxdecomp.layers.site import Skip
+from onnxdecomp.search.candidates import Candidate
+from onnxdecomp.search.fixed_ranks import method_options
+from onnxdecomp.search.keep_layers import BETTER_KEPT
+from onnxdecomp.search.knapsack import Allocation, Option, OutOfReach, allocate
+from onnxdecomp.search.layer_profiles import Survey, Surveyed
+from onnxdecomp.search.plan import Choice, Plan, kept
+from onnxdecomp.search.targets import Budget
+from onnxdecomp.search.tied_layers import Pick, ways
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """What is known of the sizes of files.
+
+    Attributes:
+        original: Of the file that came in, with its external data.
+        whole: Of the file that is written where every layer stays: simplified, and quantized if it will be.
+        each: Bytes of a number in a layer's weight; None: those of the layer's own type.
+        spare: Bytes that a plan like the one that is looked for needs beyond what is expected of it.
+    """
+
+    original: int
+    whole: int
+    each: int | None = None
+    spare: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A plan and how it came about.
+
+    Attributes:
+        plan: The decision for every layer.
+        loss: The squared relative error of the output that is expected of it, layers added up.
+        bound: No plan of these candidates within the budgets loses less (or, where the loss is the budget,
+            costs less).
+        gap: How far above the bound this one is.
+        latency: Expected latency over the original's; None where nothing was timed.
+        measured: The same measured, with factors of noise in the whole model; None where not done.
+        size: Expected bytes of the file; None where they are no budget.
+    """
+
+    plan: Plan
+    loss: float
+    bound: float
+    gap: float
+    latency: float | None
+    measured: float | None = None
+    size: float | None = None
+
+
+def choose(
+    survey: Survey,
+    skips: Sequence[Skip],
+    budgets: Sequence[Budget],
+    *,
+    sizes: Bytes | None = None,
+    max_loss: float | None = None,
+    optimism: float = 1.0,
+) -> Chosen | OutOfReach:
+    """One candidate, or none, for every layer.
+
+    Args:
+        survey: The layers, weighed.
+        skips: Operators that could not be read; the plan names them.
+        budgets: On MACs, parameters, bytes or latency.
+        sizes: Of files, where they are a budget.
+        max_loss: With it the loss is limited too, and what is least is the latency where that was
+            measured, else the MACs.
+        optimism: Measured latency over expected latency, of a plan like the one that is looked for.
+    """
+    surveyed, whole_ms = survey.layers, survey.whole_ms
+    sizes = sizes or Bytes(0, 0)
+    now = totals(survey, sizes.original)
+    limits = [budget.allowed(now[budget.quantity]) for budget in budgets]
+    kinds = [budget.quantity for budget in budgets]
+    for place, kind in enumerate(kinds):
+        if kind == "latency":
+            limits[place] /= optimism
+        if kind == "size":
+            limits[place] -= sizes.spare
+    # Budgets are on the original as it came in; what the simplifier gained is there already.
+    now |= {"latency": whole_ms, "size": float(sizes.whole)}
+    objective = "latency" if any(entry.part for entry in surveyed) else "macs"
+    decisions = ways(survey)
+    losses = [entry.losses() for entry in surveyed]
+
+    def cost(way: Sequence[Pick], kind: str, unit: float = whole_ms) -> float:
+        return sum(_cost(surveyed[pick.place], pick, kind, unit, sizes.each) for pick in way)
+
+    def option(way: Sequence[Pick]) -> Option:
+        loss = sum(0.0 if p.candidate is None else losses[p.place][p.candidate] for p in way)
+        costs = tuple(cost(way, kind) for kind in kinds)
+        if max_loss is None:
+            return Option(costs, loss)
+        return Option((loss, *costs), cost(way, objective, whole_ms or 1.0))
+
+    # What no layer has: of the file beside the weights, of the latency beside the layers.
+    fixed = [now[kind] - sum(cost(own[0], kind) for own in decisions) for kind in kinds]
+    items = [[option(way) for way in own] for own in decisions]
+    if max_loss is not None:
+        found = allocate(items, [max_loss, *limits], fixed=[0.0, *(max(0.0, f) for f in fixed)])
+    else:
+        found = allocate(items, limits, fixed=[max(0.0, f) for f in fixed])
+    if isinstance(found, OutOfReach):
+        return found
+    picked = [way for own, index in zip(decisions, found.choice, strict=True) for way in own[index]]
+    chosen = _chosen(survey, skips, found, {pick.place: pick.candidate for pick in picked}, max_loss)
+    taken = found.costs[-len(kinds) :] if kinds else ()
+    size = next((cost for cost, kind in zip(taken, kinds, strict=True) if kind == "size"), None)
+    return replace(chosen, size=size)
+
+
+def totals(survey: Survey, size: int) -> dict[str, float]:
+    """What the original has of every quantity that can be a budget."""
+    return {
+        "macs": float(sum(entry.dense.macs for entry in survey.layers)),
+        "params": float(sum(entry.stored for entry in survey.layers)),
+        "size": float(size),
+        "latency": survey.original_ms,
+    }
+
+
+def with_reason(chosen: Chosen, survey: Survey, reason: str) -> Chosen:
+    """The same where the layers that could have been decomposed and were not are kept for this reason."""
+    could = {(entry.site.layer.graph, entry.site.layer.name) for entry in survey.layers if entry.candidates}
+
+    def told(choice: Choice) -> Choice:
+        stays = choice.method is None and (choice.graph, choice.layer) in could
+        return replace(choice, reason=reason) if stays else choice
+
+    plan = replace(chosen.plan, choices=tuple(told(choice) for choice in chosen.plan.choices))
+    return replace(chosen, plan=plan)
+
+
+def _why_kept(entry: Surveyed, max_loss: float | None, *, alone: bool) -> str:
+    """Why a layer stays that could have been decomposed.
+
+    Args:
+        entry: The layer.
+        max_loss: What all layers together may lose, or None where budgets on costs decide.
+        alone: Whether other layers stay as well.
+    """
+    if entry.reason:
+        return entry.reason
+    if not entry.candidates:
+        return "no candidate saves enough to be weighed"
+    if max_loss is None:
+        if alone:
+            return "the target is met with every layer as it is"
+        return f"{BETTER_KEPT}other layers save as much at less loss"
+    if min(entry.losses()) > max_loss:
+        return "every candidate is expected to lose more than may be lost"
+    if alone:
+        return "no candidate gains anything within what may be lost"
+    return f"{BETTER_KEPT}other layers gain more for the same loss"
+
+
+def _chosen(
+    survey: Survey,
+    skips: Sequence[Skip],
+    found: Allocation,
+    candidates: Mapping[int, int | None],
+    max_loss: float | None,
+) -> Chosen:
+    surveyed = survey.layers
+    nothing = not any(found.choice)
+    choices, loss, latency = [], 0.0, 1.0
+    for place, entry in enumerate(surveyed):
+        picked = candidates[place]
+        reason = _why_kept(entry, max_loss, alone=nothing) if picked is None else ""
+        choices.append(_choice(entry, None if picked is None else entry.candidates[picked], reason))
+        if picked is not None:
+            loss += entry.losses()[picked]
+            latency += (entry.parts[picked] if entry.parts else entry.part) - entry.part
+    skipped = [Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason) for skip in skips]
+    timed = any(entry.part for entry in surveyed)
+    whole = survey.whole_ms / survey.original_ms if survey.original_ms else 1.0
+    return Chosen(
+        Plan((*choices, *skipped)), loss, found.bound, found.gap, latency * whole if timed else None
+    )
+
+
+def _choice(entry: Surveyed, candidate: Candidate | None, reason: str) -> Choice:
+    layer = entry.site.layer
+    if candidate is None:
+        return replace(kept(layer, entry.dense, reason), fixed=entry.fixed)
+    outline = candidate.outline
+    return replace(
+        kept(layer, entry.dense),
+        method=outline.method.name,
+        options=method_options(outline.method),
+        ranks=outline.ranks,
+        after=outline.cost,
+    )
+
+
+def _cost(entry: Surveyed, pick: Pick, kind: str, whole_ms: float, each: int | None) -> float:
+    """What a layer costs as it is picked, in a budget's unit."""
+    if kind == "latency":
+        part = entry.part if pick.candidate is None or not entry.parts else entry.parts[pick.candidate]
+        return part * whole_ms
+    if kind == "size":
+        return float(pick.stored * (each or _bytes(entry.site.layer.dtype)))
+    if kind == "params":
+        return float(pick.stored)
+    return float(
+        (entry.dense if pick.candidate is None else entry.candidates[pick.candidate].outline.cost).macs
+    )
+
+
+def _bytes(dtype: str) -> int:
+    return {"float64": 8, "float32": 4}.get(dtype, 2)

@@ -1,0 +1,243 @@
+"""Sensitivity: what a layer's loss does to the network's output.
+
+A layer's own relative error says little of what it does to the output. So some of its candidates are put
+into the original model, each alone, and the output is compared; in between, the effect is interpolated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.calibration.activation_cache import HELD, Window
+from onnxdecomp.calibration.activations import open_taps
+from onnxdecomp.calibration.pinned_values import chosen, pins_of, present
+from onnxdecomp.calibration.statistics import Calibration, window
+from onnxdecomp.core.chain import Chain
+from onnxdecomp.core.layer import Dim
+from onnxdecomp.data.comparable_outputs import Compared, unsteady
+from onnxdecomp.data.mask import Mask
+from onnxdecomp.fitting.fit import stored
+from onnxdecomp.layers.find import find_again
+from onnxdecomp.layers.replace import Rewriter
+from onnxdecomp.layers.site import Site, dims
+from onnxdecomp.runtime.metrics import Comparison
+from onnxdecomp.runtime.session import Feed
+
+_WORK = 2e10
+"""Multiply-accumulates of one look at the output: as many samples as that makes."""
+
+_FEWEST, _MOST = 4, 512
+"""Samples of one look."""
+
+_BROKEN = 1e6
+"""The squared relative error of an output that is not finite any more, or beyond all bounds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """The original's outputs on some of the calibration inputs.
+
+    Attributes:
+        feeds: The inputs, batched.
+        names: The outputs that are compared: the floating-point ones where there are any.
+        values: Per feed and name.
+        window: On the original with these inputs.
+        pins: What the original has chosen and drawn, for each of the feeds.
+        declared: The shapes that the model declares for outputs.
+        mask: Which positions count.
+        left_out: Outputs that cannot be compared, with the reason.
+        chosen: Outputs that pinned values take part in, with how they are compared.
+    """
+
+    feeds: tuple[Feed, ...]
+    names: tuple[str, ...]
+    values: tuple[tuple[object, ...], ...]
+    window: Window
+    pins: tuple[Feed, ...] = ()
+    declared: Mapping[str, Sequence[Dim] | None] = field(default_factory=dict)
+    mask: Mask | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    chosen: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be compared, or not as it is, a sentence each."""
+        left_out = (
+            f"the search does not compare the output {name!r}: {why}" for name, why in self.left_out.items()
+        )
+        chosen = (
+            f"the search compares the output {name!r} {how}"
+            for name, how in self.chosen.items()
+            if self.pins and name in self.names
+        )
+        return (*left_out, *chosen)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a layer's loss does to the output, from measured points.
+
+    Attributes:
+        points: (loss of the layer, squared relative error of the output), rising in the first.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def at(self, loss: float) -> float:
+        """The output's squared relative error where the layer loses that much; log-log interpolated."""
+        if loss <= 0:
+            return 0.0
+        if not self.points:
+            return loss
+        x = np.log([max(p, 1e-12) for p, _ in self.points])
+        y = np.log([max(e, 1e-12) for _, e in self.points])
+        at = math.log(max(loss, 1e-12))
+        if at <= x[0] or len(x) == 1:
+            return float(np.exp(y[0] + (at - x[0])))
+        if at >= x[-1]:
+            slope = max(1.0, float((y[-1] - y[0]) / max(x[-1] - x[0], 1e-9)))
+            return float(np.exp(y[-1] + slope * (at - x[-1])))
+        return float(np.exp(np.interp(at, x, y)))
+
+
+def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Outputs:
+    """The outputs of the model as it is.
+
+    Args:
+        model: The original.
+        calibration: The inputs; the first ones are taken.
+        macs: Multiply-accumulates of one sample.
+    """
+    outputs = [str(value.name) for value in model.graph.outputs]
+    floats = [
+        str(value.name)
+        for value in model.graph.outputs
+        if value.dtype is None or value.dtype.is_floating_point()
+    ]
+    where: dict[str, Any] = {"provider": calibration.provider, "threads": calibration.threads}
+    names = floats or outputs
+    first = open_taps(model, names, **where).run(calibration.feeds[0])
+    held = HELD // max(1, sum(getattr(value, "nbytes", 0) for value in first))
+    count = int(np.clip(_WORK / max(macs, 1), _FEWEST, max(_FEWEST, min(_MOST, held))))
+    some = replace(calibration, feeds=calibration.feeds.first(count))
+    feeds = tuple(some.feeds.batches(calibration.batch))
+    pins = pins_of(model, some.feeds, batch=calibration.batch, **where)
+    taps = open_taps(model, names, known=pins[0] if pins else {}, **where)
+    values = [
+        tuple(taps.run(feed | own)) for feed, own in zip(feeds, pins or ({},) * len(feeds), strict=True)
+    ]
+    again = taps.run(feeds[0] | (pins[0] if pins else {}))
+    left_out = unsteady(names, values[0], again)
+    kept = [index for index, name in enumerate(names) if name not in left_out]
+    return Outputs(
+        feeds,
+        tuple(names[index] for index in kept),
+        tuple(tuple(own[index] for index in kept) for own in values),
+        window(model, some, pins),
+        pins,
+        {str(v.name): dims(v) for v in model.graph.outputs},
+        calibration.mask,
+        left_out,
+        chosen(model),
+    )
+
+
+def output_error(
+    model: ir.Model, outputs: Outputs, calibration: Calibration, known: Sequence[Feed] = ()
+) -> float:
+    """The squared relative L2 error of a model's outputs, the mean over the outputs; see `output_errors`."""
+    shares = output_errors(model, outputs, calibration, known)
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def output_errors(
+    model: ir.Model, outputs: Outputs, calibration: Calibration, known: Sequence[Feed] = ()
+) -> list[float]:
+    """The squared relative L2 error of each output of a model.
+
+    Of integers, booleans and strings it is the square of the share of values that differ. An output that
+    cannot be compared in this model is left out; where none is left the error is beyond all bounds.
+
+    Args:
+        model: The model.
+        outputs: What the original gives.
+        calibration: Where the model is run.
+        known: Values inside the model, by name for each of the feeds, that need not be computed.
+    """
+    known = known or [{} for _ in outputs.feeds]
+    pins = present(model, outputs.pins) or [{} for _ in outputs.feeds]
+    known = [own | inner for own, inner in zip(pins, known, strict=True)]
+    taps = open_taps(
+        model,
+        outputs.names,
+        provider=calibration.provider,
+        threads=calibration.threads,
+        known=known[0] if known else {},
+    )
+    compared = Compared(outputs.names, declared=outputs.declared, mask=outputs.mask)
+    for feed, inner, values in zip(outputs.feeds, known, outputs.values, strict=True):
+        compared.add(feed, values, taps.run(feed | inner))
+    return [_share(comparison) for comparison in compared.comparisons] or [_BROKEN]
+
+
+def _share(comparison: Comparison) -> float:
+    """The squared relative error; 1 where the original is zero throughout and the new output is not."""
+    if comparison.nonfinite:
+        return _BROKEN
+    if comparison.discrete or comparison.energy > 0:
+        return min(comparison.rel_l2**2, _BROKEN)
+    return float(comparison.error_energy > 0)
+
+
+def effect(
+    model: ir.Model,
+    site: Site,
+    chains: Sequence[tuple[float, Chain]],
+    outputs: Outputs,
+    calibration: Calibration,
+    pending: Collection[ir.Node] = (),
+) -> Effect:
+    """Measure the effect of one layer's chains, each with its loss; only what follows the layer is computed.
+
+    Args:
+        model: The original.
+        site: The layer.
+        chains: With their losses.
+        outputs: What the original gives.
+        calibration: Where models are run.
+        pending: The nodes of this layer and of all that will be measured later.
+
+    Returns:
+        The effect; without points, so that a layer's own loss stands for it, where no output can be compared
+        or none shows anything: these inputs do not come to the layer, or what it gives is not used.
+    """
+    points: list[tuple[float, float]] = []
+    if not outputs.names:
+        return Effect(())
+    if chains:
+        for _ in outputs.window.look([site.x.name or ""] if not site.place.path else [], pending):
+            pass
+    for loss, chain in chains:
+        error = output_error(replaced(model, site, chain), outputs, calibration, outputs.window.held())
+        points.append((loss, error))
+    # The largest of some scores may well stay what it was; numbers do not.
+    values = [value for own in outputs.values for value in own]
+    numbers = any(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in values)
+    if numbers and not any(error for _, error in points):
+        return Effect(())
+    return Effect(tuple(sorted(points)))
+
+
+def replaced(model: ir.Model, site: Site, chain: Chain) -> ir.Model:
+    """A copy of the model with one layer replaced."""
+    copy = model.clone()
+    own = find_again(copy, site)
+    own = replace(own, layer=replace(own.layer, weight=site.layer.weight))
+    Rewriter(copy).replace(own, stored(chain, site.layer), {})
+    return copy

@@ -1,0 +1,101 @@
+"""The tally: what a plan's layers store, every number once however many of them read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.base import outline
+from onnxdecomp.layers.site import Share, Site
+from onnxdecomp.layers.tied_weights import Tie, share_of, ties
+from onnxdecomp.search.plan import Choice, Cost, Plan, cost_of
+
+
+def shares_of(sites: Sequence[Site], found: Sequence[Tie], plan: Plan) -> dict[tuple[str, str], Share]:
+    """What the layers that the plan decomposes share their factors by, by graph and name."""
+    by_name = {(choice.graph, choice.layer): choice for choice in plan.decomposed}
+    shares = {}
+    for tie in found:
+        for member, index in enumerate(tie.members):
+            layer = sites[index].layer
+            choice = by_name.get((layer.graph, layer.name))
+            if choice is not None:
+                method = get(choice.method or "", **choice.options)
+                share = share_of(tie, member, sites[index], method, choice.ranks)
+                shares[layer.graph, layer.name] = share
+    return shares
+
+
+def tallied(plan: Plan, sites: Sequence[Site]) -> Plan:
+    """The plan with costs that add up to what is stored before and after.
+
+    A weight that several layers read is the first one's; it is counted afterwards, too, unless all of its
+    readers are decomposed, and none of them is anything but a layer. Factors that several layers share are
+    the first one's as well, and so is a bias.
+
+    Args:
+        plan: For these layers; choices for others stay as they are.
+        sites: The layers.
+    """
+    by_name = {(choice.graph, choice.layer): choice for choice in plan.choices}
+    keys = [(site.layer.graph, site.layer.name) for site in sites]
+    if not set(keys) <= set(by_name) or not _fits(sites, [by_name[key] for key in keys]):
+        return plan
+    choices = [by_name[key] for key in keys]
+    found = ties(sites)
+    shares = shares_of(sites, found, plan)
+    biases: set[int] = set()
+    seen = set()
+    for tie in found:
+        stays = bool(tie.other) or any(choices[index].method is None for index in tie.members)
+        for index, numbers in zip(tie.members, tie.numbers, strict=True):
+            layer, choice, share = sites[index].layer, choices[index], shares.get(keys[index])
+            assert choice.before is not None
+            bias = 0 if layer.bias is None or _bias(sites[index]) in biases else int(layer.bias.size)
+            biases.add(_bias(sites[index]))
+            before = replace(choice.before, params=numbers + bias)
+            after = choice.after
+            if choice.method is not None:
+                chain = outline(get(choice.method, **choice.options), layer, choice.ranks)
+                cost = cost_of(replace(chain, bias=None), layer)
+                factors = 0 if share is not None and share.key in seen else cost.params
+                after = Cost((numbers if stays else 0) + factors + bias, cost.macs)
+            if share is not None:
+                seen.add(share.key)
+            by_name[keys[index]] = replace(choice, before=before, after=after)
+    ordered = tuple(by_name[choice.graph, choice.layer] for choice in plan.choices)
+    return replace(plan, choices=ordered)
+
+
+def remaining(plan: Plan, sites: Sequence[Site]) -> dict[tuple[str, str], str]:
+    """The decomposed layers whose weight stays in the file, by graph and name, with who else reads it."""
+    by_name = {(choice.graph, choice.layer): choice for choice in plan.choices}
+    found: dict[tuple[str, str], str] = {}
+    for tie in ties(sites):
+        choices = [by_name.get((sites[i].layer.graph, sites[i].layer.name)) for i in tie.members]
+        kept = [choice.layer for choice in choices if choice is not None and choice.method is None]
+        reader = next(iter(kept), tie.other)
+        if reader:
+            names = [(c.graph, c.layer) for c in choices if c is not None and c.method is not None]
+            found |= dict.fromkeys(names, reader)
+    return found
+
+
+def _bias(site: Site) -> int:
+    """What tells biases apart: the value that stores one, or the layer where it has its own."""
+    return id(site.layer) if site.bias is None else id(site.bias)
+
+
+def _fits(sites: Sequence[Site], choices: Sequence[Choice]) -> bool:
+    """Whether the choices are for these layers: a plan for another model is refused elsewhere."""
+    for site, choice in zip(sites, choices, strict=True):
+        if choice.before is None:
+            return False
+        if choice.method is not None:
+            method = get(choice.method, **choice.options)
+            if method.refusal(site.layer) is not None:
+                return False
+            if len(method.full_ranks(site.layer)) != len(choice.ranks) or min(choice.ranks) < 1:
+                return False
+    return True

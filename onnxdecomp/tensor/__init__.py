@@ -1,0 +1,1 @@
+"""Numerics that decompositions share: linear algebra, tensor networks, threads of the BLAS."""

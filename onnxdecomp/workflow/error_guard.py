@@ -1,0 +1,140 @@
+"""A gate that is held: where a search chose the ranks, layers give way until the verification passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxdecomp.search.keep_layers import key_of, nothing_of
+from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.search import QuantizedTooFarError
+from onnxdecomp.search.targets import parse_budgets
+from onnxdecomp.search.tighten import tighter
+from onnxdecomp.workflow.finish_result import Made, Maker
+from onnxdecomp.workflow.never_slower import Settled, is_quantized
+
+if TYPE_CHECKING:
+    from onnxdecomp.evaluate.verify import Verification
+    from onnxdecomp.pipeline.pipeline import PipelineResult
+
+_TRIES = 5
+"""Plans that are tried after the first, before every layer is put back."""
+
+_AIM = 0.92
+"""Share of the error allowed that the next plan is to use up; the next but one that share of it, …"""
+
+
+def first_run(
+    run: Callable[[bool], PipelineResult], *, giving_up: bool
+) -> tuple[PipelineResult, tuple[str, ...]]:
+    """Run the pipeline, and without quantization where that alone passes the largest error.
+
+    Args:
+        run: Runs it, quantizing or not.
+        giving_up: Whether quantization is given up where it loses too much; else that is an error.
+
+    Returns:
+        The result, and a note on what was given up.
+
+    Raises:
+        QuantizedTooFarError: It loses too much, and is not to be given up.
+    """
+    try:
+        return run(True), ()
+    except QuantizedTooFarError as failure:
+        if not giving_up:
+            raise
+        note = f"not quantized, for that alone has an error of {failure.used:.3g}, above {failure.limit:g}"
+    return run(False), (note,)
+
+
+def hold(ran: PipelineResult, maker: Maker, goal: str | None) -> Made:
+    """Make the result ready; give layers higher ranks, or put them back, until the verification passes.
+
+    How much less the next plan may lose follows from the error that was measured. If even quantization
+    alone fails, it is undone, and the ranks are searched for anew. The last resort is the original. Where the
+    maker compares nothing yet the result is the first.
+
+    Args:
+        ran: What the search has made.
+        maker: Makes results ready.
+        goal: The target; where it is one of cost it gives way too.
+    """
+    made = maker.make(ran)
+    notes: list[str] = []
+    looks: list[dict[str, Any]] = []
+    tries, floor = 0, None
+    while (checked := _missed(made)) is not None:
+        settled = made.settled
+        quantized = is_quantized(settled.ran)
+        notes += settled.notes
+        looks += settled.looks
+        if not settled.ran.rewritten:
+            notes.append(f"not quantized, for with that alone {checked.reason}")
+            made, tries = maker.make(maker.again(None, False)), 0
+            continue
+        if quantized and floor is None:
+            # No plan is of use where quantization alone loses too much; else it has its share of the error.
+            alone = maker.make(maker.again(nothing_of(settled.plan, _reason(checked)), True), settled)
+            if _missed(alone) is not None or not is_quantized(alone.settled.ran):
+                made = alone
+                continue
+            floor = alone.checked.worst if alone.checked is not None else None
+        plan = _next_plan(settled, checked, floor or 0.0, tries)
+        tries += 1
+        notes.append(_changes(settled.plan, plan, checked))
+        made = maker.make(maker.again(plan, quantized), settled)
+    if tries:
+        notes += _given_way(goal)
+    told = replace(made.settled, notes=(*notes, *made.settled.notes), looks=(*looks, *made.settled.looks))
+    return replace(made, settled=told)
+
+
+def _given_way(goal: str | None) -> list[str]:
+    """What is said of a target that is not of loss, where another plan than that for it was taken."""
+    costs = [str(budget) for budget in parse_budgets(goal or "") if not budget.on_loss] if goal else []
+    return [f"the target {','.join(costs)} gives way to the largest error"] if costs else []
+
+
+def _missed(made: Made) -> Verification | None:
+    """The comparison that failed by its numbers; None where none did."""
+    checked = made.checked
+    failed = checked is not None and checked.status == "failed" and not checked.interface
+    return checked if failed else None
+
+
+def _reason(checked: Verification) -> str:
+    return f"put back: with it {checked.reason}"
+
+
+def _next_plan(settled: Settled, checked: Verification, floor: float, tries: int) -> Plan:
+    """A plan that loses so much less that the error will do; with every try a little less than that.
+
+    Args:
+        settled: What was tried last.
+        checked: How it was found to fail.
+        floor: The part of the error that is none of the plan's: of quantization alone.
+        tries: How many plans were tried.
+    """
+    reason = _reason(checked)
+    if tries >= _TRIES or settled.search is None:
+        return nothing_of(settled.plan, reason)
+    share = 0.25
+    if checked.max_error is not None and checked.worst is not None and np.isfinite(checked.worst):
+        # The error goes with the root of the loss, and independent errors add up by their squares.
+        wanted = (_AIM ** (1 + tries) * checked.max_error) ** 2 - floor**2
+        share = float(np.clip(wanted / max(checked.worst**2 - floor**2, 1e-24), 0.01, 0.9))
+    return tighter(settled.plan, settled.search, share, reason)
+
+
+def _changes(before: Plan, after: Plan, checked: Verification) -> str:
+    """What was changed from one plan to the next, and why."""
+    now = {key_of(choice): choice for choice in after.decomposed}
+    back = [choice.layer for choice in before.decomposed if key_of(choice) not in now]
+    other = sum(choice != now[key_of(choice)] for choice in before.decomposed if key_of(choice) in now)
+    done = [f"{other} layer{'s' if other > 1 else ''} got ranks that lose less"] if other else []
+    done += [f"put back: {', '.join(back)}"] if back else []
+    return f"{checked.reason}: {'; '.join(done) or 'the plan stays'}"

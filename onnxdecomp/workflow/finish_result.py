@@ -1,0 +1,132 @@
+"""Making a result ready to be written: settled, its layers checked, trained, compared with the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxdecomp.data.culprit import blaming
+from onnxdecomp.graph.load import load, sha256
+from onnxdecomp.graph.output_file import on_disk, staged
+from onnxdecomp.layers.lowering_check import LoweringCheck, check_lowering
+from onnxdecomp.pipeline import pipeline
+from onnxdecomp.workflow.never_slower import Settled, is_quantized, settle
+from onnxdecomp.workflow.recovery import rescued
+from onnxdecomp.workflow.resources import Gear, equip
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from onnxdecomp.data.feeds import Feeds
+    from onnxdecomp.evaluate.verify import Verification
+    from onnxdecomp.latency.meter import Watch
+    from onnxdecomp.pipeline.pipeline import PipelineResult
+    from onnxdecomp.search.plan import Plan
+    from onnxdecomp.training.settings import Settings
+    from onnxdecomp.workflow.request import Requested
+
+
+def runner(
+    wanted: Requested, gear: Gear, loaded: ir.Model, facts: Mapping[str, Any]
+) -> Callable[[Plan | None, bool], PipelineResult]:
+    """Runs the pipeline with a plan, or none, and quantizing or not; layers that fail their checks are kept.
+
+    Args:
+        wanted: The request, with the pipeline.
+        gear: What it needs.
+        loaded: The model, for the first run; later ones load it again.
+        facts: Of the model, see `describe_model`.
+    """
+    fresh = [loaded]
+
+    def check(ran: PipelineResult) -> tuple[LoweringCheck, ...]:
+        gear.report("check layers", 0, 0)
+        versions = {"opset": facts["opset"], "ir_version": facts["ir_version"]}
+        return check_lowering(ran.rewritten, **versions, seed=gear.seed)
+
+    def run(plan: Plan | None, quantized: bool) -> PipelineResult:
+        chosen = [stage for stage in wanted.stages if quantized or not hasattr(stage, "precision")]
+
+        def once(plan: Plan | None) -> PipelineResult:
+            model = fresh.pop() if fresh else load(gear.path)
+            with blaming(gear.path, gear.calib), wanted.quoting():
+                return pipeline.run(model, equip(chosen, gear, plan), lambda stage: gear.report(stage, 0, 0))
+
+        return rescued(once, check, plan)
+
+    return run
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A result that is ready to be written.
+
+    Attributes:
+        settled: The pipeline's result, not slower than the original where that was asked for.
+        lowering: The lowering checks, all of them passed.
+        learnt: The record of its training, or None.
+        checked: The comparison with the original, or None where that was not made.
+        sha256: Of the file that was compared.
+    """
+
+    settled: Settled
+    lowering: tuple[LoweringCheck, ...]
+    learnt: dict[str, Any] | None
+    checked: Verification | None = None
+    sha256: str = ""
+
+    @property
+    def changed(self) -> bool:
+        """Whether any layer was decomposed, or the model quantized."""
+        return bool(self.settled.ran.rewritten) or is_quantized(self.settled.ran)
+
+    def compared(self, file: Path) -> Verification | None:
+        """The comparison, if it was made of just this file."""
+        return self.checked if self.checked is not None and self.sha256 == sha256(file) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Maker:
+    """What makes results.
+
+    Attributes:
+        original: The file that came in.
+        again: Runs the pipeline with another plan, quantizing or not; with None it plans anew.
+        watch, faster: Times; whether the result must not be slower.
+        verify: Compares a file with the original; None where that can wait until it is written.
+        calib, training: How to train afterwards, and on what; None for no training.
+        threads, report: Of the training.
+    """
+
+    original: Path
+    again: Callable[[Plan | None, bool], PipelineResult]
+    watch: Watch
+    faster: bool
+    verify: Callable[[Path], Verification] | None
+    calib: Feeds | None
+    training: Settings | None
+    threads: int | None
+    report: Callable[[str, int, int], None]
+
+    def make(self, ran: PipelineResult, before: Settled | None = None) -> Made:
+        """The result made ready, in place of the one before."""
+        settled = settle(ran, self.again, self.watch, enabled=self.faster, before=before)
+        made = Made(settled, settled.ran.checks, self._trained(settled.ran))
+        if self.verify is None or not made.changed:
+            return made
+        with staged(settled.ran.model, None, None) as file:
+            return replace(made, checked=self.verify(file), sha256=sha256(file))
+
+    def _trained(self, ran: PipelineResult) -> dict[str, Any] | None:
+        """Train the result in place; the record's `training`, or None where there is nothing to train."""
+        if self.training is None or not ran.rewritten:
+            return None
+        from onnxdecomp.workflow.finetune import trained
+
+        calib: Any = self.calib
+        with on_disk(ran.model) as passing, blaming(self.original, calib):
+            return trained(
+                *(ran.model, passing, self.original, calib, self.training, self.report), threads=self.threads
+            )

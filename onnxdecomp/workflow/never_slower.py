@@ -1,0 +1,188 @@
+"""Never slower: what does not pay in the whole model is put back, until the whole pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from onnxdecomp.evaluate import benchmark
+from onnxdecomp.evaluate.benchmark import BenchResult
+from onnxdecomp.evaluate.timing_verdict import Finding
+from onnxdecomp.graph.save import save
+from onnxdecomp.latency.meter import Watch
+from onnxdecomp.pipeline.pipeline import PipelineResult
+from onnxdecomp.runtime import temporary_files
+from onnxdecomp.search.keep_layers import Key, key_of, nothing_of, without
+from onnxdecomp.search.plan import Choice, Cost, Plan
+
+_ROUNDS = 3
+"""Times that half of the layers are put back, before all are."""
+
+_ORIGINAL, _QUANTIZED = "the original's time", "the time of the original quantized"
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """The result that is not slower than the original.
+
+    Attributes:
+        ran: The pipeline's result; of no rewritten layer where nothing pays.
+        plan: What was carried out.
+        search: The record of the search that found the plan, or None.
+        said: What that search has said, a sentence each.
+        timed: The timing that shows it, or None where nothing is left to time.
+        notes: What was put back, and what was kept without being sure.
+        looks: What was timed on the way, JSON values.
+    """
+
+    ran: PipelineResult
+    plan: Plan
+    search: Mapping[str, Any] | None = None
+    said: tuple[str, ...] = ()
+    timed: BenchResult | None = None
+    notes: tuple[str, ...] = ()
+    looks: tuple[dict[str, Any], ...] = ()
+
+
+def settle(
+    ran: PipelineResult,
+    again: Callable[[Plan | None, bool], PipelineResult],
+    watch: Watch,
+    *,
+    enabled: bool,
+    before: Settled | None = None,
+) -> Settled:
+    """Time the result against the original, and undo what does not pay.
+
+    Of a result that was quantized, quantization alone must be faster than the original, or it is undone;
+    and with layers decomposed it must be faster than without, or they are put back.
+
+    Args:
+        ran: What the pipeline made of the original.
+        again: Runs the pipeline with another plan, quantizing or not; with None it plans anew.
+        watch: Times.
+        enabled: Else the result is taken as it is.
+        before: What this result was made in place of: the search that it goes back to is that one's.
+    """
+    first = _of(ran)
+    if first.search is None and before is not None:
+        first = replace(first, search=before.search, said=before.said)
+    if not enabled:
+        return first
+    if not is_quantized(ran):
+        return _settle_layers(first, lambda plan: again(plan, False), watch, _ORIGINAL)
+    alone = again(nothing_of(first.plan), True) if ran.rewritten else ran
+    timed = watch.time_model(alone.model)
+    found = _finding(timed, _ORIGINAL, watch)
+    looks = (_look("quantization", 0, found),)
+    kind = ran.record.get("quantize", {}).get("kind", "quantized")
+    if not found.pays:
+        note = f"not quantized, for {kind} alone {found.why} on {watch.provider}"
+        if found.outcome == "undecided":
+            note = f"not quantized, for whether {kind} alone is faster on {watch.provider} is {found.why}"
+        # What pays in floating point is another question than the one that the plan answers.
+        fresh = again(None, False)
+        undone = _settle_layers(_of(fresh), lambda plan: again(plan, False), watch, _ORIGINAL)
+        return replace(undone, notes=(note, *undone.notes), looks=(*looks, *undone.looks))
+    notes = _kept_unsure(found, f"{kind} alone")
+    if not ran.rewritten:
+        return replace(first, timed=timed, notes=notes, looks=looks)
+    with temporary_files.folder() as folder:
+        file = folder / "quantized.onnx"
+        save(alone.model, file)
+        settled = _settle_layers(first, lambda plan: again(plan, True), watch.against(file), _QUANTIZED)
+    gain = None if settled.timed is None else settled.timed.settings[0].models[1].ratio
+    facts = {**settled.ran.record.get("quantize", {}), "gain": benchmark.speedup(gain)}
+    record = {**settled.ran.record, "quantize": facts}
+    return replace(
+        settled,
+        ran=replace(settled.ran, record=record),
+        timed=None,  # what it was timed against is not the original
+        notes=(*notes, *settled.notes),
+        looks=(*looks, *settled.looks),
+    )
+
+
+def is_quantized(ran: PipelineResult) -> bool:
+    """Whether the pipeline quantized the model."""
+    return "quantize" in ran.modified
+
+
+def _of(ran: PipelineResult) -> Settled:
+    """A result as it is, with its plan, and the search for that where it was not given."""
+    record: Mapping[str, Any] = ran.record.get("decompose", {})
+    plan = Plan.from_json(record.get("plan", {"version": 1, "choices": []}))
+    said = tuple(f"decompose: {note}" for note in record.get("said", ()))
+    return Settled(ran, plan, record.get("search"), said)
+
+
+def _settle_layers(
+    settled: Settled, again: Callable[[Plan], PipelineResult], watch: Watch, against: str
+) -> Settled:
+    """Put layers back until the result is faster than what the watch compares it with."""
+    gains = _gains(settled.search, settled.plan)
+    for left in reversed(range(_ROUNDS + 1)):
+        if not settled.ran.rewritten:
+            break
+        timed = watch.time_model(settled.ran.model)
+        found = _finding(timed, against, watch)
+        looks = (*settled.looks, _look("layers", len(settled.plan.decomposed), found))
+        if found.pays:
+            notes = (*settled.notes, *_kept_unsure(found, "the result"))
+            return replace(settled, timed=timed, notes=notes, looks=looks)
+        worst = _worst(settled.plan, gains, everything=left == 0)
+        names = ", ".join(choice.layer for choice in worst)
+        if found.outcome == "undecided":
+            reason = f"not shown to pay on {watch.provider}: with it {found.why}"
+            note = f"put back, for whether the model is faster with them is {found.why}: {names}"
+        else:
+            reason = f"does not pay on {watch.provider}: with it the model {found.why}"
+            note = f"put back, for with them the model {found.why}: {names}"
+        plan = without(settled.plan, {key_of(choice) for choice in worst}, reason)
+        ran = again(plan)
+        settled = replace(settled, ran=ran, plan=_of(ran).plan, notes=(*settled.notes, note), looks=looks)
+    return replace(settled, timed=None)
+
+
+def _finding(timed: BenchResult, against: str, watch: Watch) -> Finding:
+    return Finding(timed.settings[0].models[1].ratio, against, watch.limit)
+
+
+def _look(what: str, decomposed: int, found: Finding) -> dict[str, Any]:
+    return {"what": what, "decomposed": decomposed, **found.to_json()}
+
+
+def _kept_unsure(found: Finding, what: str) -> tuple[str, ...]:
+    """What is said of something that is kept although it is undecided whether it is faster."""
+    if found.outcome != "undecided" or found.ratio is None:
+        return ()
+    return (
+        f"whether {what} is faster is {found.why}; it is kept, for the middle, {found.ratio.value:.2f}, "
+        "is a gain",
+    )
+
+
+def _worst(plan: Plan, gains: Mapping[Key, float], *, everything: bool) -> list[Choice]:
+    """The half of a plan's layers that gain least, or all."""
+    ordered = sorted(plan.decomposed, key=lambda choice: gains.get(key_of(choice), _saved(choice)))
+    return ordered if everything else ordered[: max(1, len(ordered) // 2)]
+
+
+def _saved(choice: Choice) -> float:
+    """The share of MACs that a layer saves: what it gains where nothing was timed."""
+    before, after = choice.before or Cost(0, 0), choice.after or Cost(0, 0)
+    return (before.macs - after.macs) * 1e-12
+
+
+def _gains(search: Mapping[str, Any] | None, plan: Plan) -> dict[Key, float]:
+    """What each layer was expected to take off the model's latency with the candidate that the plan has."""
+    chosen = {key_of(choice): (choice.method, choice.ranks) for choice in plan.decomposed}
+    gains: dict[Key, float] = {}
+    for layer in search["layers"] if search is not None else ():
+        own = (layer["graph"], layer["layer"])
+        for candidate in layer["candidates"]:
+            found = (candidate["method"], tuple(candidate["ranks"])) == chosen.get(own)
+            if found and layer["part"] is not None and candidate["part"] is not None:
+                gains[own] = layer["part"] - candidate["part"]
+    return gains

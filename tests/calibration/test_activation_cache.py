@@ -1,0 +1,108 @@
+"""Windows: values of a model that changes, held up to where it still changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxdecomp.calibration import activation_cache as module
+from onnxdecomp.calibration.activation_cache import HELD, Window
+from onnxdecomp.calibration.activations import Taps, open_taps
+from onnxdecomp.core.chain import Chain, Convolve
+from onnxdecomp.core.layer import Array
+from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.layers.find import find
+from onnxdecomp.layers.replace import Rewriter
+from tests.calibration.small import images, loaded, residual, site_of, values
+
+FEEDS = images()
+ORDER = ("stem", "first", "second")
+
+
+def opened(model: ir.Model, held: int = HELD) -> Window:
+    feeds = Feeds(tuple(FEEDS), "the test", stackable=True)
+    return Window(model, feeds, batch=4, threads=1, held=held)
+
+
+def joined(window: Window, names: list[str], pending: set[ir.Node] | None = None) -> list[Array]:
+    looks = list(window.look(names, pending or set()))
+    return [np.concatenate(arrays) for arrays in zip(*looks, strict=True)]
+
+
+def damage(model: ir.Model, name: str) -> None:
+    """Replace a layer by itself with half its weight."""
+    site = next(s for s in find(model)[0] if s.layer.name == name)
+    assert site.layer.conv is not None
+    half = Convolve(site.layer.weight / 2, site.layer.conv)
+    Rewriter(model).replace(site, Chain((half,), site.layer.bias, site.layer.inputs, site.layer.groups), {})
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
+    """What the sessions that windows open are fed with."""
+    found: list[frozenset[str]] = []
+
+    def spy(*args: object, **more: object) -> Taps:
+        taps = open_taps(*args, **more)  # type: ignore[arg-type]
+        found.append(taps.inputs)
+        return taps
+
+    monkeypatch.setattr(module, "open_taps", spy)
+    return found
+
+
+@pytest.mark.parametrize("held", [0, HELD])
+def test_a_model_that_changes_on_the_way(held: int) -> None:
+    """Layers are replaced one after the other, each after a look: every look shows the model as it is."""
+    model = loaded(residual())
+    window = opened(model, held)
+    for done, name in enumerate(ORDER):
+        pending = {node for later in ORDER[done:] for node in site_of(model, later).nodes}
+        names = [str(site_of(model, name).x.name), *(["s"] if name == "second" else [])]
+        for found, direct in zip(joined(window, names, pending), values(model, names, FEEDS), strict=True):
+            np.testing.assert_allclose(found, direct, rtol=1e-5, atol=1e-6)
+        damage(model, name)
+    (y,) = joined(window, ["y"])
+    np.testing.assert_allclose(y, values(model, ["y"], FEEDS)[0], rtol=1e-5, atol=1e-6)
+    assert np.abs(y - values(loaded(residual()), ["y"], FEEDS)[0]).max() > 0.1
+
+
+def test_only_what_follows_the_cut_is_computed(ran: list[frozenset[str]]) -> None:
+    window = opened(loaded(residual()))
+    joined(window, ["s"])
+    joined(window, ["r"])
+    assert ran == [frozenset({"x"}), frozenset({"s"})]
+    joined(window, ["r", "s"])
+    assert len(ran) == 2  # both are held
+    joined(window, ["y"])
+    assert ran[2] == frozenset({"r", "s"})
+
+
+def test_a_cut_that_takes_too_much_is_not_moved_to(ran: list[frozenset[str]]) -> None:
+    window = opened(loaded(residual()), held=100)
+    joined(window, ["s"])
+    joined(window, ["r"])
+    assert ran == [frozenset({"x"}), frozenset({"x"})]
+
+
+def test_nothing_behind_a_pending_node_is_held(ran: list[frozenset[str]]) -> None:
+    """The branch of a layer may hold layers that are still to be replaced: it is computed again."""
+    model = loaded(residual())
+    window = opened(model)
+    pending = set(site_of(model, "first").nodes)
+    joined(window, ["r"], pending)
+    joined(window, ["r"], pending)
+    assert ran == [frozenset({"x"}), frozenset({"s"})]
+
+
+def test_an_abandoned_look_changes_nothing() -> None:
+    model = loaded(residual())
+    window = opened(model)
+    next(window.look(["s"]))
+    np.testing.assert_allclose(joined(window, ["r"])[0], values(model, ["r"], FEEDS)[0], rtol=1e-6)
+
+
+def test_an_unknown_value_is_refused() -> None:
+    with pytest.raises(KeyError):
+        list(opened(loaded(residual())).look(["nothing"]))

@@ -1,0 +1,204 @@
+"""Which layers can be observed, what goes beside them, and how many are observed at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from onnxdecomp.calibration import statistics
+from onnxdecomp.calibration.residual import branch
+from onnxdecomp.calibration.statistics import (
+    centred,
+    packs,
+    parted,
+    shortened,
+    sized,
+    unobservable,
+)
+from onnxdecomp.layers.find import find
+from tests.calibration.small import (
+    MATMUL,
+    PLAIN,
+    calibration,
+    conv,
+    gemm,
+    gru,
+    images,
+    loaded,
+    matmul_model,
+    network,
+    normal,
+    residual,
+    site_of,
+)
+from tests.decompositions.layers import linear_layer
+from tests.runtime.small import model as make
+from tests.runtime.small import value
+
+
+def test_where_there_is_no_branch() -> None:
+    weights = {
+        "layer.w": normal(4, 4, 1, 1),
+        "layer.b": normal(4),
+        "k": normal(1, 4, 6, 6),
+        "m": normal(4, 1, 1),
+    }
+    layer = conv("layer", "x", "c")
+    relu = helper.make_node("Relu", ["x"], ["r"])
+    pooled = helper.make_node("GlobalAveragePool", ["x"], ["p"])
+
+    def add(a: str, b: str, op: str = "Add") -> onnx.NodeProto:
+        return helper.make_node(op, [a, b], ["y"])
+
+    there = network([layer, relu, add("r", "c")], weights, "y")
+    found = branch(site_of(there))
+    assert found is not None
+    assert found.name == "r"
+    for nodes, outputs in [
+        ([layer, relu, add("c", "r", "Mul")], ["y"]),  # no sum
+        ([layer, add("c", "k")], ["y"]),  # with a constant
+        ([layer, pooled, add("c", "p")], ["y"]),  # broadcast
+        ([layer, add("c", "c")], ["y"]),  # with itself
+        ([layer, relu, add("c", "r")], ["y", "c"]),  # seen from outside
+        ([layer, relu, add("c", "r"), helper.make_node("Relu", ["c"], ["z"])], ["y", "z"]),  # used elsewhere
+        ([layer], ["c"]),
+    ]:
+        assert branch(site_of(network(nodes, weights, *outputs))) is None
+
+
+def test_which_layers_can_take_a_bias() -> None:
+    bare = matmul_model([MATMUL], {"w": PLAIN["w"]}, ["N", 5])
+    assert not centred(site_of(bare))
+    assert centred(site_of(matmul_model([gemm(["x", "w", "c"])], PLAIN, ["N", 5])))
+    no_bias = helper.make_node("Conv", ["x", "w"], ["y"], name="layer")
+    assert centred(site_of(network([no_bias], {"w": normal(4, 4, 1, 1)}, "y")))
+    assert not centred(site_of(gru()))
+
+
+def subgraph() -> ir.Model:
+    then = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["t"], name="layer")], "then", [], [value("t", None)]
+    )
+    other = helper.make_graph([helper.make_node("Identity", ["x"], ["e"])], "else", [], [value("e", None)])
+    node = helper.make_node("If", ["flag"], ["y"], name="if", then_branch=then, else_branch=other)
+    inputs = [value("x", ["N", 5]), value("flag", [], TensorProto.BOOL)]
+    return loaded(make([node], inputs, [value("y", None)], {"w": normal(5, 5)}))
+
+
+def einsum() -> ir.Model:
+    node = helper.make_node("Einsum", ["x", "w"], ["y"], name="layer", equation="ab,bc->ac")
+    return matmul_model([node], {"w": PLAIN["w"]}, ["N", 5])
+
+
+def table() -> ir.Model:
+    node = helper.make_node("Gather", ["w", "x"], ["y"], name="layer")
+    ids = value("x", ["N"], TensorProto.INT64)
+    return loaded(make([node], [ids], [value("y", None)], {"w": normal(256, 16)}))
+
+
+def wide(count: int) -> ir.Model:
+    return matmul_model([MATMUL], {"w": normal(count, 1)}, ["N", count])
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (subgraph(), "it stands in a subgraph or a function"),
+        (einsum(), "the input of Einsum is not made of rows"),
+        (table(), "the input of Gather is not made of rows"),
+        (matmul_model([MATMUL], {"w": normal(2, 5, 7)}, [2, 3, 5]), "its weight is a stack of matrices"),
+        (wide(8192), None),
+        (loaded(residual()), None),
+        (gru(), None),
+    ],
+)
+def test_what_cannot_be_observed_and_why(model: ir.Model, reason: str | None) -> None:
+    for site in find(model)[0]:
+        assert unobservable(site) == reason
+
+
+@pytest.mark.parametrize(
+    ("weight", "needed"), [((8192, 1), 12 * 8 * 8192 * 8193), ((4, 300_000), 12 * 8 * 4 * 300_004)]
+)
+def test_what_a_fit_needs_is_known_before(
+    weight: tuple[int, int], needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = matmul_model([MATMUL], {"w": normal(*weight)}, ["N", weight[0]])
+    (site,) = find(model)[0]
+    monkeypatch.setattr(statistics, "budget", lambda: needed)
+    assert unobservable(site) is None
+    monkeypatch.setattr(statistics, "budget", lambda: needed - 1)
+    size = f"{needed / 2**30:.1f} GiB"
+    assert unobservable(site) == f"a fit to its inputs would take {size} of memory, more than {size}"
+
+
+def test_batches_are_small_where_the_memory_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = calibration([{"x": normal(1, 1)}] * 400, batch=50)
+    monkeypatch.setattr(statistics, "budget", lambda: 3 * 64 * 1000)
+    assert sized(settings, [], 1000).batch == 3
+    assert sized(settings, [], 10_000).batch == 1
+
+
+def test_bfloat16_activations_do_not_come_out() -> None:
+    site = site_of(matmul_model([MATMUL], {"w": PLAIN["w"]}, ["N", 5]))
+    site = replace(site, layer=replace(site.layer, dtype="bfloat16"))
+    assert unobservable(site) == "ONNX Runtime gives no bfloat16 activations out"
+
+
+SITE = site_of(matmul_model([MATMUL], {"w": PLAIN["w"]}, ["N", 5]))
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), max_size=12),
+    budget=st.integers(1, 60_000),
+)
+def test_packs_keep_to_the_budget(sizes: list[tuple[int, int]], budget: int) -> None:
+    sites = [replace(SITE, layer=linear_layer(t, s)) for t, s in sizes]
+    # Both halves hold D x D and T x D numbers of 8 bytes.
+    taken = {id(site): 2 * 8 * s * (s + t) for site, (t, s) in zip(sites, sizes, strict=True)}
+    found = list(packs(sites, budget))
+    assert [site for pack in found for site in pack] == sites
+    for index, pack in enumerate(found):
+        total = sum(taken[id(site)] for site in pack)
+        assert pack
+        assert total <= budget or len(pack) == 1
+        if index + 1 < len(found):  # as few as the order allows
+            assert total + taken[id(found[index + 1][0])] > budget
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "batch"), [(64, 400, 50), (64, 40, 5), (4096, 400, 1), (2048, 400, 4)]
+)
+def test_batches_are_small_enough(size: int, count: int, batch: int) -> None:
+    """For an activation of 4 x size x size numbers."""
+    site = replace(SITE, layer=replace(SITE.layer, input_shape=("N", 4, size, size)))
+    settings = calibration([{"x": normal(1, 1)}] * count, batch=50)
+    assert sized(settings, [site]).batch == batch
+    assert sized(settings, []).batch == min(50, count // 8)
+    assert sized(settings, [], 4 * size * size).batch == batch
+
+
+@pytest.mark.parametrize(("count", "judged"), [(3, 3), (4, 1), (40, 10)])
+def test_trials_are_judged_by_inputs_that_they_are_not_fitted_to(count: int, judged: int) -> None:
+    whole = calibration(images(count))
+    fitted, others = parted(whole)
+    assert len(others.feeds) == judged
+    drawn = [feed["x"].tobytes() for part in (fitted, others) for feed in part.feeds]
+    assert len(set(drawn)) == count
+    assert len(drawn) == (count if count > 3 else 2 * count)
+
+
+def test_nothing_is_fitted_to_random_inputs_so_they_judge_all() -> None:
+    whole = calibration(images(40), synthetic=True)
+    assert parted(whole) == (whole, whole)
+
+
+@pytest.mark.parametrize(("macs", "count"), [(10, 40), (10**10, 16), (4 * 10**9, 25)])
+def test_trials_take_as_many_samples_as_there_is_time_for(macs: int, count: int) -> None:
+    assert len(shortened(calibration(images(40)), macs).feeds) == count

@@ -1,0 +1,163 @@
+"""The alternation: it never loses ground, from any method's chain on any kind of layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, MatMul, Reshape
+from onnxdecomp.core.layer import Layer
+from onnxdecomp.decompositions import for_layer, get, names
+from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.fitting.adjoints import with_weight
+from onnxdecomp.fitting.als import alternate
+from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
+from tests.decompositions.layers import conv_layer, fitted, linear_layer
+from tests.fitting.data import LAYERS, asymmetric, gathered, taking
+
+CASES = [
+    (kind, method, layer)
+    for kind, layer in LAYERS.items()
+    for method in [*taking(layer), *([get("svd", order="channel-first")] if layer.conv else [])]
+]
+
+
+def each(cases: list[tuple[str, Method, Layer]]) -> pytest.MarkDecorator:
+    values = [pytest.param(method, layer, id=f"{method.name}, {kind}") for kind, method, layer in cases]
+    return pytest.mark.parametrize(("method", "layer"), values)
+
+
+def posed_for(layer: Layer, shrinkage: float = 1e-3) -> Problem:
+    moments = gathered(layer, *asymmetric(layer, 200))
+    return problem(moments, as_rows(layer.weight, layer), shrinkage)
+
+
+def loss_of(chain: Chain, layer: Layer, posed: Problem) -> float:
+    return posed.loss(as_rows(chain.dense(), layer))
+
+
+def at_half(method: Method, layer: Layer) -> Chain:
+    return fitted(method, layer, method.fraction_ranks(layer, 0.5))
+
+
+def test_every_method_is_tried() -> None:
+    assert {method.name for _, method, _ in CASES} == set(names())
+    assert all(len(taking(layer)) >= 3 for layer in LAYERS.values())
+
+
+@each(CASES)
+def test_the_loss_never_rises(method: Method, layer: Layer) -> None:
+    posed, chain = posed_for(layer), at_half(method, layer)
+    losses = [loss_of(chain, layer, posed)]
+    for _ in range(4):
+        chain = alternate(chain, posed, sweeps=1, tolerance=0)
+        losses.append(loss_of(chain, layer, posed))
+    assert all(b <= a + 1e-9 * posed.energy for a, b in pairwise(losses)), losses
+    # The plain fit knows nothing of correlated inputs: there is much to gain.
+    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] >= posed.loss(posed.best) - 1e-9 * posed.energy
+
+
+LARGE = {"conv": conv_layer(16, 64, (3, 3), seed=1), "linear": linear_layer(20, 600, seed=2)}
+
+
+@pytest.mark.parametrize("method", [get("tucker"), get("svd", order="channel-first"), get("tt")], ids=str)
+@pytest.mark.parametrize("kind", LARGE)
+def test_it_does_not_rise_where_products_are_rounded_either(method: Method, kind: str) -> None:
+    """Rows are so long here that conjugate gradients take their products in float32."""
+    layer = LARGE[kind]
+    method = for_layer(method, layer)
+    posed = problem(gathered(layer, *asymmetric(layer, 900)), as_rows(layer.weight, layer), 1e-3)
+    assert posed.single.dtype == np.float32
+    chain = at_half(method, layer)
+    losses = [loss_of(chain, layer, posed)]
+    for _ in range(6):
+        chain = alternate(chain, posed, sweeps=1, tolerance=0)
+        losses.append(loss_of(chain, layer, posed))
+    assert all(b <= a + 1e-9 * posed.energy for a, b in pairwise(losses)), losses
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@each(CASES)
+def test_the_form_stays(method: Method, layer: Layer) -> None:
+    before = at_half(method, layer)
+    numbers = [step.weight.copy() for step in before.steps if isinstance(step, WEIGHTED)]
+    after = alternate(before, posed_for(layer), sweeps=2)
+    assert [type(step) for step in after.steps] == [type(step) for step in before.steps]
+    assert after.bias is before.bias
+    assert after.params == before.params
+    shape = layer.assumed_input_shape()
+    assert after.output_shape(shape) == before.output_shape(shape)
+    for step in after.steps:
+        assert not isinstance(step, WEIGHTED) or step.weight.dtype == np.float64
+    kept = [step.weight for step in before.steps if isinstance(step, WEIGHTED)]
+    assert all(np.array_equal(a, b) for a, b in zip(numbers, kept, strict=True))
+
+
+@each(CASES)
+def test_at_full_rank_the_best_weight_is_reached(method: Method, layer: Layer) -> None:
+    moments = gathered(layer, *asymmetric(layer, 200, noise=0.6))
+    posed = problem(moments, as_rows(layer.weight, layer), 1e-1)
+    chain = fitted(method, layer, method.full_ranks(layer))
+    start, best = loss_of(chain, layer, posed), posed.loss(posed.best)
+    reached = loss_of(alternate(chain, posed, sweeps=30, tolerance=0), layer, posed)
+    assert reached - best < 1e-3 * (start - best)
+
+
+def solved(method: Method, layer: Layer) -> bool:
+    """Whether the last factor's normal equations are solved, not only neared."""
+    last = outline(method, layer, method.fraction_ranks(layer, 0.5)).steps[-1]
+    return isinstance(last, MatMul) or (isinstance(last, Convolve) and last.spec.groups == layer.groups)
+
+
+@each([case for case in CASES if solved(*case[1:])])
+def test_the_last_factor_meets_the_normal_equations(method: Method, layer: Layer) -> None:
+    chain, posed = at_half(method, layer), posed_for(layer)
+    refitted = alternate(chain, posed, sweeps=1)
+    rng = np.random.default_rng(0)
+    (*others, best) = refitted.steps
+    assert isinstance(best, Convolve | MatMul)
+    least = loss_of(refitted, layer, posed)
+    for _ in range(5):
+        away = rng.standard_normal(best.weight.shape) * np.linalg.norm(best.weight)
+        up, down = (
+            loss_of(
+                replace(refitted, steps=(*others, with_weight(best, best.weight + sign * away))), layer, posed
+            )
+            for sign in (1, -1)
+        )
+        curvature = (up + down) / 2 - least
+        assert curvature > 0
+        # No slope in any direction; the loss is exactly quadratic.
+        assert abs(up - down) < 1e-6 * curvature
+
+
+def test_few_numbers_are_met_by_conjugate_gradients() -> None:
+    """As many steps as numbers lead to the minimum, however long the valley is."""
+    layer = linear_layer(1, 10)
+    posed = posed_for(layer)
+    chain = Chain((MatMul(-layer.weight.T), Reshape((1,), (1,))), None, 10)
+    least = posed.loss(posed.best)
+    assert loss_of(chain, layer, posed) > least + 1e-3 * posed.energy
+    refitted = alternate(chain, posed, sweeps=1)
+    assert loss_of(refitted, layer, posed) == pytest.approx(least, abs=1e-7 * posed.energy)
+
+
+def test_it_ends_when_nothing_is_gained() -> None:
+    layer = LAYERS["linear"]
+    posed, chain = posed_for(layer), at_half(get("svd"), LAYERS["linear"])
+    once = alternate(chain, posed, sweeps=1)
+    ended = alternate(chain, posed, sweeps=9, tolerance=1.0)
+    assert loss_of(ended, layer, posed) == loss_of(once, layer, posed)
+    assert loss_of(alternate(chain, posed, sweeps=9, tolerance=0), layer, posed) < loss_of(once, layer, posed)
+
+
+def test_no_sweeps_change_nothing() -> None:
+    layer = LAYERS["conv2d"]
+    chain = at_half(get("tucker"), layer)
+    np.testing.assert_allclose(
+        alternate(chain, posed_for(layer), sweeps=0).dense(), chain.dense(), rtol=1e-4, atol=1e-5
+    )

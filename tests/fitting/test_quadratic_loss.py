@@ -1,0 +1,147 @@
+"""The problem: a quadratic that is the loss of a weight on the rows themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.fitting.moments import Gatherer
+from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
+from tests.decompositions.layers import linear_layer
+from tests.fitting.data import LAYERS, asymmetric, correlated, gathered, outputs
+
+FEW = settings(max_examples=15)
+EACH = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+
+
+def other_weight(layer: Layer, seed: int) -> Array:
+    shape = as_rows(layer.weight, layer).shape
+    return np.random.default_rng((seed, 2)).standard_normal(shape)
+
+
+def applied(v: Array, rows: Array) -> Array:
+    """V x of every row, [n, T]."""
+    return (rows @ v.swapaxes(1, 2)).swapaxes(0, 1).reshape(rows.shape[1], -1)
+
+
+def mean_square(y: Array) -> float:
+    return float(np.square(y).sum(1).mean())
+
+
+@EACH
+@FEW
+@given(seed=st.integers(0, 99), shrinkage=st.sampled_from([0.0, 1e-3, 0.5]), centred=st.booleans())
+def test_the_loss_is_that_of_the_rows(layer: Layer, seed: int, shrinkage: float, centred: bool) -> None:
+    rows, wanted = asymmetric(layer, 70, seed=seed)
+    w, v = as_rows(layer.weight, layer), other_weight(layer, seed)
+    posed = problem(gathered(layer, rows, wanted), w, shrinkage, centred=centred)
+    if centred:
+        rows, wanted = rows - rows.mean(1, keepdims=True), wanted - wanted.mean(0)
+    strength = posed.pull / np.square(w).sum()
+    variance = np.square(rows).mean()
+    assert strength == pytest.approx((shrinkage + 1e-7) * variance, rel=1e-3)
+    expected = mean_square(wanted - applied(v, rows)) + strength * np.square(v - w).sum()
+    assert posed.loss(v) == pytest.approx(expected, rel=1e-9)
+    assert posed.energy == pytest.approx(mean_square(wanted), rel=1e-9)
+    assert posed.relative(v) == pytest.approx(expected / mean_square(wanted), rel=1e-9)
+
+
+@EACH
+@FEW
+@given(seed=st.integers(0, 99), shrinkage=st.sampled_from([0.0, 1e-2]))
+def test_the_best_weight(layer: Layer, seed: int, shrinkage: float) -> None:
+    posed = problem(
+        gathered(layer, *asymmetric(layer, 130, seed=seed)), as_rows(layer.weight, layer), shrinkage
+    )
+    best, step = posed.best, other_weight(layer, seed)
+    np.testing.assert_allclose(posed.gradient(best), 0, atol=1e-8 * np.abs(posed.cross).max())
+    least = posed.loss(best)
+    assert least >= 0
+    for size in (1e-2, -1e-2, 1.0):
+        away = posed.loss(best + size * step)
+        assert away == pytest.approx(least + size**2 * np.vdot(step @ posed.second, step), rel=1e-6)
+        assert away > least
+
+
+@EACH
+def test_the_gradient_is_half_the_slope(layer: Layer) -> None:
+    posed = problem(gathered(layer, *asymmetric(layer, 50)), as_rows(layer.weight, layer), 0.1)
+    v, step = other_weight(layer, 0), other_weight(layer, 1)
+    slope = (posed.loss(v + step) - posed.loss(v - step)) / 2  # exact for a quadratic
+    assert 2 * np.vdot(posed.gradient(v), step) == pytest.approx(slope, rel=1e-9)
+
+
+@EACH
+def test_the_bias_gives_the_outputs_their_mean(layer: Layer) -> None:
+    rows, wanted = asymmetric(layer, 50)
+    v = other_weight(layer, 0)
+    posed = problem(gathered(layer, rows, wanted), as_rows(layer.weight, layer))
+    made = applied(v, rows) + posed.bias(v)
+    np.testing.assert_allclose(made.mean(0), wanted.mean(0), atol=1e-9 * np.abs(wanted).max())
+
+
+def test_uncentred_there_is_no_bias_to_give() -> None:
+    layer = LAYERS["linear"]
+    posed = problem(gathered(layer, correlated(layer, 50)), as_rows(layer.weight, layer), centred=False)
+    assert not posed.mean_in.any()
+    assert not posed.bias(other_weight(layer, 0)).any()
+
+
+@EACH
+def test_the_layer_itself_is_exact_where_it_sees_what_it_saw(layer: Layer) -> None:
+    w = as_rows(layer.weight, layer)
+    posed = problem(gathered(layer, correlated(layer, 200)), w, 1e-2)
+    np.testing.assert_allclose(posed.best, w, atol=1e-6)
+    assert posed.relative(w) == pytest.approx(0, abs=1e-9)
+    bias = layer.bias if layer.bias is not None else np.zeros(layer.outputs)
+    np.testing.assert_allclose(posed.bias(w), bias, atol=1e-6)
+
+
+def test_a_constant_output_is_as_bad_as_one() -> None:
+    layer = LAYERS["linear"]
+    w = as_rows(layer.weight, layer)
+    assert problem(gathered(layer, correlated(layer, 200)), w).relative(0 * w) == pytest.approx(1, rel=1e-3)
+
+
+def test_shrinkage_goes_towards_the_weight() -> None:
+    layer = LAYERS["conv2d"]
+    moments, w = gathered(layer, *asymmetric(layer, 20)), as_rows(layer.weight, layer)
+    distances = [np.linalg.norm(problem(moments, w, s).best - w) for s in (1e-4, 1e-2, 1.0, 1e2, 1e4)]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < 1e-3 * distances[0]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 100.1])
+def test_rows_that_say_nothing_leave_the_weight(value: float) -> None:
+    layer = LAYERS["linear"]
+    w, v = as_rows(layer.weight, layer), other_weight(LAYERS["linear"], 0)
+    rows = np.full((1, 500, 18), value, np.float32)
+    posed = problem(gathered(layer, rows, outputs(layer, rows).astype(np.float32)), w, 1e-3)
+    np.testing.assert_allclose(posed.best, w, rtol=1e-3, atol=1e-3)
+    assert posed.relative(v) == pytest.approx(np.square(v - w).sum() / np.square(w).sum(), rel=1e-2)
+
+
+@pytest.mark.parametrize("shift", [0.0, 30.0])
+@pytest.mark.parametrize("shrinkage", [0.0, 1e-4])
+def test_fewer_rows_than_features_in_float32(shift: float, shrinkage: float) -> None:
+    """Rounding makes the second moment indefinite there; the rows can still be met."""
+    layer = linear_layer(5, 300)
+    rng = np.random.default_rng(0)
+    common = shift * rng.standard_normal((1, 100, 1)) + shift
+    rows = (rng.standard_normal((1, 100, 300)) + common).astype(np.float32)
+    gatherer = Gatherer(1, 5, 300)
+    wanted = outputs(layer, rows).astype(np.float32)
+    gatherer.add(rows, wanted)
+    posed = problem(gatherer.moments(), as_rows(layer.weight, layer), shrinkage)
+    best = posed.best
+    lost = wanted - applied(best, rows.astype(np.float64)) - posed.bias(best)
+    assert mean_square(lost) < 1e-4 * posed.energy
+
+
+def test_no_weight_and_no_outputs_lose_nothing() -> None:
+    nothing = np.zeros((1, 2, 3))
+    posed = Problem(np.eye(3)[None], nothing, 0.0, np.zeros((1, 3)), np.zeros(2), 0.0)
+    assert posed.relative(nothing) == 0

@@ -1,0 +1,218 @@
+"""Shape inference: what it fills in, and what it leaves as it is."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from onnxdecomp.graph.load import load
+from onnxdecomp.graph.save import save
+from onnxdecomp.graph.shape_inference import as_declared, infer_shapes
+from onnxdecomp.graph.traversal import places
+from tests.graph import builders as b
+
+
+def shapes(model: ir.Model) -> dict[str, list[int | str | None] | None]:
+    found: dict[str, list[int | str | None] | None] = {}
+    for place in places(model):
+        for value in (*place.graph.inputs, *(v for node in place.graph for v in node.outputs)):
+            known = value.shape
+            found[value.name or ""] = None if known is None else [_plain(dim) for dim in known]
+    return found
+
+
+def _plain(dim: int | ir.SymbolicDim) -> int | str | None:
+    return dim if isinstance(dim, int) else dim.value
+
+
+def inferred(proto: onnx.ModelProto) -> dict[str, list[int | str | None] | None]:
+    model = ir.from_proto(proto)
+    infer_shapes(model)
+    return shapes(model)
+
+
+def test_symbolic_dimensions_are_kept() -> None:
+    found = inferred(b.linear(64))
+    assert found == {"x": ["N", 4], "h": ["N", 64], "y": ["N", 64]}
+
+
+def test_the_interface_stays() -> None:
+    proto = b.linear()
+    del proto.graph.output[0].type.tensor_type.shape.dim[:]
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    found = inferred(proto)
+    assert found["y"] is None
+    assert found["h"] == ["N", 32]
+
+
+def test_value_info_is_kept_and_completed() -> None:
+    proto = b.linear()
+    proto.graph.value_info.append(b.info("h", ["rows", None]))
+    assert inferred(proto)["h"] == ["rows", 32]
+
+
+def test_made_up_names_become_unknown() -> None:
+    nodes = [helper.make_node("NonZero", ["x"], ["z"]), helper.make_node("Identity", ["z"], ["y"])]
+    proto = b.model(nodes, outputs=[b.info("y", None, onnx.TensorProto.INT64)])
+    assert inferred(proto)["z"] == [2, None]
+
+
+def test_the_model_s_own_odd_names_are_kept() -> None:
+    proto = b.model([helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Relu", ["h"], ["y"])])
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "unk__0"
+    assert inferred(proto)["h"] == ["unk__0", 4]
+
+
+def test_nested_graphs() -> None:
+    found = inferred(b.nested())
+    assert found["next"] == ["N", 4]
+    assert found["o"] == ["N", 4]
+    assert found["W"] == [4, 4]
+
+
+@pytest.mark.parametrize("ir_version", [8, 10])
+def test_function_bodies(tmp_path: Path, ir_version: int) -> None:
+    model = load(b.write(b.with_function(ir_version), tmp_path / "m.onnx"))
+    infer_shapes(model)
+    found = shapes(model)
+    assert (found["a"], found["h"], found["r"], found["m"]) == (["N", 4],) * 4
+    path = save(model, tmp_path / "out.onnx")
+    np.testing.assert_array_equal(b.outputs(path)[0], b.outputs(tmp_path / "m.onnx")[0])
+
+
+def test_a_function_called_with_different_shapes() -> None:
+    proto = b.with_function()
+    proto.graph.node.append(helper.make_node("Dense", ["z"], ["w"], "third", domain="local", alpha=0.1))
+    proto.graph.input.append(b.info("z", [7, 4]))
+    proto.graph.output.append(b.info("w", None))
+    assert inferred(proto)["h"] == [None, 4]
+
+
+def test_attributes_of_a_function_count_only_where_the_calls_agree() -> None:
+    """The shape behind `axis` is known only if every call gives the same one."""
+    flatten = helper.make_node("Flatten", ["a"], ["f"])
+    flatten.attribute.add(name="axis", type=onnx.AttributeProto.INT, ref_attr_name="axis")
+    function = helper.make_function(
+        "local", "F", ["a"], ["f"], [flatten], [helper.make_opsetid("", 17)], attributes=["axis"]
+    )
+    for axes, wanted in (((2, 2), [12, 5]), ((2, 1), None)):
+        calls = [
+            helper.make_node("F", ["x"], [name], domain="local", axis=axis)
+            for name, axis in zip(("y", "z"), axes, strict=True)
+        ]
+        proto = b.model(
+            calls,
+            inputs=[b.info("x", [3, 4, 5])],
+            outputs=[b.info("y", None), b.info("z", None)],
+            functions=[function],
+        )
+        assert inferred(proto)["f"] == wanted
+
+
+def test_functions_that_call_functions() -> None:
+    proto = b.with_function()
+    inner = [helper.make_node("Dense", ["p"], ["q"], domain="local", alpha=0.1)]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    proto.functions.insert(0, helper.make_function("local", "Outer", ["p"], ["q"], inner, imports))
+    for node in proto.graph.node:
+        node.op_type = "Outer"
+        del node.attribute[:]
+    found = inferred(proto)
+    assert found["p"] == found["h"] == ["N", 4]
+
+
+def test_operators_that_only_onnx_runtime_has() -> None:
+    nodes = [
+        helper.make_node("Gelu", ["x"], ["g"], domain="com.microsoft"),
+        helper.make_node("Relu", ["g"], ["y"]),
+    ]
+    assert inferred(b.model(nodes))["g"] == ["N", 4]
+
+
+def test_an_unknown_operator_stops_nothing_else() -> None:
+    nodes = [
+        helper.make_node("Thing", ["x"], ["t"], domain="local"),
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Add", ["t", "r"], ["y"]),
+    ]
+    found = inferred(b.model(nodes))
+    assert found["t"] is None
+    assert found["r"] == ["N", 4]
+
+
+def test_failure_is_quiet(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("inference failed")
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", fail)
+    model = ir.from_proto(b.linear())
+    with caplog.at_level(logging.DEBUG):
+        infer_shapes(model)
+    assert shapes(model)["h"] is None
+    assert not caplog.records
+
+
+def test_sizes_below_one_are_unknown() -> None:
+    """Some exporters write -1; ONNX's inference would compute a size from it."""
+    conv = helper.make_node("Conv", ["x", "W"], ["h"], strides=[2, 2])
+    weights = {"W": np.ones((5, 3, 3, 3), np.float32)}
+    proto = b.model(
+        [conv, helper.make_node("Relu", ["h"], ["y"])], weights, inputs=[b.info("x", [-1, 3, -1, 9])]
+    )
+    assert inferred(proto)["h"] == [None, 5, None, 4]
+
+
+def test_what_was_inferred_is_not_saved(tmp_path: Path) -> None:
+    proto = b.linear()
+    proto.graph.value_info.append(b.info("h", ["rows", None]))
+    model = ir.from_proto(proto)
+    plain = save(model, tmp_path / "plain.onnx").read_bytes()
+    infer_shapes(model)
+    assert shapes(model)["h"] == ["rows", 32]
+    assert save(model, tmp_path / "inferred.onnx").read_bytes() == plain
+    assert shapes(model)["h"] == ["rows", 32]
+    infer_shapes(model)
+    as_declared(model)
+    assert shapes(model)["h"] == ["rows", None]
+
+
+def test_large_tensors_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    infer = onnx.shape_inference.infer_shapes
+
+    def measure(proto: onnx.ModelProto, **more: bool) -> onnx.ModelProto:
+        seen.append(proto.ByteSize())
+        return infer(proto, **more)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", measure)
+    array = np.zeros((4, 100_000), np.float32)
+    constant = helper.make_node("Constant", [], ["V"], value=onnx.numpy_helper.from_array(array, "V"))
+    nodes = [
+        constant,
+        helper.make_node("MatMul", ["x", "V"], ["h"]),
+        helper.make_node("Add", ["h", "W"], ["y"]),
+    ]
+    model = ir.from_proto(b.model(nodes, {"W": array[:1]}))
+    infer_shapes(model)
+    assert shapes(model)["h"] == ["N", 100_000]
+    assert seen
+    assert max(seen) < 10_000
+    assert model.graph.initializers["W"].const_value is not None
+
+
+def test_reshape_by_computed_shapes() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"]),
+        helper.make_node("Concat", ["n", "rest"], ["to"], axis=0),
+        helper.make_node("Reshape", ["x", "to"], ["h"]),
+        helper.make_node("Relu", ["h"], ["y"]),
+    ]
+    weights = {"zero": np.asarray([0]), "rest": np.asarray([2, 2])}
+    assert inferred(b.model(nodes, weights))["h"] == ["N", 2, 2]

@@ -1,0 +1,220 @@
+"""Timing: one input for everything that is timed, the user's own; and batches made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import onnxdecomp
+from onnxdecomp.calibration import random_set as calibrate
+from onnxdecomp.data.batches import rebatched
+from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.errors import ModelError
+from onnxdecomp.evaluate import benchmark
+from onnxdecomp.latency.meter import timed_input
+from onnxdecomp.record import details
+from onnxdecomp.runtime.session import Feed, TensorSpec
+from onnxdecomp.search import latency_model
+from tests.cli.small import Outcome, command
+
+OWN, OTHER = (1, 8, 20, 12), (1, 8, 24, 24)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """x [N, 8, H, W] to two convolutions; alone in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((32, inputs, 3, 3)).astype(np.float32) / inputs for inputs in (8, 32)]
+    nodes = [
+        helper.make_node("Conv", [x, w], [y], name=name, pads=[1, 1, 1, 1])
+        for x, w, y, name in (("x", "w1", "a", "c1"), ("a", "w2", "y", "c2"))
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8, "H", "W"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 32, "H", "W"])],
+        [numpy_helper.from_array(w, name) for w, name in zip(weights, ("w1", "w2"), strict=True)],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, "net.onnx")
+    return tmp_path / "net.onnx"
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[tuple[int, ...]]]:
+    """The shapes of "x" that each kind of timing saw."""
+    found: dict[str, set[tuple[int, ...]]] = {}
+
+    def spy(module: Any, name: str, feed_in: Any) -> None:
+        real = getattr(module, name)
+
+        def spied(*given: Any, **options: Any) -> Any:
+            result = real(*given, **options)
+            feed: Feed = feed_in(result, *given)
+            found.setdefault(name, set()).add(feed["x"].shape)
+            return result
+
+        monkeypatch.setattr(module, name, spied)
+
+    spy(benchmark, "feed_of", lambda result, *given: result)
+    spy(latency_model, "shares", lambda result, path, feed, *given: feed)
+    spy(details, "profile", lambda result, path, model, layers, feed: feed)
+    return found
+
+
+def samples(shape: tuple[int, ...]) -> dict[str, Any]:
+    x = np.random.default_rng(1).standard_normal((6, *shape[1:])).astype(np.float32)
+    return {"x": x}
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "source"),
+    [
+        ({"calib": samples(OWN), "data": samples(OTHER)}, OWN, "feeds of the caller"),
+        ({"data": samples(OWN)}, OWN, "feeds of the caller"),
+        ({"input_shapes": {"x": OWN}}, OWN, "random, seed 0"),
+    ],
+)
+def test_everything_is_timed_on_one_input(
+    options: dict[str, Any],
+    shape: tuple[int, ...],
+    source: str,
+    model: Path,
+    seen: dict[str, set[tuple[int, ...]]],
+) -> None:
+    """The search's chains and plans, never slower, the final timing and the profile of the page."""
+    done = onnxdecomp.compress(
+        model,
+        target="macs=1.5x,latency=1.01x",
+        method="svd",
+        allow_slower=True,
+        simplify="none",
+        threads=1,
+        bench_seconds=0.01,
+        details=True,
+        **options,
+    )
+    assert done.changed
+    assert seen == {"feed_of": {shape}, "shares": {shape}, "profile": {shape}}
+    assert done.record["latency"]["shapes"] == {"x": list(shape)}
+    assert done.record["latency"]["inputs"] == source
+
+
+def test_never_slower_is_judged_on_the_input_of_the_search(
+    model: Path, seen: dict[str, set[tuple[int, ...]]]
+) -> None:
+    onnxdecomp.compress(
+        model,
+        calib=samples(OWN),
+        rank="4",
+        method="svd",
+        allow_slower=False,
+        simplify="none",
+        threads=1,
+        bench_seconds=0.01,
+    )
+    assert seen == {"feed_of": {OWN}}
+
+
+def test_random_errors_are_measured_at_the_shapes_asked_for(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    real = calibrate.synthetic
+
+    def kept(*given: Any, **options: Any) -> Any:
+        made.append(real(*given, **options))
+        return made[-1]
+
+    monkeypatch.setattr("onnxdecomp_passes.decompose.synthetic", kept)
+    onnxdecomp.compress(
+        model, target="macs=1.5x", method="svd", simplify="none", bench=False, input_shapes={"x": OWN}
+    )
+    (calibration,) = made
+    assert calibration.feeds.shapes() == ({"x": OWN},)
+
+
+def test_the_shapes_are_shown(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez("calib.npz", **samples(OWN))
+    done: Outcome = command(
+        capsys, "compress", model, *("--simplify", "none", "--method", "svd", "--rank", "4"),
+        *("--calib", "calib.npz", "--bench-batch", 1, "--bench-batch", 3, "--threads", 1),
+        *("--markdown", "out.md", "--report", "out.html"),
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert "x 1×8×20×12" in done.out
+    assert "x 3×8×20×12" in done.out
+    assert "x 1×8×20×12" in Path("out.md").read_text()
+    assert "x 1×8×20×12" in Path("out.html").read_text()
+
+
+def test_a_models_own_rows_are_not_timed_twice(model: Path) -> None:
+    feed = {"x": np.ones((4, *OWN[1:]), np.float32)}
+    done = onnxdecomp.compress(
+        model,
+        calib=[feed, feed],
+        rank="4",
+        simplify="none",
+        threads=1,
+        bench_seconds=0.01,
+        bench_batches=(1, 4, 6),
+    )
+    assert done.latency is not None
+    assert [setting.models[0].batch for setting in done.latency.settings] == [4, 6]
+
+
+def test_a_batch_is_made_of_the_rows_there_are() -> None:
+    inputs = [
+        TensorSpec("x", ("N", 3), "float32"),
+        TensorSpec("state", (2, "N", 4), "float32"),
+        TensorSpec("boxes", (None, 4), "float32"),
+        TensorSpec("rate", (), "int64"),
+    ]
+    feed = {
+        "x": np.arange(6.0).reshape(2, 3),
+        "state": np.arange(16.0).reshape(2, 2, 4),
+        "boxes": np.zeros((5, 4)),
+        "rate": np.array(16000),
+    }
+    found = rebatched(feed, inputs, 3)
+    assert {name: array.shape for name, array in found.items()} == {
+        "x": (3, 3),
+        "state": (2, 3, 4),
+        "boxes": (5, 4),
+        "rate": (),
+    }
+    assert found["x"].tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+    assert rebatched(found, inputs, 1)["state"].shape == (2, 1, 4)
+    fixed = [TensorSpec("x", (2, 3), "float32")]
+    assert rebatched(feed, fixed, 7)["x"].shape == (2, 3)
+
+
+def test_the_first_input_given_is_taken(model: Path) -> None:
+    calib, data = (
+        Feeds(tuple({"x": np.full(OWN, value, np.float32)} for value in (first, 9.0)), "s")
+        for first in (1.0, 2.0)
+    )
+    assert [timed_input(model, *given)[0]["x"].max() for given in ((calib, data), (None, data))] == [1, 2]
+    assert len(timed_input(model, None, data)) == 1
+
+
+def test_a_model_that_runs_on_no_random_input(tmp_path: Path) -> None:
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 7, 11, 13])],
+        [numpy_helper.from_array(np.array([-1, 7, 11, 13]), "shape")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(made, tmp_path / "odd.onnx")
+    with pytest.raises(ModelError, match="--input-shape"):
+        timed_input(tmp_path / "odd.onnx")

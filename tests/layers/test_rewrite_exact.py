@@ -1,0 +1,84 @@
+"""At full rank a rewritten layer is the layer: over the whole attribute space, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from onnxdecomp_passes.decompose import Decompose
+
+from onnxdecomp.decompositions import names
+from onnxdecomp.layers.lowering_check import check_lowering
+from onnxdecomp.pipeline.base import StageResult
+from tests.layers.layers import Case, convolutions, gemms, matmuls, run
+
+METHODS = names()
+
+
+def decompose(case: Case, **options: Any) -> tuple[ir.Model, StageResult]:
+    model = ir.from_proto(case.model)
+    result = Decompose(must_save="none", **options).call(model)
+    return model, result
+
+
+def assert_exact(case: Case, method: str, tolerance: float = 1e-4) -> None:
+    """Decomposed at full rank, or refused with a reason; either way the outputs are the original's."""
+    expected = run(case.model, case.feeds)
+    model, result = decompose(case, method=method, rank="1.0")
+    choice = result.record["plan"]["choices"][0]  # type: ignore[index]
+    assert bool(result.rewritten) == bool(choice["method"])
+    assert result.rewritten or choice["reason"], choice
+    actual = run(model, case.feeds)
+    for before, after in zip(expected, actual, strict=True):
+        assert after.shape == before.shape
+        assert after.dtype == before.dtype
+        difference = np.linalg.norm(after.astype(np.float64) - before)
+        assert difference <= tolerance * np.linalg.norm(before) + 1e-30
+    assert [out.name for out in model.graph.outputs] == [out.name for out in case.model.graph.output]
+    assert model.graph[-1].name == case.model.graph.node[-1].name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(case=convolutions())
+def test_convolution(method: str, case: Case) -> None:
+    assert_exact(case, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(case=convolutions(transposed=True))
+def test_transposed_convolution(method: str, case: Case) -> None:
+    assert_exact(case, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(case=gemms())
+def test_gemm(method: str, case: Case) -> None:
+    assert_exact(case, method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(case=matmuls())
+def test_matmul(method: str, case: Case) -> None:
+    assert_exact(case, method)
+
+
+@given(case=matmuls(dtype="float64"))
+def test_double_precision(case: Case) -> None:
+    assert_exact(case, "svd", 1e-9)
+
+
+@given(case=convolutions(dtype="float16"))
+def test_half_precision(case: Case) -> None:
+    assert_exact(case, "tucker", 2e-2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(case=convolutions())
+def test_lowering_check_below_full_rank(method: str, case: Case) -> None:
+    _, result = decompose(case, method=method, rank="0.5")
+    for check in check_lowering(result.rewritten, opset=17, ir_version=8):
+        assert check.passed, check
+        assert check.rel_error is not None

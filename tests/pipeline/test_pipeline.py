@@ -1,0 +1,209 @@
+"""The pipeline: discovery, configuration, errors. What the stages do is tested in tests/passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+
+from onnxdecomp.cli.passes import command
+from onnxdecomp.errors import GateError, ModelError, OnnxDecompError, UsageError
+from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline.base import Stage, StageResult, option
+
+HERE = __name__
+NOWHERE = Path("nowhere")
+
+
+@dataclass(frozen=True)
+class Probe(Stage):
+    """A stage with an option of every kind, that does what it is told."""
+
+    name: ClassVar[str] = "probe"
+    summary: ClassVar[str] = "Do what it is told"
+
+    mode: Literal["a", "b"] = option("a", "which of two")
+    number: int = option(1, "a count")
+    ratio: float = option(0.5, "a share")
+    flag: bool = option(False, "yes or no")
+    text: str | None = option(None, "a word")
+    many: tuple[str, ...] = option((), "several words")
+    file: Path = option(NOWHERE, "a path")  # noqa: RUF009
+    fail: Exception | None = None
+
+    def call(self, model: ir.Model) -> StageResult:
+        if self.fail is not None:
+            raise self.fail
+        return StageResult(model, self.flag, notes=("noted",), record={"number": self.number})
+
+
+@dataclass(frozen=True)
+class Picky(Probe):
+    """Wraps its own error, as onnx_ir does."""
+
+    def requires(self, model: ir.Model) -> None:
+        raise GateError("the gate is closed")
+
+
+class NotAStage:
+    pass
+
+
+PASSES = {"probe": f"{HERE}:Probe", "picky": f"{HERE}:Picky"}
+RIVAL = {"probe": f"{HERE}:Probe"}
+ODD = {"odd": f"{HERE}:NotAStage", "lost": "no_such_module:Class"}
+
+
+class Dist:
+    """As much of a distribution as an entry point is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.version = name, "1.0"
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Register entry points: register(first="PASSES", second="RIVAL")."""
+
+    def apply(**mappings: str) -> None:
+        points = []
+        for name, attribute in mappings.items():
+            value = attribute if ":" in attribute else f"{HERE}:{attribute}"
+            point = EntryPoint(name, value, pipeline.GROUP)
+            vars(point).update(dist=Dist(name))
+            points.append(point)
+        monkeypatch.setattr(pipeline, "entry_points", lambda group: points)
+
+    return apply
+
+
+def empty_model() -> ir.Model:
+    return ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 17}), ir_version=8)
+
+
+def test_the_default_pipeline_is_built_of_our_own_passes() -> None:
+    assert tuple(stage.name for stage in pipeline.build()) == pipeline.DEFAULT
+
+
+def test_our_passes_are_found_in_a_checkout(register: Callable[..., None]) -> None:
+    register()
+    assert set(pipeline.DEFAULT) <= set(pipeline.available())
+
+
+def test_options_come_from_the_configuration_and_overrides_win(
+    register: Callable[..., None], tmp_path: Path
+) -> None:
+    register(first="PASSES")
+    config = tmp_path / "p.toml"
+    config.write_text(
+        'pipeline = ["probe"]\n[probe]\nmode = "b"\nnumber = 3\nratio = 1\nmany = ["x", "y"]\nfile = "f"\n'
+    )
+    stages = pipeline.build(config, {"probe": {"number": 4, "text": "t"}})
+    assert stages == (Probe(mode="b", number=4, ratio=1.0, many=("x", "y"), file=Path("f"), text="t"),)
+    assert isinstance(stages[0].ratio, float)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"pipeline": "probe"}, "must be a list"),
+        ({"pipeline": []}, "must be a list"),
+        ({"pipeline": ["prob"]}, "unknown pass 'prob'; did you mean 'probe'"),
+        ({"pipelin": ["probe"]}, "unknown pass 'pipelin'"),
+        ({"pipeline": ["probe"], "probe": 3}, "'probe' must be a table"),
+        ({"pipeline": ["probe"], "picky": {}}, "which the pipeline lacks: probe"),
+        ({"pipeline": ["probe"], "probe": {"numbr": 1}}, "no option 'numbr'; did you mean 'number'"),
+        ({"pipeline": ["probe"], "probe": {"number": "1"}}, "must be a whole number, not '1'"),
+        ({"pipeline": ["probe"], "probe": {"number": True}}, "must be a whole number, not True"),
+        ({"pipeline": ["probe"], "probe": {"mode": "c"}}, r"must be a\|b, not 'c'"),
+        ({"pipeline": ["probe"], "probe": {"flag": 1}}, "must be true or false, not 1"),
+        ({"pipeline": ["probe"], "probe": {"many": "xy"}}, "must be a list of text, not 'xy'"),
+        ({"pipeline": ["odd"]}, "is not a dataclass derived from onnxdecomp.pipeline.base.Stage"),
+        ({"pipeline": ["lost"]}, "'lost' of third 1.0 cannot be imported: No module named"),
+    ],
+)
+def test_nonsense_is_refused_with_what_would_be_right(
+    config: dict[str, Any], message: str, register: Callable[..., None]
+) -> None:
+    register(first="PASSES", third="ODD")
+    with pytest.raises(UsageError, match=message):
+        pipeline.build(config)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot read"), (b"pipeline = [", "not valid TOML"), (b"\xff", "not valid")],
+)
+def test_a_bad_file_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        pipeline.build(path)
+
+
+def test_a_name_registered_twice_is_refused_when_it_is_used(register: Callable[..., None]) -> None:
+    register(first="PASSES", second="RIVAL")
+    with pytest.raises(UsageError, match=r"registered by first 1\.0 and second 1\.0"):
+        pipeline.build({"pipeline": ["probe"]})
+    assert pipeline.build({"pipeline": ["picky"]}) == (Picky(),)
+
+
+def test_a_broken_package_harms_only_who_uses_it(register: Callable[..., None]) -> None:
+    register(first="PASSES", broken="no_such_module:PASSES")
+    assert pipeline.build({"pipeline": ["probe"]}) == (Probe(),)
+    with pytest.raises(UsageError, match=r"unknown pass 'other'.*broken 1\.0: entry point"):
+        pipeline.build({"pipeline": ["other"]})
+
+
+def test_a_run_gathers_what_the_stages_say() -> None:
+    seen: list[str] = []
+    subject = empty_model()
+    result = pipeline.run(subject, [Probe(number=7), Probe(flag=True)], seen.append)
+    assert result.model is subject
+    assert seen == ["probe", "probe"]
+    assert result.notes == ("probe: noted", "probe: noted")
+    assert result.record == {"probe": {"number": 1}}
+    assert result.modified == ("probe",)
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "message"),
+    [
+        (Probe(fail=UsageError("as it is")), UsageError, "^as it is$"),
+        (Picky(), GateError, "^the gate is closed$"),
+        (Probe(fail=KeyError("x")), ModelError, r"^pass probe failed: 'x' \(run with --debug"),
+        (Probe(fail=RuntimeError()), ModelError, "^pass probe failed: RuntimeError "),
+    ],
+)
+def test_errors_are_one_line_that_names_the_pass(
+    stage: Stage, kind: type[OnnxDecompError], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        pipeline.run(empty_model(), [stage])
+    assert caught.value.__cause__ is not None or caught.value is getattr(stage, "fail", None)
+
+
+def test_options_are_described(register: Callable[..., None]) -> None:
+    register(first="PASSES")
+    described = {o.name: o for o in pipeline.options(Probe)}
+    assert described["mode"] == pipeline.OptionInfo("mode", "a|b", "a", "which of two")
+    assert described["many"].type == "a list of text"
+    assert "fail" not in described  # without a help text it is no option for people
+
+
+def test_the_listing_survives_what_is_broken(register: Callable[..., None]) -> None:
+    register(first="PASSES", second="RIVAL", third="ODD", broken="no_such_module:PASSES")
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == 0
+    assert "registered by first 1.0 and second 1.0" in result.stdout
+    assert "'lost' of third 1.0 cannot be imported" in result.stdout
+    assert "normalise" in result.stdout
+    assert "warning: broken 1.0" in result.stderr
+    assert "warning" not in result.stdout
