@@ -11,9 +11,9 @@ import onnx_ir as ir
 from onnxdecomp.calibration.activation_cache import Window
 from onnxdecomp.calibration.statistics import Calibration, mask_feeds
 from onnxdecomp.core.layer import Array
+from onnxdecomp.graph.attributes import attribute
 from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.traversal import unique_name, value_names
-from onnxdecomp.layers.site import attribute
 
 _MEAN, _VARIANCE = 3, 4
 """Positions among the operator's inputs."""

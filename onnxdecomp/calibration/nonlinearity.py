@@ -21,7 +21,8 @@ import onnx_ir as ir
 
 from onnxdecomp.calibration.residual import branch
 from onnxdecomp.core.layer import Array
-from onnxdecomp.layers.site import Site, attribute
+from onnxdecomp.graph.attributes import attribute
+from onnxdecomp.layers.site import Site
 
 Aim = Callable[[Array, Array, Array | None], Array]
 """From rows [g, n, D], wanted outputs [n, T] and what is added before the activation, [n, T] or None: the

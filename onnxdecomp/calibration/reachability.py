@@ -17,8 +17,9 @@ import onnx_ir as ir
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.attributes import dims
 from onnxdecomp.graph.traversal import places
-from onnxdecomp.layers.site import Site, dims
+from onnxdecomp.layers.site import Site
 from onnxdecomp.runtime import session, temporary_files
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.runtime.shared_weights import lend

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import onnx_ir as ir
 
@@ -21,6 +21,9 @@ from onnxdecomp.runtime.output_path import check_apart, landing
 
 if TYPE_CHECKING:
     import onnx
+
+    ModelSource: TypeAlias = str | Path | ir.Model | onnx.ModelProto
+    """What is taken as a model: a file, or a model in memory."""
 
 
 def claim(target: Path | None, sources: Mapping[str, object], *, overwrite: bool) -> None:
@@ -43,7 +46,7 @@ def claim(target: Path | None, sources: Mapping[str, object], *, overwrite: bool
 
 
 @contextlib.contextmanager
-def on_disk(model: str | Path | ir.Model | onnx.ModelProto) -> Iterator[Path]:
+def on_disk(model: ModelSource) -> Iterator[Path]:
     """The model as a file: everything that follows compares with that file.
 
     A model in memory is written to a temporary one and stays as it is.

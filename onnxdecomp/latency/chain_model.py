@@ -18,10 +18,11 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, Shape, Step
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.graph.attributes import as_attributes
 from onnxdecomp.graph.traversal import Place
 from onnxdecomp.latency.context import ALONE, Neighbours
 from onnxdecomp.layers.replace import Rewriter, obstacle
-from onnxdecomp.layers.site import Linear, Site, as_attributes
+from onnxdecomp.layers.site import Linear, Site
 from onnxdecomp.runtime.shared_weights import lend
 
 OPSET, IR_VERSION = 17, 8

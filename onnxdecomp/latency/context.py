@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxdecomp.layers.site import Site, attribute
+from onnxdecomp.graph.attributes import attribute
+from onnxdecomp.layers.site import Site
 
 FUSED = frozenset(("Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid"))
 """Activation functions that a Conv or Gemm before them takes over."""

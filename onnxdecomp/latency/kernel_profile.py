@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp.graph.attributes import node_name
 from onnxdecomp.graph.traversal import places
 from onnxdecomp.layers.replace import LAYER
-from onnxdecomp.layers.site import node_name
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.session import Feed, open_session, run
 

@@ -8,7 +8,9 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import conv_output_size
 from onnxdecomp.core.layer import Array, ConvSpec, Dim, Layer
-from onnxdecomp.layers.site import FLOATS, Scope, Site, attribute, dims, node_name, working
+from onnxdecomp.graph.attributes import attribute, dims, node_name
+from onnxdecomp.layers.conv_layout import canonical_transposed
+from onnxdecomp.layers.site import FLOATS, Scope, Site, working
 
 
 def conv_site(node: ir.Node, scope: Scope) -> Site | str:
@@ -114,17 +116,3 @@ def _padded_to(
         begins.append(smaller if auto_pad == "SAME_UPPER" else larger)
         ends.append(larger if auto_pad == "SAME_UPPER" else smaller)
     return replace(spec, pads=(*begins, *ends), output_padding=tuple(extra) if any(extra) else ())
-
-
-def canonical_transposed(weight: Array, groups: int) -> Array:
-    """ONNX's ConvTranspose weight [S, T/groups, *kernel] as the canonical [T, S/groups, *kernel]."""
-    s, t, *kernel = weight.shape
-    split = weight.reshape(groups, s // groups, t, *kernel)
-    return split.swapaxes(1, 2).reshape(groups * t, s // groups, *kernel)
-
-
-def onnx_transposed(weight: Array, groups: int) -> Array:
-    """The canonical [T, S/groups, *kernel] as ONNX's ConvTranspose weight [S, T/groups, *kernel]."""
-    t, s, *kernel = weight.shape
-    split = weight.reshape(groups, t // groups, s, *kernel)
-    return split.swapaxes(1, 2).reshape(groups * s, t // groups, *kernel)

@@ -10,9 +10,11 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import BlockMatMul, Chain, MatMul
 from onnxdecomp.core.layer import Array, Dim, Layer
+from onnxdecomp.graph.attributes import attribute, dims, node_name
 from onnxdecomp.graph.constants import Constant
-from onnxdecomp.layers.lower import Emitter, emit_step, labels
-from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, attribute, dims, node_name, working
+from onnxdecomp.layers.emitter import Emitter
+from onnxdecomp.layers.lower import emit_step, labels
+from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, working
 
 NO_PRODUCT = "its equation is no product of matrices with the constant"
 

@@ -15,9 +15,11 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import BlockMatMul, Chain, Lookup, MatMul
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.graph.attributes import attribute, dims, node_name
 from onnxdecomp.graph.constants import OVERRIDABLE, Constant
-from onnxdecomp.layers.lower import Emitter, emit_step, labels
-from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, attribute, dims, node_name, working
+from onnxdecomp.layers.emitter import Emitter
+from onnxdecomp.layers.lower import emit_step, labels
+from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, working
 
 SMALLEST = 4096
 """Numbers in a table below which it is no embedding worth a thought."""

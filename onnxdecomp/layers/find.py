@@ -11,6 +11,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from onnxdecomp.errors import OnnxDecompError
+from onnxdecomp.graph.attributes import node_name
 from onnxdecomp.graph.constants import Memo
 from onnxdecomp.graph.traversal import Place, places
 from onnxdecomp.layers.conv import conv_site
@@ -20,7 +21,7 @@ from onnxdecomp.layers.fused import fused_conv_site, fused_gemm_site
 from onnxdecomp.layers.linear import gemm_site, matmul_site
 from onnxdecomp.layers.lower import MICROSOFT
 from onnxdecomp.layers.recurrent import recurrent_site
-from onnxdecomp.layers.site import Scope, Site, Skip, node_name
+from onnxdecomp.layers.site import Scope, Site, Skip
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, LeftMatMul, Step
 from onnxdecomp.core.layer import Array
-from onnxdecomp.layers.conv import canonical_transposed, onnx_transposed
+from onnxdecomp.layers.conv_layout import canonical_transposed, onnx_transposed
 
 OLDEST_OPSET = 13
 """The first opset whose DequantizeLinear has a scale for each channel."""

@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.core.layer import Array, Dim, Layer
+from onnxdecomp.graph.attributes import attribute, dims, node_name
 from onnxdecomp.graph.constants import Constant
-from onnxdecomp.layers.site import FLOATS, Linear, Scope, Site, attribute, dims, node_name, working
+from onnxdecomp.layers.site import FLOATS, Linear, Scope, Site, working
 
 
 def gemm_site(node: ir.Node, scope: Scope) -> Site | str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,100 +22,13 @@ from onnxdecomp.core.chain import (
     Step,
     Transpose,
 )
-from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError
-from onnxdecomp.layers.conv import onnx_transposed
-from onnxdecomp.layers.int8_weights import quantize
-from onnxdecomp.layers.site import Fused, Share, Site, as_attributes
+from onnxdecomp.layers.conv_layout import onnx_transposed
+from onnxdecomp.layers.emitter import Emitter
+from onnxdecomp.layers.site import Fused, Site
 
 MICROSOFT = "com.microsoft"
 """The domain of the operators that ONNX Runtime's optimizer writes."""
-
-
-@dataclass(eq=False)
-class Emitter:
-    """Collects the nodes of one chain.
-
-    Attributes:
-        constant: Makes a graph constant of an array: (array, wanted name, key or None) -> value. Arrays with
-            the same key are stored once.
-        unique: Makes a node or value name unique.
-        name: The layer's name; parts are called name/label.
-        share: What layers with the same factors have in common, or None for a layer with its own.
-        mirror: For a share that is flipped, the label that the factor of a label was stored with.
-        opset: The opset of the graph or function that the nodes go into.
-        quantize: Factors are stored as int8 (see onnxdecomp.layers.int8_weights).
-    """
-
-    constant: Callable[[Array, str, object], ir.Value]
-    unique: Callable[[str], str]
-    name: str
-    dtype: ir.DataType
-    metadata: dict[str, str]
-    share: Share | None = None
-    mirror: Mapping[str, str] = field(default_factory=dict)
-    quantize: bool = False
-    opset: int = 17
-    nodes: list[ir.Node] = field(default_factory=list)
-
-    def add(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        label: str,
-        domain: str = "",
-        outputs: int = 1,
-        **attributes: Any,
-    ) -> ir.Value:
-        """Add a node and return its first output; further ones get their names when it takes its place."""
-        name = self.unique(f"{self.name}/{label}")
-        out = ir.Value(name=self.unique(f"{name}_output"), type=ir.TensorType(self.dtype))
-        node = ir.node(
-            op_type,
-            inputs,
-            attributes=as_attributes(attributes),
-            domain=domain,
-            outputs=[out, *(ir.Value(name="") for _ in range(outputs - 1))],
-            name=name,
-            metadata_props={**self.metadata, "pkg.onnxdecomp.part": label},
-        )
-        self.nodes.append(node)
-        return out
-
-    def integers(self, values: list[int], name: str) -> ir.Value:
-        return self.constant(np.array(values, np.int64), f"{self.name}/{name}", None)
-
-    def weight(self, array: Array, label: str, axis: int) -> ir.Value:
-        """A factor; its output channels are along `axis`, which matters where it is quantized."""
-        if self.quantize:
-            return self.dequantized(*self.quantized(array, label, axis), label, axis)
-        turned = self.share is not None and self.share.turned
-        stored = np.ascontiguousarray(array.T if turned else array).astype(self.dtype.numpy(), copy=False)
-        value = self._shared(stored, f"{self.name}/{label}.weight", self.mirror.get(label, label))
-        return self.add("Transpose", [value], f"{label}.turned", perm=(1, 0)) if turned else value
-
-    def quantized(self, array: Array, label: str, axis: int) -> tuple[ir.Value, ir.Value]:
-        """A factor as int8, and its scales."""
-        stored, scales = quantize(np.ascontiguousarray(array), axis)
-        name = f"{self.name}/{label}.weight"
-        return self._shared(stored, name, (label, axis)), self._shared(scales, f"{name}_scale", label)
-
-    def dequantized(self, stored: ir.Value, scales: ir.Value, label: str, axis: int) -> ir.Value:
-        return self.add("DequantizeLinear", [stored, scales], f"{label}.dequantized", axis=axis)
-
-    def _shared(self, array: Array, name: str, part: object) -> ir.Value:
-        key = None if self.share is None else (self.share.key, part, array.shape)
-        return self.constant(array, name, key)
-
-    def bias(self, site: Site, chain: Chain, shape: tuple[int, ...] | None = None) -> ir.Value | None:
-        """The chain's bias; the original's own value where it is unchanged and needs no new shape."""
-        if chain.bias is None:
-            return None
-        array = chain.bias if shape is None else chain.bias.reshape(shape)
-        kept = site.bias
-        if kept is not None and chain.bias is site.layer.bias and _shape(kept) == array.shape:
-            return kept
-        return self.constant(array.astype(self.dtype.numpy()), f"{self.name}/bias", None)
 
 
 def emit_conv(chain: Chain, site: Site, emit: Emitter) -> None:
@@ -128,7 +39,7 @@ def emit_conv(chain: Chain, site: Site, emit: Emitter) -> None:
     for index, (step, label) in enumerate(zip(chain.steps, names, strict=True)):
         if isinstance(step, Convolve):
             last = index == len(chain.steps) - 1
-            bias, fused = (emit.bias(site, chain), site.fused) if last else (None, None)
+            bias, fused = (emit.bias(chain, _own_bias(site, chain)), site.fused) if last else (None, None)
             x = _convolve(step, x, label, emit, bias, fused)
         elif isinstance(step, Fold):
             x = emit.add(
@@ -145,7 +56,7 @@ def emit_conv(chain: Chain, site: Site, emit: Emitter) -> None:
         else:
             raise TypeError(f"{type(step).__name__} is no step on [N, C, *spatial]")
     if chain.bias is not None and not isinstance(chain.steps[-1], Convolve):
-        bias = emit.bias(site, chain, (-1,) + (1,) * rank)
+        bias = emit.bias(chain, _own_bias(site, chain), (-1,) + (1,) * rank)
         assert bias is not None
         emit.add("Add", [x, bias], "bias")
 
@@ -195,7 +106,7 @@ def emit_linear(chain: Chain, site: Site, emit: Emitter) -> None:
     if form.left and not plain:
         x = _as_multiplied(x, rank, False, True, emit, "untransposed")
     if chain.bias is not None:
-        bias = emit.bias(site, chain, (-1, 1) if form.left else None)
+        bias = emit.bias(chain, _own_bias(site, chain), (-1, 1) if form.left else None)
         assert bias is not None
         x = emit.add("Add", [x, bias], "bias")
     if form.addend is not None:
@@ -220,7 +131,7 @@ def _gemm(step: MatMul, x: ir.Value, label: str, chain: Chain, site: Site, emit:
     """The last product of a Gemm's chain, its bias or C along with it."""
     assert site.linear is not None
     weight = emit.weight(step.weight, label, axis=1)
-    bias = emit.bias(site, chain)
+    bias = emit.bias(chain, _own_bias(site, chain))
     last = bias if bias is not None else site.linear.addend
     scale: dict[str, Any] = {"beta": site.linear.scale} if bias is None and last is not None else {}
     inputs = [x, weight] if last is None else [x, weight, last]
@@ -330,7 +241,6 @@ def needs_rank(chain: Chain, site: Site) -> bool:
     return not plain or (form is not None and (form.swapped or form.rotated))
 
 
-def _shape(value: ir.Value) -> tuple[int, ...] | None:
-    if value.shape is None or not all(isinstance(dim, int) for dim in value.shape):
-        return None
-    return tuple(int(dim) for dim in value.shape)  # type: ignore[arg-type]
+def _own_bias(site: Site, chain: Chain) -> ir.Value | None:
+    """The value of the layer's bias, where the chain has the same numbers."""
+    return site.bias if chain.bias is site.layer.bias else None

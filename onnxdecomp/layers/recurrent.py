@@ -15,8 +15,10 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import Chain, MatMul
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.layers.lower import Emitter, emit_step, labels
-from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, dims, node_name, working
+from onnxdecomp.graph.attributes import dims, node_name
+from onnxdecomp.layers.emitter import Emitter
+from onnxdecomp.layers.lower import emit_step, labels
+from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, working
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 """Rows of W per hidden unit."""

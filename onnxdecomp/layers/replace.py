@@ -13,9 +13,10 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.inherit import inherit_value
 from onnxdecomp.graph.traversal import Place, node_names, value_names
+from onnxdecomp.layers.emitter import Emitter, Share
 from onnxdecomp.layers.int8_weights import on_grid
-from onnxdecomp.layers.lower import Emitter, emit_conv, emit_linear, labels, needs_rank
-from onnxdecomp.layers.site import Share, Site, Snapshot
+from onnxdecomp.layers.lower import emit_conv, emit_linear, labels, needs_rank
+from onnxdecomp.layers.site import Site, Snapshot
 
 LAYER = "pkg.onnxdecomp.layer"
 """The metadata of a rewritten layer's nodes that holds the layer's name."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.layer import Array, Dim, Layer
+from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.graph.attributes import named_output
 from onnxdecomp.graph.constants import Constant, Memo, resolve
 from onnxdecomp.graph.traversal import Place
 
 if TYPE_CHECKING:
     from onnxdecomp.core.chain import Chain
-    from onnxdecomp.layers.lower import Emitter
+    from onnxdecomp.layers.emitter import Emitter
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 """Element types of weights that are decomposed."""
@@ -155,21 +156,6 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Share:
-    """The factors that a layer gets, as far as it may have them in common with others.
-
-    Attributes:
-        key: Equal for layers of a model that get the same factors.
-        flipped: The layer's chain is the mirror image of the one that the factors make.
-        turned: Its operators multiply by the transposes of the factors.
-    """
-
-    key: Hashable
-    flipped: bool = False
-    turned: bool = False
-
-
-@dataclass(frozen=True)
 class Skip:
     """An operator with a weight that stays as it is, and why."""
 
@@ -198,52 +184,6 @@ class Scope:
         )
 
 
-def node_name(node: ir.Node) -> str:
-    """The node's name, or one made from its output where it has none."""
-    return node.name or f"{node.op_type}_{named_output(node).name}"
-
-
-def named_output(node: ir.Node) -> ir.Value:
-    """The node's first output that is not left out."""
-    return next((output for output in node.outputs if output.name), node.outputs[0])
-
-
-def dims(value: ir.Value) -> tuple[Dim, ...] | None:
-    """The value's shape as far as it is known; sizes below 1 say nothing."""
-    if value.shape is None:
-        return None
-    known: list[Dim] = []
-    for dim in value.shape:
-        if isinstance(dim, int):
-            known.append(dim if dim > 0 else None)
-        else:
-            known.append(dim.value if isinstance(dim, ir.SymbolicDim) else str(dim))
-    return tuple(known)
-
-
 def working(array: Array) -> Array:
     """The weight in a type to compute in: float64 stays, everything else becomes float32."""
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
-
-
-def attribute(node: ir.Node, name: str, default: Any) -> Any:
-    """An attribute's Python value, or the default where it is absent."""
-    found = node.attributes.get(name)
-    return default if found is None else found.value
-
-
-def as_attributes(attributes: Mapping[str, Any]) -> dict[str, ir.Attr]:
-    """Attributes of a node as onnx_ir keeps them; finding their types out itself takes it far longer."""
-    return {name: _as_attribute(name, value) for name, value in attributes.items()}
-
-
-def _as_attribute(name: str, value: Any) -> ir.Attr:
-    if isinstance(value, int):
-        return ir.AttrInt64(name, int(value))
-    if isinstance(value, float):
-        return ir.AttrFloat32(name, value)
-    if isinstance(value, str):
-        return ir.AttrString(name, value)
-    if isinstance(value, tuple | list) and value and all(isinstance(item, int) for item in value):
-        return ir.AttrInt64s(name, value)
-    return ir.convenience.convert_attribute(name, value)

@@ -16,8 +16,10 @@ import onnx_ir as ir
 
 from onnxdecomp.core.layer import Ranks
 from onnxdecomp.decompositions.base import Method
+from onnxdecomp.graph.attributes import node_name
+from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.recurrent import Recurrent
-from onnxdecomp.layers.site import Share, Site, node_name
+from onnxdecomp.layers.site import Site
 
 
 @dataclass(frozen=True)

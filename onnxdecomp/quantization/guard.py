@@ -18,8 +18,8 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.data.comparable_outputs import Compared, unsteady
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.attributes import dims
 from onnxdecomp.graph.save import save
-from onnxdecomp.layers.site import dims
 from onnxdecomp.quantization.fragile_nodes import crushed, faint, of_other_types, of_types, overflowing, seen
 from onnxdecomp.quantization.half import LARGEST, fp16
 from onnxdecomp.quantization.int8 import Reader, int8, operators

@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxdecomp.graph.attributes import named_output, node_name
 from onnxdecomp.layers.replace import Rewritten
-from onnxdecomp.layers.site import named_output, node_name
 
 _SHOWN = (
     "kernel_shape",

@@ -23,9 +23,10 @@ from onnxdecomp.core.layer import Dim
 from onnxdecomp.data.comparable_outputs import Compared, unsteady
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.fitting.fit import stored
+from onnxdecomp.graph.attributes import dims
 from onnxdecomp.layers.find import find_again
 from onnxdecomp.layers.replace import Rewriter
-from onnxdecomp.layers.site import Site, dims
+from onnxdecomp.layers.site import Site
 from onnxdecomp.runtime.metrics import Comparison
 from onnxdecomp.runtime.session import Feed
 

@@ -150,3 +150,11 @@ def _pairs(text: str) -> dict[str, Any]:
             raise UsageError(f"finetune: {part!r} is not NAME=VALUE, such as epochs=2")
         given[name.strip().replace("-", "_")] = value.strip()
     return given
+
+
+def require_torch() -> None:
+    """Raise UsageError where torch is missing."""
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise UsageError("training needs torch: pip install 'onnxdecomp[train]'")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -45,16 +45,13 @@ from onnxdecomp.workflow.request import (
 from onnxdecomp.workflow.resources import Gear, equip
 
 if TYPE_CHECKING:
-    import onnx
-
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
     from onnxdecomp.data.read import Data
     from onnxdecomp.evaluate.benchmark import BenchResult
     from onnxdecomp.evaluate.verify import Verification
+    from onnxdecomp.graph.output_file import ModelSource
     from onnxdecomp.pipeline.pipeline import PipelineResult
-
-    Source: TypeAlias = str | Path | ir.Model | onnx.ModelProto
 
 Report = Callable[[str, int, int], None]
 """Progress: (what is being done, steps done, steps in all or 0 where unknown)."""
@@ -90,7 +87,7 @@ class Result:
 
 
 def compress(
-    model: Source,
+    model: ModelSource,
     output: str | Path | None = None,
     *,
     config: Config = None,
@@ -295,7 +292,7 @@ def compress(
         return Result(result, plan_done, layers, made.lowering, notes, changed, file, checked, timed, record)
 
 
-def inspect(model: Source, *, simplify: str = "none", **decompose: Any) -> Result:
+def inspect(model: ModelSource, *, simplify: str = "none", **decompose: Any) -> Result:
     """What `compress` would do to every layer, without doing it; the same options.
 
     With neither a rank nor a target it shows what half of the ranks would do: a search takes its time.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from onnxdecomp.data.culprit import blaming
-from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.errors import ModelError
 from onnxdecomp.evaluate import preflight
 from onnxdecomp.evaluate import verify as verification
 from onnxdecomp.graph.load import content_hash, load
@@ -22,13 +22,13 @@ from onnxdecomp.record.build import Origin, checked, describe_data, describe_mod
 from onnxdecomp.record.layers import SCHEMA_VERSION
 from onnxdecomp.runtime import environment
 from onnxdecomp.runtime.output_path import check_folder
-from onnxdecomp.training.settings import Settings, parse_settings
+from onnxdecomp.training.settings import Settings, parse_settings, require_torch
 
 if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.read import Data
     from onnxdecomp.evaluate.verify import Verification
-    from onnxdecomp.workflow.compress import Source
+    from onnxdecomp.graph.output_file import ModelSource
 
 Report = Callable[[str, int, int], None]
 
@@ -53,11 +53,11 @@ class Finetuned:
 
 
 def finetune(
-    model: Source,
+    model: ModelSource,
     output: str | Path | None = None,
     *,
     data: Data,
-    teacher: Source | None = None,
+    teacher: ModelSource | None = None,
     settings: Settings | Mapping[str, Any] | str = "",
     evaluation: Data | None = None,
     samples: int | None = None,
@@ -176,14 +176,6 @@ def trained(
         from_scratch=from_scratch,
         path=None if checkpoint is None else Path(checkpoint),
     )
-
-
-def require_torch() -> None:
-    """Raise UsageError where torch is missing."""
-    import importlib.util
-
-    if importlib.util.find_spec("torch") is None:
-        raise UsageError("training needs torch: pip install 'onnxdecomp[train]'")
 
 
 def _verdict(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def training_settings(finetune: Settings | Mapping[str, Any] | str | None, seed:
     """How to train afterwards, with the run's seed where that names none."""
     if finetune is None:
         return None
-    from onnxdecomp.workflow.finetune import require_torch
+    from onnxdecomp.training.settings import require_torch
 
     wanted = parse_settings(finetune, seed=seed)
     require_torch()

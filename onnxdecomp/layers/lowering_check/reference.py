@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import WEIGHTED, Chain
 from onnxdecomp.core.layer import Array, ConvSpec, Layer
-from onnxdecomp.layers.conv import onnx_transposed
+from onnxdecomp.layers.conv_layout import onnx_transposed
 from onnxdecomp.layers.lower import MICROSOFT, activation
 from onnxdecomp.layers.lowering_check.inputs import features_last
 from onnxdecomp.layers.lowering_check.submodel import constant, run_one

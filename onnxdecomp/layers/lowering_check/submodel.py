@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.graph.attributes import as_attributes
 from onnxdecomp.layers.replace import Rewritten
-from onnxdecomp.layers.site import as_attributes
 
 
 def alone(
