@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxdecomp.cli import console
+from onnxdecomp.core.names import some
 from onnxdecomp.record.text import count, fed
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _kept(layers: Sequence[LayerRecord]) -> list[Line]:
         if layer.reason or not layer.method:
             what = "note" if layer.method else "kept"
             reasons.setdefault((what, layer.reason), []).append(_name(layer))
-    return [(what, f"{', '.join(names)}: {reason}") for (what, reason), names in reasons.items()]
+    return [(what, f"{some(names)}: {reason}") for (what, reason), names in reasons.items()]
 
 
 def _arrows(changes: Sequence[Change]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -157,6 +158,11 @@ class Feeds:
         items = self.items
         found = items.shapes() if isinstance(items, FeedSource) else map(_shapes, items)
         return tuple(dict(shapes) for shapes in dict.fromkeys(found))
+
+    def largest(self) -> Feed:
+        """A feed of the shapes that hold the most numbers; the first of them."""
+        most = max(self.shapes(), key=lambda shapes: sum(map(math.prod, shapes.values())))
+        return next(feed for feed in self.items if dict(_shapes(feed)) == most)
 
     def batches(self, size: int) -> Iterator[Feed]:
         """The feeds, `size` neighbours stacked into one where that is possible."""

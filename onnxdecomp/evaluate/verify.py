@@ -13,6 +13,7 @@ from typing import IO, Any, Literal, TypeAlias
 import numpy as np
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.core.names import some
 from onnxdecomp.data.comparable_outputs import Compared, chosen_by_data, unsteady
 from onnxdecomp.data.culprit import culprit
 from onnxdecomp.data.feeds import Feeds
@@ -146,9 +147,7 @@ def verify(
     before, after = interface_of(original), interface_of(new)
     changed = differences(before, after)
     lost = lost_defaults(before, after)
-    notes: tuple[str, ...] = (
-        (f"can no longer be overridden by the caller: {', '.join(lost)}",) if lost else ()
-    )
+    notes: tuple[str, ...] = (f"can no longer be overridden by the caller: {some(lost)}",) if lost else ()
 
     def outcome(status: Status, reason: str | None, source: str, **fields: Any) -> Verification:
         return Verification(

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxdecomp.calibration.activations import Taps, open_taps
 from onnxdecomp.calibration.pinned_values import pinned, present
 from onnxdecomp.core.layer import Array
+from onnxdecomp.core.names import some
 from onnxdecomp.data.comparable_outputs import Compared, unsteady
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import ModelError
@@ -60,9 +61,6 @@ _DELICATE = frozenset(
 _JUDGED = 32
 """Calibration inputs that are compared."""
 
-_NAMED = 6
-"""Nodes that a note names at most."""
-
 
 @dataclass(frozen=True, eq=False)
 class Guarded:
@@ -98,10 +96,7 @@ class _Try:
     make: Callable[[], ir.Model]
 
     def __str__(self) -> str:
-        names = list(self.kept[:_NAMED])
-        if len(self.kept) > _NAMED:
-            names.append(f"{len(self.kept) - _NAMED} more")
-        return ", ".join([*([self.rest] if self.rest else []), *names])
+        return ", ".join(filter(None, (self.rest, some(self.kept))))
 
 
 def guarded(

@@ -152,7 +152,7 @@ class Reader:
 
     def __init__(self, feeds: Feeds, names: Mapping[str, str] | None = None) -> None:
         """`names` are those that inputs have elsewhere, by their own."""
-        numbers = sum(array.size for array in feeds[0].values())
+        numbers = sum(array.size for array in feeds.largest().values())
         self._batches = feeds.batches(max(1, _STACKED // max(1, numbers)))
 
         self._names = names or {}

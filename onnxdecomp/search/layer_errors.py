@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+from onnxdecomp.core.names import some
 from onnxdecomp.errors import DefectError, OnnxDecompError
 from onnxdecomp.search.keep_layers import Key, key_of
 from onnxdecomp.search.plan import Choice, Plan
@@ -57,6 +58,6 @@ def mishaps(plan: Plan) -> tuple[str, ...]:
         if choice.reason.startswith(_KEPT):
             layers.setdefault(choice.reason, []).append(choice.layer)
     return tuple(
-        f"{', '.join(names)}: {reason}; please report it, with the traceback that --debug shows"
+        f"{some(names)}: {reason}; please report it, with the traceback that --debug shows"
         for reason, names in layers.items()
     )

@@ -311,8 +311,8 @@ def _joined(
 
 
 def _real_macs(model: ir.Model, sites: Sequence[Site], calibration: Calibration) -> int:
-    """Multiply-accumulates of one calibration sample, at its own size."""
-    feed = calibration.feeds[0]
+    """Multiply-accumulates of the largest calibration sample, at its own size."""
+    feed = calibration.feeds.largest()
     names = {value.name for value in model.graph.inputs}
     shapes = input_shapes(model, {name: array.shape for name, array in feed.items() if name in names})
     return sum(dense_chain(s.layer).macs(shapes[s.layer.graph, s.layer.name]) for s in sites)

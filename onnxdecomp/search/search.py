@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxdecomp.calibration.activations import open_taps
 from onnxdecomp.calibration.reachability import UNREACHED
 from onnxdecomp.calibration.statistics import Calibration, parted, shortened
+from onnxdecomp.core.names import some
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.site import Site, Skip
@@ -211,7 +212,7 @@ def _idle(weighed: Survey) -> Iterator[str]:
     """What is said of layers that no input reaches: nothing is known of what they would lose."""
     names = [entry.site.layer.name for entry in weighed.layers if entry.reason == UNREACHED]
     if names:
-        yield f"kept, for no calibration input reaches them: {', '.join(names)}"
+        yield f"kept, for no calibration input reaches them: {some(names)}"
 
 
 def try_plans(

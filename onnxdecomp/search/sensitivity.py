@@ -123,7 +123,7 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
     ]
     where: dict[str, Any] = {"provider": calibration.provider, "threads": calibration.threads}
     names = floats or outputs
-    first = open_taps(model, names, **where).run(calibration.feeds[0])
+    first = open_taps(model, names, **where).run(calibration.feeds.largest())
     held = HELD // max(1, sum(getattr(value, "nbytes", 0) for value in first))
     count = int(np.clip(_WORK / max(macs, 1), _FEWEST, max(_FEWEST, min(_MOST, held))))
     some = replace(calibration, feeds=calibration.feeds.first(count))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxdecomp.core.names import some
 from onnxdecomp.search.keep_layers import key_of, nothing_of
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.search import QuantizedTooFarError
@@ -136,5 +137,5 @@ def _changes(before: Plan, after: Plan, checked: Verification) -> str:
     back = [choice.layer for choice in before.decomposed if key_of(choice) not in now]
     other = sum(choice != now[key_of(choice)] for choice in before.decomposed if key_of(choice) in now)
     done = [f"{other} layer{'s' if other > 1 else ''} got ranks that lose less"] if other else []
-    done += [f"put back: {', '.join(back)}"] if back else []
+    done += [f"put back: {some(back)}"] if back else []
     return f"{checked.reason}: {'; '.join(done) or 'the plan stays'}"

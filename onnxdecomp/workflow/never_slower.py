@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from onnxdecomp.core.names import some
 from onnxdecomp.evaluate import benchmark
 from onnxdecomp.evaluate.benchmark import BenchResult
 from onnxdecomp.evaluate.timing_verdict import Finding
@@ -132,7 +133,7 @@ def _settle_layers(
             notes = (*settled.notes, *_kept_unsure(found, "the result"))
             return replace(settled, timed=timed, notes=notes, looks=looks)
         worst = _worst(settled.plan, gains, everything=left == 0)
-        names = ", ".join(choice.layer for choice in worst)
+        names = some([choice.layer for choice in worst])
         if found.outcome == "undecided":
             reason = f"not shown to pay on {watch.provider}: with it {found.why}"
             note = f"put back, for whether the model is faster with them is {found.why}: {names}"

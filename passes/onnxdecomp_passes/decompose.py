@@ -13,6 +13,7 @@ from onnxdecomp.calibration.measured_shapes import largest_value, with_seen_shap
 from onnxdecomp.calibration.random_set import synthetic
 from onnxdecomp.calibration.reachability import unreached
 from onnxdecomp.calibration.statistics import Calibration, sized
+from onnxdecomp.core.names import some
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import DefectError, UsageError
 from onnxdecomp.graph.shape_inference import infer_shapes
@@ -303,14 +304,14 @@ class Decompose(Stage):
 
 
 def _sized(calibration: Calibration, model: ir.Model, sites: Sequence[Site]) -> Calibration:
-    """The calibration in batches that suit the size of its own inputs."""
-    return sized(calibration, sites, largest_value(model, calibration.feeds[0]))
+    """The calibration in batches that suit the largest of its own inputs."""
+    return sized(calibration, sites, largest_value(model, calibration.feeds.largest()))
 
 
 def _stays(dense: Mapping[tuple[str, str], str]) -> Iterator[str]:
     """A note for every reader that keeps the weight of decomposed layers in the file."""
     for reader in dict.fromkeys(dense.values()):
-        layers = ", ".join(name for (_, name), other in dense.items() if other == reader)
+        layers = some([name for (_, name), other in dense.items() if other == reader])
         yield f"the weight of {layers} stays beside the factors, for {reader} reads it too"
 
 
@@ -319,8 +320,8 @@ def _unfitted(model: ir.Model, sites: Sequence[Site], plan: Plan, calibration: C
     wanted = {(choice.graph, choice.layer) for choice in plan.decomposed}
     own = [site for site in sites if (site.layer.graph, site.layer.name) in wanted]
     idle = unreached(model, own, calibration.feeds, batch=calibration.batch)
-    if names := ", ".join(site.layer.name for site, alone in zip(own, idle, strict=True) if alone):
-        yield f"fitted to their weights alone, for no calibration input reaches them: {names}"
+    if names := [site.layer.name for site, alone in zip(own, idle, strict=True) if alone]:
+        yield f"fitted to their weights alone, for no calibration input reaches them: {some(names)}"
 
 
 def _notes(rewritten: Sequence[Rewritten], requantize: bool, opset: int) -> tuple[str, ...]:

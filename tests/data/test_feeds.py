@@ -131,3 +131,11 @@ def test_data_that_shrink_meanwhile_are_noticed() -> None:
 def test_an_index_out_of_range(index: int) -> None:
     with pytest.raises(IndexError):
         FeedSource(Files(1, 1).parts())[index]
+
+
+def test_the_largest_of_feeds_of_several_shapes() -> None:
+    sizes = [(1, 4), (1, 9), (3, 2), (1, 9)]
+    feeds = Feeds([{"x": np.full(size, index), "n": np.zeros(1)} for index, size in enumerate(sizes)], "s")
+    assert feeds.largest()["x"].shape == (1, 9)
+    assert feeds.largest()["x"][0, 0] == 1
+    assert feeds.after(2).largest()["x"][0, 0] == 3
