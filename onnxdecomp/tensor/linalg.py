@@ -20,7 +20,12 @@ import numpy as np
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.errors import ModelError
 from onnxdecomp.tensor.blas_threads import LONG, threads_for
-from onnxdecomp.tensor.randomized_svd import leading_factors, worthwhile
+from onnxdecomp.tensor.randomized_svd import (
+    estimated_spectrum,
+    leading_factors,
+    leading_vectors,
+    worthwhile,
+)
 
 _BLOCK_ELEMENTS = 1 << 20
 """Elements of a weight that are in float64 at a time, if that makes blocks of at least _BLOCK_COLUMNS."""
@@ -32,10 +37,19 @@ _SINGLE = 256
 """Rows from which a truncation of a float32 matrix starts in float32."""
 _SINGLE_VALUES = 2048
 """Rows from which a whole spectrum does."""
+_MOST = 1 << 14
+"""Rows of a Gram matrix at most: 2 GiB, and its eigenvectors take several times that and the better part
+of an hour. A matrix with both sides above is sketched."""
 _FLOOR = 1e-5
 """Eigenvalues of a float32 Gram matrix below this part of the largest do not decide where to truncate."""
 _FLOOR_VALUES = 1e-4
 """Nor are they given out below this part of it."""
+
+
+def sketched(layer: Layer) -> bool:
+    """Whether the layer's matrix is so large that its bases and spectrum come from a sketch."""
+    shape = layer.weight.shape if layer.conv is None else (layer.outputs, layer.weight[0].size)
+    return min(map(int, shape[-2:])) > _MOST
 
 
 def finite_groups(layer: Layer) -> Array:
@@ -99,6 +113,9 @@ def left_basis(tensor: Array, axis: int = 0, rank: int | None = None) -> tuple[A
         # The wide matrix's triangular factor has its left singular vectors and is small.
         (triangle,) = scipy.linalg.qr(unfold(tensor, axis).astype(np.float64).T, mode="r", check_finite=False)
         basis, values, _ = scipy.linalg.svd(triangle[:n].T, check_finite=False)
+    elif min(n, rest) > _MOST:
+        with threads_for(n):
+            basis, values = leading_vectors(unfold(tensor, axis), wanted)
     elif n > rest:
         basis, values = _tall_basis(unfold(tensor, axis), wanted, rank is not None)
     else:
@@ -158,13 +175,19 @@ def _in_range(tensor: Array) -> bool:
 
 
 def singular_values(tensor: Array, axis: int = 0) -> Array:
-    """The min(n, D) singular values of the unfolding along `axis`, descending, in float64."""
+    """The min(n, D) singular values of the unfolding along `axis`, descending, in float64.
+
+    Of a matrix with both sides above 16,384 all but the first 1,024 are one flat tail.
+    """
     matrix = unfold(tensor, axis)
     if matrix.size <= _SMALL:
         import scipy.linalg
 
         values: Array = scipy.linalg.svdvals(matrix.astype(np.float64), check_finite=False)
         return values
+    if min(matrix.shape) > _MOST:
+        with threads_for(min(matrix.shape)):
+            return estimated_spectrum(matrix)
     smaller = 0 if matrix.shape[0] <= matrix.shape[1] else 1
     if matrix.shape[smaller] >= _SINGLE_VALUES and _in_range(matrix):
         single = gram(matrix, smaller, np.float32).astype(np.float32)

@@ -15,6 +15,8 @@ _TOLERANCE = 1e-3
 """How far the relative error may be above that of the best approximation, relative to it."""
 _SAFETY = 2.0
 """The estimate of what is missing is low by a fifth where it was compared with the exact value."""
+_OVERSAMPLED, _ITERATIONS = 64, 4
+"""Columns beyond the rank and products with M Mᵀ of a sketch that nothing checks."""
 _LARGE = 2048
 """Rows from which a sketch is worth it: below, the Gram matrix costs little."""
 
@@ -70,6 +72,39 @@ def leading_factors(matrix: Array, rank: int, seed: int = 0) -> tuple[Array, Arr
         previous = missing
         basis = _orthonormal(image)
     return None
+
+
+def leading_vectors(matrix: Array, rank: int, seed: int = 0) -> tuple[Array, Array]:
+    """Left singular vectors [T, rank] and singular values [min(rank, D)] by a sketch, without a bound.
+
+    For matrices whose Gram matrix would be too large: the memory is that of the weight and of the sketch.
+    Values come out low where the spectrum is flat, and the subspace misses little then, as any does.
+    """
+    width = min(rank + _OVERSAMPLED, *matrix.shape)
+    kind = matrix.dtype if matrix.dtype in (np.float32, np.float64) else np.dtype(np.float32)
+    rng = np.random.default_rng(seed)
+    basis = _orthonormal(rng.standard_normal((len(matrix), width), dtype=np.float32).astype(kind))
+    for _ in range(_ITERATIONS):
+        basis = _orthonormal(matrix @ _orthonormal(matrix.T @ basis))
+    seen = matrix.T @ basis
+    values, vectors = np.linalg.eigh(np.asarray(seen.T @ seen, np.float64))
+    found = basis @ vectors[:, ::-1].astype(kind)
+    if rank > width:  # columns that no value belongs to
+        more = rng.standard_normal((len(matrix), rank - width), dtype=np.float32).astype(kind)
+        found = _orthonormal(np.hstack([found, more]))
+    return found[:, :rank], np.sqrt(np.maximum(values[::-1], 0))[:rank]
+
+
+def estimated_spectrum(matrix: Array, count: int = 1024) -> Array:
+    """All min(T, D) singular values in float64: the first `count` by a sketch, the others as one flat tail.
+
+    The sum of all squares is exact, and so what a truncation within the first values loses is right.
+    """
+    full = min(matrix.shape)
+    _, values = leading_vectors(matrix, min(count, full))
+    left = max(0.0, energy(matrix) - float(np.square(values).sum()))
+    tail = math.sqrt(left / (full - len(values))) if full > len(values) else 0.0
+    return np.append(values, np.full(full - len(values), min(tail, float(values[-1]))))
 
 
 def energy(matrix: Array) -> float:

@@ -35,6 +35,7 @@ from onnxdecomp.search.rules import Defaults, make_rule, parse_rule
 from onnxdecomp.search.search import Pursued, pursue
 from onnxdecomp.search.stored_parameters import remaining, tallied
 from onnxdecomp.search.targets import parse_budgets
+from onnxdecomp.tensor.linalg import sketched
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Decompose(Stage):
         if pursued.record:
             record["search"] = pursued.record
             record["said"] = list(pursued.notes)
-        dense = remaining(plan, sites)
+        dense, large = remaining(plan, sites), tuple(_sketched(sites, plan))
         idle = () if calibration is None else tuple(_unfitted(model, sites, plan, calibration))
         if self.details:  # before the dense weights are let go of
             record["spectra"] = spectra_of(sites, plan)
@@ -219,7 +220,7 @@ class Decompose(Stage):
         return StageResult(
             model,
             bool(rewritten),
-            notes=(*pursued.notes, *_stays(dense), *idle, *_notes(rewritten, self.requantize, opset)),
+            notes=(*pursued.notes, *large, *_stays(dense), *idle, *_notes(rewritten, self.requantize, opset)),
             rewritten=rewritten,
             record=record,
         )
@@ -313,6 +314,14 @@ def _stays(dense: Mapping[tuple[str, str], str]) -> Iterator[str]:
     for reader in dict.fromkeys(dense.values()):
         layers = some([name for (_, name), other in dense.items() if other == reader])
         yield f"the weight of {layers} stays beside the factors, for {reader} reads it too"
+
+
+def _sketched(sites: Sequence[Site], plan: Plan) -> Iterator[str]:
+    """A note on layers whose factors are an approximation of the best ones."""
+    wanted = {key_of(choice) for choice in plan.decomposed}
+    layers = [site.layer for site in sites if (site.layer.graph, site.layer.name) in wanted]
+    if names := [layer.name for layer in layers if sketched(layer)]:
+        yield f"so large that their singular vectors come from a randomized SVD: {some(names)}"
 
 
 def _unfitted(model: ir.Model, sites: Sequence[Site], plan: Plan, calibration: Calibration) -> Iterator[str]:

@@ -120,3 +120,31 @@ def test_whole_spectrum_of_a_large_matrix(monkeypatch: pytest.MonkeyPatch) -> No
     for values in (np.linspace(1, 0.1, 300), np.logspace(0, -4, 300)):  # single, then double precision
         matrix = with_spectrum(300, 500, values)
         np.testing.assert_allclose(singular_values(matrix), values, rtol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(200, 320), (320, 200)])
+def test_beyond_the_largest_gram_matrix_all_is_sketched(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linalg, "_MOST", 150)
+    monkeypatch.setattr(linalg, "_SMALL", 1)
+    monkeypatch.setattr(linalg, "gram", None)
+    values = np.logspace(0, -4, 200)
+    matrix = with_spectrum(*shape, values)
+    assert excess(matrix, two_factors(matrix, 30), 30) < 0.01
+    basis, found = left_basis(matrix, rank=30)
+    np.testing.assert_allclose(found, values[:30], rtol=1e-3)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(30), atol=1e-5)
+    whole, _ = left_basis(matrix)
+    np.testing.assert_allclose(whole.T @ whole, np.eye(shape[0]), atol=1e-5)
+    spectrum = singular_values(matrix)
+    assert spectrum.shape == (200,)
+    np.testing.assert_allclose(np.linalg.norm(spectrum), np.linalg.norm(values), rtol=1e-4)
+
+
+def test_an_estimated_spectrum_keeps_the_sum_of_squares() -> None:
+    values = np.logspace(0, -2, 200)
+    found = randomized_svd.estimated_spectrum(with_spectrum(200, 320, values), 50)
+    np.testing.assert_allclose(found[:50], values[:50], rtol=2e-2)
+    np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(values), rtol=1e-4)
+    assert (np.diff(found) <= 1e-9).all()
