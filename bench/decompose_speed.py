@@ -118,14 +118,14 @@ def layer_of(case: Case, weight: Array) -> Layer:
 
 def ranks_of(case: Case, layer: Layer) -> tuple[int, ...]:
     """The given ranks or those of the fraction."""
-    from onnxdecomp.decompositions import get
+    from onnxdecomp.decompositions.registry import get
 
     return case.ranks or get(case.method).fraction_ranks(layer, case.fraction)
 
 
 def ours(case: Case, weight: Array) -> Callable[[], Callable[[], Array]]:
     """The decomposition to be timed; what it returns makes the approximation."""
-    from onnxdecomp.decompositions import get
+    from onnxdecomp.decompositions.registry import get
 
     layer, method = layer_of(case, weight), get(case.method)
     ranks = ranks_of(case, layer)
@@ -155,7 +155,7 @@ def theirs(case: Case, weight: Array) -> Callable[[], Callable[[], Array]]:
     import tensorly as tl
     from tensorly import decomposition as td
 
-    from onnxdecomp.decompositions import get
+    from onnxdecomp.decompositions.registry import get
 
     layer = layer_of(case, weight)
     ranks = ranks_of(case, layer)
@@ -206,7 +206,7 @@ def torch_side(case: Case, weight: Array) -> Callable[[], Callable[[], Array]]:
     import torch
     from tltorch.factorized_tensors import FactorizedTensor, TensorizedTensor
 
-    from onnxdecomp.decompositions import get
+    from onnxdecomp.decompositions.registry import get
 
     layer = layer_of(case, weight)
     ranks = ranks_of(case, layer)
@@ -313,7 +313,7 @@ def main() -> None:
     if options.child:
         child(int(options.child[0]), options.child[1], options.limit)
         return
-    from onnxdecomp.decompositions import names
+    from onnxdecomp.decompositions.registry import names
 
     pythons = dict.fromkeys(SIDES, sys.executable) | {"tltorch": options.torch_python}
     rows = _earlier() if options.only else {}

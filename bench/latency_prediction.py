@@ -25,8 +25,8 @@ import onnxdecomp
 from bench.provenance import markdown, provenance, write
 from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.core.dense import dense_chain
-from onnxdecomp.decompositions import get
 from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.evaluate import benchmark
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save

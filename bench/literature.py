@@ -19,8 +19,8 @@ import numpy as np
 
 from bench.provenance import markdown, provenance, write
 from onnxdecomp.core.layer import Array, ConvSpec, Layer, Ranks
-from onnxdecomp.decompositions import get
-from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.decompositions.base import Decomposition, outline, refusal_of
+from onnxdecomp.decompositions.registry import get
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,7 +46,7 @@ class Row:
     note: str = ""
 
 
-def parameters(method: Method, layer: Layer, ranks: Ranks) -> int:
+def parameters(method: Decomposition, layer: Layer, ranks: Ranks) -> int:
     """Numbers in the factors and the bias of the chain, without fitting it."""
     return outline(method, layer, ranks).params
 
@@ -151,7 +151,7 @@ def evbmf_ranks(path: Path, what: str) -> list[Row]:
     dense = small = left = 0
     described = []
     for layer in _convolutions(path):
-        if method.refusal(layer) is not None:
+        if refusal_of(method, layer) is not None:
             continue
         ranks = choose(method, layer, spec)
         size = int(layer.weight.size)

@@ -12,8 +12,8 @@ import numpy as np
 
 from bench.realised import Dense
 from onnxdecomp.core.layer import Ranks
-from onnxdecomp.decompositions import for_layer, get
-from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.decompositions.base import Decomposition, Refusal, outline
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.ranks.rounding import quantum
 from onnxdecomp.ranks.spec import choose, parse
 from onnxdecomp.search.fixed_ranks import method_options
@@ -52,10 +52,12 @@ def evbmf(plan: Plan, dense: Dense) -> Plan:
     A layer stays where that would need no fewer MACs than the layer itself.
     """
     spec = parse("evbmf")
-    found: dict[tuple[str, str], tuple[Method, Ranks]] = {}
+    found: dict[tuple[str, str], tuple[Decomposition, Ranks]] = {}
     for choice in plan.decomposed:
         layer = dense.layers[choice.graph, choice.layer]
-        method = for_layer(get("tucker"), layer)
+        method = get("tucker").specialise(layer)
+        if isinstance(method, Refusal):
+            continue
         ranks = choose(method, layer, spec)
         if not isinstance(ranks, str):
             found[choice.graph, choice.layer] = (method, ranks)
@@ -84,7 +86,7 @@ def evbmf(plan: Plan, dense: Dense) -> Plan:
     return scaled(low)
 
 
-def _with(choice: Choice, dense: Dense, method: Method, ranks: Ranks) -> Choice:
+def _with(choice: Choice, dense: Dense, method: Decomposition, ranks: Ranks) -> Choice:
     layer = dense.layers[choice.graph, choice.layer]
     after = cost_of(outline(method, layer, ranks), layer)
     return replace(choice, method=method.name, options=method_options(method), ranks=ranks, after=after)

@@ -24,8 +24,8 @@ from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.core.chain import Chain, Shape
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer
-from onnxdecomp.decompositions import get
 from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency.context import neighbours

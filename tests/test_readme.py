@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.readme import PAGES, filled
-from onnxdecomp.decompositions import names
+from onnxdecomp.decompositions.registry import names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -16,7 +16,7 @@ from onnxdecomp.calibration.statistics import Calibration, unobservable
 from onnxdecomp.core.chain import WEIGHTED, Chain, mirrored
 from onnxdecomp.core.layer import Factors, Layer, Ranks
 from onnxdecomp.core.weight_error import weight_error
-from onnxdecomp.decompositions.base import Method
+from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.errors import DefectError
 from onnxdecomp.fitting.fit import Fit, stored
 from onnxdecomp.layers.emitter import Share
@@ -138,7 +138,7 @@ def _mended(fitting: Fitter, site: Site, pending: set[ir.Node]) -> _Storable | N
 def _fitted(
     fitting: Fitter | None,
     site: Site,
-    method: Method,
+    method: Decomposition,
     ranks: Ranks,
     seed: int,
     pending: set[ir.Node],
@@ -183,7 +183,7 @@ def _put(
 
 
 def _plain(
-    layer: Layer, method: Method, ranks: Ranks, seed: int, share: Share | None, factors: Factors | None
+    layer: Layer, method: Decomposition, ranks: Ranks, seed: int, share: Share | None, factors: Factors | None
 ) -> tuple[Chain, Factors]:
     """The chain that is fitted to the weight alone, of factors that another layer may have brought."""
     first = layer

@@ -14,7 +14,7 @@ from onnxdecomp.calibration.pinned_values import pins_of
 from onnxdecomp.calibration.reachability import UNREACHED
 from onnxdecomp.calibration.statistics import Calibration, centred, observe, window
 from onnxdecomp.core.layer import Ranks
-from onnxdecomp.decompositions.base import Method
+from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
 from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.fitting.refit_kept import repair
@@ -58,7 +58,7 @@ class Fitter:
         return Fitter(calibration, model, *(window(of, calibration, pins) for of in (seen, original)))
 
     def fit(
-        self, site: Site, method: Method, ranks: Ranks, seed: int, pending: Collection[ir.Node]
+        self, site: Site, method: Decomposition, ranks: Ranks, seed: int, pending: Collection[ir.Node]
     ) -> Fit | str:
         """The factors of a layer that is decomposed, or why there are none, a phrase for people.
 

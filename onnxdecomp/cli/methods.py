@@ -19,10 +19,12 @@ def command(json_target: str | None) -> None:
     that they are; LSTM, GRU and RNN are their input projections, Gather is an embedding table.
     """
     from onnxdecomp.cli import console
-    from onnxdecomp.decompositions import describe
+    from onnxdecomp.decompositions.registry import describe, problems
     from onnxdecomp.runtime import jsonio
 
     described = describe()
+    for problem in problems():
+        click.echo(f"warning: {problem}", err=True)
     if json_target:
         jsonio.dump(described, json_target)
     if json_target != "-":
@@ -36,5 +38,6 @@ def _lines(method: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("ranks", ", ".join(method["ranks"])),
         ("options", options),
         ("source", method["paper"]),
+        ("package", method.get("distribution", "")),
     )
     return [(method["name"], method["summary"]), *((f"  {name}", text) for name, text in facts if text)]

@@ -121,12 +121,15 @@ def decomposition(function: F) -> F:
 
 
 def methods(function: F) -> F:
-    """The methods' own options, --METHOD-OPTION, made from their classes."""
-    from onnxdecomp.core.options import describe
-    from onnxdecomp.decompositions import names
-    from onnxdecomp.decompositions import options as options_of
+    """The methods' own options, --METHOD-OPTION, made from their classes.
 
-    for method in reversed(names()):
+    Those of a broken package are left out: it is an error only for who names one of its methods.
+    """
+    from onnxdecomp.core.options import describe
+    from onnxdecomp.decompositions.registry import names, problem_of
+    from onnxdecomp.decompositions.registry import options as options_of
+
+    for method in reversed([name for name in names() if problem_of(name) is None]):
         for option in reversed(options_of(method)):
             default = str(option.default).lower() if isinstance(option.default, bool) else option.default
             shown = f"  [default: {default}]" if default != "" else ""

@@ -7,6 +7,7 @@ configuration and the JSON record. It never sees a graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,9 +16,16 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a method cannot take a layer, in a phrase for people."""
+
+    reason: str
+
+
 @runtime_checkable
-class Method(Protocol):
-    """A decomposition. Registered by one line in onnxdecomp/decompositions/__init__.py."""
+class Decomposition(Protocol):
+    """A decomposition. Registered by one line in onnxdecomp/decompositions/registry.py, or by its package."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -27,8 +35,12 @@ class Method(Protocol):
     takes: ClassVar[tuple[str, ...]]
     """The kinds of layers it takes, for people: ("Conv 1-D/2-D/3-D, grouped", "Gemm", …)."""
 
-    def refusal(self, layer: Layer) -> str | None:
-        """Why the method cannot take this layer, in a phrase for people; None where it can."""
+    def specialise(self, layer: Layer) -> Decomposition | Refusal:
+        """The method that does this one's work on the layer: mostly itself, or why none does.
+
+        Of a matrix (Gemm, MatMul, a 1x1 convolution, a stack) Tucker and CP are its SVD, for instance. What
+        is returned takes the layer: it specialises to itself.
+        """
         ...
 
     def full_ranks(self, layer: Layer) -> Ranks:
@@ -86,7 +98,15 @@ class Truncating(Protocol):
         ...
 
 
-def outline(method: Method, layer: Layer, ranks: Ranks) -> Chain:
+def refusal_of(method: Decomposition, layer: Layer) -> str | None:
+    """Why this very method, and none that stands in for it, cannot take the layer; None where it can."""
+    found = method.specialise(layer)
+    if isinstance(found, Refusal):
+        return found.reason
+    return None if found.name == method.name else f"on such a layer it is {found.name}: use that"
+
+
+def outline(method: Decomposition, layer: Layer, ranks: Ranks) -> Chain:
     """The chain without its numbers: its parameters and MACs cost nothing to ask for."""
     # Broadcast zeros have a shape but no memory.
     zeros = tuple(np.broadcast_to(np.zeros((), layer.weight.dtype), s) for s in method.shapes(layer, ranks))

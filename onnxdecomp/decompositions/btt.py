@@ -20,6 +20,7 @@ from onnxdecomp.core.chain import (
     pointwise,
 )
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.linalg import finite_groups, fraction_of, tail_rank
 
@@ -66,18 +67,18 @@ class Btt:
         if self.blocks < 0:
             raise UsageError(f"btt: {self.blocks} blocks: give 2 or more, or 0 for automatic")
 
-    def refusal(self, layer: Layer) -> str | None:
+    def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if layer.is_stack:
-            return "a stack of matrices: use svd"
+            return Refusal("a stack of matrices: use svd")
         if layer.conv is not None and not layer.is_matrix:
-            return "a kernel of several positions: use tucker"
+            return Refusal("a kernel of several positions: use tucker")
         if (common := common_refusal(layer)) is not None:
-            return common
+            return Refusal(common)
         b, _, c, _ = self.sizes(layer)
         if b == c == 1:
             t, s = channels(layer)
-            return f"a {t} x {s} matrix has no blocks of equal size: use svd"
-        return "a full rank of 1: nothing to reduce" if self.full_ranks(layer)[0] < 2 else None
+            return Refusal(f"a {t} x {s} matrix has no blocks of equal size: use svd")
+        return Refusal("a full rank of 1: nothing to reduce") if self.full_ranks(layer)[0] < 2 else self
 
     def full_ranks(self, layer: Layer) -> Ranks:
         _, q, _, p = self.sizes(layer)

@@ -10,6 +10,8 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain, Convolve, pointwise
 from onnxdecomp.core.layer import Array, ConvSpec, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.decompositions.base import Decomposition, Refusal
+from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.decompositions.tucker import compress, hooi
 from onnxdecomp.tensor.blas_threads import one_thread
 from onnxdecomp.tensor.cp_als import alternate, as_double, balanced, dense, distance
@@ -79,15 +81,15 @@ class Cp:
     effort: float = 40.0
     starts: int = 4
 
-    def refusal(self, layer: Layer) -> str | None:
+    def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if layer.conv is None or layer.is_matrix:
-            return "a matrix: use svd"
+            return Svd().specialise(layer)
         if (common := common_refusal(layer)) is not None:
-            return common
+            return Refusal(common)
         (full,) = self.full_ranks(layer)
         if full > _MAX_FULL_RANK:
-            return f"a full rank of {full}, above {_MAX_FULL_RANK}: use tucker"
-        return "a full rank of 1: nothing to reduce" if full < 2 else None
+            return Refusal(f"a full rank of {full}, above {_MAX_FULL_RANK}: use tucker")
+        return Refusal("a full rank of 1: nothing to reduce") if full < 2 else self
 
     def full_ranks(self, layer: Layer) -> Ranks:
         modes = self._modes(layer)

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks
+from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.tensor.dimension_tree import Tree, Vertex, balanced_tree, hierarchical_svd
 from onnxdecomp.tensor.linalg import fraction_of, pooled, singular_values, tail_rank
 from onnxdecomp.tensor.tensor_network import KERNEL, Node, contract
@@ -62,10 +63,10 @@ class Ht:
     def __post_init__(self) -> None:
         check_options(self.name, self.order, self.shape)
 
-    def refusal(self, layer: Layer) -> str | None:
+    def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if (reason := sides_refusal(layer, self.shape)) is not None:
-            return reason
-        return "full ranks of 1: nothing to reduce" if max(self.full_ranks(layer)) < 2 else None
+            return Refusal(reason)
+        return Refusal("full ranks of 1: nothing to reduce") if max(self.full_ranks(layer)) < 2 else self
 
     def full_ranks(self, layer: Layer) -> Ranks:
         sides = self._sides(layer)

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain, MatMul, Narrow, Pad, Reshape, Step, Transpose
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.linalg import finite_groups, fraction_of, singular_values, tail_rank, two_factors
 from onnxdecomp.tensor.tt_matrix_modes import most_padded, padded_factors
@@ -57,20 +58,22 @@ class Kronecker:
         if self.shape:
             parse_shape(self.shape)
 
-    def refusal(self, layer: Layer) -> str | None:
+    def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if layer.conv is not None:
-            return "a convolution: use svd" if layer.is_matrix else "a convolution: use tucker"
+            return Refusal("a convolution: use svd" if layer.is_matrix else "a convolution: use tucker")
         if layer.is_stack:
-            return "a stack of matrices: use svd"
+            return Refusal("a stack of matrices: use svd")
         if (common := common_refusal(layer)) is not None:
-            return common
+            return Refusal(common)
         (t1, t2), (s1, s2) = self.sizes(layer)
         sizes = zip(channels(layer), (t1 * t2, s1 * s2), strict=True)
         if not all(n <= size <= most_padded(n) for n, size in sizes):
-            return f"the shape {self.shape} is of another size than {layer.inputs}:{layer.outputs}"
+            return Refusal(f"the shape {self.shape} is of another size than {layer.inputs}:{layer.outputs}")
         if _is_outer(((t1, t2), (s1, s2))):
-            return f"the Kronecker products of a {t1 * t2} x {s1 * s2} matrix are outer ones: use svd"
-        return "a full rank of 1: nothing to reduce" if self.full_ranks(layer)[0] < 2 else None
+            return Refusal(
+                f"the Kronecker products of a {t1 * t2} x {s1 * s2} matrix are outer ones: use svd"
+            )
+        return Refusal("a full rank of 1: nothing to reduce") if self.full_ranks(layer)[0] < 2 else self
 
     def full_ranks(self, layer: Layer) -> Ranks:
         (t1, t2), (s1, s2) = self.sizes(layer)

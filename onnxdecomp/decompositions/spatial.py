@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain, Convolve
 from onnxdecomp.core.layer import Array, ConvSpec, Factors, Layer, Ranks, channels, common_refusal
-from onnxdecomp.decompositions.base import Method
+from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.decompositions.tucker import Tucker
 from onnxdecomp.tensor.linalg import fraction_of, tails
@@ -56,17 +56,17 @@ class Spatial:
     order: Literal["auto", "forward", "backward"] = "auto"
     steps: Literal[2, 3] = 3
 
-    def refusal(self, layer: Layer) -> str | None:
+    def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if layer.conv is None:
-            return "no convolution: use svd"
+            return Refusal("no convolution: use svd")
         if (common := common_refusal(layer)) is not None:
-            return common
+            return Refusal(common)
         long = len(_long_axes(layer))
         if long < 2:
-            return ("a kernel of one position", "a kernel along one axis only")[long] + ": use svd"
+            return Refusal(("a kernel of one position", "a kernel along one axis only")[long] + ": use svd")
         if long > 3:
-            return f"a kernel along {long} axes: at most 3 are split"
-        return "full ranks of 1: nothing to reduce" if max(self.full_ranks(layer)) < 2 else None
+            return Refusal(f"a kernel along {long} axes: at most 3 are split")
+        return Refusal("full ranks of 1: nothing to reduce") if max(self.full_ranks(layer)) < 2 else self
 
     def full_ranks(self, layer: Layer) -> Ranks:
         return _full_ranks(layer, self.split(layer))
@@ -110,7 +110,7 @@ class Spatial:
             return forward if self.order == "forward" else forward[::-1]
         return min(sorted(_arrangements(forward)), key=lambda split: _full_macs(layer, split))
 
-    def _flat(self, layer: Layer) -> tuple[Method, Layer]:
+    def _flat(self, layer: Layer) -> tuple[Decomposition, Layer]:
         """The rearranged weight as a layer [(T k_last), (S k_first)] or, of three steps, with k_2 as its
         kernel, and the method that truncates both of its modes; its ranks are outputs first.
         """

@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain, Convolve, MatMul, pointwise
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.tensor.linalg import (
     finite_groups,
     fraction_of,
@@ -63,10 +64,10 @@ class Svd:
 
     order: Literal["auto", "kernel-first", "channel-first"] = "auto"
 
-    def refusal(self, layer: Layer) -> str | None:
-        return common_refusal(layer) or (
-            "a full rank of 1: nothing to reduce" if self._full(layer) < 2 else None
-        )
+    def specialise(self, layer: Layer) -> Decomposition | Refusal:
+        if (common := common_refusal(layer)) is not None:
+            return Refusal(common)
+        return Refusal("a full rank of 1: nothing to reduce") if self._full(layer) < 2 else self
 
     def full_ranks(self, layer: Layer) -> Ranks:
         return (self._full(layer),)

@@ -20,6 +20,7 @@ from onnxdecomp.core.chain import (
     pointwise,
 )
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.linalg import (
     finite_groups,
@@ -119,17 +120,19 @@ class Tproduct:
         if self.transform not in ("dct", "data"):
             raise UsageError(f"tproduct: transform {self.transform!r}: give dct or data")
 
-    def refusal(self, layer: Layer) -> str | None:
+    def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if layer.is_stack:
-            return "a stack of matrices: use svd"
+            return Refusal("a stack of matrices: use svd")
         if (common := common_refusal(layer)) is not None:
-            return common
+            return Refusal(common)
         if not self._slicings(layer):
             t, s = channels(layer)
             if self.slices:
-                return f"neither {s} inputs nor {t} outputs make {self.slices} slices of rank 2 or more"
-            return f"neither {s} inputs nor {t} outputs make slices of rank 2 or more: use svd"
-        return None
+                return Refusal(
+                    f"neither {s} inputs nor {t} outputs make {self.slices} slices of rank 2 or more"
+                )
+            return Refusal(f"neither {s} inputs nor {t} outputs make slices of rank 2 or more: use svd")
+        return self
 
     def full_ranks(self, layer: Layer) -> Ranks:
         return (self.slicing(layer).full,)

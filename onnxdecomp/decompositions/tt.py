@@ -11,6 +11,8 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain, Convolve, Narrow, Pad, Step, pointwise
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.decompositions.base import Decomposition, Refusal
+from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor import tt_matrix_modes as matrix
 from onnxdecomp.tensor.contraction_order import conv_order, conv_steps, linear_order, linear_steps
@@ -80,19 +82,19 @@ class Tt:
         if self.shape:
             matrix.parse_modes(self.shape)
 
-    def refusal(self, layer: Layer) -> str | None:
+    def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if layer.is_stack:
-            return "a stack of matrices: use svd"
+            return Refusal("a stack of matrices: use svd")
         if layer.is_matrix and self._by_channels(layer):
-            return "a 1x1 convolution: use svd"
+            return Svd().specialise(layer)
         if (common := common_refusal(layer)) is not None:
-            return common
+            return Refusal(common)
         if not self._by_channels(layer):
             t, s = channels(layer)
             exact = matrix.sizes(self.modes(layer)) == (s, t)
             if not (exact if layer.groups > 1 else matrix.fits(self.modes(layer), s, t)):
-                return f"the shape {self.shape} is of another size than {s}:{t}"
-        return "full ranks of 1: nothing to reduce" if max(self.full_ranks(layer)) < 2 else None
+                return Refusal(f"the shape {self.shape} is of another size than {s}:{t}")
+        return Refusal("full ranks of 1: nothing to reduce") if max(self.full_ranks(layer)) < 2 else self
 
     def full_ranks(self, layer: Layer) -> Ranks:
         sizes = self._sizes(layer)

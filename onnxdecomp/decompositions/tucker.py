@@ -11,6 +11,8 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain, Convolve, Step, pointwise
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.decompositions.base import Decomposition, Refusal
+from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.tensor.blas_threads import one_thread
 from onnxdecomp.tensor.linalg import (
     finite_groups,
@@ -55,12 +57,12 @@ class Tucker:
     tolerance: float = 5e-4
     max_sweeps: int = 20
 
-    def refusal(self, layer: Layer) -> str | None:
+    def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if layer.conv is None or layer.is_matrix:
-            return "a matrix: use svd"
+            return Svd().specialise(layer)
         if (common := common_refusal(layer)) is not None:
-            return common
-        return "full ranks of 1: nothing to reduce" if max(self.full_ranks(layer)) < 2 else None
+            return Refusal(common)
+        return Refusal("full ranks of 1: nothing to reduce") if max(self.full_ranks(layer)) < 2 else self
 
     def full_ranks(self, layer: Layer) -> Ranks:
         t, s = channels(layer)

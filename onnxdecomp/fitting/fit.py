@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import WEIGHTED, Chain
 from onnxdecomp.core.layer import Array, Layer, Ranks
-from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.decompositions.base import Decomposition, outline
 from onnxdecomp.fitting.adjoints import with_weight
 from onnxdecomp.fitting.als import ITERATIONS, alternate
 from onnxdecomp.fitting.initialization import plain_start, reduced_start, whitened_start
@@ -46,7 +46,7 @@ class Fit:
 
 @one_thread()
 def fit(
-    method: Method,
+    method: Decomposition,
     layer: Layer,
     ranks: Ranks,
     train: Moments,
@@ -60,7 +60,7 @@ def fit(
     """The factors of least loss at these ranks, never of more than the plain fit's.
 
     Args:
-        method, layer, ranks: As for `Method.fit`; the layer's weight must be no stack of matrices.
+        method, layer, ranks: As for `Decomposition.fit`; the layer's weight must be no stack of matrices.
         train, held_out: Moments of the layer's rows. Each strength of the shrinkage is fitted to the first
             and judged by the second; the one that is best there is fitted to all.
         seed: Of a method that starts at random.
@@ -112,7 +112,7 @@ def refit(found: Fit, layer: Layer, moments: Moments, *, centred: bool = True, s
 
 @one_thread()
 def sketch(
-    method: Method, layer: Layer, ranks: Ranks, posed: Problem, *, seed: int = 0
+    method: Decomposition, layer: Layer, ranks: Ranks, posed: Problem, *, seed: int = 0
 ) -> tuple[Chain, float]:
     """A fit good enough to compare methods and ranks by: the start and one short sweep; with its loss."""
     chain = reduced_start(outline(method, layer, ranks), layer, posed)
@@ -148,7 +148,9 @@ def _improved(chain: Chain, layer: Layer, posed: Problem, *, sweeps: int) -> Cha
     return alternate(chain, posed, sweeps=sweeps, iterations=_FEW if sweeps == 1 else ITERATIONS)
 
 
-def _start(method: Method, layer: Layer, ranks: Ranks, posed: Problem, plain: Chain, seed: int) -> Chain:
+def _start(
+    method: Decomposition, layer: Layer, ranks: Ranks, posed: Problem, plain: Chain, seed: int
+) -> Chain:
     """The best of the starts that the chain's form allows."""
     if (reduced := reduced_start(plain, layer, posed)) is not None:
         return reduced

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, MatMul, Step
 from onnxdecomp.core.layer import Array, Layer, Ranks
-from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.decompositions.base import Decomposition, outline
 from onnxdecomp.fitting.adjoints import with_weight
 from onnxdecomp.fitting.quadratic_loss import Problem
 
@@ -21,7 +21,9 @@ _FLOOR = 1e-9
 """Of the largest eigenvalue: below it a direction of the input counts as never seen."""
 
 
-def whitened_start(method: Method, layer: Layer, ranks: Ranks, problem: Problem, seed: int) -> Chain | None:
+def whitened_start(
+    method: Decomposition, layer: Layer, ranks: Ranks, problem: Problem, seed: int
+) -> Chain | None:
     """The chain of the plain fit of the best weight with its input channels whitened.
 
     None where the chain's first step does not read all channels (of a group) at once.
@@ -60,7 +62,7 @@ def whitened(layer: Layer, problem: Problem) -> tuple[Layer, Array]:
     return replace(layer, weight=np.ascontiguousarray(white.astype(kind))), whiten
 
 
-def reads_channels(method: Method, layer: Layer, ranks: Ranks) -> bool:
+def reads_channels(method: Decomposition, layer: Layer, ranks: Ranks) -> bool:
     """Whether a whitened plain fit is possible: the chain's first step reads the channels of each group."""
     first = outline(method, layer, ranks).steps[0]
     return _reads_channels(first, layer.inputs // layer.groups, layer.groups)
@@ -75,7 +77,7 @@ def _reads_channels(first: Step, channels: int, groups: int) -> bool:
     return False
 
 
-def plain_start(method: Method, layer: Layer, ranks: Ranks, weight: Array, seed: int) -> Chain:
+def plain_start(method: Decomposition, layer: Layer, ranks: Ranks, weight: Array, seed: int) -> Chain:
     """The chain of the plain fit of a weight [g, T/g, D] in the layer's place."""
     moved = replace(layer, weight=weight.reshape(layer.weight.shape).astype(layer.weight.dtype))
     return method.assemble(moved, method.fit(moved, ranks, seed))

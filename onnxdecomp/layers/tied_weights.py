@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.core.layer import Ranks
-from onnxdecomp.decompositions.base import Method
+from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.graph.attributes import node_name
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.recurrent import Recurrent
@@ -77,7 +77,7 @@ def ties(sites: Sequence[Site]) -> tuple[Tie, ...]:
     return tuple(found)
 
 
-def share_of(tie: Tie, member: int, site: Site, method: Method, ranks: Ranks) -> Share:
+def share_of(tie: Tie, member: int, site: Site, method: Decomposition, ranks: Ranks) -> Share:
     """What the layer at `tie.members[member]` shares its factors by, given a method and ranks."""
     kin, layer = tie.kin[member], site.layer
     key = (

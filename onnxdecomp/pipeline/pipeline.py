@@ -1,24 +1,23 @@
 """The pipeline: finding the stages that are installed, building them from a configuration, running them.
 
-Stages come from the entry points of the group `onnxdecomp.passes`; each names a mapping from a stage's
-name to "module:Class". A class is imported only when its stage is used, so a broken package harms only
-the pipelines that ask for it.
+Stages come from the entry points of the group `onnxdecomp.passes` (see onnxdecomp.core.plugins).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from onnxdecomp.core import plugins
 from onnxdecomp.core.options import convert, default_of, describe, suggest
+from onnxdecomp.core.plugins import Plugin, line
 from onnxdecomp.errors import DefectError, OnnxDecompError, UsageError
 
 if TYPE_CHECKING:
@@ -36,20 +35,10 @@ _BUILTIN = EntryPoint("builtin", "onnxdecomp_passes:PASSES", GROUP)
 
 
 @dataclass(frozen=True)
-class PassInfo:
-    """A stage that can be named in a pipeline.
+class PassInfo(Plugin):
+    """A stage that can be named in a pipeline."""
 
-    Attributes:
-        name: What it is called in a configuration.
-        target: "module:Class".
-        distribution: The installed package it comes from, with its version.
-        rivals: Other distributions that register the same name.
-    """
-
-    name: str
-    target: str
-    distribution: str
-    rivals: tuple[str, ...] = ()
+    kind: ClassVar[str] = "pass"
 
     def load(self) -> type[Stage]:
         """The stage's class, a frozen dataclass.
@@ -57,22 +46,12 @@ class PassInfo:
         Raises:
             UsageError: Two packages register the name, or the class cannot be imported or is no Stage.
         """
-        if self.rivals:
-            both = " and ".join((self.distribution, *self.rivals))
-            raise UsageError(f"pass {self.name!r} is registered by {both}: uninstall one of them")
         from onnxdecomp.pipeline.base import Stage
 
-        module, _, attribute = self.target.partition(":")
-        try:
-            loaded = getattr(importlib.import_module(module), attribute)
-        except Exception as error:
-            raise UsageError(
-                f"pass {self.name!r} of {self.distribution} cannot be imported: {_line(error)}"
-            ) from error
+        loaded = self.imported()
         if not (isinstance(loaded, type) and issubclass(loaded, Stage) and dataclasses.is_dataclass(loaded)):
             raise UsageError(
-                f"pass {self.name!r} of {self.distribution} is not a dataclass derived from "
-                f"onnxdecomp.pipeline.base.Stage: {self.target}"
+                f"{self.label} is not a dataclass derived from onnxdecomp.pipeline.base.Stage: {self.target}"
             )
         return loaded
 
@@ -131,26 +110,7 @@ CAME_IN = "onnxdecomp.came_in"
 
 def discover() -> tuple[Mapping[str, PassInfo], tuple[str, ...]]:
     """The stages that are installed, by name, and a line for every broken entry point."""
-    found: dict[str, PassInfo] = {}
-    problems: list[str] = []
-    points = list(entry_points(group=GROUP))
-    if not any(point.value == _BUILTIN.value for point in points):
-        points.append(_BUILTIN)
-    # Ours first, then by name: the listing does not depend on the order of sys.path.
-    for point in sorted(points, key=lambda p: (p.value != _BUILTIN.value, _origin(p), p.name)):
-        origin = _origin(point)
-        try:
-            passes = {str(name): str(target) for name, target in point.load().items()}
-        except Exception as error:
-            problems.append(f"{origin}: entry point {point.name!r} cannot be loaded: {_line(error)}")
-            continue
-        for name, target in passes.items():
-            if name in found:
-                rivals = (*found[name].rivals, origin)
-                found[name] = dataclasses.replace(found[name], rivals=rivals)
-            else:
-                found[name] = PassInfo(name, target, origin)
-    return found, tuple(problems)
+    return plugins.discover(_BUILTIN, PassInfo)
 
 
 def available() -> Mapping[str, PassInfo]:
@@ -273,7 +233,7 @@ def _translated(name: str, error: Exception) -> OnnxDecompError:
         if isinstance(inner, OnnxDecompError):
             return inner
         inner = inner.__cause__
-    return DefectError(f"pass {name} failed: {_line(error)} (run with --debug for the traceback)")
+    return DefectError(f"pass {name} failed: {line(error)} (run with --debug for the traceback)")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -304,15 +264,4 @@ def _instantiate(info: PassInfo, values: Mapping[str, object]) -> Stage:
     try:
         return stage(**arguments)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"pass {info.name!r}: {_line(error)}") from error
-
-
-def _origin(point: EntryPoint) -> str:
-    if point.dist is not None:
-        return f"{point.dist.name} {point.dist.version}"
-    return "onnxdecomp" if point.value == _BUILTIN.value else "an unknown package"
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
+        raise UsageError(f"pass {info.name!r}: {line(error)}") from error

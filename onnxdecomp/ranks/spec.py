@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onnxdecomp.core.layer import Layer, Ranks
-from onnxdecomp.decompositions.base import Method, Pooling
+from onnxdecomp.decompositions.base import Decomposition, Pooling, refusal_of
 from onnxdecomp.errors import UsageError
 from onnxdecomp.ranks.rounding import round_to_multiple
 
@@ -69,7 +69,7 @@ def parse(text: str) -> RankSpec:
         raise UsageError(f"--rank {text!r} is not a rank: give {FORMS}") from None
 
 
-def check(method: Method, spec: RankSpec) -> None:
+def check(method: Decomposition, spec: RankSpec) -> None:
     """Refuse a number of ranks that the method never has.
 
     Raises:
@@ -82,7 +82,7 @@ def check(method: Method, spec: RankSpec) -> None:
         )
 
 
-def choose(method: Method, layer: Layer, spec: RankSpec, multiple: int = 1) -> Ranks | str:
+def choose(method: Decomposition, layer: Layer, spec: RankSpec, multiple: int = 1) -> Ranks | str:
     """The ranks of this layer, or the reason why it has none.
 
     A single number under a method of several ranks caps each at its full rank. A list of another length
@@ -96,7 +96,7 @@ def choose(method: Method, layer: Layer, spec: RankSpec, multiple: int = 1) -> R
     """
     if multiple < 1:
         raise UsageError(f"--rank-multiple {multiple}: give 1 or more")
-    if (reason := method.refusal(layer)) is not None:
+    if (reason := refusal_of(method, layer)) is not None:
         return reason
     full = method.full_ranks(layer)
     match spec.rule:
@@ -126,7 +126,7 @@ def _given(spec: RankSpec, full: Ranks) -> Ranks | str:
     return f"rank {above[0]} is above the full rank {above[1]}" if above else spec.ranks
 
 
-def _from_spectra(method: Method, layer: Layer, spec: RankSpec) -> Ranks:
+def _from_spectra(method: Decomposition, layer: Layer, spec: RankSpec) -> Ranks:
     from onnxdecomp.ranks.evbmf import evbmf
     from onnxdecomp.tensor.linalg import tail_rank
 

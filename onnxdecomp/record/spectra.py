@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.decompositions import get
-from onnxdecomp.decompositions.base import Method
+from onnxdecomp.decompositions.base import Decomposition, refusal_of
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.layers.site import Site
 from onnxdecomp.runtime.jsonio import plain
 from onnxdecomp.search.plan import Choice, Plan
@@ -53,7 +53,7 @@ def spectra_of(sites: Sequence[Site], plan: Plan) -> list[dict[str, Any]]:
 def spectra(layer: Layer, choice: Choice) -> tuple[Spectrum, ...]:
     """One per rank; of a method with fewer ranks than spectra, all are cut at the last."""
     method = get(choice.method or "", **choice.options)
-    if method.refusal(layer) is not None or not choice.ranks:
+    if refusal_of(method, layer) is not None or not choice.ranks:
         return ()
     found = method.spectra(layer)
     return tuple(
@@ -62,7 +62,7 @@ def spectra(layer: Layer, choice: Choice) -> tuple[Spectrum, ...]:
     )
 
 
-def _name(method: Method, choice: Choice, place: int) -> str:
+def _name(method: Decomposition, choice: Choice, place: int) -> str:
     if place >= len(choice.ranks):  # CP: one rank that serves every mode
         return f"mode {place + 1}"
     names = method.rank_names

@@ -15,8 +15,8 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer, Ranks
 from onnxdecomp.core.weight_error import weight_error
-from onnxdecomp.decompositions import METHODS, for_layer, get
-from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.decompositions.base import Decomposition, Refusal, outline
+from onnxdecomp.decompositions.registry import METHODS, get
 from onnxdecomp.fitting.fit import dense_rows, sketch
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
@@ -55,7 +55,7 @@ class Outline:
         cost: Parameters and MACs.
     """
 
-    method: Method
+    method: Decomposition
     ranks: Ranks
     chain: Chain
     cost: Cost
@@ -79,15 +79,15 @@ class Candidate:
 
 def methods_for(
     names: Sequence[str], site: Site, options: Mapping[str, Mapping[str, Any]] | None = None
-) -> list[Method]:
+) -> list[Decomposition]:
     """The methods among `names` ("auto": all that are worth trying) that take this layer, each once."""
     layer = site.layer
     if tuple(names) == ("auto",):
         names = tuple(METHODS) if layer.weight.size <= _SMALL else QUICK
-    found: dict[str, Method] = {}
+    found: dict[str, Decomposition] = {}
     for name in names:
-        method = for_layer(get(name, **(options or {}).get(name, {})), layer)
-        if method.name in found or method.refusal(layer) is not None:
+        method = get(name, **(options or {}).get(name, {})).specialise(layer)
+        if isinstance(method, Refusal) or method.name in found:
             continue
         if obstacle(outline(method, layer, method.fraction_ranks(layer, 0.5)), site) is None:
             found[method.name] = method
@@ -95,7 +95,7 @@ def methods_for(
 
 
 def outlines(
-    site: Site, methods: Iterable[Method], *, multiple: int = 1, what: What = "macs"
+    site: Site, methods: Iterable[Decomposition], *, multiple: int = 1, what: What = "macs"
 ) -> list[Outline]:
     """What could be put in a layer's place: each method at ranks of rising cost, all below the layer's."""
     layer = site.layer
@@ -114,13 +114,13 @@ def outlines(
     return found
 
 
-def outlined(site: Site, method: Method, ranks: Ranks) -> Outline:
+def outlined(site: Site, method: Decomposition, ranks: Ranks) -> Outline:
     """A method at some ranks in a layer's place."""
     chain = outline(method, site.layer, ranks)
     return Outline(method, ranks, chain, cost_of(chain, site.layer))
 
 
-def ranks_at(method: Method, layer: Layer, cost: float, multiple: int, what: What) -> Ranks | None:
+def ranks_at(method: Decomposition, layer: Layer, cost: float, multiple: int, what: What) -> Ranks | None:
     """The largest ranks at a common fraction of the full ones whose chain costs `cost` at most, or None."""
     full = method.full_ranks(layer)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxdecomp.decompositions import get
-from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.decompositions.base import Decomposition, outline, refusal_of
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.replace import obstacle
 from onnxdecomp.layers.site import Site
@@ -34,7 +34,7 @@ def check_plan(plan: Plan, sites: Sequence[Site]) -> None:
         _check_choice(choice, by_name[key])
 
 
-def method_of(choice: Choice) -> Method:
+def method_of(choice: Choice) -> Decomposition:
     """The method that a choice names, with its options.
 
     Raises:
@@ -49,7 +49,7 @@ def method_of(choice: Choice) -> Method:
 def _check_choice(choice: Choice, site: Site) -> None:
     method, layer = method_of(choice), site.layer
     whose = f"the plan's layer {choice.layer!r}: {method.name}"
-    if refusal := method.refusal(layer):
+    if refusal := refusal_of(method, layer):
         raise UsageError(f"{whose} does not take it ({refusal})")
     full = method.full_ranks(layer)
     largest = ",".join(map(str, full))

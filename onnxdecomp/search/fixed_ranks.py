@@ -9,8 +9,7 @@ from typing import Any, Literal
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Ranks
 from onnxdecomp.core.patterns import Named, names_of, of_layers, selected
-from onnxdecomp.decompositions import for_layer
-from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.decompositions.base import Decomposition, Refusal, outline
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.replace import obstacle
 from onnxdecomp.layers.site import Site, Skip
@@ -107,13 +106,15 @@ def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choic
     return replace(tried[-1], reason="; ".join(reasons))
 
 
-def _with_method(site: Site, stays: Choice, method: Method, rank: RankSpec, request: Request) -> Choice:
+def _with_method(
+    site: Site, stays: Choice, method: Decomposition, rank: RankSpec, request: Request
+) -> Choice:
     """The choice that this method makes of a layer: its ranks, or the reason why the layer stays."""
     layer, before = site.layer, stays.before
     assert before is not None
-    fitting = for_layer(method, layer)
-    if refusal := fitting.refusal(layer):
-        return replace(stays, reason=refusal)
+    fitting = method.specialise(layer)
+    if isinstance(fitting, Refusal):
+        return replace(stays, reason=fitting.reason)
     ranks = choose(fitting, layer, rank, request.multiple)
     if isinstance(ranks, str):
         return replace(stays, reason=ranks)
@@ -157,7 +158,7 @@ def _needs_params(choice: Choice, site: Site, must_save: Saving) -> bool:
     return must_save in ("params", "both") or (must_save == "macs" and site.layer.lookup)
 
 
-def method_options(method: Method) -> dict[str, Any]:
+def method_options(method: Decomposition) -> dict[str, Any]:
     """The method's fields and their values."""
     return asdict(method)  # type: ignore[call-overload,no-any-return]
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.core.dense import dense_chain
-from onnxdecomp.decompositions import get
 from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.evaluate.benchmark import bench
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency.cache import cache_file

@@ -15,7 +15,8 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer
 from onnxdecomp.core.patterns import names_of, of_layers, selected
-from onnxdecomp.decompositions import for_layer, get
+from onnxdecomp.decompositions.base import Refusal
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import DefectError, ModelError
 from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.layers.site import Site
@@ -368,6 +369,6 @@ def _reasons(sites: Sequence[Site], dense: Sequence[Cost], idle: Sequence[bool],
 def _refusals(names: Sequence[str], site: Site) -> str:
     """Why no method takes a layer."""
     tried = QUICK if tuple(names) == ("auto",) else names
-    found = [for_layer(get(name), site.layer).refusal(site.layer) for name in tried]
-    reasons = dict.fromkeys(reason for reason in found if reason)
+    found = [get(name).specialise(site.layer) for name in tried]
+    reasons = dict.fromkeys(answer.reason for answer in found if isinstance(answer, Refusal))
     return "; ".join(reasons) or "no rank makes it cheaper"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxdecomp.core.layer import Layer, Ranks
-from onnxdecomp.decompositions.base import Method, Truncating, outline
+from onnxdecomp.decompositions.base import Decomposition, Truncating, outline
 from onnxdecomp.fitting.initialization import reads_channels, reduced_losses, whitened
 from onnxdecomp.fitting.quadratic_loss import Problem
 
@@ -33,7 +33,9 @@ _FURTHER = 4
 """Fits at most that go into gaps."""
 
 
-def exact(method: Method, layer: Layer, ranks: Sequence[Ranks], posed: Problem | None) -> list[float] | None:
+def exact(
+    method: Decomposition, layer: Layer, ranks: Sequence[Ranks], posed: Problem | None
+) -> list[float] | None:
     """The loss at each of the ranks where it is known without a fit; None where it is not."""
     if posed is None:
         return None
@@ -43,7 +45,9 @@ def exact(method: Method, layer: Layer, ranks: Sequence[Ranks], posed: Problem |
     return [float(losses[min(own[0], len(losses) - 1)]) for own in ranks]
 
 
-def shape(method: Method, layer: Layer, ranks: Sequence[Ranks], posed: Problem | None) -> list[float] | None:
+def shape(
+    method: Decomposition, layer: Layer, ranks: Sequence[Ranks], posed: Problem | None
+) -> list[float] | None:
     """What truncation loses at each of the ranks, of the whitened weight where the data say how; or None."""
     if not isinstance(method, Truncating):
         return None

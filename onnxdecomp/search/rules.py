@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxdecomp.core.patterns import Names, matches
-from onnxdecomp.decompositions import get, names
-from onnxdecomp.decompositions.base import Method
+from onnxdecomp.decompositions.base import Decomposition
+from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.errors import UsageError
 from onnxdecomp.ranks.spec import RankSpec, check, parse
 
@@ -31,7 +31,7 @@ class Rule:
     """
 
     match: str
-    methods: tuple[Method, ...]
+    methods: tuple[Decomposition, ...]
     rank: RankSpec
 
     def fits(self, names: Names) -> bool:
@@ -102,7 +102,7 @@ def parse_rule(text: str, defaults: Defaults) -> Rule:
 
 def _known(name: str, given: Mapping[str, str], *, single: bool) -> dict[str, str]:
     """The given options that a method has; all of them if it is the only one, so that it objects itself."""
-    from onnxdecomp.decompositions import options
+    from onnxdecomp.decompositions.registry import options
 
     known = {option.name for option in options(name)}
     return dict(given) if single else {k: v for k, v in given.items() if k in known}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onnxdecomp.decompositions import get
-from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.base import outline, refusal_of
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.site import Site
 from onnxdecomp.layers.tied_weights import Tie, share_of, ties
@@ -95,7 +95,7 @@ def _fits(sites: Sequence[Site], choices: Sequence[Choice]) -> bool:
             return False
         if choice.method is not None:
             method = get(choice.method, **choice.options)
-            if method.refusal(site.layer) is not None:
+            if refusal_of(method, site.layer) is not None:
                 return False
             if len(method.full_ranks(site.layer)) != len(choice.ranks) or min(choice.ranks) < 1:
                 return False

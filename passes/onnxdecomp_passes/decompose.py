@@ -15,6 +15,7 @@ from onnxdecomp.calibration.reachability import unreached
 from onnxdecomp.calibration.statistics import Calibration, sized
 from onnxdecomp.core.names import some
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.decompositions.registry import package_of
 from onnxdecomp.errors import DefectError, UsageError
 from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.layers.find import find
@@ -220,7 +221,14 @@ class Decompose(Stage):
         return StageResult(
             model,
             bool(rewritten),
-            notes=(*pursued.notes, *large, *_stays(dense), *idle, *_notes(rewritten, self.requantize, opset)),
+            notes=(
+                *pursued.notes,
+                *large,
+                *_origins(plan),
+                *_stays(dense),
+                *idle,
+                *_notes(rewritten, self.requantize, opset),
+            ),
             rewritten=rewritten,
             record=record,
         )
@@ -307,6 +315,13 @@ class Decompose(Stage):
 def _sized(calibration: Calibration, model: ir.Model, sites: Sequence[Site]) -> Calibration:
     """The calibration in batches that suit the largest of its own inputs."""
     return sized(calibration, sites, largest_value(model, calibration.feeds.largest()))
+
+
+def _origins(plan: Plan) -> Iterator[str]:
+    """A note on every method that comes from another package."""
+    for name in sorted({choice.method for choice in plan.decomposed if choice.method is not None}):
+        if (package := package_of(name)) is not None:
+            yield f"{name} is a method of {package}"
 
 
 def _stays(dense: Mapping[tuple[str, str], str]) -> Iterator[str]:

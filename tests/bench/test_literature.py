@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bench.literature import ROOT, VGG_MODES, Row, convolution, evbmf_ranks, linear, parameters, sizes
-from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.base import refusal_of
+from onnxdecomp.decompositions.registry import get
 
 
 def number(text: str) -> float:
@@ -40,7 +41,7 @@ def test_counts_are_those_of_the_fitted_factors() -> None:
 
 
 def test_vgg_modes_are_those_of_the_layer() -> None:
-    assert get("tt", shape=VGG_MODES).refusal(linear(25088, 4096, bias=False)) is None
+    assert refusal_of(get("tt", shape=VGG_MODES), linear(25088, 4096, bias=False)) is None
 
 
 def test_evbmf_ranks_of_a_trained_network_compress_it() -> None:

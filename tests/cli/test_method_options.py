@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from onnxdecomp.cli.inspect import command
-from onnxdecomp.decompositions import names, options
+from onnxdecomp.decompositions.registry import names, options
 from onnxdecomp.errors import UsageError
 from tests.search.test_rules import net
 

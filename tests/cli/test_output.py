@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from onnxdecomp.decompositions import names
+from onnxdecomp.decompositions.registry import names
 from onnxdecomp.record.text import count
 from tests.cli.small import (
     QUICK,

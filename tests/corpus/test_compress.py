@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxdecomp.decompositions import names
+from onnxdecomp.decompositions.registry import names
 from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.graph.constants import OVERRIDABLE
 from onnxdecomp.graph.load import load

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, ConvSpec, Layer, Ranks, relative_error
-from onnxdecomp.decompositions.base import Method
+from onnxdecomp.decompositions.base import Decomposition, Refusal
 
 
 def conv_layer(
@@ -43,11 +43,18 @@ def linear_layer(outputs: int, inputs: int, stack: tuple[int, ...] = (), seed: i
     return Layer("layer", "MatMul", weight, None, input_shape=(*stack, 3, inputs))
 
 
-def fitted(method: Method, layer: Layer, ranks: Ranks) -> Chain:
+def specialised(method: Decomposition, layer: Layer) -> Decomposition:
+    """The method that does this one's work on the layer, which has to be one that it takes."""
+    found = method.specialise(layer)
+    assert not isinstance(found, Refusal), found.reason
+    return found
+
+
+def fitted(method: Decomposition, layer: Layer, ranks: Ranks) -> Chain:
     return method.assemble(layer, method.fit(layer, ranks))
 
 
-def error_of(method: Method, layer: Layer, ranks: Ranks) -> float:
+def error_of(method: Decomposition, layer: Layer, ranks: Ranks) -> float:
     return relative_error(fitted(method, layer, ranks).dense(), layer.weight)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array, Layer, Ranks, relative_error
-from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.decompositions.base import Decomposition, outline, refusal_of
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter
@@ -18,7 +18,7 @@ from tests.decompositions.layers import error_of, fitted
 from tests.layers.layers import Case, run
 
 
-def check_full_rank(method: Method, layer: Layer) -> None:
+def check_full_rank(method: Decomposition, layer: Layer) -> None:
     """Exact, and what the fraction 1 means."""
     full = method.full_ranks(layer)
     assert method.fraction_ranks(layer, 1.0) == full
@@ -31,7 +31,7 @@ def check_full_rank(method: Method, layer: Layer) -> None:
     assert error_of(method, wide, full) < 1e-13
 
 
-def check_outline(method: Method, layer: Layer, ranks: Ranks) -> None:
+def check_outline(method: Decomposition, layer: Layer, ranks: Ranks) -> None:
     """Shapes and costs are known before the fit; the output's shape is the layer's own."""
     factors = method.fit(layer, ranks)
     assert tuple(f.shape for f in factors) == method.shapes(layer, ranks)
@@ -45,14 +45,14 @@ def check_outline(method: Method, layer: Layer, ranks: Ranks) -> None:
     assert chain.output_shape(shape) == dense_chain(layer).output_shape(shape)
 
 
-def check_error_bound(method: Method, layer: Layer, error: float) -> None:
+def check_error_bound(method: Decomposition, layer: Layer, error: float) -> None:
     """`ranks_for_error` keeps its promise with attainable ranks."""
     ranks = method.ranks_for_error(layer, error)
     assert all(1 <= r <= full for r, full in zip(ranks, method.full_ranks(layer), strict=True))
     assert error_of(method, layer, ranks) <= error * (1 + 1e-5)
 
 
-def check_spectra(method: Method, layer: Layer) -> None:
+def check_spectra(method: Decomposition, layer: Layer) -> None:
     """Descending, as many as the full rank, with the weight's whole norm."""
     spectra = method.spectra(layer)
     assert tuple(map(len, spectra)) == method.full_ranks(layer)
@@ -61,12 +61,12 @@ def check_spectra(method: Method, layer: Layer) -> None:
         np.testing.assert_allclose(np.linalg.norm(values), np.linalg.norm(layer.weight), rtol=1e-5)
 
 
-def check_determinism(method: Method, layer: Layer, ranks: Ranks) -> None:
+def check_determinism(method: Decomposition, layer: Layer, ranks: Ranks) -> None:
     again = method.fit(replace(layer, weight=layer.weight.copy()), ranks)
     assert [f.tobytes() for f in method.fit(layer, ranks)] == [f.tobytes() for f in again]
 
 
-def check_balance(method: Method, layer: Layer, ranks: Ranks) -> None:
+def check_balance(method: Decomposition, layer: Layer, ranks: Ranks) -> None:
     """No factor is far larger than another, also of a zero weight or of huge numbers."""
     norms = [np.linalg.norm(f) for f in method.fit(layer, ranks)]
     assert max(norms) < 1.01 * min(norms)
@@ -77,7 +77,7 @@ def check_balance(method: Method, layer: Layer, ranks: Ranks) -> None:
     assert np.isfinite(fitted(method, huge, ranks).dense()).all()
 
 
-def check_nan(method: Method, layer: Layer) -> None:
+def check_nan(method: Decomposition, layer: Layer) -> None:
     for value in (np.nan, np.inf):
         weight = layer.weight.copy()
         weight.flat[3] = value
@@ -91,11 +91,11 @@ def check_nan(method: Method, layer: Layer) -> None:
                 action()
 
 
-def outputs_at_full_rank(method: Method, case: Case) -> tuple[Array, Array] | None:
+def outputs_at_full_rank(method: Decomposition, case: Case) -> tuple[Array, Array] | None:
     """The model's output in ONNX Runtime before and after; None where the layer stays."""
     model = ir.from_proto(case.model)
     sites, _ = find(model)
-    if not sites or method.refusal(sites[0].layer) is not None:
+    if not sites or refusal_of(method, sites[0].layer) is not None:
         return None
     site = sites[0]
     Rewriter(model).replace(site, fitted(method, site.layer, method.full_ranks(site.layer)), {})

@@ -13,7 +13,7 @@ from onnx import helper
 
 from onnxdecomp.core.chain import Convolve, Permute, Transpose
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.btt import Btt, _block_factors
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.linalg import two_factors
@@ -48,7 +48,7 @@ def matrices(draw: st.DrawFn) -> Layer:
 @FEW
 @given(layer=st.one_of(pointwise_convolutions(), matrices()), fraction=st.floats(0.05, 1.0))
 def test_promises(method: Btt, layer: Layer, fraction: float) -> None:
-    assume(method.refusal(layer) is None)
+    assume(refusal_of(method, layer) is None)
     properties.check_full_rank(method, layer)
     properties.check_outline(method, layer, method.fraction_ranks(layer, fraction))
     properties.check_error_bound(method, layer, fraction)
@@ -218,7 +218,7 @@ def test_leading_axes_stay() -> None:
 
 def test_refusals() -> None:
     def reason(layer: Layer, **options: int) -> str:
-        return Btt(**options).refusal(layer) or ""  # type: ignore[arg-type]
+        return refusal_of(Btt(**options), layer) or ""  # type: ignore[arg-type]
 
     assert reason(linear_layer(6, 8, (2,))) == "a stack of matrices: use svd"
     assert reason(conv_layer(6, 8, (3, 1))) == "a kernel of several positions: use tucker"

@@ -7,6 +7,7 @@ from tensorly.decomposition import parafac
 
 from onnxdecomp.core.chain import Convolve
 from onnxdecomp.core.layer import Array
+from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.cp import Cp, _start
 from onnxdecomp.tensor.cp_als import dense
 from tests.decompositions.layers import conv_layer, error_of, fitted
@@ -78,7 +79,7 @@ def test_fraction_counts_parameters() -> None:
 
 def test_too_large_a_full_rank_is_refused() -> None:
     weight = np.broadcast_to(np.float32(0), (1024, 1024, 9, 9))
-    reason = Cp().refusal(conv_layer(1024, 1024, (9, 9), weight=weight))
+    reason = refusal_of(Cp(), conv_layer(1024, 1024, (9, 9), weight=weight))
     assert reason is not None
     assert "65536" in reason
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.chain import Convolve, Fold, MatMul
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.ht import Ht
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.dimension_tree import Tree, Vertex, balanced_tree, hierarchical_svd
@@ -87,7 +88,7 @@ def next_size(tree: Tree, tensors: dict[Vertex, Array], leaf: Vertex) -> int:
 )
 def test_the_error_asked_for_is_kept(layer: Layer, error: float, order: int, up: int) -> None:
     method = Ht(order=order)
-    assume(method.refusal(layer) is None)
+    assume(refusal_of(method, layer) is None)
     full = method.full_ranks(layer)
     ranks = method.ranks_for_error(layer, error)
     assert error_of(method, layer, ranks) <= error * (1 + 1e-5)
@@ -186,8 +187,8 @@ def test_padded_ranks_stay_exact() -> None:
 
 
 def test_other_sizes_and_nonsense_are_refused() -> None:
-    assert Ht().refusal(linear_layer(12, 20, (2,))) == "a stack of matrices: use svd"
-    assert Ht().refusal(linear_layer(1, 19)) == "full ranks of 1: nothing to reduce"
-    assert Ht(shape="4x5:3x4").refusal(linear_layer(13, 20)) is not None
+    assert refusal_of(Ht(), linear_layer(12, 20, (2,))) == "a stack of matrices: use svd"
+    assert refusal_of(Ht(), linear_layer(1, 19)) == "full ranks of 1: nothing to reduce"
+    assert refusal_of(Ht(shape="4x5:3x4"), linear_layer(13, 20)) is not None
     with pytest.raises(UsageError, match="ht: shape"):
         Ht(shape="4x5")

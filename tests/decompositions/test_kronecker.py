@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.chain import MatMul, Narrow, Pad, Transpose
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.kronecker import Kronecker, balanced_shape
 from onnxdecomp.errors import UsageError
 from tests.decompositions import properties
@@ -38,7 +38,7 @@ def automatic_shapes(draw: st.DrawFn) -> tuple[Kronecker, Layer]:
 @given(drawn=st.one_of(given_shapes(), automatic_shapes()), fraction=st.floats(0.05, 1.0))
 def test_promises(drawn: tuple[Kronecker, Layer], fraction: float) -> None:
     method, layer = drawn
-    assume(method.refusal(layer) is None)
+    assume(refusal_of(method, layer) is None)
     properties.check_full_rank(method, layer)
     properties.check_outline(method, layer, method.fraction_ranks(layer, fraction))
     properties.check_error_bound(method, layer, fraction)
@@ -157,7 +157,7 @@ def test_leading_axes_stay() -> None:
 
 def test_refusals() -> None:
     def reason(layer: Layer, shape: str = "") -> str:
-        return Kronecker(shape=shape).refusal(layer) or ""
+        return refusal_of(Kronecker(shape=shape), layer) or ""
 
     assert reason(conv_layer(6, 8, (1, 1))) == "a convolution: use svd"
     assert reason(conv_layer(6, 8, (3, 3))) == "a convolution: use tucker"

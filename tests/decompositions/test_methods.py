@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.chain import Convolve, MatMul
 from onnxdecomp.core.layer import Layer, relative_error
-from onnxdecomp.decompositions import for_layer, get, names
-from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.decompositions.base import Decomposition, outline, refusal_of
+from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.errors import ModelError, UsageError
 from tests.decompositions.layers import (
     conv_layer,
@@ -21,6 +21,7 @@ from tests.decompositions.layers import (
     fitted,
     linear_layer,
     matrices,
+    specialised,
     stacks,
 )
 
@@ -47,8 +48,8 @@ FEW = settings(max_examples=15, deadline=None)
 
 @FEW
 @given(layer=LAYERS)
-def test_full_rank_is_exact(method: Method, layer: Layer) -> None:
-    assume(method.refusal(layer) is None)
+def test_full_rank_is_exact(method: Decomposition, layer: Layer) -> None:
+    assume(refusal_of(method, layer) is None)
     full = method.full_ranks(layer)
     assert method.fraction_ranks(layer, 1.0) == full
     chain = fitted(method, layer, full)
@@ -60,8 +61,8 @@ def test_full_rank_is_exact(method: Method, layer: Layer) -> None:
 
 @FEW
 @given(layer=LAYERS, fraction=st.floats(0.05, 1.0))
-def test_outline_knows_shapes_and_costs(method: Method, layer: Layer, fraction: float) -> None:
-    assume(method.refusal(layer) is None)
+def test_outline_knows_shapes_and_costs(method: Decomposition, layer: Layer, fraction: float) -> None:
+    assume(refusal_of(method, layer) is None)
     ranks = method.fraction_ranks(layer, fraction)
     assert all(1 <= r <= full for r, full in zip(ranks, method.full_ranks(layer), strict=True))
     factors = method.fit(layer, ranks)
@@ -85,8 +86,8 @@ def dense_output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @settings(max_examples=6, deadline=None)
 @given(layer=LAYERS, error=st.floats(0.02, 0.9))
-def test_ranks_for_error_keep_the_error(method: Method, layer: Layer, error: float) -> None:
-    assume(method.refusal(layer) is None)
+def test_ranks_for_error_keep_the_error(method: Decomposition, layer: Layer, error: float) -> None:
+    assume(refusal_of(method, layer) is None)
     ranks = method.ranks_for_error(layer, error)
     assert all(1 <= r <= full for r, full in zip(ranks, method.full_ranks(layer), strict=True))
     assert error_of(method, layer, ranks) <= error * (1 + 1e-5)
@@ -94,8 +95,8 @@ def test_ranks_for_error_keep_the_error(method: Method, layer: Layer, error: flo
 
 @FEW
 @given(layer=LAYERS)
-def test_spectra_hold_the_whole_norm(method: Method, layer: Layer) -> None:
-    assume(method.refusal(layer) is None)
+def test_spectra_hold_the_whole_norm(method: Decomposition, layer: Layer) -> None:
+    assume(refusal_of(method, layer) is None)
     for values in method.spectra(layer):
         assert np.all(np.diff(values) <= 1e-6 * values[0])
         np.testing.assert_allclose(np.linalg.norm(values), np.linalg.norm(layer.weight), rtol=1e-5)
@@ -110,9 +111,9 @@ SOME = (
 
 
 @pytest.mark.parametrize("layer", SOME, ids=["conv", "grouped", "transposed", "linear"])
-def test_same_bytes_twice_and_error_falls(method: Method, layer: Layer) -> None:
-    if method.refusal(layer) is not None:
-        assert for_layer(method, layer).refusal(layer) is None
+def test_same_bytes_twice_and_error_falls(method: Decomposition, layer: Layer) -> None:
+    if refusal_of(method, layer) is not None:
+        assert refusal_of(specialised(method, layer), layer) is None
         return
     half = method.fraction_ranks(layer, 0.5)
     again = method.fit(replace(layer, weight=layer.weight.copy()), half)
@@ -122,7 +123,7 @@ def test_same_bytes_twice_and_error_falls(method: Method, layer: Layer) -> None:
     assert errors[0] < 1
 
 
-def test_nan_and_infinity_are_refused(method: Method) -> None:
+def test_nan_and_infinity_are_refused(method: Decomposition) -> None:
     for value in (np.nan, np.inf):
         layer = conv_layer(8, 6, (3, 3))
         layer.weight[2, 3, 1, 0] = value
@@ -135,31 +136,31 @@ def test_nan_and_infinity_are_refused(method: Method) -> None:
                 action()
 
 
-def test_huge_finite_weights_are_not_infinite(method: Method) -> None:
+def test_huge_finite_weights_are_not_infinite(method: Decomposition) -> None:
     layer = conv_layer(6, 6, (3,), weight=np.full((6, 6, 3), 3e37, np.float32))
     assert np.isfinite(fitted(method, layer, method.full_ranks(layer)).dense()).all()
 
 
-def test_zero_weight(method: Method) -> None:
+def test_zero_weight(method: Decomposition) -> None:
     layer = conv_layer(6, 6, (3, 3), weight=np.zeros((6, 6, 3, 3), np.float32))
     assert not fitted(method, layer, method.fraction_ranks(layer, 0.5)).dense().any()
     assert all(r >= 1 for r in method.ranks_for_error(layer, 0.1))
 
 
-def test_float64_stays_float64(method: Method) -> None:
+def test_float64_stays_float64(method: Decomposition) -> None:
     layer = conv_layer(8, 6, (3, 3), weight=np.random.default_rng(0).standard_normal((8, 6, 3, 3)))
     chain = fitted(method, layer, method.full_ranks(layer))
     assert chain.dense().dtype == np.float64
     assert relative_error(chain.dense(), layer.weight) < 1e-13
 
 
-def test_depthwise_is_refused(method: Method) -> None:
-    reason = method.refusal(conv_layer(8, 8, (3, 3), groups=8))
+def test_depthwise_is_refused(method: Decomposition) -> None:
+    reason = refusal_of(method, conv_layer(8, 8, (3, 3), groups=8))
     assert reason is not None
     assert reason.startswith("depthwise")
 
 
-def test_half_precision_stays_in_range(method: Method) -> None:
+def test_half_precision_stays_in_range(method: Decomposition) -> None:
     # Weights near the largest half: no factor may leave its range when it is cast.
     weight = (np.random.default_rng(0).standard_normal((16, 16, 3, 3)) * 1e4).astype(np.float32)
     layer = conv_layer(16, 16, (3, 3), weight=weight)
@@ -167,8 +168,8 @@ def test_half_precision_stays_in_range(method: Method) -> None:
         assert np.abs(factor).max() < 6e4 * 3
 
 
-def test_classes_describe_themselves(method: Method) -> None:
-    assert isinstance(method, Method)
+def test_classes_describe_themselves(method: Decomposition) -> None:
+    assert isinstance(method, Decomposition)
     assert method.name in names()
     assert method.summary
     assert method.paper
@@ -176,7 +177,7 @@ def test_classes_describe_themselves(method: Method) -> None:
     assert method.rank_names
 
 
-def test_options_and_names_are_checked(method: Method) -> None:
+def test_options_and_names_are_checked(method: Decomposition) -> None:
     with pytest.raises(UsageError, match="no option 'nonsense'"):
         get(method.name, nonsense=1)
     with pytest.raises(UsageError, match="unknown method 'x'"):

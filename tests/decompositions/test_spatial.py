@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.chain import Convolve
 from onnxdecomp.core.layer import Array, ConvSpec, Layer
-from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.spatial import Spatial
 from tests.decompositions import properties
 from tests.decompositions.layers import conv_layer, error_of, linear_layer
@@ -52,7 +52,7 @@ def split_kernels(draw: st.DrawFn) -> Layer:
 @FEW
 @given(layer=split_kernels(), fraction=st.floats(0.05, 1.0))
 def test_promises(method: Spatial, layer: Layer, fraction: float) -> None:
-    assert method.refusal(layer) is None
+    assert refusal_of(method, layer) is None
     properties.check_full_rank(method, layer)
     properties.check_outline(method, layer, method.fraction_ranks(layer, fraction))
     properties.check_error_bound(method, layer, fraction)
@@ -203,7 +203,7 @@ def test_determinism_scale_and_nan() -> None:
 
 def test_refusals() -> None:
     def reason(layer: Layer) -> str:
-        return Spatial().refusal(layer) or ""
+        return refusal_of(Spatial(), layer) or ""
 
     assert reason(linear_layer(6, 8)) == "no convolution: use svd"
     assert reason(conv_layer(6, 8, (1, 1))) == "a kernel of one position: use svd"

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 
 from onnxdecomp.core.chain import Convolve
 from onnxdecomp.core.layer import Layer
-from onnxdecomp.decompositions import for_layer, get
+from onnxdecomp.decompositions.base import refusal_of
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.tensor.linalg import left_basis, singular_values, tail_rank, two_factors, unfold
 from tests.decompositions.layers import conv_layer, error_of, fitted, linear_layer, matrices
@@ -68,14 +69,14 @@ def test_auto_order_and_stride() -> None:
 
 
 def test_refusals_and_stand_ins() -> None:
-    assert Svd().refusal(linear_layer(1, 9)) == "a full rank of 1: nothing to reduce"
+    assert refusal_of(Svd(), linear_layer(1, 9)) == "a full rank of 1: nothing to reduce"
     for name in ("tucker", "cp"):
         for matrix in (linear_layer(4, 5), linear_layer(4, 5, (2,)), conv_layer(4, 5, (1, 1))):
-            assert get(name).refusal(matrix) is not None
-            assert for_layer(get(name), matrix) == Svd()
-        assert for_layer(get(name), conv_layer(4, 5, (3, 1))) == get(name)
-    assert for_layer(get("tt"), conv_layer(4, 5, (1, 1))) == Svd()
-    assert for_layer(get("tt"), linear_layer(4, 5)) == get("tt")
+            assert refusal_of(get(name), matrix) is not None
+            assert get(name).specialise(matrix) == Svd()
+        assert get(name).specialise(conv_layer(4, 5, (3, 1))) == get(name)
+    assert get("tt").specialise(conv_layer(4, 5, (1, 1))) == Svd()
+    assert get("tt").specialise(linear_layer(4, 5)) == get("tt")
 
 
 def test_tail_rank() -> None:

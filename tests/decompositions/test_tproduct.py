@@ -12,7 +12,7 @@ from onnx import helper
 
 from onnxdecomp.core.chain import WEIGHTED
 from onnxdecomp.core.layer import Array, Layer, relative_error
-from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.decompositions.tproduct import Slicing, Tproduct, dct
 from onnxdecomp.errors import UsageError
@@ -42,7 +42,7 @@ def layers(draw: st.DrawFn) -> Layer:
 @settings(max_examples=25, deadline=None)
 @given(layer=layers(), fraction=st.floats(0.05, 1.0))
 def test_promises(method: Tproduct, layer: Layer, fraction: float) -> None:
-    assume(method.refusal(layer) is None)
+    assume(refusal_of(method, layer) is None)
     properties.check_full_rank(method, layer)
     properties.check_outline(method, layer, method.fraction_ranks(layer, fraction))
     properties.check_error_bound(method, layer, fraction)
@@ -166,12 +166,12 @@ def test_parameters_and_macs() -> None:
 @given(layer=layers())
 def test_the_cheapest_slicing_is_taken(layer: Layer) -> None:
     method = Tproduct()
-    assume(method.refusal(layer) is None)
+    assume(refusal_of(method, layer) is None)
     cut = method.slicing(layer)
     per_group = {"in": layer.inputs, "out": layer.outputs}[cut.side] // layer.groups
     assert cut.count * cut.height == per_group
     for n in range(2, 17):
-        if (given := Tproduct(slices=n)).refusal(layer) is None:
+        if refusal_of((given := Tproduct(slices=n)), layer) is None:
             other = given.slicing(layer)
             assert cut.macs(cut.full / 2) <= other.macs(other.full / 2)
 
@@ -192,7 +192,7 @@ def test_slices_of_usual_layers() -> None:
 
 def test_refusals() -> None:
     def reason(layer: Layer, method: Tproduct = Tproduct()) -> str:  # noqa: B008
-        return method.refusal(layer) or ""
+        return refusal_of(method, layer) or ""
 
     assert (
         reason(linear_layer(13, 7))
@@ -206,7 +206,7 @@ def test_refusals() -> None:
     )
     assert reason(linear_layer(8, 8, (2,))) == "a stack of matrices: use svd"
     assert reason(conv_layer(8, 8, (3,), groups=8)).startswith("depthwise")
-    assert Tproduct().refusal(conv_layer(1, 16, (1, 1))) is not None  # one output: rank 1
+    assert refusal_of(Tproduct(), conv_layer(1, 16, (1, 1))) is not None  # one output: rank 1
     with pytest.raises(UsageError, match="slices 1"):
         Tproduct(slices=1)
     with pytest.raises(UsageError, match="transform"):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.chain import Convolve, Fold, MatMul, Permute
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.tr import Tr
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.tensor_ring import (
@@ -200,11 +201,11 @@ def test_error_ranks_are_no_larger_than_a_trains() -> None:
 
 
 def test_other_sizes_and_nonsense_are_refused() -> None:
-    assert Tr().refusal(linear_layer(12, 20, (2,))) == "a stack of matrices: use svd"
-    reason = Tr(shape="4x5:3x4").refusal(linear_layer(13, 20))
+    assert refusal_of(Tr(), linear_layer(12, 20, (2,))) == "a stack of matrices: use svd"
+    reason = refusal_of(Tr(shape="4x5:3x4"), linear_layer(13, 20))
     assert reason == "the shape 4x5:3x4 is of another size than 20:13"
-    assert Tr(shape="4x5:13").refusal(linear_layer(13, 20)) is None
-    assert Tr().refusal(linear_layer(1, 19)) == "full ranks of 1: nothing to reduce"
+    assert refusal_of(Tr(shape="4x5:13"), linear_layer(13, 20)) is None
+    assert refusal_of(Tr(), linear_layer(1, 19)) == "full ranks of 1: nothing to reduce"
     for text in ("4x7", "4x7:", "ax7:5", "0x7:5", "4:5:6"):
         with pytest.raises(UsageError, match="shape"):
             parse_sides(text)

@@ -12,13 +12,12 @@ from onnx import helper
 
 from onnxdecomp.core.chain import Narrow, Pad, Permute, Transpose
 from onnxdecomp.core.layer import Layer
-from onnxdecomp.decompositions import for_layer
-from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.tt import Tt
 from onnxdecomp.decompositions.tucker import Tucker
 from onnxdecomp.errors import UsageError
 from tests.decompositions import properties
-from tests.decompositions.layers import conv_layer, error_of, fitted, linear_layer
+from tests.decompositions.layers import conv_layer, error_of, fitted, linear_layer, specialised
 from tests.layers.layers import Case, convolutions, gemms, make, matmuls, run
 from tests.layers.test_rewrite_exact import decompose
 
@@ -44,7 +43,7 @@ def layers(draw: st.DrawFn) -> Layer:
 @settings(max_examples=25, deadline=None)
 @given(layer=layers(), fraction=st.floats(0.05, 1.0))
 def test_promises_of_trains_of_modes(tt: Tt, layer: Layer, fraction: float) -> None:
-    assume(tt.refusal(layer) is None)
+    assume(refusal_of(tt, layer) is None)
     properties.check_full_rank(tt, layer)
     properties.check_outline(tt, layer, tt.fraction_ranks(layer, fraction))
     properties.check_error_bound(tt, layer, fraction)
@@ -200,22 +199,22 @@ def test_fraction_counts_parameters() -> None:
 
 
 def test_refusals() -> None:
-    reason = Tt(shape="4x5:3x4").refusal(linear_layer(13, 20))
+    reason = refusal_of(Tt(shape="4x5:3x4"), linear_layer(13, 20))
     assert reason is not None
     assert "another size than 20:13" in reason
-    assert Tt(shape="4x5:3x4").refusal(linear_layer(12, 20)) is None
-    assert Tt(shape="4x5:3x4").refusal(linear_layer(11, 19)) is None  # padded
-    assert Tt().refusal(linear_layer(12, 20, (2,))) == "a stack of matrices: use svd"
+    assert refusal_of(Tt(shape="4x5:3x4"), linear_layer(12, 20)) is None
+    assert refusal_of(Tt(shape="4x5:3x4"), linear_layer(11, 19)) is None  # padded
+    assert refusal_of(Tt(), linear_layer(12, 20, (2,))) == "a stack of matrices: use svd"
     grouped = conv_layer(24, 40, (3,), groups=2)
-    assert Tt(form="tensor", shape="4x5:3x4").refusal(grouped) is None
-    reason = Tt(form="tensor", shape="4x5:3x4").refusal(conv_layer(22, 38, (3,), groups=2))
+    assert refusal_of(Tt(form="tensor", shape="4x5:3x4"), grouped) is None
+    reason = refusal_of(Tt(form="tensor", shape="4x5:3x4"), conv_layer(22, 38, (3,), groups=2))
     assert reason is not None
     assert "another size than 19:11" in reason
-    assert Tt().refusal(grouped) is None
+    assert refusal_of(Tt(), grouped) is None
     pointwise = conv_layer(8, 8, (1, 1))
-    assert Tt().refusal(pointwise) == "a 1x1 convolution: use svd"
-    assert for_layer(Tt(), pointwise).name == "svd"
-    assert for_layer(Tt(form="tensor"), pointwise).name == "tt"
+    assert refusal_of(Tt(), pointwise) == "on such a layer it is svd: use that"
+    assert specialised(Tt(), pointwise).name == "svd"
+    assert specialised(Tt(form="tensor"), pointwise).name == "tt"
 
 
 def test_options_are_checked() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.decompositions import get, names
-from onnxdecomp.decompositions.base import Method
+from onnxdecomp.decompositions.base import Decomposition, refusal_of
+from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.fitting.moments import Gatherer, Moments, features
 from onnxdecomp.fitting.quadratic_loss import as_rows
 from tests.decompositions.layers import conv_layer, linear_layer
@@ -24,9 +24,9 @@ LAYERS: dict[str, Layer] = {
 """One of each kind, small enough for every method."""
 
 
-def taking(layer: Layer) -> list[Method]:
+def taking(layer: Layer) -> list[Decomposition]:
     """The methods, with their usual options, that take the layer."""
-    return [method for method in map(get, names()) if method.refusal(layer) is None]
+    return [method for method in map(get, names()) if refusal_of(method, layer) is None]
 
 
 def correlated(layer: Layer, count: int, *, seed: int = 0, mean: float = 1.0) -> Array:

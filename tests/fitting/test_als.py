@@ -10,12 +10,12 @@ import pytest
 
 from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, MatMul, Reshape
 from onnxdecomp.core.layer import Layer
-from onnxdecomp.decompositions import for_layer, get, names
-from onnxdecomp.decompositions.base import Method, outline
+from onnxdecomp.decompositions.base import Decomposition, outline
+from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.fitting.adjoints import with_weight
 from onnxdecomp.fitting.als import alternate
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
-from tests.decompositions.layers import conv_layer, fitted, linear_layer
+from tests.decompositions.layers import conv_layer, fitted, linear_layer, specialised
 from tests.fitting.data import LAYERS, asymmetric, gathered, taking
 
 CASES = [
@@ -25,7 +25,7 @@ CASES = [
 ]
 
 
-def each(cases: list[tuple[str, Method, Layer]]) -> pytest.MarkDecorator:
+def each(cases: list[tuple[str, Decomposition, Layer]]) -> pytest.MarkDecorator:
     values = [pytest.param(method, layer, id=f"{method.name}, {kind}") for kind, method, layer in cases]
     return pytest.mark.parametrize(("method", "layer"), values)
 
@@ -39,7 +39,7 @@ def loss_of(chain: Chain, layer: Layer, posed: Problem) -> float:
     return posed.loss(as_rows(chain.dense(), layer))
 
 
-def at_half(method: Method, layer: Layer) -> Chain:
+def at_half(method: Decomposition, layer: Layer) -> Chain:
     return fitted(method, layer, method.fraction_ranks(layer, 0.5))
 
 
@@ -49,7 +49,7 @@ def test_every_method_is_tried() -> None:
 
 
 @each(CASES)
-def test_the_loss_never_rises(method: Method, layer: Layer) -> None:
+def test_the_loss_never_rises(method: Decomposition, layer: Layer) -> None:
     posed, chain = posed_for(layer), at_half(method, layer)
     losses = [loss_of(chain, layer, posed)]
     for _ in range(4):
@@ -66,10 +66,10 @@ LARGE = {"conv": conv_layer(16, 64, (3, 3), seed=1), "linear": linear_layer(20, 
 
 @pytest.mark.parametrize("method", [get("tucker"), get("svd", order="channel-first"), get("tt")], ids=str)
 @pytest.mark.parametrize("kind", LARGE)
-def test_it_does_not_rise_where_products_are_rounded_either(method: Method, kind: str) -> None:
+def test_it_does_not_rise_where_products_are_rounded_either(method: Decomposition, kind: str) -> None:
     """Rows are so long here that conjugate gradients take their products in float32."""
     layer = LARGE[kind]
-    method = for_layer(method, layer)
+    method = specialised(method, layer)
     posed = problem(gathered(layer, *asymmetric(layer, 900)), as_rows(layer.weight, layer), 1e-3)
     assert posed.single.dtype == np.float32
     chain = at_half(method, layer)
@@ -82,7 +82,7 @@ def test_it_does_not_rise_where_products_are_rounded_either(method: Method, kind
 
 
 @each(CASES)
-def test_the_form_stays(method: Method, layer: Layer) -> None:
+def test_the_form_stays(method: Decomposition, layer: Layer) -> None:
     before = at_half(method, layer)
     numbers = [step.weight.copy() for step in before.steps if isinstance(step, WEIGHTED)]
     after = alternate(before, posed_for(layer), sweeps=2)
@@ -98,7 +98,7 @@ def test_the_form_stays(method: Method, layer: Layer) -> None:
 
 
 @each(CASES)
-def test_at_full_rank_the_best_weight_is_reached(method: Method, layer: Layer) -> None:
+def test_at_full_rank_the_best_weight_is_reached(method: Decomposition, layer: Layer) -> None:
     moments = gathered(layer, *asymmetric(layer, 200, noise=0.6))
     posed = problem(moments, as_rows(layer.weight, layer), 1e-1)
     chain = fitted(method, layer, method.full_ranks(layer))
@@ -107,14 +107,14 @@ def test_at_full_rank_the_best_weight_is_reached(method: Method, layer: Layer) -
     assert reached - best < 1e-3 * (start - best)
 
 
-def solved(method: Method, layer: Layer) -> bool:
+def solved(method: Decomposition, layer: Layer) -> bool:
     """Whether the last factor's normal equations are solved, not only neared."""
     last = outline(method, layer, method.fraction_ranks(layer, 0.5)).steps[-1]
     return isinstance(last, MatMul) or (isinstance(last, Convolve) and last.spec.groups == layer.groups)
 
 
 @each([case for case in CASES if solved(*case[1:])])
-def test_the_last_factor_meets_the_normal_equations(method: Method, layer: Layer) -> None:
+def test_the_last_factor_meets_the_normal_equations(method: Decomposition, layer: Layer) -> None:
     chain, posed = at_half(method, layer), posed_for(layer)
     refitted = alternate(chain, posed, sweeps=1)
     rng = np.random.default_rng(0)

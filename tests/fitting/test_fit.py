@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.chain import WEIGHTED, Chain
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.decompositions import for_layer, get
+from onnxdecomp.decompositions.base import Refusal, refusal_of
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import ModelError
 from onnxdecomp.fitting.fit import SHRINKAGES, dense_rows, fit, stored
-from tests.decompositions.layers import conv_layer, convolutions, fitted, linear_layer, matrices
+from tests.decompositions.layers import conv_layer, convolutions, fitted, linear_layer, matrices, specialised
 from tests.fitting.data import LAYERS, asymmetric, correlated, gathered, outputs
 
 QUADRATIC = ("svd", "spatial", "tucker", "cp", "tt", "tr", "ht", "btt", "kronecker")
@@ -25,7 +26,7 @@ FEW = settings(max_examples=20)
 def taken_by(name: str) -> Layer:
     """A layer that the method takes, a convolution with a kernel if it can."""
     kinds = ("conv2d", "pointwise", "linear")
-    return next(LAYERS[kind] for kind in kinds if get(name).refusal(LAYERS[kind]) is None)
+    return next(LAYERS[kind] for kind in kinds if refusal_of(get(name), LAYERS[kind]) is None)
 
 
 def lost(chain: Chain, layer: Layer, rows: Array, wanted: Array) -> float:
@@ -71,8 +72,9 @@ def test_never_worse_than_the_plain_fit(
 ) -> None:
     blocks = name in ("btt", "kronecker")
     layer = data.draw(SQUARES if blocks else convolutions() if name == "spatial" else LAYERS_OF_ANY_KIND)
-    method = for_layer(get(name), layer)
-    assume(method.refusal(layer) is None)
+    method = get(name).specialise(layer)
+    assume(not isinstance(method, Refusal))
+    assert not isinstance(method, Refusal)
     ranks = method.fraction_ranks(layer, fraction)
     rows, wanted = asymmetric(layer, count + held, seed=seed, noise=noise)
     train = gathered(layer, rows[:, :count], wanted[:count])
@@ -99,7 +101,7 @@ def test_it_is_worth_it(kind: str, centred: bool) -> None:
     rows, wanted = asymmetric(layer, 300)
     if not centred and layer.bias is not None:
         wanted = wanted - layer.bias
-    method = for_layer(get("tucker"), layer)
+    method = specialised(get("tucker"), layer)
     ranks = method.fraction_ranks(layer, 0.5)
     found = fit(method, layer, ranks, gathered(layer, rows, wanted), centred=centred)
     assert found.loss < 0.7 * found.plain_loss
@@ -161,7 +163,7 @@ def test_twice_the_same(name: str) -> None:
 
 def test_at_full_rank_nothing_is_lost() -> None:
     for layer in LAYERS.values():
-        method = for_layer(get("tucker"), layer)
+        method = specialised(get("tucker"), layer)
         found = fit(method, layer, method.full_ranks(layer), gathered(layer, correlated(layer, 300)))
         assert abs(found.loss) < 1e-6
         np.testing.assert_allclose(found.chain.dense(), layer.weight, atol=1e-3)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Layer, Ranks
-from onnxdecomp.decompositions import get
-from onnxdecomp.decompositions.base import Method
+from onnxdecomp.decompositions.base import Decomposition
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.fitting.als import alternate
 from onnxdecomp.fitting.initialization import plain_start, reduced_start, whitened_start
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
@@ -69,20 +69,20 @@ def test_nothing_is_better_than_the_two_factors(layer: Layer) -> None:
 @pytest.mark.parametrize(
     "method", [get("svd", order="channel-first"), get("tucker"), get("spatial"), get("cp")], ids=str
 )
-def test_other_forms_have_no_closed_optimum(method: Method, kind: str) -> None:
+def test_other_forms_have_no_closed_optimum(method: Decomposition, kind: str) -> None:
     layer = LAYERS[kind]
     like = fitted(method, layer, method.fraction_ranks(layer, 0.5))
     assert reduced_start(like, layer, posed_for(layer)) is None
 
 
 @pytest.mark.parametrize("method", [get("tt"), get("btt"), get("kronecker"), get("tproduct")], ids=str)
-def test_other_forms_of_a_matrix_have_no_closed_optimum(method: Method) -> None:
+def test_other_forms_of_a_matrix_have_no_closed_optimum(method: Decomposition) -> None:
     layer = LAYERS["linear"]
     like = fitted(method, layer, method.fraction_ranks(layer, 0.5))
     assert reduced_start(like, layer, posed_for(layer)) is None
 
 
-def whitened(method: Method, layer: Layer, ranks: Ranks, posed: Problem) -> Chain | None:
+def whitened(method: Decomposition, layer: Layer, ranks: Ranks, posed: Problem) -> Chain | None:
     return whitened_start(method, layer, ranks, posed, 0)
 
 
@@ -116,7 +116,7 @@ def channels_apart(layer: Layer) -> Problem:
 
 
 @pytest.mark.parametrize(("method", "layer"), CASES)
-def test_whitened_it_is_better_than_plain_or_left_alone(method: Method, layer: Layer) -> None:
+def test_whitened_it_is_better_than_plain_or_left_alone(method: Decomposition, layer: Layer) -> None:
     posed = channels_apart(layer)
     ranks = method.fraction_ranks(layer, 0.5)
     plain = loss_of(fitted(method, layer, ranks), layer, posed)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.fitting import quadratic_loss as problems
 from onnxdecomp.fitting.fit import dense_rows, fit
 from onnxdecomp.fitting.quadratic_loss import as_rows, problem

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer
-from onnxdecomp.decompositions import get
 from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import UsageError
 from onnxdecomp.latency.cache import FILE, Stored, Where, cache_file, key_of, load, store, where
 from onnxdecomp.latency.chain_model import filled

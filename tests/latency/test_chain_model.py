@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer
-from onnxdecomp.decompositions import get
 from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.latency.chain_model import Tiny, chain_model, filled, frame_model, noise
 from onnxdecomp.latency.context import Neighbours
 from onnxdecomp.runtime.session import inputs_of, open_session, run

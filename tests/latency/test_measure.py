@@ -13,8 +13,8 @@ import pytest
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.decompositions import get
 from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.latency import measure
 from onnxdecomp.latency.cache import FILE, key_of, load, where
 from onnxdecomp.latency.context import Neighbours

@@ -12,8 +12,8 @@ import pytest
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer
-from onnxdecomp.decompositions import get
 from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.latency.cache import FILE, key_of, where
 from onnxdecomp.latency.chain_model import Tiny, chain_model, quantized_tiny
 from onnxdecomp.latency.context import ALONE, Neighbours

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.decompositions import names
+from onnxdecomp.decompositions.registry import names
 from onnxdecomp.layers.lowering_check import check_lowering
 from tests.layers.layers import Case, convolutions, gemms, run
 from tests.layers.more_layers import (

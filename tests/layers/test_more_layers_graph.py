@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxdecomp_passes.decompose import Decompose
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.decompositions import get, names
+from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.graph.load import load
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering

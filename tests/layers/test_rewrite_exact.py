@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from onnxdecomp_passes.decompose import Decompose
 
-from onnxdecomp.decompositions import names
+from onnxdecomp.decompositions.registry import names
 from onnxdecomp.layers.lowering_check import check_lowering
 from onnxdecomp.pipeline.base import StageResult
 from tests.layers.layers import Case, convolutions, gemms, matmuls, run

@@ -1,4 +1,4 @@
-"""A pass of somebody else's package: built, found by its entry point, run in a configured pipeline."""
+"""A pass and a decomposition of somebody else's package: built, found by their entry points, used."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from onnxdecomp.decompositions.registry import METHODS, names
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline import pipeline
+from onnxdecomp.workflow.compress import compress
 from tests.passes.graphs import model, op_types
 
 SOURCE = Path(__file__).parent / "sample_package"
@@ -67,15 +71,19 @@ def test_without_the_package_the_pass_is_unknown() -> None:
         pipeline.build({"pipeline": ["drop-dropout"]})
 
 
-def test_the_command_lists_it(installed: Path) -> None:
+def command(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     paths = [str(installed), *(path for path in sys.path if path)]
-    listed = subprocess.run(
-        [sys.executable, "-m", "onnxdecomp.cli.main", "passes", "--json", "-"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    return subprocess.run(
+        [sys.executable, "-m", "onnxdecomp.cli.main", *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_the_command_lists_it(installed: Path) -> None:
+    listed = command(installed, "passes", "--json", "-")
     assert listed.returncode == 0, listed.stderr
     passes = {entry["name"]: entry for entry in json.loads(listed.stdout)["passes"]}
     assert passes["drop-dropout"] == {
@@ -93,3 +101,73 @@ def test_the_command_lists_it(installed: Path) -> None:
         "error": None,
     }
     assert {"simplify", "normalise", "decompose", "annotate", "check"} <= set(passes)
+
+
+def two_layers() -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    weights = {f"w{k}": rng.standard_normal((24, 24)).astype(np.float32) for k in (1, 2)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"], name="one"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "w2"], ["y"], name="two"),
+    ]
+    return model(nodes, {"x": [2, 24]}, ["y"], weights)
+
+
+def test_its_decomposition_is_listed_with_its_package(installed: Path) -> None:
+    listed = command(installed, "methods", "--json", "-")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    methods = {entry["name"]: entry for entry in json.loads(listed.stdout)}
+    assert list(methods) == [*METHODS, "columns"]
+    assert methods["columns"]["distribution"] == "sample-passes 1.2.3"
+    assert methods["columns"]["options"] == {"of": "inputs"}
+    assert [name for name, entry in methods.items() if "distribution" in entry] == ["columns"]
+    assert "package sample-passes 1.2.3" in " ".join(command(installed, "methods").stdout.split())
+
+
+def test_its_decomposition_has_its_options_on_the_command_line(installed: Path, tmp_path: Path) -> None:
+    assert "--columns-of" in command(installed, "compress", "--help").stdout
+    path, record = tmp_path / "m.onnx", tmp_path / "record.json"
+    onnx.save(two_layers(), path)
+    options = ("--method", "columns", "--columns-of", "outputs", "--rank", "6", "--simplify", "none")
+    done = command(
+        *(installed, "compress", str(path), "-o", str(tmp_path / "out.onnx"), *options),
+        *("--no-bench", "--json", str(record)),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(record.read_text())
+    choices = found["plan"]["choices"]
+    assert [(c["method"], c["options"], c["ranks"]) for c in choices] == [
+        ("columns", {"of": "outputs"}, [6]),
+        ("columns", {"of": "outputs"}, [6]),
+    ]
+    assert "decompose: columns is a method of sample-passes 1.2.3" in found["notes"]
+
+
+@pytest.mark.parametrize("of", ["inputs", "outputs"])
+def test_its_decomposition_carries_out_a_plan(
+    of: str, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(installed))
+    subject = two_layers()
+    choices: dict[str, Any] = {
+        "bench": False,
+        "simplify": "none",
+        "method": "columns",
+        "options": {"columns": {"of": of}},
+    }
+    planned = compress(subject, rank="24", must_save="none", dry_run=True, **choices)
+    again = compress(subject, plan=planned.plan.to_json(), bench=False, simplify="none")
+    assert [choice.method for choice in again.plan.choices] == ["columns", "columns"]
+    assert again.verification is not None
+    worst = again.verification.worst
+    assert worst is not None
+    assert worst < 1e-4  # at full rank nothing is lost
+    searched = compress(subject, target="error=0.9", **choices)
+    assert {choice.method for choice in searched.plan.decomposed} == {"columns"}
+
+
+def test_without_the_package_its_method_is_unknown() -> None:
+    assert names() == tuple(METHODS)
+    with pytest.raises(UsageError, match="unknown method 'columns'"):
+        compress(two_layers(), method="columns", rank="6", dry_run=True)

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from onnxdecomp.cli.passes import command
+from onnxdecomp.core import plugins
 from onnxdecomp.errors import GateError, ModelError, OnnxDecompError, UsageError
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.pipeline.base import Stage, StageResult, option
@@ -78,7 +79,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             point = EntryPoint(name, value, pipeline.GROUP)
             vars(point).update(dist=Dist(name))
             points.append(point)
-        monkeypatch.setattr(pipeline, "entry_points", lambda group: points)
+        monkeypatch.setattr(plugins, "entry_points", lambda group: points)
 
     return apply
 

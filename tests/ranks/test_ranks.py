@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import UsageError
 from onnxdecomp.ranks.evbmf import evbmf
 from onnxdecomp.ranks.rounding import quantum, round_to_multiple
@@ -140,7 +140,7 @@ def test_choose_given_ranks() -> None:
     assert choose(tucker, CONV, parse("7,21")) == "rank 21 is above the full rank 20"
     assert choose(svd, LINEAR, parse("33")) == "rank 33 is above the full rank 32"
     assert choose(svd, LINEAR, parse("7,9")) == "2 ranks were given and this layer has 1"
-    assert choose(tucker, LINEAR, parse("7")) == "a matrix: use svd"
+    assert choose(tucker, LINEAR, parse("7")) == "on such a layer it is svd: use that"
     assert choose(tt, LINEAR, parse("7")) == (7,)
     assert choose(svd, LINEAR, parse("13"), multiple=8) == (16,)
     with pytest.raises(UsageError, match="--rank-multiple 0"):

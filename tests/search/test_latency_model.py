@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.latency.measure import Timing
 from onnxdecomp.layers.find import find

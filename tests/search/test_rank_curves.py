@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxdecomp.calibration.statistics import observe_unchanged
 from onnxdecomp.core.layer import Array
-from onnxdecomp.decompositions import get
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.layers.find import find

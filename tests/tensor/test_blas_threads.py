@@ -13,7 +13,8 @@ from threadpoolctl import ThreadpoolController
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, ConvSpec, Layer
-from onnxdecomp.decompositions import cp, get, tucker
+from onnxdecomp.decompositions import cp, tucker
+from onnxdecomp.decompositions.registry import get
 from onnxdecomp.fitting import fit, refit_kept
 from onnxdecomp.fitting.als import alternate
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem

@@ -1,3 +1,4 @@
-"""The passes of this package, by name."""
+"""The passes and the decompositions of this package, by name."""
 
 PASSES = {"drop-dropout": "sample_passes.dropout:DropDropout"}
+DECOMPOSITIONS = {"columns": "sample_passes.columns:Columns"}
