@@ -67,21 +67,34 @@ class Window:
         taps = self._open(missing)
         window: list[dict[ir.Value, Array]] | None = []
         size = 0
-        for index, feed in enumerate(self._batches(taps)):
-            have = dict(self._held[index]) if self._known else {}
-            if taps is not None:
-                before = {str(value.name): array for value, array in have.items()} | self._pinned(index)
-                have |= zip(missing, taps.run(feed | before), strict=True)
-            yield [have[value] for value in wanted]
-            if window is not None and not all(isinstance(have[value], np.ndarray) for value in cut):
-                window = None  # a sequence is not held
+        whole = True  # of what is held nothing was let go of yet
+        try:
+            for index, feed in enumerate(self._batches(taps)):
+                have = dict(self._held[index]) if self._known else {}
+                if taps is not None:
+                    before = {str(value.name): array for value, array in have.items()} | self._pinned(index)
+                    have |= zip(missing, taps.run(feed | before), strict=True)
+                yield [have[value] for value in wanted]
+                if window is not None and not all(isinstance(have[value], np.ndarray) for value in cut):
+                    window = None  # a sequence is not held
+                if window is not None:
+                    window.append({value: have[value] for value in cut})
+                    size += sum(have[value].nbytes for value in cut)
+                    if max(size, size * self._ahead(index)) > self._most:
+                        window = None
+                    elif self._known:  # the old cut and the new one are not held both
+                        self._held[index], whole = {}, False
             if window is not None:
-                window.append({value: have[value] for value in cut})
-                size += sum(have[value].nbytes for value in cut)
-                if size > self._most:
-                    window = None
-        if window is not None:
-            self._held, self._known, self._done = window, cut, done
+                self._held, self._known, self._done = window, cut, done
+                whole = True
+        finally:
+            if not whole:  # from the inputs again
+                self._held, self._known, self._done = [], (), set()
+
+    def _ahead(self, index: int) -> float:
+        """All inputs over those of the batches up to this one, where all are stacked alike."""
+        each = self._batch if self._feeds.stackable else 1
+        return max(1.0, len(self._feeds) / ((index + 1) * each))
 
     def held(self) -> list[dict[str, Array]]:
         """The values at the cut, by name for each batch; empty where none are held."""

@@ -106,3 +106,39 @@ def test_an_abandoned_look_changes_nothing() -> None:
 def test_an_unknown_value_is_refused() -> None:
     with pytest.raises(KeyError):
         list(opened(loaded(residual())).look(["nothing"]))
+
+
+def test_two_cuts_are_not_held_at_once() -> None:
+    window = opened(loaded(residual()))
+    joined(window, ["s"])
+    count = len(window.held())
+    assert count > 2
+    assert [len(window.held()) for _ in window.look(["r"])] == [count - done for done in range(count)]
+    assert len(window.held()) == count
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_a_later_look_that_is_abandoned_starts_from_the_inputs(taken: int, ran: list[frozenset[str]]) -> None:
+    model = loaded(residual())
+    window = opened(model)
+    joined(window, ["s"])
+    looks = window.look(["r"])
+    for _ in range(taken):
+        next(looks)
+    looks.close()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(joined(window, ["r"])[0], values(model, ["r"], FEEDS)[0], rtol=1e-6)
+    assert ran[-1] == frozenset({"s"} if taken == 1 else {"x"})
+
+
+def test_an_input_that_outgrows_the_cut_loses_nothing() -> None:
+    """The later of unlike inputs make it too large, when parts of the old cut were let go of."""
+    model = loaded(residual())
+    (sample, *_) = FEEDS
+    wide = {name: np.concatenate([array] * 8) for name, array in sample.items()}
+    feeds = Feeds((sample, sample, wide), "the test")
+    size = values(model, ["s"], [sample])[0].nbytes
+    window = Window(model, feeds, batch=1, threads=1, held=15 * size)
+    list(window.look(["s"]))
+    for found, feed in zip(window.look(["r"]), feeds, strict=True):
+        np.testing.assert_allclose(found[0], values(model, ["r"], [feed])[0], rtol=1e-5, atol=1e-6)
+    assert window.held() == []
