@@ -46,8 +46,8 @@ def carry_out(
     `sites` is emptied: every dense weight is let go of as soon as its factors stand in the model.
     Layers that share a weight and are given the same method and ranks share the factors, an embedding and
     the head that multiplies by its transpose too. With `requantize`, layers whose weight was stored
-    quantized get factors stored as int8. With a `calibration` every layer that can be observed is fitted to
-    what it sees by then, unless it shares its factors.
+    quantized get factors stored as int8, or as the weight was. With a `calibration` every layer that can be
+    observed is fitted to what it sees by then, unless it shares its factors.
 
     A layer whose factors an error of ours prevents is kept, and `on_failure` is told; without it, the error
     is raised. An error on the way into the graph is always raised: the model is then of no more use.
@@ -108,7 +108,7 @@ def carry_out(
             on_failure(choice, error)
             continue
         if made is not None:
-            quantize = requantize and site.quantized and site.layer.dtype == "float32"
+            quantize = requantize and site.requantizes
             done.append(_put(rewriter, site, made, metadata, quantize=quantize))
     return tuple(done)
 

@@ -14,7 +14,6 @@ from onnxdecomp.core.layer import Array, Dim
 from onnxdecomp.data.random_inputs import bindings, trial_of
 from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.layers.lowering_check.inputs import features_last
-from onnxdecomp.layers.recurrent import Recurrent
 from onnxdecomp.layers.site import Site
 from onnxdecomp.runtime.session import Feed
 
@@ -118,7 +117,7 @@ def _known(value: ir.Value) -> bool:
 
 def _asks(site: Site, sized: bool) -> bool:
     """Whether the shape is unknown, and not only because the model's inputs leave it free."""
-    if site.place.path or not (site.form is None or isinstance(site.form, Recurrent) or site.layer.lookup):
+    if site.place.path or not (site.form is None or site.form.rows or site.layer.lookup):
         return False
     shape: tuple[Dim, ...] | None = site.layer.input_shape
     if site.layer.lookup and site.x.shape is None:

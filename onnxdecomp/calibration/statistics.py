@@ -28,7 +28,6 @@ from onnxdecomp.fitting.fit import SHRINKAGES
 from onnxdecomp.fitting.moments import Gatherer, Moments, features, needed
 from onnxdecomp.fitting.quadratic_loss import as_rows
 from onnxdecomp.layers.lowering_check.inputs import features_last
-from onnxdecomp.layers.recurrent import Recurrent
 from onnxdecomp.layers.site import Site
 from onnxdecomp.runtime.memory_budget import budget, gibibytes
 from onnxdecomp.runtime.session import Feed
@@ -125,7 +124,7 @@ def unobservable(site: Site) -> str | None:
     layer = site.layer
     if site.place.path:
         return "it stands in a subgraph or a function"
-    if site.form is not None and not isinstance(site.form, Recurrent):
+    if site.form is not None and not site.form.rows:
         return f"the input of {layer.op_type} is not made of rows"
     if layer.is_stack:
         return "its weight is a stack of matrices"

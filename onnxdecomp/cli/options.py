@@ -98,7 +98,7 @@ def decomposition(function: F) -> F:
             click.option(
                 "--requantize",
                 is_flag=True,
-                help="Store the factors of weights that were quantized as int8 again.",
+                help="Store the factors of quantized weights as int8 again, or as MatMulNBits.",
             ),
             click.option(
                 "--simplify",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -34,6 +35,9 @@ SHAPE_KEEPING = frozenset(
 
 FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
 """Operators of com.microsoft that are one of ONNX's and more, which changes no shape."""
+
+PROJECTIONS = ("Attention", "MatMulNBits")
+"""Operators of com.microsoft whose output has other features than the first input, and else its shape."""
 
 UNKNOWN = "onnxdecomp.unknown"
 """The domain of operators that inference is kept from understanding."""
@@ -90,6 +94,8 @@ def _inferred(model: ir.Model) -> ir.Graph | None:
                     node.resize_inputs(1)
                 elif node.domain == "com.microsoft" and node.op_type in FUSED:
                     _unfuse(node)
+                elif node.domain == "com.microsoft" and node.op_type in PROJECTIONS:
+                    _project(node)
                 elif node.domain == "" and node.op_type == "Crop" and "border" in node.attributes:
                     _uncrop(node)
         proto = onnx.shape_inference.infer_shapes(ir.to_proto(light), check_type=False, data_prop=True)
@@ -147,6 +153,34 @@ def _unfuse(node: ir.Node) -> None:
         if name not in keep or name.startswith("activation"):
             del node.attributes[name]
     node.resize_inputs(min(len(node.inputs), 3))
+
+
+def _project(node: ir.Node) -> None:
+    """Make the node a MatMul by a matrix with a column for each output feature, where that is known."""
+    sizes = _projected(node)
+    if sizes is None or node.graph is None or any(output.name for output in node.outputs[1:]):
+        return
+    stand_in = ir.Tensor(np.broadcast_to(np.float32(0), sizes), name="matrix")
+    matrix = ir.node("Constant", [], attributes={"value": reference(stand_in, "left-out")})
+    node.graph.insert_before(node, matrix)
+    node.domain, node.op_type = "", "MatMul"
+    node.attributes.clear()
+    node.resize_inputs(2)
+    node.resize_outputs(1)
+    node.replace_input_with(1, matrix.outputs[0])
+
+
+def _projected(node: ir.Node) -> tuple[int, int] | None:
+    """The features of the first input and of the output."""
+    if node.op_type == "MatMulNBits":
+        return node.attributes.get_int("K", 0), node.attributes.get_int("N", 0)
+    weights = node.inputs[1]
+    shape = None if weights is None or weights.shape is None else weights.shape.dims
+    if shape is None or len(shape) != 2 or not all(isinstance(size, int) for size in shape):
+        return None
+    inputs, outputs = (int(size) for size in shape)  # type: ignore[arg-type]
+    sizes = node.attributes.get_ints("qkv_hidden_sizes", ())
+    return inputs, sizes[2] if len(sizes) == 3 else outputs // 3
 
 
 def _uncrop(node: ir.Node) -> None:

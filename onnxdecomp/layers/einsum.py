@@ -43,6 +43,7 @@ class Contraction:
     weight_perm: tuple[int, ...]
     stack: tuple[int, ...] = ()
     follow: tuple[int, ...] = ()
+    rows: bool = False
 
     def canonical(self, weight: Array) -> Array:
         """The constant as [*stack, T, S]."""

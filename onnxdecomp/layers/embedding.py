@@ -31,6 +31,7 @@ class Table:
 
     weight_at: int = 0
     follow: tuple[int, ...] = ()
+    rows: bool = False
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
         first, *rest = chain.steps

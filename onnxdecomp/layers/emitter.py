@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import Chain
+from onnxdecomp.core.chain import Chain, MatMul
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.attributes import as_attributes
 from onnxdecomp.layers.int8_weights import quantize
+from onnxdecomp.layers.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Emitter:
         mirror: For a share that is flipped, the label that the factor of a label was stored with.
         opset: The opset of the graph or function that the nodes go into.
         quantize: Factors are stored as int8 (see onnxdecomp.layers.int8_weights).
+        storage: How products of matrices are stored then, where it is not as int8.
     """
 
     constant: Callable[[Array, str, object], ir.Value]
@@ -53,6 +55,7 @@ class Emitter:
     share: Share | None = None
     mirror: Mapping[str, str] = field(default_factory=dict)
     quantize: bool = False
+    storage: Storage | None = None
     opset: int = 17
     nodes: list[ir.Node] = field(default_factory=list)
 
@@ -100,6 +103,14 @@ class Emitter:
 
     def dequantized(self, stored: ir.Value, scales: ir.Value, label: str, axis: int) -> ir.Value:
         return self.add("DequantizeLinear", [stored, scales], f"{label}.dequantized", axis=axis)
+
+    def product(self, step: MatMul, x: ir.Value, label: str) -> ir.Value | None:
+        """The step by the operator of the storage; None where the factor is stored another way."""
+        if not self.quantize or self.storage is None or step.weight.ndim != 2:
+            return None
+        stored, name = self.storage.stored(step), f"{self.name}/{label}.weight"
+        parts = [self._shared(part, f"{name}{end}", (label, end)) for end, part in stored.parts.items()]
+        return self.add(stored.op_type, [x, *parts], label, stored.domain, **stored.attributes)
 
     def _shared(self, array: Array, name: str, part: object) -> ir.Value:
         key = None if self.share is None else (self.share.key, part, array.shape)

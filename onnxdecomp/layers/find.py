@@ -14,12 +14,14 @@ from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.graph.attributes import node_name
 from onnxdecomp.graph.constants import Memo
 from onnxdecomp.graph.traversal import Place, places
+from onnxdecomp.layers.attention import attention_site
 from onnxdecomp.layers.conv import conv_site
 from onnxdecomp.layers.einsum import einsum_site
 from onnxdecomp.layers.embedding import gather_site
 from onnxdecomp.layers.fused import fused_conv_site, fused_gemm_site
 from onnxdecomp.layers.linear import gemm_site, matmul_site
 from onnxdecomp.layers.lower import MICROSOFT
+from onnxdecomp.layers.matmul_nbits import matmul_nbits_site
 from onnxdecomp.layers.recurrent import recurrent_site
 from onnxdecomp.layers.site import Scope, Site, Skip
 
@@ -41,14 +43,26 @@ FINDERS: dict[tuple[str, str], Finder] = {
     (MICROSOFT, "FusedConv"): fused_conv_site,
     (MICROSOFT, "FusedGemm"): fused_gemm_site,
     (MICROSOFT, "FusedMatMul"): matmul_site,
+    (MICROSOFT, "MatMulNBits"): matmul_nbits_site,
+    (MICROSOFT, "Attention"): attention_site,
 }
 """The finder of a domain's operator."""
 
-NOT_TAKEN = frozenset(
-    ("DeformConv", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits")
-    + ("Attention", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "GatherBlockQuantized")
-)
-"""Operators that carry weights and that no method takes: listed so that nobody wonders."""
+NOT_TAKEN = {
+    "": frozenset("ConvInteger DeformConv MatMulInteger QLinearConv QLinearMatMul".split()),  # noqa: SIM905
+    MICROSOFT: frozenset(
+        """
+        AttnLSTM CausalConvWithState ConvTransposeWithDynamicPads DecoderAttention DecoderMaskedSelfAttention
+        DynamicQuantizeLSTM DynamicQuantizeMatMul EmbedLayerNormalization FusedMatMulActivation
+        GatherBlockQuantized GemmFastGelu GemmFloat8 LongformerAttention MatMulBlockQuantizedFp4Weight
+        MatMulBlockQuantizedFp8Weight MatMulBnb4 MatMulFpQ4 MatMulInteger16 MatMulIntegerToFloat MoE NhwcConv
+        NhwcFusedConv PackedAttention QAttention QEmbedLayerNormalization QGemm QLinearConv QMoE
+        QOrderedAttention QOrderedLongformerAttention QOrderedMatMul TorchEmbedding TransposeMatMul
+        VarlenCausalConvWithState WordConvEmbedding
+        """.split()  # noqa: SIM905 - a column of strings is no easier to read
+    ),
+}
+"""Operators of each domain that carry weights and that no method takes: listed so that nobody wonders."""
 
 BLOCKED = "com.microsoft.nchwc"
 """The domain of operators whose weights ONNX Runtime has laid out for one kind of processor."""
@@ -104,11 +118,12 @@ def _looked(node: ir.Node, scope: Scope) -> Site | str | None:
 
 
 def _look(node: ir.Node, scope: Scope) -> Site | str | None:
-    finder = FINDERS.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    finder = FINDERS.get((domain, node.op_type))
     if finder is None:
         if node.domain == BLOCKED and node.op_type == "Conv":
             return "ONNX Runtime has laid it out for one kind of processor; save its model at a lower level"
-        return f"{node.op_type} is not decomposed" if node.op_type in NOT_TAKEN else None
+        return f"{node.op_type} is not decomposed" if node.op_type in NOT_TAKEN.get(domain, ()) else None
     parameters = [name for name, attr in node.attributes.items() if attr.is_ref()]
     if parameters:
         return None if node.op_type == "Gather" else f"its {parameters[0]} is a parameter of the function"

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, LeftMatMul, Step
+from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, LeftMatMul, MatMul, Step
 from onnxdecomp.core.layer import Array
 from onnxdecomp.layers.conv_layout import canonical_transposed, onnx_transposed
+from onnxdecomp.layers.storage import Storage
 
 OLDEST_OPSET = 13
 """The first opset whose DequantizeLinear has a scale for each channel."""
@@ -33,14 +34,16 @@ def dequantize(quantized: Array, scales: Array, axis: int) -> Array:
     return quantized * scales.reshape(shape)
 
 
-def on_grid(chain: Chain) -> Chain:
-    """The chain with its factors as int8 represents them: what the nodes compute, and what it costs."""
-    return replace(chain, steps=tuple(_rounded(step) for step in chain.steps))
+def on_grid(chain: Chain, storage: Storage | None = None) -> Chain:
+    """The chain with its factors as int8, or the storage, represents them: what the nodes compute."""
+    return replace(chain, steps=tuple(_rounded(step, storage) for step in chain.steps))
 
 
-def _rounded(step: Step) -> Step:
+def _rounded(step: Step, storage: Storage | None) -> Step:
     if not isinstance(step, WEIGHTED):
         return step
+    if storage is not None and isinstance(step, MatMul) and step.weight.ndim == 2:
+        return storage.rounded(step)
     dtype = step.weight.dtype
     if isinstance(step, Convolve) and step.spec.transposed:
         stored = onnx_transposed(step.weight, step.spec.groups)

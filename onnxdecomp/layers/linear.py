@@ -94,7 +94,7 @@ def matmul_site(node: ir.Node, scope: Scope) -> Site | str:
         shape = _swap(shape)
     nodes: tuple[ir.Node, ...] = (node,)
     bias, bias_value = None, None
-    if not operand.left and (fused := _bias_after(node, int(weight.shape[-2]), scope)):
+    if not operand.left and (fused := bias_after(node, int(weight.shape[-2]), scope)):
         add, bias_value, vector = fused
         nodes, bias = (node, add), working(vector)
     layer = Layer(
@@ -162,7 +162,7 @@ def _gemm_bias(
     return working(vector) * working(vector).dtype.type(beta), None
 
 
-def _bias_after(node: ir.Node, outputs: int, scope: Scope) -> tuple[ir.Node, ir.Value, Array] | None:
+def bias_after(node: ir.Node, outputs: int, scope: Scope) -> tuple[ir.Node, ir.Value, Array] | None:
     """The Add of a constant [T] that alone reads the node's output."""
     out = node.outputs[0]
     uses = list(out.uses())

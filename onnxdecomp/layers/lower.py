@@ -121,6 +121,8 @@ def emit_step(
 ) -> ir.Value:
     """The node of one step on features; `rank` counts the axes of an activation with one feature axis."""
     if isinstance(step, MatMul):
+        if not left and (made := emit.product(step, x, label)) is not None:
+            return made
         array = step.weight.swapaxes(-1, -2) if left else step.weight
         weight = emit.weight(array, label, axis=array.ndim - (2 if left else 1))
         return emit.add("MatMul", [weight, x] if left else [x, weight], label)

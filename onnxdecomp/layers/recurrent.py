@@ -42,6 +42,7 @@ class Recurrent:
     batch_first: bool = False
     weight_at: int = 1
     follow: tuple[int, ...] = (_SEQUENCE_LENS, _INITIAL_H, _INITIAL_C)
+    rows: bool = True
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
         last = chain.steps[-1]

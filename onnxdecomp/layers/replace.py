@@ -86,8 +86,8 @@ class Rewriter:
 
         The last new node takes the name, the output name and the output's uses of the site's last node;
         the dense weight goes when nothing uses it any more. Sites replaced with the same `share` have the
-        same factors, which are stored once. With `quantize`, factors are stored as int8,
-        and the chain that is returned has their values.
+        same factors, which are stored once. With `quantize`, factors are stored as int8 or
+        as the site says, and the chain that is returned has their values.
         """
         site = site.current()
         before = Snapshot.of(site.nodes[0])
@@ -95,7 +95,7 @@ class Rewriter:
         if site.layer.lookup:
             chain = with_lookup(chain)
         if quantize:
-            chain = on_grid(chain)
+            chain = on_grid(chain, site.storage)
         emit = Emitter(
             constant=lambda array, name, key: self._constant(site.place, array, name, key),
             unique=self._unique,
@@ -105,6 +105,7 @@ class Rewriter:
             share=share,
             mirror=_mirror(chain) if share is not None and share.flipped else {},
             quantize=quantize,
+            storage=site.storage,
             opset=self._opset(site.place),
         )
         if site.form is not None:
@@ -132,6 +133,9 @@ class Rewriter:
         discard(site.weight)
         if site.bias is not None:
             discard(site.bias)
+        for operand in dict.fromkeys(before.inputs):  # what belongs to the weight, such as its scales
+            if operand is not None and operand not in (site.weight, site.bias):
+                discard(operand)
         return Rewritten(site, chain, tuple(emit.nodes), before, quantize)
 
     def _opset(self, place: Place) -> int:

@@ -13,6 +13,7 @@ from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.graph.attributes import named_output
 from onnxdecomp.graph.constants import Constant, Memo, resolve
 from onnxdecomp.graph.traversal import Place
+from onnxdecomp.layers.storage import Storage
 
 if TYPE_CHECKING:
     from onnxdecomp.core.chain import Chain
@@ -87,6 +88,11 @@ class Form(Protocol):
         """Positions of further inputs whose shape follows the activation's, such as initial states."""
         ...
 
+    @property
+    def rows(self) -> bool:
+        """Whether the activation has the features on its last axis, so that its rows can be observed."""
+        ...
+
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
         """Why the chain cannot take the operator's place, a phrase for people; None where it can."""
         ...
@@ -119,7 +125,9 @@ class Site:
         linear: For Gemm and MatMul and their fused kinds.
         fused: For FusedConv and FusedGemm.
         form: For every operator that is neither a convolution nor a Gemm or MatMul.
-        quantized: The weight is stored quantized, behind a DequantizeLinear.
+        quantized: The weight is stored quantized, behind a DequantizeLinear or in the operator's own way.
+        packed: Numbers of the weight in one element of what is stored.
+        storage: How factors are stored when they are quantized again; None: as int8.
     """
 
     layer: Layer
@@ -133,6 +141,13 @@ class Site:
     fused: Fused | None = None
     form: Form | None = None
     quantized: bool = False
+    packed: int = 1
+    storage: Storage | None = None
+
+    @property
+    def requantizes(self) -> bool:
+        """Whether its factors can be stored quantized as its weight was; int8 ones are of float32 only."""
+        return self.quantized and (self.storage is not None or self.layer.dtype == "float32")
 
     @property
     def output(self) -> ir.Value:

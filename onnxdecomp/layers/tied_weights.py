@@ -105,7 +105,7 @@ def _stored(root: ir.Value, own: Sequence[Site]) -> int:
     tensor = ir.convenience.get_const_tensor(root)
     if tensor is None:  # a Constant that holds no tensor but numbers
         return max(int(site.layer.weight.size) for site in own)
-    return math.prod(int(size) for size in tensor.shape.numpy())
+    return math.prod(int(size) for size in tensor.shape.numpy()) * max(site.packed for site in own)
 
 
 def _is_left(site: Site) -> bool:

@@ -126,13 +126,17 @@ def _describe(path: Path) -> dict[str, Any]:
     except ModelError:
         return found | unknown
     infer_shapes(model)
-    stored = [v.const_value for place in places(model) for v in place.graph.initializers.values()]
+    sites = find(model)[0]
+    packed = {site.root: site.packed for site in sites}
+    stored = [v for place in places(model) for v in place.graph.initializers.values()]
     return found | {
         "bytes": size(path, source(model)),
         "opset": int(model.opset_imports.get("", 1)),
         "ir_version": int(model.ir_version),
-        "params": sum(int(tensor.size) for tensor in stored if tensor is not None),
-        "macs": sum(dense_cost(site.layer).macs for site in find(model)[0]),
+        "params": sum(
+            int(v.const_value.size) * packed.get(v, 1) for v in stored if v.const_value is not None
+        ),
+        "macs": sum(dense_cost(site.layer).macs for site in sites),
     }
 
 

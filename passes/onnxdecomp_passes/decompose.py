@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -350,17 +351,17 @@ def _unfitted(model: ir.Model, sites: Sequence[Site], plan: Plan, calibration: C
 
 def _notes(rewritten: Sequence[Rewritten], requantize: bool, opset: int) -> tuple[str, ...]:
     quantized = sum(done.site.quantized for done in rewritten)
-    stored = sum(done.quantized for done in rewritten)
+    names = [done.site.storage.name if done.site.storage else "int8" for done in rewritten if done.quantized]
     advice = "re-quantize with --requantize"
     if requantize and opset < OLDEST_OPSET:
         advice = f"--requantize needs opset {OLDEST_OPSET}, this model has {opset}"
     elif requantize:
         advice = "--requantize stores factors of float32 layers only"
     notes = []
-    if stored:
-        notes.append(f"{_factors_of(stored)} int8, the activations between them floating point")
-    if quantized > stored:
-        notes.append(f"{_factors_of(quantized - stored)} floating point ({advice})")
+    for name, count in sorted(Counter(names).items()):
+        notes.append(f"{_factors_of(count)} {name}, the activations between them floating point")
+    if quantized > len(names):
+        notes.append(f"{_factors_of(quantized - len(names))} floating point ({advice})")
     return tuple(notes)
 
 

@@ -1,0 +1,124 @@
+"""Attention (com.microsoft) as a layer: its packed projection of the input to queries, keys and values.
+
+The operator computes X W + b before it does anything else, and X stands nowhere else: with W = U V, it does
+the same on X U with V, whose rows are as many as the rank. Heads, masks, past states and rotary positions are
+the operator's own still, as a recurrent operator's gates are (see onnxdecomp.layers.recurrent).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.core.chain import Chain, MatMul
+from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.graph.attributes import attribute, dims, node_name
+from onnxdecomp.layers.emitter import Emitter
+from onnxdecomp.layers.lower import emit_step, labels
+from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, working
+
+_BIAS, _MASK, _PAST, _ATTENTION_BIAS, _PAST_LENGTH = 2, 3, 4, 5, 6
+_BATCH, _TOKENS, _PAST_TOKENS = 2, 4, 3
+"""Sizes that the operator is checked with."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The form of an Attention: a chain's last product becomes its weights [rank, Q + K + V]."""
+
+    heads: int
+    values: int
+    weight_at: int = 1
+    follow: tuple[int, ...] = (_MASK, _PAST, _ATTENTION_BIAS, _PAST_LENGTH)
+    rows: bool = True
+
+    def obstacle(self, chain: Chain, layer: Layer) -> str | None:
+        last = chain.steps[-1]
+        if isinstance(last, MatMul) and last.weight.ndim == 2 and last.weight.shape[1] == layer.outputs:
+            return None
+        return "its chain does not end in a product of matrices, which would become its weights: use svd"
+
+    def emit(self, chain: Chain, site: Site, emit: Emitter) -> None:
+        x = site.x
+        *before, last = zip(chain.steps, labels(chain), strict=True)
+        for step, label in before:
+            x = emit_step(step, x, 3, label, emit)
+        step, label = last
+        assert isinstance(step, MatMul)
+        node = Snapshot.of(site.nodes[-1])
+        # An empty list has no type, and says as much as no attribute.
+        attributes = {name: value for name, value in node.attributes.items() if value != ()}
+        inputs = [x, emit.weight(step.weight, label, axis=1), *node.inputs[2:]]
+        emit.add(node.op_type, inputs, label, node.domain, len(node.outputs), **attributes)
+
+    def stored(self, weight: Array) -> Array:
+        return weight.T
+
+    def feeds(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
+        past = _PAST_TOKENS if len(node.inputs) > _PAST and node.inputs[_PAST] is not None else 0
+        total = past + _TOKENS
+        state = (2, _BATCH, self.heads, past, self.values // self.heads)
+        return {
+            0: rng.standard_normal((_BATCH, _TOKENS, layer.inputs)),
+            _BIAS: rng.standard_normal(layer.outputs),
+            _MASK: self._mask(node, total),
+            _PAST: rng.standard_normal(state),
+            _ATTENTION_BIAS: rng.standard_normal((_BATCH, self.heads, _TOKENS, total)),
+            _PAST_LENGTH: np.array(past, np.int32),
+        }
+
+    def _mask(self, node: Snapshot, total: int) -> Array:
+        """A mask of as many axes as the node's has: its second sequence is a token shorter."""
+        value = node.inputs[_MASK] if len(node.inputs) > _MASK else None
+        shape = None if value is None else dims(value)
+        if shape is not None and len(shape) == 1:
+            ends = np.array([total, total - 1], np.int32)
+            return ends if shape[0] != 2 * _BATCH else np.concatenate([ends, np.zeros(_BATCH, np.int32)])
+        mask = np.ones((_BATCH, total), np.int32)
+        mask[1, -1] = 0
+        if shape is None or len(shape) == 2:
+            return mask
+        rows = np.broadcast_to(mask[:, None], (_BATCH, _TOKENS if len(shape) == 3 else total, total))
+        return rows.copy() if len(shape) == 3 else rows[:, None].copy()
+
+
+def attention_site(node: ir.Node, scope: Scope) -> Site | str:
+    """The site of an Attention's input projection, or why it cannot be one."""
+    x, value = node.inputs[:2]
+    if x is None or value is None:
+        return "it has no weights of its own"
+    if len(node.inputs) <= _BIAS or node.inputs[_BIAS] is None:
+        # The kernel reads it all the same, and with it the check of what is put in its place would crash.
+        return "it has no bias, which ONNX Runtime's CPU provider cannot do without"
+    constant = scope.constant(value)
+    if isinstance(constant, str):
+        return constant
+    if constant.dtype not in FLOATS:
+        return f"its weight has element type {constant.dtype}"
+    if constant.array.ndim != 2:
+        return f"its weights have {constant.array.ndim} dimensions, not 2"
+    features, outputs = constant.array.shape
+    sizes = [int(size) for size in attribute(node, "qkv_hidden_sizes", ())] or [outputs // 3] * 3
+    heads = int(attribute(node, "num_heads", 0))
+    if len(sizes) != 3 or sum(sizes) != outputs or heads < 1 or any(size % heads for size in sizes):
+        return "its weights do not have the sizes that its attributes say"
+    layer = Layer(
+        name=node_name(node),
+        op_type=node.op_type,
+        weight=working(constant.array).T,
+        graph=scope.place.path,
+        input_shape=dims(x) or (None, None, features),
+        dtype=constant.dtype,
+    )
+    return Site(
+        layer,
+        scope.place,
+        (node,),
+        x,
+        value,
+        constant.root,
+        form=Projection(heads, sizes[2]),
+        quantized="DequantizeLinear" in constant.via,
+    )
