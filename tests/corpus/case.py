@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.load import load
@@ -29,6 +30,25 @@ from tests.conftest import ROOT, corpus_root
 FROZEN = "+frozen"
 """Behind a model's name: with initializers that are also graph inputs taken as constants."""
 
+ADDING = {
+    "winml_mnist": "IR version 3, auto_pad, a MatMul whose weight is reshaped",
+    "silero_vad": "layers in the branches of Ifs, Conv1d with strides, an LSTM whose weights are computed",
+    "meshnet_model20chan3cls": "Conv3d, dilated and 1 x 1, with sizes of any length",
+    "gtcrn": "grouped, depthwise and transposed convolutions, a GRU in both directions, BatchNormalization",
+    "resnet20_qdq_int8": "QuantizeLinear, Gemm with transB",
+    "magika_standard_v3_3": "int32 inputs, another domain",
+    "dtln_model_1": "LSTM",
+    "winml_candy": "ConvTranspose with auto_pad, operators that no opset has",
+    "ultraface_version-RFB-320": "all weights overridable, dilated Conv2d",
+    "ultraface_version-RFB-320" + FROZEN: "weights that are inputs, taken as constants",
+    "resnet44_fp16": "float16",
+    "basic_pitch_nmp": "a weight that several layers share",
+    "resnet20_cifar10": "biases that are computed",
+    "ch_ppocr_mobile_v2.0_cls_infer": "dimensions of -1",
+    "squeezenet1.0_ext": "external data",
+}
+"""Models, and what structure each adds to those before it. The others run with `-m corpus_all`."""
+
 PREPARE = {"pipeline": ["simplify", "normalise"]}
 REST = {"pipeline": ["decompose", "annotate", "check"]}
 
@@ -39,6 +59,15 @@ def model_names() -> list[str]:
     if not path.is_file():
         return ["no-corpus"]
     return [str(entry["name"]) for entry in json.loads(path.read_text())["models"]]
+
+
+def each(names: Iterable[str] | None = None) -> pytest.MarkDecorator:
+    """The fixture `case` of these models, else of all of the corpus; by default of those of ADDING alone."""
+    params = [
+        pytest.param(name, marks=() if name in ADDING or name == "no-corpus" else pytest.mark.corpus_all)
+        for name in (model_names() if names is None else names)
+    ]
+    return pytest.mark.parametrize("case", params, indirect=True)
 
 
 @dataclass(frozen=True, eq=False)

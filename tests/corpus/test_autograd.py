@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-
 from onnxdecomp.graph.load import load
 from onnxdecomp.training.agreement import check_agreement
 from onnxdecomp.training.autograd.network import Network
 from onnxdecomp.training.roles import roles
-from tests.corpus.case import Case, model_names
+from tests.corpus.case import Case, each
 
 
-@pytest.mark.parametrize("case", model_names(), indirect=True)
+@each()
 def test_torch_computes_what_onnx_runtime_does(case: Case) -> None:
     """Also with all of its weights as parameters, which gradients reach where an output is a number."""
     model = load(case.original)

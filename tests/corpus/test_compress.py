@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
 
 from onnxdecomp.decompositions.registry import names
 from onnxdecomp.errors import OnnxDecompError
@@ -20,7 +19,17 @@ from onnxdecomp.graph.load import load
 from onnxdecomp.graph.traversal import slots
 from onnxdecomp.record.layers import LayerRecord
 from onnxdecomp.workflow import compress
-from tests.corpus.case import FROZEN, Case, files, interface, model_names, objection, relative, session
+from tests.corpus.case import (
+    FROZEN,
+    Case,
+    each,
+    files,
+    interface,
+    model_names,
+    objection,
+    relative,
+    session,
+)
 
 UNFROZEN = ("nanodet_m", "ultraface_version-RFB-320")
 """All their weights are graph inputs at IR version 4 or later."""
@@ -65,10 +74,8 @@ EXACT = {"float32": 1e-4, "float16": 2e-2}
 EXACT_QUANTIZED = 5e-2
 """A rounding error before a QuantizeLinear may become a whole step of it, in a few places."""
 
-every_model = pytest.mark.parametrize("case", ALL, indirect=True)
 
-
-@every_model
+@each(ALL)
 def test_half_rank(case: Case) -> None:
     """--rank 0.5: a valid model that ONNX Runtime runs, or a documented refusal; a second run is the same."""
     methods = _methods(case)
@@ -77,14 +84,14 @@ def test_half_rank(case: Case) -> None:
     assert not problems, "\n".join([*problems, said])
 
 
-@every_model
+@each(ALL)
 def test_full_rank(case: Case) -> None:
     """--rank 1.0 with must_save="none": every layer is decomposed and the outputs stay."""
     problems = [f"{method}: {p}" for method in _methods(case) for p in _full_rank(case, method)]
     assert not problems, "\n".join(problems)
 
 
-@pytest.mark.parametrize("case", [name for name in ALL if name not in SMALL], indirect=True)
+@each(name for name in ALL if name not in SMALL)
 def test_other_methods(case: Case) -> None:
     """The methods that have not run on all layers, on some of each kind, at full rank."""
     others = [method for method in names() if method not in _methods(case)]

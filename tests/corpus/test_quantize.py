@@ -15,7 +15,7 @@ from onnxdecomp.quantization.int8 import Reader, int8
 from onnxdecomp.quantization.scheme import scheme_for
 from onnxdecomp.runtime.session import inputs_of, open_session, run
 from onnxdecomp.workflow import compress
-from tests.corpus.case import Case, model_names
+from tests.corpus.case import Case, each
 
 REFUSED = {
     "resnet20_qdq_int8": "quantized already",
@@ -42,7 +42,7 @@ def feeds_for(path: Any) -> Any:
     return found
 
 
-@pytest.mark.parametrize("case", model_names(), indirect=True)
+@each()
 def test_what_is_written_can_be_quantized(case: Case) -> None:
     from onnxruntime.quantization import QuantType, quantize_static
 
