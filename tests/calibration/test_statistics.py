@@ -290,6 +290,7 @@ def test_rows_are_drawn_as_many_as_it_takes() -> None:
 def test_several_layers_in_one_walk() -> None:
     model = loaded(residual())
     sites = find(model)[0]
+    assert [site.layer.name for site in sites] == ["stem", "first", "second"]
     settings = calibration(images(16), rows=50)
     found = observe_unchanged(model, [*sites, sites[1]], settings)
     for site, (train, held) in zip([*sites, sites[1]], found, strict=True):

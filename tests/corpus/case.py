@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -61,10 +61,10 @@ def model_names() -> list[str]:
     return [str(entry["name"]) for entry in json.loads(path.read_text())["models"]]
 
 
-def each(names: Iterable[str] | None = None) -> pytest.MarkDecorator:
-    """The fixture `case` of these models, else of all of the corpus; by default of those of ADDING alone."""
+def each(names: Iterable[str] | None = None, usual: Collection[str] = tuple(ADDING)) -> pytest.MarkDecorator:
+    """The fixture `case` of these models, else of all of the corpus; by default of the usual ones alone."""
     params = [
-        pytest.param(name, marks=() if name in ADDING or name == "no-corpus" else pytest.mark.corpus_all)
+        pytest.param(name, marks=() if name in usual or name == "no-corpus" else pytest.mark.corpus_all)
         for name in (model_names() if names is None else names)
     ]
     return pytest.mark.parametrize("case", params, indirect=True)

@@ -49,7 +49,9 @@ def test_planted_ranks_are_found_exactly() -> None:
 
 def test_bases_are_orthonormal() -> None:
     w = np.random.default_rng(0).standard_normal((10, 8, 9)).astype(np.float32)
-    for basis in hooi(w, (4, 3), 1e-6, 9):
+    bases = hooi(w, (4, 3), 1e-6, 9)
+    assert len(bases) == 2
+    for basis in bases:
         np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-6)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxdecomp.core.layer import Array, Layer
@@ -27,6 +29,14 @@ LAYERS: dict[str, Layer] = {
 def taking(layer: Layer) -> list[Decomposition]:
     """The methods, with their usual options, that take the layer."""
     return [method for method in map(get, names()) if refusal_of(method, layer) is None]
+
+
+def third(cases: Sequence[tuple[str, Decomposition, Layer]], which: int) -> list[tuple[str, Decomposition, Layer]]:
+    """Of each method's kinds of layers every third: all of 0, 1 and 2 together are all cases."""
+    kinds: dict[str, list[tuple[str, Decomposition, Layer]]] = {}
+    for case in cases:
+        kinds.setdefault(case[1].name, []).append(case)
+    return [case for own in kinds.values() for case in own[which % len(own) :: 3]]
 
 
 def correlated(layer: Layer, count: int, *, seed: int = 0, mean: float = 1.0) -> Array:

@@ -28,7 +28,9 @@ def assert_kept(case: Case, method: str, tolerance: float = 1e-4) -> None:
     """Exact at full rank; and at half of it the nodes compute what the chain says, under the node's name."""
     assert_exact(case, method, tolerance)
     model, result = decompose(case, method=method, rank="0.5")
-    for check in check_lowering(result.rewritten, opset=17, ir_version=8):
+    checks = check_lowering(result.rewritten, opset=17, ir_version=8)
+    assert len(checks) == len(result.rewritten)
+    for check in checks:
         assert check.passed, check
         assert check.rel_error is not None
     if result.rewritten:
