@@ -31,7 +31,9 @@ def taking(layer: Layer) -> list[Decomposition]:
     return [method for method in map(get, names()) if refusal_of(method, layer) is None]
 
 
-def third(cases: Sequence[tuple[str, Decomposition, Layer]], which: int) -> list[tuple[str, Decomposition, Layer]]:
+def third(
+    cases: Sequence[tuple[str, Decomposition, Layer]], which: int
+) -> list[tuple[str, Decomposition, Layer]]:
     """Of each method's kinds of layers every third: all of 0, 1 and 2 together are all cases."""
     kinds: dict[str, list[tuple[str, Decomposition, Layer]]] = {}
     for case in cases:
