@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime.session import Feed, TensorSpec, dtype_of
+
+_BATCH = re.compile(r"batch", re.IGNORECASE)
+_TIME = re.compile(r"^t$|time|seq|frame|step|token|length|_len$|^len$", re.IGNORECASE)
+"""Names of sizes that are a batch wherever they stand, and of those that are none where they stand first."""
 
 SIZES = (32, 64, 96, 128, 224, 16, 320, 256, 512, 160, 48, 640, 8, 4, 2, 1)
 """Sizes tried for free dimensions, usual image and sequence sizes first."""
@@ -186,6 +191,16 @@ def dimension(spec: TensorSpec, axis: int) -> Key:
     return dim if isinstance(dim, str) else (spec.name, axis)
 
 
+def is_batch(spec: TensorSpec, axis: int) -> bool:
+    """Whether a free dimension looks like a batch: by its name where that tells, else as the first axis."""
+    dim = spec.shape[axis]
+    if isinstance(dim, int):
+        return False
+    if dim is not None and _BATCH.search(dim):
+        return True
+    return axis == 0 and not (dim is not None and _TIME.search(dim))
+
+
 def _free(inputs: Sequence[TensorSpec], fixed: Mapping[Key, int]) -> dict[Key, bool]:
     """The keys of dimensions still to be bound: whether they look like a batch."""
     free: dict[Key, bool] = {}
@@ -193,7 +208,7 @@ def _free(inputs: Sequence[TensorSpec], fixed: Mapping[Key, int]) -> dict[Key, b
         for axis, dim in enumerate(spec.shape):
             key = dimension(spec, axis)
             if not isinstance(dim, int) and key not in fixed:
-                free[key] = free.get(key, False) or axis == 0
+                free[key] = free.get(key, False) or is_batch(spec, axis)
     return free
 
 
@@ -205,8 +220,8 @@ def _assignments(
     if not free:
         yield {}
         return
-    batches = [key for key, is_batch in free.items() if is_batch]
-    others = [key for key, is_batch in free.items() if not is_batch]
+    batches = [key for key, batched in free.items() if batched]
+    others = [key for key, batched in free.items() if not batched]
 
     def candidates() -> Iterator[dict[Key, int]]:
         used = {before[key] for key in others if key in before}

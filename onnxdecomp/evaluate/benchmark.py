@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.data.batches import rebatched
+from onnxdecomp.data.batches import rebatched, rows_of
 from onnxdecomp.data.culprit import culprit
 from onnxdecomp.data.random_inputs import bindings, trial_of
 from onnxdecomp.data.read import Data, read_feeds, repeatable
@@ -251,7 +251,7 @@ def _setting(
     results = []
     for index, (model, session, feed) in enumerate(zip(models, sessions, feeds, strict=True)):
         latency = summarise(timings.samples[index])
-        rows = _rows(feed)
+        rows = rows_of(feed, inputs_of(session))
         against = (timings.samples[index], timings.samples[0])
         results.append(
             ModelTiming(
@@ -334,11 +334,6 @@ def _on_device(session: ort.InferenceSession, feed: Feed) -> Run:
         binding.synchronize_outputs()
 
     return once
-
-
-def _rows(feed: Feed) -> int:
-    first = next(iter(feed.values()), None)
-    return int(first.shape[0]) if first is not None and first.ndim else 1
 
 
 def describe(setting: Setting) -> Iterator[str]:

@@ -12,8 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxdecomp
 from onnxdecomp.calibration import random_set as calibrate
-from onnxdecomp.data.batches import rebatched
+from onnxdecomp.data.batches import rebatched, rows_of
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.data.random_inputs import bindings
 from onnxdecomp.errors import ModelError
 from onnxdecomp.evaluate import benchmark
 from onnxdecomp.latency.meter import timed_input
@@ -194,6 +195,26 @@ def test_a_batch_is_made_of_the_rows_there_are() -> None:
     assert rebatched(found, inputs, 1)["state"].shape == (2, 1, 4)
     fixed = [TensorSpec("x", (2, 3), "float32")]
     assert rebatched(feed, fixed, 7)["x"].shape == (2, 3)
+
+
+def test_time_is_no_batch() -> None:
+    named = [TensorSpec("x", ("seq", "batch", 3), "float32"), TensorSpec("h", (1, "batch", 4), "float32")]
+    feed = {"x": np.zeros((5, 1, 3)), "h": np.zeros((1, 1, 4))}
+    found = rebatched(feed, named, 2)
+    assert [array.shape for array in found.values()] == [(5, 2, 3), (1, 2, 4)]
+    assert [rows_of(feed, named), rows_of(found, named)] == [1, 2]
+    alone = [TensorSpec("x", ("time", 1, 3), "float32"), TensorSpec("h", (1, 1, 4), "float32")]
+    assert [array.shape for array in rebatched(feed, alone, 2).values()] == [(5, 1, 3), (1, 1, 4)]
+    assert rows_of(feed, alone) == 1
+    assert rows_of({"x": np.zeros((8, 3))}, [TensorSpec("x", (8, 3), "float32")]) == 8
+    assert rows_of({"x": np.zeros(())}, [TensorSpec("x", (), "float32")]) == 1
+
+
+def test_random_inputs_of_models_with_the_time_first() -> None:
+    inputs = [TensorSpec("x", ("T", "batch", 3), "float32")]
+    found = bindings(inputs, lambda feed: None, count=1, batch=4)
+    assert not isinstance(found, str)
+    assert found[0].feed(inputs, (0,))["x"].shape == (32, 4, 3)
 
 
 def test_the_first_input_given_is_taken(model: Path) -> None:
