@@ -44,6 +44,43 @@ class Stage(ir.passes.InPlacePass):
         """Change the model in place and say what was done."""
 
 
+class Planner(Stage):
+    """A stage that decides which layers are replaced: a run gives it data, a plan and a stopwatch.
+
+    What a run asks of it is declared by this class: an option of another stage may have any name.
+    """
+
+    method: str
+    rank: str
+    target: str
+    layers: tuple[str, ...]
+    mask: str
+    seed: int
+
+    @property
+    @abstractmethod
+    def searches(self) -> bool:
+        """Whether ranks are found for a target, and not given."""
+
+    @property
+    @abstractmethod
+    def goal(self) -> str:
+        """The target, or what it is where none is named."""
+
+
+class Quantizer(Stage):
+    """A stage that stores weights and activations in fewer bits: a run gives it calibration inputs."""
+
+    @property
+    @abstractmethod
+    def precision(self) -> str:
+        """What it stores them in: "int8", "fp16", or "none" for no change."""
+
+    @abstractmethod
+    def quantized(self, model: ir.Model) -> ir.Model:
+        """A quantized copy; a plain one where quantization breaks the model."""
+
+
 def option(default: Any, help: str) -> Any:
     """A field of a stage or a method with the help text that the command line and `passes` show."""
     return field(default=default, metadata={"help": help})

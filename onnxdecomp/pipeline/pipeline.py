@@ -249,7 +249,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _instantiate(info: PassInfo, values: Mapping[str, object]) -> Stage:
     stage = info.load()
     hints = typing.get_type_hints(stage)
-    known = [f.name for f in dataclasses.fields(stage) if f.init]
+    # Fields without a help text are for what a run gives the stage, not for its user.
+    known = [f.name for f in dataclasses.fields(stage) if f.init and "help" in f.metadata]
     arguments: dict[str, object] = {}
     for name, value in values.items():
         if name not in known:

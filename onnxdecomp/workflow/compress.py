@@ -22,6 +22,7 @@ from onnxdecomp.latency.meter import Watch, timed_input
 from onnxdecomp.layers.find import FINDERS
 from onnxdecomp.layers.lowering_check import LoweringCheck
 from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline.base import Planner, Quantizer
 from onnxdecomp.record.build import Origin, describe_data, describe_model, describe_output, run_record
 from onnxdecomp.record.details import Details, details_of, timed_elsewhere, with_profiles
 from onnxdecomp.record.layers import LayerRecord, layer_records
@@ -317,11 +318,12 @@ def default_output(model: str | Path, config: Config = None, **decompose: Any) -
     """
     decompose.pop("simplify", None)
     stages = stages_of(config, None, "cpu", None, decompose, decompose.pop("quantize", None))
-    methods = [str(getattr(stage, "method", "")) for stage in stages if stage.name == "decompose"]
-    if methods == ["auto"] and not all(getattr(stage, "searches", True) for stage in stages):
+    planners = [stage for stage in stages if isinstance(stage, Planner)]
+    methods = [stage.method for stage in planners]
+    if methods == ["auto"] and not planners[0].searches:
         methods = ["tucker"]
     suffix = methods[0].replace(",", "-") if methods else "new"
-    precision = next((stage.precision for stage in stages if hasattr(stage, "precision")), None)
+    precision = next((stage.precision for stage in stages if isinstance(stage, Quantizer)), None)
     return Path(f"{Path(model).stem}.{f'{suffix}.{precision}' if precision else suffix}.onnx")
 
 
@@ -396,7 +398,7 @@ def _dry_run(
         ran = pipeline.run(working, stages[:first], lambda name: gear.report(name, 0, 0))
         gear.report("plan", 0, 0)
         found, _ = stages[first].plan(ran.model)
-    would_change = bool(found.plan.decomposed) or any(hasattr(stage, "precision") for stage in stages)
+    would_change = bool(found.plan.decomposed) or any(isinstance(stage, Quantizer) for stage in stages)
     _require_changed(found.plan, would_change or not must_change)
     layers = layer_records(found.plan, carried_out=False)
     notes = (*said, *ran.notes, *(f"decompose: {note}" for note in found.notes), *mishaps(found.plan))

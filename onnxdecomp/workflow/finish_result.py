@@ -12,6 +12,7 @@ from onnxdecomp.graph.load import load, sha256
 from onnxdecomp.graph.output_file import on_disk, staged
 from onnxdecomp.layers.lowering_check import LoweringCheck, check_lowering
 from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline.base import Quantizer
 from onnxdecomp.workflow.never_slower import Settled, is_quantized, settle
 from onnxdecomp.workflow.recovery import rescued
 from onnxdecomp.workflow.resources import Gear, equip
@@ -47,7 +48,7 @@ def runner(
         return check_lowering(ran.rewritten, **versions, seed=gear.seed)
 
     def run(plan: Plan | None, quantized: bool) -> PipelineResult:
-        chosen = [stage for stage in wanted.stages if quantized or not hasattr(stage, "precision")]
+        chosen = [stage for stage in wanted.stages if quantized or not isinstance(stage, Quantizer)]
 
         def once(plan: Plan | None) -> PipelineResult:
             model = fresh.pop() if fresh else load(gear.path)

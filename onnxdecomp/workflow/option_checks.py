@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.pipeline.base import Planner, Quantizer
 from onnxdecomp.runtime.environment import check_threads
 
 IN_A_PLAN = (
@@ -89,7 +90,7 @@ def _contradictions(
     asked: Asked, decompose: Mapping[str, Any], stages: Sequence[Any]
 ) -> tuple[tuple[bool, str], ...]:
     stage = _decompose(stages)
-    precision = next((stage.precision for stage in stages if hasattr(stage, "precision")), "none")
+    precision = next((stage.precision for stage in stages if isinstance(stage, Quantizer)), "none")
     given = {name: decompose[name] for name in IN_A_PLAN if name in decompose}
     said = [] if stage is None else spoken(given, type(stage))
     return (
@@ -155,7 +156,7 @@ def _ranges(asked: Asked, stages: Sequence[Any]) -> tuple[tuple[bool, str], ...]
 
 
 def _decompose(stages: Sequence[Any]) -> Any:
-    return next((stage for stage in stages if hasattr(stage, "searches")), None)
+    return next((stage for stage in stages if isinstance(stage, Planner)), None)
 
 
 def _must_save(stage: Any) -> list[str]:

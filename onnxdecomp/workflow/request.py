@@ -6,18 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline.base import Planner, Quantizer, Stage
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.targets import parse_budgets
 from onnxdecomp.training.settings import Settings, parse_settings
 from onnxdecomp.workflow.option_checks import IN_A_PLAN, Asked, check, overruled
 from onnxdecomp.workflow.resources import read_plan
-
-if TYPE_CHECKING:
-    from onnxdecomp.pipeline.base import Stage
 
 Config: TypeAlias = Mapping[str, Any] | str | Path | None
 
@@ -117,14 +115,15 @@ def stages_of(
     if quantize is not None:
         overrides["quantize"] = {"kind": quantize}
     stages = pipeline.build(config, overrides)
-    if quantize not in (None, "none") and not any(hasattr(stage, "precision") for stage in stages):
+    if quantize not in (None, "none") and not any(isinstance(stage, Quantizer) for stage in stages):
         raise UsageError("the pipeline has no quantize pass: name it in 'pipeline', after decompose")
-    return tuple(stage for stage in stages if getattr(stage, "precision", "") != "none")
+    idle = [stage for stage in stages if isinstance(stage, Quantizer) and stage.precision == "none"]
+    return tuple(stage for stage in stages if stage not in idle)
 
 
 def mask_of(stages: Sequence[Any]) -> str:
     """Which inputs are masks, as the decompose stage was told; "" for those with the usual names."""
-    return next((str(stage.mask) for stage in stages if hasattr(stage, "searches")), "")
+    return next((str(stage.mask) for stage in stages if isinstance(stage, Planner)), "")
 
 
 def with_target(
@@ -140,8 +139,8 @@ def with_target(
         return {"rank": "", "layers": (), "must_save": "macs", **decompose, "target": target}
     if max_error is None or planned or any(decompose.get(name) for name in ("rank", "layers")):
         return dict(decompose)
-    stages = [stage for stage in pipeline.build(config, {}) if stage.name == "decompose"]
-    said = any(getattr(stage, name, "") for stage in stages for name in ("rank", "layers", "target"))
+    planners = [stage for stage in pipeline.build(config, {}) if isinstance(stage, Planner)]
+    said = any(stage.rank or stage.layers or stage.target for stage in planners)
     if said:
         return dict(decompose)
     if not 0 <= max_error < 1:
@@ -164,12 +163,12 @@ def seed_of(stages: Sequence[Any], seed: int | None) -> int:
     """The one seed of a run: the caller's, else that of the configured decompose stage."""
     if seed is not None:
         return seed
-    return next((int(stage.seed) for stage in stages if hasattr(stage, "searches")), 0)
+    return next((int(stage.seed) for stage in stages if isinstance(stage, Planner)), 0)
 
 
 def about_size(plan: Plan | None, stages: Sequence[Any]) -> bool:
     """Whether ranks, a plan, or a target of MACs, parameters or bytes were asked for: not, then, speed."""
-    stage = next((stage for stage in stages if hasattr(stage, "searches")), None)
+    stage = next((stage for stage in stages if isinstance(stage, Planner)), None)
     if plan is not None or stage is None or not stage.searches:
         return True
     return {budget.quantity for budget in parse_budgets(stage.goal)} <= {"macs", "params", "size"}
@@ -177,7 +176,7 @@ def about_size(plan: Plan | None, stages: Sequence[Any]) -> bool:
 
 def described(stages: Sequence[Any], *, planned: bool, max_error: float | None) -> dict[str, Any]:
     """What was asked for, as far as it says how far to go."""
-    stage = next((stage for stage in stages if hasattr(stage, "searches")), None)
+    stage = next((stage for stage in stages if isinstance(stage, Planner)), None)
     searches = stage is not None and stage.searches and not planned
     return {
         "target": stage.goal if stage is not None and searches else None,

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.pipeline.base import Planner, Quantizer, Stage
 from onnxdecomp.search.plan import Plan
 
 if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
-    from onnxdecomp.pipeline.base import Stage
 
 Report = Callable[[str, int, int], None]
 
@@ -85,11 +85,11 @@ def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage
     """
     limit = _error_allowed(stages, gear)
     stages = tuple(
-        _calibrated(stage, gear, limit) if hasattr(stage, "precision") else stage for stage in stages
+        _calibrated(stage, gear, limit) if isinstance(stage, Quantizer) else stage for stage in stages
     )
-    quantizer = next((stage for stage in stages if hasattr(stage, "precision")), None)
+    quantizer = next((stage for stage in stages if isinstance(stage, Quantizer)), None)
     return tuple(
-        _equipped(stage, gear, plan, quantizer) if hasattr(stage, "searches") else stage for stage in stages
+        _equipped(stage, gear, plan, quantizer) if isinstance(stage, Planner) else stage for stage in stages
     )
 
 
@@ -113,7 +113,7 @@ def _error_allowed(stages: Sequence[Any], gear: Gear) -> float | None:
     """The error of the result that was asked for, by a target or `max_error`; None where none was."""
     from onnxdecomp.search.targets import parse_budgets
 
-    targets = [stage.target for stage in stages if getattr(stage, "target", "")]
+    targets = [stage.target for stage in stages if isinstance(stage, Planner) and stage.target]
     limits = [b.limit for text in targets for b in parse_budgets(text) if b.quantity == "error"]
     limits += [] if gear.max_error is None else [gear.max_error]
     return min(limits, default=None)

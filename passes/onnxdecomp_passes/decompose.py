@@ -23,7 +23,7 @@ from onnxdecomp.layers.find import find
 from onnxdecomp.layers.int8_weights import OLDEST_OPSET
 from onnxdecomp.layers.replace import Rewritten
 from onnxdecomp.layers.site import Site
-from onnxdecomp.pipeline.base import Stage, StageResult
+from onnxdecomp.pipeline.base import Planner, StageResult
 from onnxdecomp.ranks.rounding import quantum
 from onnxdecomp.record.spectra import spectra_of
 from onnxdecomp.search.check_plan import check_plan
@@ -41,7 +41,7 @@ from onnxdecomp.tensor.linalg import sketched
 
 
 @dataclass(frozen=True)
-class Decompose(Stage):
+class Decompose(Planner):
     """Replace layers by chains of smaller ones."""
 
     name: ClassVar[str] = "decompose"

@@ -15,7 +15,7 @@ from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import OnnxDecompError, UsageError
 from onnxdecomp.graph.traversal import places, slots
 from onnxdecomp.layers.replace import LAYER
-from onnxdecomp.pipeline.base import Stage, StageResult, option
+from onnxdecomp.pipeline.base import Quantizer, StageResult, option
 from onnxdecomp.pipeline.pipeline import CAME_IN, CameIn
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ KEY = "pkg.onnxdecomp.quantize"
 
 
 @dataclass(frozen=True)
-class Quantize(Stage):
+class Quantize(Quantizer):
     """Make the model int8 (weights and activations, as QDQ nodes) or fp16; inputs and outputs stay.
 
     The result is compared with the model. What does not survive stays in floating point, and a note names it;

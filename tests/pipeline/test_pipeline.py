@@ -8,15 +8,19 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
+from onnx import helper
 
 from onnxdecomp.cli.passes import command
 from onnxdecomp.core import plugins
 from onnxdecomp.errors import GateError, ModelError, OnnxDecompError, UsageError
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.pipeline.base import Stage, StageResult, option
+from onnxdecomp.workflow.compress import compress
+from tests.passes.graphs import model
 
 HERE = __name__
 NOWHERE = Path("nowhere")
@@ -52,11 +56,27 @@ class Picky(Probe):
         raise GateError("the gate is closed")
 
 
+@dataclass(frozen=True)
+class Namesake(Stage):
+    """Has options that are called what other stages' properties are."""
+
+    name: ClassVar[str] = "namesake"
+    summary: ClassVar[str] = "Do nothing"
+
+    precision: str = option("none", "a word")
+    searches: bool = option(True, "yes or no")
+    target: str = option("the moon", "a word")
+
+    def call(self, model: ir.Model) -> StageResult:
+        return StageResult(model, False, record={"precision": self.precision})
+
+
 class NotAStage:
     pass
 
 
 PASSES = {"probe": f"{HERE}:Probe", "picky": f"{HERE}:Picky"}
+NAMESAKE = {"namesake": f"{HERE}:Namesake"}
 RIVAL = {"probe": f"{HERE}:Probe"}
 ODD = {"odd": f"{HERE}:NotAStage", "lost": "no_such_module:Class"}
 
@@ -125,6 +145,9 @@ def test_options_come_from_the_configuration_and_overrides_win(
         ({"pipeline": ["probe"], "probe": {"mode": "c"}}, r"must be a\|b, not 'c'"),
         ({"pipeline": ["probe"], "probe": {"flag": 1}}, "must be true or false, not 1"),
         ({"pipeline": ["probe"], "probe": {"many": "xy"}}, "must be a list of text, not 'xy'"),
+        ({"pipeline": ["probe"], "probe": {"fail": "x"}}, "no option 'fail'"),
+        ({"pipeline": ["decompose"], "decompose": {"size": 3}}, "no option 'size'"),
+        ({"pipeline": ["quantize"], "quantize": {"limit": 0.5}}, "no option 'limit'"),
         ({"pipeline": ["odd"]}, "is not a dataclass derived from onnxdecomp.pipeline.base.Stage"),
         ({"pipeline": ["lost"]}, "'lost' of third 1.0 cannot be imported: No module named"),
     ],
@@ -208,3 +231,16 @@ def test_the_listing_survives_what_is_broken(register: Callable[..., None]) -> N
     assert "normalise" in result.stdout
     assert "warning: broken 1.0" in result.stderr
     assert "warning" not in result.stdout
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "single"}])
+def test_names_of_options_mean_nothing_to_a_run(
+    options: dict[str, str], register: Callable[..., None]
+) -> None:
+    register(other="NAMESAKE")
+    weight = np.random.default_rng(0).standard_normal((24, 24)).astype(np.float32)
+    subject = model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": [2, 24]}, ["y"], {"w": weight})
+    config = {"pipeline": ["namesake", "decompose", "check"], "namesake": options}
+    result = compress(subject, config=config, rank="4", bench=False)
+    assert result.record["passes"]["namesake"] == {"precision": options.get("precision", "none")}
+    assert [choice.ranks for choice in result.plan.decomposed] == [(4,)]
