@@ -145,6 +145,12 @@ class Site:
     storage: Storage | None = None
 
     @property
+    def kept_bytes(self) -> float | None:
+        """Bytes of one number of a quantized weight as it is stored; None for any other weight."""
+        tensor = ir.convenience.get_const_tensor(self.root) if self.quantized else None
+        return None if tensor is None else tensor.dtype.itemsize / self.packed
+
+    @property
     def requantizes(self) -> bool:
         """Whether its factors can be stored quantized as its weight was; int8 ones are of float32 only."""
         return self.quantized and (self.storage is not None or self.layer.dtype == "float32")

@@ -209,7 +209,8 @@ def _cost(entry: Surveyed, pick: Pick, kind: str, whole_ms: float, each: int | N
         part = entry.part if pick.candidate is None or not entry.parts else entry.parts[pick.candidate]
         return part * whole_ms
     if kind == "size":
-        return float(pick.stored * (each or _bytes(entry.site.layer.dtype)))
+        kept = entry.site.kept_bytes if pick.candidate is None else None
+        return float(pick.stored * (kept or each or _bytes(entry.site.layer.dtype)))
     if kind == "params":
         return float(pick.stored)
     return float(

@@ -16,6 +16,7 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
+from tests.calibration.small import calibration
 from tests.layers.layers import Case, make, run
 from tests.layers.more_layers import MICROSOFT
 from tests.layers.test_more_layers_exact import assert_kept
@@ -189,3 +190,16 @@ def test_the_attention_of_onnx_has_no_weights() -> None:
     case = attention({"w": RNG.standard_normal((1, 2, 16))}, {"x": np.ones((1, 2, 16))})
     case.model.graph.node[0].domain = ""
     assert find(ir.from_proto(case.model)) == ([], [])
+
+
+def test_it_is_fitted_to_what_it_sees() -> None:
+    """Inputs of few directions: factors of that rank, fitted to them, lose nothing of what is asked."""
+    case = bert()
+    few = (RNG.standard_normal((2, 5, 3)) @ RNG.standard_normal((3, 16))).astype(np.float32)
+    feeds = {**case.feeds, "x": few}
+    expected = run(case.model, feeds)[0]
+    model, result = rewrite(case, rank="3", calibration=calibration([feeds], stackable=False))
+    assert result.rewritten[0].loss is not None
+    np.testing.assert_allclose(run(model, feeds)[0], expected, atol=1e-3)
+    plain, _ = rewrite(case, rank="3")
+    assert np.abs(run(plain, feeds)[0] - expected).max() > 0.05

@@ -212,3 +212,9 @@ def test_what_is_computed_is_not_read(name: str, words: str) -> None:
     weights = stored()
     feeds = {"x": RNG.standard_normal((3, 40)), name: weights.pop(name)}
     assert words in reason(layer(weights, feeds))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bytes_of_a_weight_that_is_kept(bits: int) -> None:
+    (site,), _ = find(ir.from_proto(quantized(bits, 16, True, k=64).model))
+    assert site.kept_bytes == bits / 8
