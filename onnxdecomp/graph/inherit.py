@@ -12,9 +12,13 @@ from onnxdecomp.graph.traversal import node_graphs
 
 
 def inherit_value(new: ir.Value, old: ir.Value) -> None:
-    """Give a value the doc string, metadata, quantization annotation, type and shape of the one before it."""
+    """Give a value the doc string, metadata, quantization annotation, type and shape of the one before it.
+
+    A graph's outputs are what its author has said to callers: a shape that is left open stays so.
+    """
     new.type = new.type if old.type is None else old.type
-    new.shape = new.shape if old.shape is None else old.shape
+    if old.shape is not None or (new.is_graph_output() and old.is_graph_output()):
+        new.shape = old.shape
     new.doc_string = old.doc_string
     replace_props(new.metadata_props, old.metadata_props)
     # Here onnx_ir keeps the quantization annotation, and `infer_shapes` what was declared.

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _STACKED = 1 << 15
 """Numbers of inputs that run together: all activations of a run are in memory until its end."""
 
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose weights the quantizer may give a scale for each channel."""
+
 _LARGE = 1_800_000_000
 """Bytes of a file from which the quantizer is asked for external data; protobuf ends at 2 GiB."""
 
@@ -189,8 +192,9 @@ def _bound(model: ir.Model) -> set[str]:
     """Nodes that must stay as they are.
 
     Callers may override their initializers, subgraphs read them, or they are outputs, by way of an Identity
-    here. And what a Relu or a Clip cuts off is kept where others see it: the quantizer counts only the main
-    graph's nodes when it gives the input of these the range of their output.
+    here. What a Relu or a Clip cuts off is kept where others see it: the quantizer counts only the main
+    graph's nodes when it gives the input of these the range of their output. And a layer's weight has a scale
+    for every channel, which the quantizer would give to what a Transpose or a Gather makes of it, too.
     """
     graph = model.graph
     kept = {value for value in graph.inputs if value.name in graph.initializers}
@@ -202,10 +206,14 @@ def _bound(model: ir.Model) -> set[str]:
         if node.op_type == "Identity" and node.outputs[0].is_graph_output():
             kept |= {*operands(node)}
     constants = kept & set(graph.initializers.values())
+    weights = {value for node in graph if node.op_type in _LAYERS for value in node.inputs[:2]}
+    weights &= set(graph.initializers.values())
     return {
         str(node.name)
         for node in graph
-        if constants & {*node.inputs} or (node.op_type in ("Relu", "Clip") and node.inputs[0] in seen)
+        if constants & {*node.inputs}
+        or (node.op_type in ("Relu", "Clip") and node.inputs[0] in seen)
+        or (node.op_type not in _LAYERS and weights & {*node.inputs})
     }
 
 

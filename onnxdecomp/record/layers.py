@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from onnxdecomp.core.layer import Dim
@@ -75,6 +75,8 @@ def layer_records(
         planned = choice.method is not None and not carried_out
         decomposed = result is not None and choice.method is not None
         after = choice.after if decomposed or planned else choice.before
+        if result is not None and after is not None:
+            after = replace(after, params=after.params + _new_bias(result))
         records.append(
             LayerRecord(
                 name=choice.layer,
@@ -96,6 +98,12 @@ def layer_records(
             )
         )
     return tuple(records)
+
+
+def _new_bias(result: Rewritten) -> int:
+    """The numbers of a bias that the layer had not: it makes up for the mean of what its chain leaves out."""
+    bias = result.chain.bias
+    return 0 if bias is None or result.site.layer.bias is not None else int(bias.size)
 
 
 def _reason(choice: Choice, result: Rewritten | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -109,6 +109,21 @@ def test_interface_versions_and_metadata_stay(simplified: Simplified) -> None:
     assert [(p.key, p.value) for p in named["first"].metadata_props] == [("pkg.torch.name", "layer.0")]
     assert named["first"].doc_string == "says something"
     assert all(not p.key.startswith("pkg.onnxscript") for n in named.values() for p in n.metadata_props)
+
+
+@pytest.mark.parametrize("tool", ["onnxsim", "onnxscript"])
+def test_a_shape_that_an_output_leaves_open_stays_open(tool: Literal["onnxsim", "onnxscript"]) -> None:
+    nodes = [
+        node("Identity", ["x"], ["i"]),
+        node("Relu", ["i"], ["y"]),
+        node("SplitToSequence", ["y", "size"], ["parts"], axis=1),
+    ]
+    proto = model(nodes, {"x": ["n", 8]}, ["y"], {"size": np.array(4)})
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    proto.graph.output.append(helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None))
+    result = Simplify(tool=tool)(ir.from_proto(proto))
+    assert result.modified
+    assert [*ir.to_proto(result.model).graph.output] == [*proto.graph.output]
 
 
 def test_large_tensors_are_the_same_objects(simplified: Simplified) -> None:

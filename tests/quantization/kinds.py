@@ -245,6 +245,20 @@ def with_function() -> Kind:
     return kind(nodes, weights, {"x": normal(1, 32)}, functions=[function], ir_version=9)
 
 
+def tied() -> Kind:
+    """A weight that a MatMul, a Transpose and a Gather read, as of a table that is the head, too."""
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Transpose", "w", "t", perm=[1, 0]),
+        node("MatMul", "h t", "k"),
+        node("Gather", "w rows", "g"),
+        node("MatMul", "g t", "l"),
+        node("Add", "k l", "y"),
+    ]
+    weights = {"w": normal(32, 24) * np.linspace(0.5, 2, 24, dtype=np.float32), "rows": np.array([3])}
+    return kind(nodes, weights, {"x": normal(4, 32)})
+
+
 KINDS: dict[str, Callable[[], Kind]] = {
     "plain": plain,
     "opset 9": lambda: plain(opset=9, ir_version=3, listed=("w1", "b1", "w2", "b2", "w3", "b3")),

@@ -226,3 +226,14 @@ def test_without_its_twin_a_head_is_kept_for_parameters_and_decomposed_for_macs(
     assert saved["after"] == numbers(macs.model)
     assert saved["after"] > saved["before"] - SQUARE.size
     assert any("the weight of head stays beside the factors, for embed reads it too" in n for n in macs.notes)
+
+
+def test_a_bias_that_the_fit_brings_counts() -> None:
+    kernel = low(16, 8 * 9).reshape(16, 8, 3, 3)
+    conv = node("Conv", ["x", "w"], ["y"], name="conv", pads=[1] * 4)
+    model = make([conv], [value("x", ["n", 8, 8, 8])], [value("y", ["n", 16, 8, 8])], {"w": kernel})
+    calib = {"x": 1 + np.random.default_rng(0).standard_normal((4, 8, 8, 8)).astype(np.float32)}
+    saved = compressed(model, calib=calib, method="svd", rank="3").record["totals"]["params"]
+    chain = compressed(model, method="svd", rank="3").record["totals"]["params"]
+    assert saved["before"] == chain["before"] == kernel.size
+    assert saved["after"] == chain["after"] + 16
