@@ -173,20 +173,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             _points(row["held_out_points"], row["held_out_interval"]),
         )
         for row in rows
-        if row["variant"] == "auto"
+        if row["variant"] == "auto" and "interval" in row
     ]
     parts = []
     for model, target in keys:
         cells = [model, f"{target:g}x"]
         for variant in VARIANTS:
             row = by_key.get((model, target, variant))
-            cells.append("" if row is None else f"{row['held_out_points']:+.2f}")
+            cells.append("" if row is None else f"{row['points']:+.2f}")
         parts.append(cells)
     return "\n".join(
         (
             markdown(("model", "MACs", "points on test images", "points on held-out training images"), whole),
             "",
-            "What each ingredient brings, in points on the held-out training images:",
+            "What each ingredient brings, in points on the test images (each give or take 0.4 to 0.7):",
             "",
             markdown(("model", "MACs", *VARIANTS), parts),
         )

@@ -79,6 +79,12 @@ class Corpus:
             found.append(np.array([next(iter(score(entry["task"], *result).values())) for result in results]))
         return found[0], found[1]
 
+    def inputs(self, name: str) -> Array:
+        """The evaluation inputs of a model with one input, [n, …]."""
+        entry = self._opened.entry(name)
+        pairs = self._module.samples(self._opened, entry, "eval", int(entry["task"]["n"]))
+        return np.stack([sample for sample, _ in pairs])
+
     @cached_property
     def _module(self) -> Any:
         return corpus_module(self.folder)
