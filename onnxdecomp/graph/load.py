@@ -171,6 +171,16 @@ def _check_header(proto: onnx.ModelProto, path: Path) -> None:
     imports = {entry.domain: entry.version for entry in proto.opset_import}
     if not imports or min(imports.values()) < 1:
         raise ModelError(f"{path}: the model does not say which opset it uses, or is truncated")
+    if not all(isinstance(domain, str) and domain.isprintable() for domain in imports):
+        raise ModelError(f"{path}: the model imports an opset whose domain is no text; the file is damaged")
+    passed_on = {value.name: value for value in proto.graph.input}
+    for output in proto.graph.output:
+        given = passed_on.get(output.name)
+        if given is not None and given.type != output.type:
+            raise ModelError(
+                f"{path}: the output {output.name!r} is the input of that name, and declared with another "
+                "type or shape; give it the input's"
+            )
     if proto.graph.sparse_initializer:
         raise ModelError(f"{path}: sparse initializers are not supported; convert them to dense ones")
     if (reason := unreadable(proto.ir_version, imports)) is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import inherit, load, sha256, source, total_bytes
@@ -505,3 +505,34 @@ def test_an_opset_without_limits(domain: str, tmp_path: Path) -> None:
     proto.opset_import.append(helper.make_opsetid(domain, 1 << 40))
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     assert f"opset {1 << 40}" in refusal(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("shape", [None, ["N", 5]])
+def test_an_output_that_is_an_input_of_another_shape(shape: list[str | int] | None, tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])
+    again = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    node = helper.make_node("Relu", ["x"], ["y"])
+    opsets = [helper.make_opsetid("", 17)]
+    for output in (again, x):
+        graph = helper.make_graph([node], "g", [x], [y, output])
+        proto = helper.make_model(graph, ir_version=10, opset_imports=opsets)
+        path = b.write(proto, tmp_path / "m.onnx")
+        if output is x:
+            assert load(path).graph.outputs[1].name == "x"
+        else:
+            assert "declared with another" in refusal(path)
+
+
+def test_an_opset_domain_that_is_no_text(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+    damaged = (
+        helper.make_model(graph, opset_imports=opsets)
+        .SerializeToString()
+        .replace(b"local", b"lo\xff\xff\xff")
+    )
+    (tmp_path / "m.onnx").write_bytes(damaged)
+    assert "no text" in refusal(tmp_path / "m.onnx")
