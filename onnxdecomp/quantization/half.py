@@ -20,6 +20,8 @@ FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
+_LIKE_INPUT = frozenset(("Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike"))
+"""Operators whose output has the type of the input, although their signature does not say so: they stay."""
 
 
 def fp16(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
@@ -110,7 +112,7 @@ def _chosen(model: ir.Model, types: dict[ir.Value, ir.TypeProtocol], keep: froze
             if signature is None:
                 continue
             _type_outputs(node, signature, types)
-            kept = any(out.name in keep for out in node.outputs)
+            kept = node.op_type in _LIKE_INPUT or any(out.name in keep for out in node.outputs)
             if not kept and node.op_type not in DEFAULT_OP_BLOCK_LIST and _plain(node, signature, types):
                 half.append((node, signature))
     floats = (v for v, kind in types.items() if isinstance(kind, ir.TensorType) and kind.dtype == FLOAT)

@@ -103,6 +103,22 @@ def test_operators_of_other_domains_are_typed_by_their_schema(tmp_path: Path) ->
     assert error(made, tmp_path) < 5e-3
 
 
+@pytest.mark.parametrize("op_type", ["Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike"])
+def test_an_output_of_the_inputs_type_goes_with_it(op_type: str, tmp_path: Path) -> None:
+    """As an output of the model and as an operand of what is in float16."""
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("Sigmoid", "a", "b"),
+        node(op_type, "b", "c"),
+        node("Add", "b c", "y"),
+    ]
+    made = kind(nodes, {"w": normal(16, 16)}, {"x": normal(16, 16)})
+    made.model.graph.output.append(helper.make_tensor_value_info("c", FLOAT, [16, 16]))
+    new, target = converted(made, tmp_path)
+    assert new.graph.initializers["w"].dtype == ir.DataType.FLOAT16
+    assert [array.dtype for array in run(open_session(target), made.feed)] == [np.float32, np.float32]
+
+
 def test_what_a_loop_carries_stays(tmp_path: Path) -> None:
     """And its body reads a weight of the graph around it, in float16."""
     values = [helper.make_tensor_value_info(n, FLOAT, None) for n in ("s", "s2")]
