@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.graph.tensors import named
 from onnxdecomp.graph.traversal import node_graphs
 
 MAX_BYTES = 2 << 30
@@ -259,7 +260,7 @@ def _plain(array: Array) -> Array:
 def initializer(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
     """A new initializer of a graph; the name must be free."""
     kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.numpy().shape)
-    value = ir.Value(name=name, const_value=tensor, type=kind, shape=shape)
+    value = ir.Value(name=name, const_value=named(tensor, name), type=kind, shape=shape)
     graph.register_initializer(value)
     return value
 

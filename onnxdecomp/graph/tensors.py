@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError
@@ -25,9 +27,14 @@ def own_memory(model: ir.Model) -> None:
             own = _own(parsed)
         except Exception as error:  # what NumPy, ml_dtypes and protobuf raise
             raise ModelError(f"{described(parsed)} does not hold that: {error}") from error
-        own.doc_string = parsed.doc_string
-        own.metadata_props.update(parsed.metadata_props)
         slot.put(own)
+
+
+def named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """The same numbers under another name; the tensor, which copies of a model share, keeps its own."""
+    own = _own(tensor) if isinstance(tensor, ir.serde.TensorProtoTensor) else copy.copy(tensor)
+    own.name = name
+    return own
 
 
 def described(tensor: ir.TensorProtocol) -> str:
@@ -45,6 +52,11 @@ def _own(parsed: ir.serde.TensorProtoTensor) -> ir.TensorProtocol:
     array = parsed.numpy()
     if array.shape != shape:
         raise ValueError(f"it has the shape {list(array.shape)}")
+    own: ir.TensorProtocol
     if parsed.dtype == ir.DataType.STRING:
-        return ir.StringTensor(array.reshape(-1).tolist(), shape=ir.Shape(shape), name=parsed.name)
-    return ir.Tensor(array, parsed.dtype, shape=ir.Shape(shape), name=parsed.name)
+        own = ir.StringTensor(array.reshape(-1).tolist(), shape=ir.Shape(shape), name=parsed.name)
+    else:
+        own = ir.Tensor(array, parsed.dtype, shape=ir.Shape(shape), name=parsed.name)
+    own.doc_string = parsed.doc_string
+    own.metadata_props.update(parsed.metadata_props)
+    return own

@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from functools import cache
+from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibration.activations import Taps, open_taps
-from onnxdecomp.calibration.pinned_values import pinned, present
-from onnxdecomp.core.layer import Array
 from onnxdecomp.core.names import some
-from onnxdecomp.data.comparable_outputs import Compared, unsteady
-from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import ModelError
-from onnxdecomp.graph.attributes import dims
-from onnxdecomp.graph.save import save
+from onnxdecomp.quantization.bounds import HARMED, Bounds, Judged, Memory
+from onnxdecomp.quantization.distance import distance
 from onnxdecomp.quantization.fragile_nodes import crushed, faint, of_other_types, of_types, overflowing, seen
 from onnxdecomp.quantization.half import LARGEST, fp16
-from onnxdecomp.quantization.int8 import Reader, int8, operators
+from onnxdecomp.quantization.int8 import int8, operators
+from onnxdecomp.quantization.prepare import require_float
 from onnxdecomp.quantization.scheme import Scheme
 from onnxdecomp.runtime import temporary_files
-from onnxdecomp.runtime.session import Feed, open_session, run
 
 if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
-
-HARMED = 0.5
-"""Relative L2 distance of the outputs from which on a quantized model is taken for broken."""
-
-MUCH = 0.5
-"""What is left of the error where leaving more of the model in floating point is worth its time."""
-
-BETTER = 0.9
-"""The same where the error is more than may be."""
-
-ENOUGH = {"int8": 0.02, "fp16": 0.005}
-"""Errors below which nothing else is tried; one or the other is usual for the kind."""
-
-_SHARE = 0.5
-"""The part of the error allowed that quantization may take; squares add up, so 0.87 is left to the rest."""
 
 _PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
@@ -58,9 +36,6 @@ _DELICATE = frozenset(
 )
 """Sums, normalisations, powers and exponentials: float16 has too few digits or too small a range for some."""
 
-_JUDGED = 32
-"""Calibration inputs that are compared."""
-
 
 @dataclass(frozen=True, eq=False)
 class Guarded:
@@ -68,10 +43,12 @@ class Guarded:
 
     Attributes:
         model: The quantized model, or None where its outputs are nothing like the original's.
-        error: The relative L2 distance of its outputs on the inputs; of the best try. None without inputs.
+        error: The relative L2 distance of its worst output on the inputs; of the best try. None where that
+            was not measured.
         note: What a user should know, or "".
         kept: What stays in floating point, for people: nodes, or types of operators; () for nothing special.
-        tried: What stayed in floating point, as a phrase, and the error, of each try.
+        tried: What stayed in floating point, as a phrase, and the error, of each try; first those of the
+            run's model before, where this one began with what was found of that.
     """
 
     model: ir.Model | None
@@ -99,14 +76,21 @@ class _Try:
         return ", ".join(filter(None, (self.rest, some(self.kept))))
 
 
+_Rungs = Mapping[str, Callable[[], _Try | None]]
+"""Ways to quantize by their names, with more and more in floating point; None where one is no other."""
+
+_REST = "all but convolutions and products of matrices"
+
+
 def guarded(
     model: ir.Model,
     feeds: Feeds,
     scheme: Scheme,
     *,
     samples: int = 256,
-    limit: float | None = None,
-    mask: Mask | None = None,
+    bounds: Bounds | None = None,
+    memory: Memory | None = None,
+    trial: bool = False,
 ) -> Guarded:
     """`int8`, judged by the outputs on calibration inputs.
 
@@ -115,38 +99,47 @@ def guarded(
 
     Args:
         model, feeds, scheme, samples: As for `int8`.
-        limit: The error that is allowed in all, or None.
-        mask: Which positions are padding, and not compared.
+        bounds: What is asked of the result.
+        memory: What was found for other models of the run, where this one begins; written to.
+        trial: Take what was found as it is, without judging the result.
 
     Raises:
         ModelError: As `int8`.
+        UsageError: The accuracy that is asked for cannot be measured.
     """
+    require_float(model, "int8")
     with temporary_files.folder() as folder:
         ranges = folder / "ranges.json"
+        others = operators() - _PRODUCTS
 
-        def quantized(kept: Mapping[str, str], leave: frozenset[str]) -> ir.Model:
-            how = replace(scheme, keep=frozenset({*scheme.keep, *kept}), leave=scheme.leave | leave)
-            return int8(model, feeds, how, samples=samples, ranges=ranges)
+        @cache
+        def uneven() -> Mapping[str, str]:
+            found = crushed(model, seen(model, feeds))
+            # With all products among them what is left would be slower, and no smaller.
+            return {} if of_types(model, _PRODUCTS).keys() <= found.keys() else found
 
-        def tries() -> Iterator[_Try]:
-            others = operators() - _PRODUCTS
-            rest = "all but convolutions and products of matrices"
-            yield _Try((), "", lambda: quantized({}, frozenset()))
-            uneven = crushed(model, seen(model, feeds))
-            if of_types(model, _PRODUCTS).keys() <= uneven.keys():
-                uneven = {}  # what is left would be slower, and no smaller
-            names = tuple(sorted(set(uneven.values())))
-            if uneven:
-                yield _Try(names, "", lambda: quantized(uneven, frozenset()))
-            yield _Try((), rest, lambda: quantized({}, others))
-            if uneven:
-                yield _Try(names, rest, lambda: quantized(uneven, others))
+        def rung(kept: Mapping[str, str], rest: str = "") -> _Try:
+            leave = scheme.leave | others if rest else scheme.leave
+            how = replace(scheme, keep=frozenset({*scheme.keep, *kept}), leave=leave)
+            names = tuple(sorted(set(kept.values())))
+            return _Try(names, rest, lambda: int8(model, feeds, how, samples=samples, ranges=ranges))
 
-        return _best("int8", tries(), lambda made: distance(model, made, feeds, mask), limit)
+        rungs: _Rungs = {
+            "whole": lambda: rung({}),
+            "even": lambda: rung(uneven()) if uneven() else None,
+            "products": lambda: rung({}, _REST),
+            "even products": lambda: rung(uneven(), _REST) if uneven() else None,
+        }
+        return _Ladder("int8", model, feeds, rungs, bounds or Bounds()).best(memory or Memory(), trial=trial)
 
 
 def guarded_half(
-    model: ir.Model, feeds: Feeds | None, *, limit: float | None = None, mask: Mask | None = None
+    model: ir.Model,
+    feeds: Feeds | None,
+    *,
+    bounds: Bounds | None = None,
+    memory: Memory | None = None,
+    trial: bool = False,
 ) -> Guarded:
     """`fp16`, judged by the outputs on some inputs.
 
@@ -156,134 +149,146 @@ def guarded_half(
     Args:
         model: In float32.
         feeds: Inputs; without any the model's constants alone tell what stays.
-        limit: The error that is allowed in all, or None.
-        mask: Which positions are padding, and not compared.
+        bounds, memory, trial: As for `guarded`.
 
     Raises:
         ModelError: As `fp16`.
+        UsageError: The accuracy that is asked for cannot be measured.
     """
+    require_float(model, "fp16")
     activations = seen(model, feeds)
+    large, lost = overflowing(model, activations), faint(model, activations)
 
-    def attempt(kept: Mapping[str, str], rest: str = "", others: Mapping[str, str] | None = None) -> _Try:
+    def rung(kept: Mapping[str, str], rest: str = "", others: Mapping[str, str] | None = None) -> _Try:
         names = tuple(sorted(set(kept.values())))
         return _Try(names, rest, lambda: fp16(model, frozenset({*kept, *(others or {})})))
 
-    def tries() -> Iterator[_Try]:
-        large = overflowing(model, activations)
-        all_kept = faint(model, activations)
-        yield attempt(large)
-        if all_kept.keys() - large.keys():
-            yield attempt(all_kept)
-        delicate = {name: title for name, title in of_types(model, _DELICATE).items() if name not in all_kept}
-        if delicate:
-            yield attempt(all_kept, "sums, normalisations and exponentials", delicate)
-        yield attempt(
-            all_kept, "all but convolutions and products of matrices", of_other_types(model, _PRODUCTS)
-        )
+    def without_delicate() -> _Try | None:
+        found = {name: title for name, title in of_types(model, _DELICATE).items() if name not in lost}
+        return rung(lost, "sums, normalisations and exponentials", found) if found else None
 
     if feeds is None:
-        alone = attempt(faint(model, activations))
+        alone = rung(lost)
         note = "fp16 was not compared with the original, for want of inputs that it runs on"
         note += f"; in float32 stays what reads numbers that float16 has not: {alone}" if alone.kept else ""
         return Guarded(alone.make(), None, note, alone.kept)
-    return _best("fp16", tries(), lambda made: distance(model, made, feeds, mask), limit)
+    rungs: _Rungs = {
+        "whole": lambda: rung(large),
+        "distinct": lambda: rung(lost) if lost.keys() - large.keys() else None,
+        "robust": without_delicate,
+        "products": lambda: rung(lost, _REST, of_other_types(model, _PRODUCTS)),
+    }
+    return _Ladder("fp16", model, feeds, rungs, bounds or Bounds()).best(memory or Memory(), trial=trial)
 
 
-def _best(
-    kind: str, tries: Iterator[_Try], judge: Callable[[ir.Model], float], limit: float | None
-) -> Guarded:
-    """The try that leaves least in floating point, or one that is much better or that a limit needs."""
-    enough = ENOUGH[kind] if limit is None else limit * _SHARE
-    tried: list[tuple[str, float]] = []
-    chosen: _Try | None = None
-    best, error = None, math.inf
-    for attempt in tries:
-        try:
-            made = attempt.make()
-        except ModelError:
-            if not tried:
-                raise
-            continue
-        found = judge(made)
-        tried.append((str(attempt), found))
-        needed = (limit is not None and error > enough) or error > HARMED
-        if best is None or found < (BETTER if needed else MUCH) * error:
-            chosen, best, error = attempt, made, found
-        if error <= enough:
-            break
-    assert chosen is not None
-    bits = "8 bits" if kind == "int8" else "float16"
-    off = f"the outputs are off by {error:.2g}" if math.isfinite(error) else "the outputs are not finite"
-    if error > HARMED:
-        note = f"not quantized, for in {bits} {off} (relative L2)"
-        return Guarded(None, error, note, (), tuple(tried))
-    note = ""
-    if len(tried) > 1 and str(chosen) != tried[0][0]:
-        first = tried[0][1]
-        before = f"were off by {first:.2g}" if math.isfinite(first) else "were not finite"
-        note = f"{chosen} in floating point: with more in {bits} the outputs {before}, now by {error:.2g}"
-    elif chosen.kept:
-        note = f"in float32, for float16 ends at {LARGEST:g}: {chosen}"
-    kept = (*([chosen.rest] if chosen.rest else []), *chosen.kept)
-    return Guarded(best, error, note, kept, tuple(tried))
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A try that was carried out."""
+
+    attempt: _Try
+    model: ir.Model
+    judged: Judged
 
 
-def distance(model: ir.Model, other: ir.Model, feeds: Feeds, mask: Mask | None = None) -> float:
-    """||other(x) - model(x)|| / ||model(x)|| over all floating-point outputs; infinite where not finite.
+@dataclass(frozen=True, eq=False)
+class _Ladder:
+    """The ways to quantize a model.
 
-    Both compute with what the original chooses and draws (see onnxdecomp.calibration.pinned_values). Outputs
-    that cannot be compared are left out, and so are positions that are padding; 0 where nothing is left.
+    Attributes:
+        kind: "int8" or "fp16".
+        model, feeds: The original, and what it is compared on.
+        rungs: From the least in floating point to the most.
+        bounds: What is asked of the result.
     """
-    names = [str(value.name) for value in model.graph.outputs]
-    declared = {str(value.name): dims(value) for value in model.graph.outputs}
-    compared: Compared | None = None
-    with _runs(model, other, names) as both:
-        reader = Reader(feeds.first(_JUDGED))
-        while (feed := reader.get_next()) is not None:
-            original, news = both(feed)
-            originals = original()
-            if compared is None:
-                left_out = unsteady(names, originals, original())
-                compared = Compared(names, declared=declared, mask=mask, left_out=left_out)
-            compared.add(feed, originals, news())
-    comparisons = [] if compared is None else compared.comparisons
-    floats = [comparison for comparison in comparisons if not comparison.discrete]
-    if any(comparison.nonfinite for comparison in floats):
-        return float("inf")
-    difference, norm = (sum(getattr(c, what) for c in floats) for what in ("error_energy", "energy"))
-    return float(np.sqrt(difference / norm)) if norm else float(np.sqrt(difference))
 
+    kind: str
+    model: ir.Model
+    feeds: Feeds
+    rungs: _Rungs
+    bounds: Bounds
 
-_Run: TypeAlias = Callable[[], list[Array]]
+    def best(self, memory: Memory, *, trial: bool) -> Guarded:
+        """The try that the run has found for models before, if it is as good as it was, else the best."""
+        if trial and memory.tried and memory.rung is None:
+            return Guarded(None, memory.judged.error, tried=memory.tried)
+        known = self._known(memory, judge=not trial)
+        if known is not None and (trial or self.bounds.as_good(self.kind, known.judged, memory.judged)):
+            tried = memory.tried if trial else (*memory.tried, (str(known.attempt), known.judged.error))
+            return self._told(known, tried, memory.first)
+        rung, made = self._climbed(memory, known)
+        memory.rung = None if made.judged.error > HARMED else rung
+        memory.judged = made.judged
+        return self._told(made, memory.tried, memory.first)
 
+    def _known(self, memory: Memory, *, judge: bool) -> _Made | None:
+        """What was found before, of this model; None where it has no such nodes, or they fail."""
+        attempt = None if memory.rung is None else self.rungs[memory.rung]()
+        if attempt is None:
+            return None
+        try:
+            return self._carried_out(attempt) if judge else _Made(attempt, attempt.make(), memory.judged)
+        except ModelError:
+            return None
 
-@contextmanager
-def _runs(
-    model: ir.Model, other: ir.Model, names: Sequence[str]
-) -> Iterator[Callable[[Feed], tuple[_Run, _Run]]]:
-    """For an input what runs the two models on it, with the kernels that they will run on."""
-    models = model, other
-    choices = pinned(model)
-    if choices:
-        asked = open_taps(model, choices, threads=1)
-        opened: list[Taps] = []
+    def _climbed(self, memory: Memory, known: _Made | None) -> tuple[str, _Made]:
+        """The try that leaves least in floating point, or one that is much better or that a bound needs.
 
-        def on_choices(feed: Feed) -> tuple[_Run, _Run]:
-            chosen = dict(zip(asked.names, asked.run(feed), strict=True))
-            given = [present(one, [chosen])[0] for one in models]
-            if not opened:
-                opened.extend(
-                    open_taps(one, names, threads=1, known=known, integers=True)
-                    for one, known in zip(models, given, strict=True)
-                )
-            first, second = (partial(t.run, feed | known) for t, known in zip(opened, given, strict=True))
-            return first, second
+        What was tried is written to the memory; `known` need not be made again.
 
-        yield on_choices
-        return
-    with temporary_files.folder() as folder:
-        files = [folder / name for name in ("a.onnx", "b.onnx")]
-        for file, content in zip(files, models, strict=True):
-            save(content.clone(), file)
-        first, second = (open_session(file) for file in files)
-        yield lambda feed: (partial(run, first, feed), partial(run, second, feed))
+        Raises:
+            ModelError: None can be made and run; the error is the first one's.
+        """
+        best: tuple[str, _Made] | None = None
+        failure: ModelError | None = None
+        tried: list[tuple[str, float]] = []
+        for rung, find in self.rungs.items():
+            attempt = find()
+            if attempt is None:
+                continue
+            try:
+                made = known if known is not None and rung == memory.rung else self._carried_out(attempt)
+            except ModelError as error:
+                failure = failure or error
+                continue
+            if not tried:
+                memory.first = made.judged
+            tried.append((str(attempt), made.judged.error))
+            if best is None or self.bounds.better(self.kind, made.judged, best[1].judged):
+                best = rung, made
+            if self.bounds.met(self.kind, best[1].judged):
+                break
+        if best is None:
+            assert failure is not None
+            raise failure
+        memory.tried = tuple(tried)
+        return best
+
+    def _carried_out(self, attempt: _Try) -> _Made:
+        made = attempt.make()
+        return _Made(attempt, made, self._judge(made))
+
+    def _judge(self, made: ir.Model) -> Judged:
+        error = distance(self.model, made, self.feeds, self.bounds.mask)
+        accuracy = self.bounds.accuracy
+        if self.bounds.drop is None or accuracy is None:
+            return Judged(error)
+        return Judged(error, accuracy(self.model) - accuracy(made) if error <= HARMED else math.inf)
+
+    def _told(self, made: _Made, tried: tuple[tuple[str, float], ...], first: Judged) -> Guarded:
+        """What is said of the try that was taken."""
+        bits = "8 bits" if self.kind == "int8" else "float16"
+        chosen, error = made.attempt, made.judged.error
+        off = f"the outputs are off by {error:.2g}" if math.isfinite(error) else "the outputs are not finite"
+        if error > HARMED:
+            note = f"not quantized, for in {bits} {off} (relative L2)"
+            return Guarded(None, error, note, (), tried)
+        note = ""
+        if str(chosen) != tried[0][0]:
+            before = f"were off by {first.error:.2g}" if math.isfinite(first.error) else "were not finite"
+            note = f"{chosen} in floating point: with more in {bits} the outputs {before}, now by {error:.2g}"
+            if not self.bounds.right(first) and math.isfinite(first.fall):
+                note += f", and accuracy fell by {first.fall:.2g}, now by {made.judged.fall:.2g}"
+        elif chosen.kept:
+            note = f"in float32, for float16 ends at {LARGEST:g}: {chosen}"
+        kept = (*([chosen.rest] if chosen.rest else []), *chosen.kept)
+        return Guarded(made.model, error, note, kept, tried)

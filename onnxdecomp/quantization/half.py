@@ -9,35 +9,39 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.data.comparable_outputs import DRAWING
 from onnxdecomp.graph.inherit import inherit_value
 from onnxdecomp.graph.shape_inference import as_declared, infer_shapes
 from onnxdecomp.graph.traversal import node_graphs, node_names, places, unique_name, value_names
 from onnxdecomp.quantization.files import checked, load_tools, unlist_initializers
-from onnxdecomp.quantization.prepare import choose_sizes
+from onnxdecomp.quantization.prepare import choose_sizes, require_float
 from onnxdecomp.quantization.schemas import Signature, Signatures
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 LARGEST = float(np.finfo(np.float16).max)
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
-_LIKE_INPUT = frozenset(("Bernoulli", "EyeLike", "RandomNormalLike", "RandomUniformLike"))
-"""Operators whose output has the type of the input, although their signature does not say so: they stay."""
+_BLOCKED = DRAWING | {"EyeLike"}
+"""Operators whose numbers have the type of their input unless an attribute says otherwise, which no schema
+tells; and random numbers are drawn in float32."""
 
 
 def fp16(model: ir.Model, keep: Collection[str] = ()) -> ir.Model:
     """The model in float16, with float32 inputs and outputs as before; it stays as it is.
 
     Operators that have no float16 form keep float32, with a Cast around them, and so do those that ONNX
-    Runtime's own converter leaves, what enters and leaves subgraphs, and functions. Weights beyond the range
-    of float16 become its largest number, and what is too small for it its smallest, not 0.
+    Runtime's own converter leaves, those that draw random numbers, what enters and leaves subgraphs, and
+    functions. Weights beyond the range of float16 become its largest number, and what is too small for it
+    its smallest, not 0.
 
     Args:
         model: In float32.
         keep: The nodes that stay in float32, by the name of an output.
 
     Raises:
-        ModelError: What comes out does not run.
+        ModelError: The model is quantized already or in bfloat16, or what comes out does not run.
     """
+    require_float(model, "fp16")
     copy = model.clone()
     choose_sizes(copy)
     unlist_initializers(copy)
@@ -104,6 +108,7 @@ def _chosen(model: ir.Model, types: dict[ir.Value, ir.TypeProtocol], keep: froze
     load_tools()
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 
+    blocked = _BLOCKED.union(DEFAULT_OP_BLOCK_LIST)
     signatures = Signatures(model.opset_imports)
     half: list[tuple[ir.Node, Signature]] = []
     for place in places(model):
@@ -112,8 +117,8 @@ def _chosen(model: ir.Model, types: dict[ir.Value, ir.TypeProtocol], keep: froze
             if signature is None:
                 continue
             _type_outputs(node, signature, types)
-            kept = node.op_type in _LIKE_INPUT or any(out.name in keep for out in node.outputs)
-            if not kept and node.op_type not in DEFAULT_OP_BLOCK_LIST and _plain(node, signature, types):
+            kept = any(out.name in keep for out in node.outputs)
+            if not kept and node.op_type not in blocked and _plain(node, signature, types):
                 half.append((node, signature))
     floats = (v for v, kind in types.items() if isinstance(kind, ir.TensorType) and kind.dtype == FLOAT)
     found = _Chosen(frozenset(floats))

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from onnxdecomp.calibration.reachability import valueless
-from onnxdecomp.errors import ModelError
-from onnxdecomp.graph.traversal import operands, places
+from onnxdecomp.graph.traversal import operands
 from onnxdecomp.graph.unshare_biases import own_biases
 from onnxdecomp.layers.int8_weights import OLDEST_OPSET
 from onnxdecomp.quantization.files import converted, load_tools, silent
 from onnxdecomp.quantization.neutral_names import Neutral
-from onnxdecomp.quantization.prepare import choose_sizes, raised
+from onnxdecomp.quantization.prepare import choose_sizes, raised, require_float
 from onnxdecomp.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -132,17 +131,10 @@ def prepared(model: ir.Model) -> ir.Model:
     """A copy that the quantizer takes.
 
     Raises:
-        ModelError: There is none.
+        ModelError: There is none, or it has fewer bits already.
     """
+    require_float(model, "int8")
     copy = model.clone()
-    nodes = [node for place in places(copy) for node in place.graph]
-    if any(node.op_type in ("QuantizeLinear", "QLinearConv", "QLinearMatMul") for node in nodes):
-        raise ModelError(
-            "the model is quantized already: --quantize int8 is for floating-point models, --requantize "
-            "stores the factors of quantized weights as int8"
-        )
-    if any(v.dtype == ir.DataType.FLOAT16 for v in copy.graph.initializers.values()):
-        raise ModelError("the model has float16 weights: --quantize int8 is for float32 models")
     if copy.opset_imports.get("", 1) < OLDEST_OPSET:
         copy = raised(copy, OLDEST_OPSET)
     own_biases(copy)
@@ -155,14 +147,17 @@ class Reader:
 
     def __init__(self, feeds: Feeds, names: Mapping[str, str] | None = None) -> None:
         """`names` are those that inputs have elsewhere, by their own."""
-        numbers = sum(array.size for array in feeds.largest().values())
-        self._batches = feeds.batches(max(1, _STACKED // max(1, numbers)))
-
+        self._batches = feeds.batches(stacked(feeds))
         self._names = names or {}
 
     def get_next(self) -> Feed | None:
         feed = next(self._batches, None)
         return None if feed is None else {self._names.get(name, name): array for name, array in feed.items()}
+
+
+def stacked(feeds: Feeds) -> int:
+    """How many small inputs run together."""
+    return max(1, _STACKED // max(1, sum(array.size for array in feeds.largest().values())))
 
 
 def operators() -> frozenset[str]:
@@ -184,8 +179,18 @@ def _arguments(model: ir.Model, scheme: Scheme, exclude: Iterable[str]) -> dict[
         "activation_type": QuantType.QInt8 if scheme.signed else QuantType.QUInt8,
         "weight_type": QuantType.QInt8,
         "nodes_to_exclude": sorted({*exclude, *_bound(model)}),
-        "extra_options": {"ActivationSymmetric": scheme.signed},
+        "extra_options": {
+            "ActivationSymmetric": scheme.signed,
+            "TensorQuantOverrides": {name: [{"quant_type": QuantType.QInt8}] for name in _stacks(model)},
+        },
     }
+
+
+def _stacks(model: ir.Model) -> set[str]:
+    """Weights that are several matrices: ONNX Runtime's kernel has no scale for each of their columns."""
+    read = (node.inputs[1] for node in model.graph if node.op_type == "MatMul")
+    known = model.graph.initializers
+    return {str(v.name) for v in read if v is not None and v.name in known and len(v.shape or ()) > 2}
 
 
 def _bound(model: ir.Model) -> set[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxdecomp.graph.inherit import inherit_graph, inherit_model, inherit_node, inherit_value
+from onnxdecomp.graph.tensors import named
 from onnxdecomp.graph.traversal import node_names, places, unique_name, value_names
 
 _OURS = re.compile(r"[vn]\d{6,}")
@@ -113,6 +114,8 @@ def neutral(model: ir.Model) -> Neutral:
         for before, value in zip(_values(old.graph), _values(new.graph), strict=True):
             if before.name:
                 count += 1
+                if value.const_value is not None:
+                    value.const_value = named(value.const_value, f"v{count:06}")
                 value.name = f"v{count:06}"
                 made.values[value.name] = before
         for known, renamed in zip(old.graph, new.graph, strict=True):

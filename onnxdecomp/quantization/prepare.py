@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.inherit import inherit_graph, inherit_model, inherit_node, inherit_value
+from onnxdecomp.graph.traversal import places, slots
 from onnxdecomp.quantization.files import silent
 
 _OPTIONAL_SCALES = 13
 """The first opset in which a Resize may lack its scales."""
+
+
+_QUANTIZED = re.compile(r"[Qq]uantize|QLinear|Integer|NBits|Bnb4|FpQ4|^Q[A-Z]")
+"""What the names of operators on quantized numbers have in them, ONNX's and ONNX Runtime's own."""
+
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
+
+_NARROW = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+
+
+def require_float(model: ir.Model, kind: str) -> None:
+    """Refuse a model that has fewer bits already.
+
+    Args:
+        model: The model.
+        kind: "int8" or "fp16", for which float16 weights are none that it could not take.
+
+    Raises:
+        ModelError: It is quantized, or has weights in bfloat16, or in float16 where int8 is asked for.
+    """
+    nodes = (node for place in places(model) for node in place.graph)
+    if any(node.domain in _DOMAINS and _QUANTIZED.search(node.op_type) for node in nodes):
+        raise ModelError(
+            f"the model is quantized already: --quantize {kind} is for floating-point models, --requantize "
+            "stores the factors of quantized weights as int8"
+        )
+    found = {slot.tensor.dtype for slot in slots(model)}
+    found |= {dtype for value in (*model.graph.inputs, *model.graph.outputs) if (dtype := value.dtype)}
+    for dtype, name in _NARROW.items():
+        if dtype in found and (kind == "int8" or dtype != ir.DataType.FLOAT16):
+            raise ModelError(
+                f"the model has {name} weights or inputs: --quantize {kind} is for float32 models"
+            )
 
 
 def raised(model: ir.Model, opset: int) -> ir.Model:

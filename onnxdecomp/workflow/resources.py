@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline.base import Planner, Quantizer, Stage
+from onnxdecomp.quantization.bounds import Memory
 from onnxdecomp.search.plan import Plan
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Gear:
         details: Whether the spectra of what is decomposed are recorded.
         mask: The inputs that say what is padding, or None.
         max_error: The error that the result may have, or None.
+        memory: How much of the model survives quantization, as far as the run has found out.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class Gear:
     mask: Mask | None = None
     timed: bool = True
     max_error: float | None = None
+    memory: Memory = field(default_factory=Memory)
 
 
 def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage, ...]:
@@ -83,9 +86,9 @@ def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage
         UsageError: The data do not fit the model.
         ModelError: ONNX Runtime does not load the model, or it runs on no random input.
     """
-    limit = _error_allowed(stages, gear)
+    asked = _asked(stages, gear)
     stages = tuple(
-        _calibrated(stage, gear, limit) if isinstance(stage, Quantizer) else stage for stage in stages
+        _calibrated(stage, gear, asked) if isinstance(stage, Quantizer) else stage for stage in stages
     )
     quantizer = next((stage for stage in stages if isinstance(stage, Quantizer)), None)
     return tuple(
@@ -93,7 +96,7 @@ def equip(stages: Sequence[Stage], gear: Gear, plan: Plan | None) -> tuple[Stage
     )
 
 
-def _calibrated(stage: Any, gear: Gear, limit: float | None) -> Stage:
+def _calibrated(stage: Any, gear: Gear, asked: Mapping[str, float | None]) -> Stage:
     """The quantize stage with inputs: int8 finds ranges of activations on them, fp16 is only compared."""
     feeds = gear.calib
     if feeds is None and gear.data is not None and stage.precision == "fp16":
@@ -102,21 +105,25 @@ def _calibrated(stage: Any, gear: Gear, limit: float | None) -> Stage:
         stage,
         calibration=feeds,
         provider=gear.provider,
-        limit=limit,
+        limit=asked["error"],
+        drop=asked["drop"],
+        labelled=None if gear.data is None else gear.data.first(gear.samples),
+        memory=gear.memory,
         shapes=gear.shapes,
         seed=gear.seed,
         padding=gear.mask,
     )
 
 
-def _error_allowed(stages: Sequence[Any], gear: Gear) -> float | None:
-    """The error of the result that was asked for, by a target or `max_error`; None where none was."""
+def _asked(stages: Sequence[Any], gear: Gear) -> dict[str, float | None]:
+    """The error and the drop of accuracy that the result may have, by a target or `max_error`, or None."""
     from onnxdecomp.search.targets import parse_budgets
 
     targets = [stage.target for stage in stages if isinstance(stage, Planner) and stage.target]
-    limits = [b.limit for text in targets for b in parse_budgets(text) if b.quantity == "error"]
-    limits += [] if gear.max_error is None else [gear.max_error]
-    return min(limits, default=None)
+    budgets = [budget for text in targets for budget in parse_budgets(text)]
+    limits = {what: [b.limit for b in budgets if b.quantity == what] for what in ("error", "drop")}
+    limits["error"] += [] if gear.max_error is None else [gear.max_error]
+    return {what: min(found, default=None) for what, found in limits.items()}
 
 
 def _equipped(stage: Any, gear: Gear, plan: Plan | None, quantizer: Any) -> Stage:

@@ -17,8 +17,10 @@ from onnxdecomp.graph.traversal import places, slots
 from onnxdecomp.layers.replace import LAYER
 from onnxdecomp.pipeline.base import Quantizer, StageResult, option
 from onnxdecomp.pipeline.pipeline import CAME_IN, CameIn
+from onnxdecomp.quantization.bounds import Memory
 
 if TYPE_CHECKING:
+    from onnxdecomp.quantization.bounds import Bounds
     from onnxdecomp.quantization.guard import Guarded
 
 KEY = "pkg.onnxdecomp.quantize"
@@ -46,6 +48,9 @@ class Quantize(Quantizer):
     calibration: Feeds | None = field(default=None, compare=False, repr=False)
     padding: Mask | None = field(default=None, compare=False, repr=False)
     limit: float | None = field(default=None, compare=False, repr=False)
+    drop: float | None = field(default=None, compare=False, repr=False)
+    labelled: Feeds | None = field(default=None, compare=False, repr=False)
+    memory: Memory | None = field(default=None, compare=False, repr=False)
     shapes: Mapping[str, Sequence[int]] | None = field(default=None, compare=False, repr=False)
     seed: int = field(default=0, compare=False, repr=False)
 
@@ -69,8 +74,9 @@ class Quantize(Quantizer):
         if record.get("quantized_activations") == 0:
             note = "nothing to quantize: no operator of the main graph that has an integer kernel"
             return StageResult(model, modified=False, notes=(note,), record=record)
-        if self.kind == "fp16" and not _has_half(made):
-            why = note or "no operator has a float16 form"
+        if self.kind == "fp16" and _halves(made) == _halves(model):
+            none = "the model is in float16 already" if _halves(model) else "no operator has a float16 form"
+            why = note or none
             return StageResult(
                 model, modified=False, notes=(f"nothing became float16: {why}",), record=record
             )
@@ -86,14 +92,18 @@ class Quantize(Quantizer):
         return StageResult(model, modified=True, notes=tuple(notes), record=record)
 
     def quantized(self, model: ir.Model) -> ir.Model:
-        """A quantized copy; a plain one where quantization breaks the model.
+        """A quantized copy, for a trial; a plain one where quantization breaks the model.
+
+        With a `memory` as much stays in floating point as was found before.
 
         Raises:
             UsageError, ModelError: As `call`.
         """
-        return self._guarded(model)[0] or model.clone()
+        return self._guarded(model, trial=True)[0] or model.clone()
 
-    def _guarded(self, model: ir.Model) -> tuple[ir.Model | None, dict[str, object], str]:
+    def _guarded(
+        self, model: ir.Model, *, trial: bool = False
+    ) -> tuple[ir.Model | None, dict[str, object], str]:
         """A quantized copy or None, facts for the record, and a note or "".
 
         Raises:
@@ -103,15 +113,20 @@ class Quantize(Quantizer):
         from onnxdecomp.quantization.guard import guarded, guarded_half
         from onnxdecomp.quantization.scheme import scheme_for
 
+        bounds = self._bounds()
         if self.kind == "fp16":
-            found = guarded_half(model, self._inputs(model), limit=self.limit, mask=self.padding)
+            found = guarded_half(model, self._inputs(model), bounds=bounds, memory=self.memory, trial=trial)
             return found.model, {"kind": "fp16", **_facts(found)}, found.note
         if self.calibration is None:
             raise UsageError("int8 needs inputs to find the ranges of activations on: give them with --calib")
         scheme = scheme_for(self.provider, weight_bits=self.weight_bits, per_channel=self.per_channel)
         scheme = replace(scheme, exclude=_matching(model, self.exclude))
         found = guarded(
-            model, self.calibration, scheme, samples=self.samples, limit=self.limit, mask=self.padding
+            *(model, self.calibration, scheme),
+            samples=self.samples,
+            bounds=bounds,
+            memory=self.memory,
+            trial=trial,
         )
         nodes = () if found.model is None else found.model.graph
         facts = {
@@ -122,6 +137,18 @@ class Quantize(Quantizer):
             **_facts(found),
         }
         return found.model, facts, found.note
+
+    def _bounds(self) -> Bounds:
+        from onnxdecomp.calibration.statistics import Calibration
+        from onnxdecomp.quantization.bounds import Bounds
+        from onnxdecomp.quantization.int8 import stacked
+        from onnxdecomp.search.search import accuracy
+
+        labelled = self.labelled
+        if self.drop is None or labelled is None or labelled.labels is None:
+            return Bounds(self.limit, mask=self.padding)
+        run = Calibration(labelled, batch=stacked(labelled))
+        return Bounds(self.limit, self.drop, lambda model: accuracy(model, labelled, run), self.padding)
 
     def _inputs(self, model: ir.Model) -> Feeds | None:
         """What a float16 model is judged on: the user's inputs, else random ones that the model runs on."""
@@ -135,14 +162,14 @@ class Quantize(Quantizer):
             return None
 
 
-def _has_half(model: ir.Model) -> bool:
-    """Whether anything is computed or stored in float16."""
+def _halves(model: ir.Model) -> int:
+    """How much is stored in float16, or cast to it."""
     nodes = (node for place in places(model) for node in place.graph)
     casts = (
         node.attributes["to"].value for node in nodes if node.op_type == "Cast" and "to" in node.attributes
     )
     stored = (slot.tensor.dtype for slot in slots(model))
-    return ir.DataType.FLOAT16 in {*casts, *stored}
+    return [*casts, *stored].count(ir.DataType.FLOAT16)
 
 
 def _facts(found: Guarded) -> dict[str, object]:

@@ -20,7 +20,7 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.evaluate.verify import verify
 from onnxdecomp.fitting.moments import Moments, together
-from onnxdecomp.quantization.guard import distance
+from onnxdecomp.quantization.distance import distance
 from onnxdecomp.runtime.session import TensorSpec
 from tests.calibration.small import calibration, loaded, normal, site_of
 from tests.runtime.small import model as make

@@ -16,7 +16,7 @@ from onnxdecomp.calibration.statistics import observe, window
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.moments import together
 from onnxdecomp.fitting.quadratic_loss import as_rows, problem
-from onnxdecomp.quantization.guard import distance
+from onnxdecomp.quantization.distance import distance
 from tests.calibration.small import calibration, loaded, normal, site_of
 from tests.runtime.small import model as make
 from tests.runtime.small import value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -11,7 +13,10 @@ from onnxdecomp_passes.quantize import KEY, Quantize
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
-from onnxdecomp.quantization.guard import HARMED, Guarded, distance, guarded, guarded_half
+from onnxdecomp.quantization import guard
+from onnxdecomp.quantization.bounds import HARMED, Bounds, Memory
+from onnxdecomp.quantization.distance import distance
+from onnxdecomp.quantization.guard import Guarded, guarded, guarded_half
 from onnxdecomp.quantization.scheme import Scheme
 from tests.runtime.small import model as make
 from tests.runtime.small import value
@@ -108,13 +113,13 @@ def test_a_model_that_breaks_in_any_case_is_left_alone() -> None:
 def test_a_limit_decides_how_much_is_in_8_bits() -> None:
     """Too much of an error without one is left as it is where a limit allows it, and more where one asks."""
     model = network(300.0, before=False)
-    loose, free = (guarded(model, feeds(), Scheme(), limit=limit) for limit in (0.4, None))
+    loose, free = (guarded(model, feeds(), Scheme(), bounds=Bounds(limit)) for limit in (0.4, None))
     assert loose.kept == ()
     assert error_of(loose) > 0.04
     assert free.kept
     assert error_of(free) < 0.02
     mild = network(30.0, before=False)
-    free, bound = (guarded(mild, feeds(), Scheme(), limit=limit) for limit in (None, 0.025))
+    free, bound = (guarded(mild, feeds(), Scheme(), bounds=Bounds(limit)) for limit in (None, 0.025))
     assert free.kept == ()
     assert 0.0125 < error_of(free) < 0.02
     assert bound.kept
@@ -228,3 +233,80 @@ def test_where_nothing_becomes_float16_the_model_stays() -> None:
     assert not done.modified
     assert done.notes[0].startswith("nothing became float16: in float32, for float16 ends at 65504: product")
     assert KEY not in model.metadata_props
+
+
+def test_the_ladder_is_climbed_once_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials take what the first has found, unjudged; of the final model that is judged."""
+    counted: list[str] = []
+
+    def noted(name: str) -> Any:
+        function = getattr(guard, name)
+
+        def count(*given: Any, **named: Any) -> Any:
+            counted.append(name)
+            return function(*given, **named)
+
+        return count
+
+    for name in ("int8", "distance"):
+        monkeypatch.setattr(guard, name, noted(name))
+    model = network(1e5, before=False)
+    stage = Quantize(kind="int8", calibration=feeds(), memory=Memory())
+    stage.quantized(model)
+    climbed = counted.count("int8")
+    assert climbed > 1
+    counted.clear()
+    for _ in range(3):
+        assert products_in_8_bits(stage.quantized(model)) == ["product"]
+    assert counted == ["int8"] * 3
+    counted.clear()
+    done = stage.call(model)
+    assert counted == ["int8", "distance"]
+    assert "add, sub in floating point: with more in 8 bits the outputs were off by" in done.notes[0]
+    assert done.record["kept"] == ["add", "sub"]
+
+
+def test_what_was_found_is_not_trusted_where_it_breaks_the_final_model() -> None:
+    memory = Memory()
+    assert guarded(network(0.5, before=False), feeds(), Scheme(), memory=memory).kept == ()
+    assert guarded(network(1e5, before=False), feeds(), Scheme(), memory=memory).kept == ("add", "sub")
+
+
+def test_trials_of_a_model_that_breaks_stay_in_floating_point() -> None:
+    memory = Memory(rung=None, tried=(("", 1.0),))
+    assert guarded(network(0.5, before=False), feeds(), Scheme(), memory=memory, trial=True).model is None
+
+
+def two_outputs(*, faint: float) -> ir.Model:
+    """y = x w of large numbers, z = x v of small ones."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"], name="large"),
+        helper.make_node("MatMul", ["x", "v"], ["z"], name="small"),
+    ]
+    weights = {
+        "w": np.full((16, 16), 1e3, np.float32),
+        "v": np.full((16, 16), faint, np.float32),
+    }
+    outputs = [value("y", ["N", 16]), value("z", ["N", 16])]
+    return ir.from_proto(make(nodes, [value("x", ["N", 16])], outputs, weights))
+
+
+def test_a_small_output_that_breaks_counts_as_much_as_a_large_one() -> None:
+    first, other = two_outputs(faint=1e-3), two_outputs(faint=-1e-3)
+    assert distance(first, other, feeds()) == pytest.approx(2, rel=1e-3)
+    assert distance(first, two_outputs(faint=float("nan")), feeds()) == float("inf")
+
+
+def test_labels_decide_how_much_is_in_8_bits() -> None:
+    """By the error alone all of it would be."""
+    model = network(0.5, before=False)
+
+    def accuracy(made: ir.Model) -> float:
+        quantized = sum(node.op_type == "QuantizeLinear" for node in made.graph)
+        return 0.9 if quantized < 3 else 0.6
+
+    for drop, kept in ((0.4, ()), (0.05, ("all but convolutions and products of matrices",))):
+        found = guarded(model, feeds(), Scheme(), bounds=Bounds(drop=drop, accuracy=accuracy))
+        assert found.model is not None
+        assert found.kept == kept
+    assert "accuracy fell by 0.3, now by 0" in found.note

@@ -10,10 +10,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper
+from onnxdecomp_passes.quantize import Quantize
 
+from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.quantization.half import LARGEST, fp16, halved
+from onnxdecomp.quantization.int8 import prepared
 from onnxdecomp.runtime.interface import differences, interface_of
 from onnxdecomp.runtime.session import open_session, run
 from tests.quantization.kinds import FLOAT, KINDS, Kind, image, kind, node, normal
@@ -148,3 +151,81 @@ def test_nothing_vanishes_and_nothing_becomes_infinite() -> None:
     assert found.dtype == np.float16
     assert found[0] > 0 > found[1]
     assert found[2:].tolist() == [0, LARGEST, -LARGEST, np.inf, 1]
+
+
+DRAWN = [
+    ("RandomNormalLike", {}),
+    ("RandomUniformLike", {}),
+    ("RandomNormalLike", {"dtype": FLOAT}),
+    ("Bernoulli", {}),
+    ("Multinomial", {"sample_size": 2, "dtype": onnx.TensorProto.INT32}),
+    ("EyeLike", {}),
+]
+
+
+@pytest.mark.parametrize(("op_type", "attributes"), DRAWN)
+def test_what_draws_numbers_stays(op_type: str, attributes: dict[str, int], tmp_path: Path) -> None:
+    """Its result has the type of its input where no attribute gives one."""
+    nodes = [node("MatMul", "x w", "a"), node("Sigmoid", "a", "s"), node(op_type, "s", "r", **attributes)]
+    if op_type == "Multinomial":
+        nodes += [node("Cast", "r", "f", to=FLOAT), node("ReduceSum", "f", "t"), node("Add", "t s", "y")]
+    else:
+        nodes += [node("Add", "r s", "t"), node("MatMul", "t w", "y")]
+    made = kind(nodes, {"w": normal(16, 16)}, {"x": normal(4, 16)})
+    new, target = converted(made, tmp_path)
+    assert new.graph.initializers["w"].dtype == ir.DataType.FLOAT16
+    assert np.isfinite(run(open_session(target), made.feed)[0]).all()
+
+
+QUANTIZED = [
+    ("DynamicQuantizeLinear", "x", "a b c", ""),
+    ("QuantizeLinear", "x one", "a", ""),
+    ("DequantizeLinear", "bytes one", "a", ""),
+    ("MatMulInteger", "bytes bytes", "a", ""),
+    ("ConvInteger", "bytes bytes", "a", ""),
+    ("DynamicQuantizeMatMul", "x bytes one", "a", "com.microsoft"),
+    ("MatMulNBits", "x bytes one", "a", "com.microsoft"),
+]
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize(("op_type", "inputs", "outputs", "domain"), QUANTIZED)
+def test_quantized_models_are_refused(
+    op_type: str, inputs: str, outputs: str, domain: str, precision: str
+) -> None:
+    nodes = [node(op_type, inputs, outputs, domain=domain), node("MatMul", "x w", "y")]
+    weights = {"w": normal(16, 16), "one": np.ones(1, np.float32), "bytes": np.ones((16, 16), np.uint8)}
+    model = ir.from_proto(kind(nodes, weights, {"x": normal(4, 16)}).model)
+    with pytest.raises(ModelError, match=f"quantized already: --quantize {precision}"):
+        prepared(model) if precision == "int8" else fp16(model)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("bfloat16", "bfloat16"), ("float16", "float16")])
+@pytest.mark.parametrize("constant", [True, False])
+def test_narrow_weights_are_refused_or_taken(dtype: str, name: str, constant: bool) -> None:
+    stored = helper.make_tensor("w", onnx.TensorProto.DataType.Value(dtype.upper()), [1], [1.0])
+    nodes = [node("Cast", "w", "f", to=FLOAT), node("Mul", "x f", "y")]
+    if constant:
+        nodes.insert(0, helper.make_node("Constant", [], ["w"], value=stored))
+    made = kind(nodes, {}, {"x": normal(4, 16)})
+    if not constant:
+        made.model.graph.initializer.append(stored)
+    model = ir.from_proto(made.model)
+    with pytest.raises(ModelError, match=f"the model has {name} weights"):
+        prepared(model)
+    if name == "bfloat16":
+        with pytest.raises(ModelError, match="--quantize fp16 is for float32 models"):
+            fp16(model)
+    else:
+        assert fp16(model).graph.initializers.keys() == model.graph.initializers.keys()
+
+
+def test_a_model_in_float16_stays_as_it_is() -> None:
+    nodes = [node("MatMul", "x w", "y")]
+    model = kind(
+        nodes, {"w": normal(16, 16).astype(np.float16)}, {"x": normal(4, 16).astype(np.float16)}
+    ).model
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    done = Quantize(kind="fp16").call(ir.from_proto(model))
+    assert not done.modified
+    assert done.notes == ("nothing became float16: the model is in float16 already",)

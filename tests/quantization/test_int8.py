@@ -15,16 +15,19 @@ import pytest
 
 import onnxdecomp
 from onnxdecomp.core.layer import Array
+from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
+from onnxdecomp.quantization.distance import distance
 from onnxdecomp.quantization.int8 import int8, rough
 from onnxdecomp.quantization.scheme import Scheme, scheme_for
 from onnxdecomp.runtime import environment
 from onnxdecomp.runtime.interface import differences, interface_of
 from onnxdecomp.runtime.session import inputs_of, open_session, run
-from tests.quantization.kinds import KINDS, Kind, tied
+from tests.quantization.kinds import KINDS, Kind, node, normal, tied
+from tests.quantization.kinds import kind as kind_of
 
 COARSE = 0.06
 """Relative L2 error that 8 bits may make in a model of a few layers."""
@@ -171,3 +174,24 @@ def test_the_scheme_suits_the_processor(
     assert (found.signed, found.reduce_range) == expected
     assert scheme_for(provider, weight_bits="7").reduce_range
     assert not scheme_for(provider, weight_bits="8").reduce_range
+
+
+@pytest.mark.parametrize("name", ["plain", "shared", "constants", "branching"])
+def test_the_model_that_is_given_stays_as_it_is(name: str) -> None:
+    """Down to the names of tensors that it shares with the file's content."""
+    made = KINDS[name]()
+    before = made.model.SerializeToString(deterministic=True)
+    model = ir.from_proto(made.model)
+    own = ir.to_proto(model).SerializeToString(deterministic=True)
+    int8(model, Feeds((made.feed,), "test"), Scheme())
+    assert made.model.SerializeToString(deterministic=True) == before
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == own
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_weight_of_several_matrices_runs_in_8_bits(per_channel: bool) -> None:
+    made = kind_of([node("MatMul", "x w", "y")], {"w": normal(3, 16, 8)}, {"x": normal(1, 1, 4, 16)})
+    model, feeds = ir.from_proto(made.model), Feeds((made.feed,), "test")
+    new = int8(model, feeds, Scheme(per_channel=per_channel))
+    assert count(new, "QuantizeLinear") > 0
+    assert distance(model, new, feeds) < COARSE

@@ -16,11 +16,14 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxdecomp_passes.decompose import Decompose
+from onnxdecomp_passes.quantize import Quantize
 
 import onnxdecomp
+from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.workflow import compress
+from onnxdecomp.workflow.resources import Gear, equip
 from tests.cli.small import Outcome, command, files, process
 from tests.workflow.test_never_slower import FASTER, SLOWER, Fake, result
 from tests.workflow.test_targets import filled
@@ -271,3 +274,18 @@ def test_an_initializer_that_is_an_output_stays_as_it_is(folder: Path) -> None:
     session = ort.InferenceSession("out.onnx", providers=["CPUExecutionProvider"])
     (found_table,) = session.run(["table"], {"x": np.zeros((1, 8, 8, 8), np.float32)})
     np.testing.assert_array_equal(found_table, table)
+
+
+def test_what_is_asked_reaches_the_quantizer_and_what_it_finds_the_next_run() -> None:
+    data = Feeds(({"x": np.zeros((1, 4), np.float32)},) * 2, "test", labels=np.zeros(2, np.int64))
+    gear = Gear(*(Path("net.onnx"), data, data, 1, None, lambda *_: None, "cpu", 1, 0, None), max_error=0.2)
+    stages = (Quantize(kind="int8"), Decompose(target="drop=0.1,error=0.3"))
+    first, second = (equip(stages, gear, None)[0] for _ in range(2))
+    assert isinstance(first, Quantize)
+    assert isinstance(second, Quantize)
+    assert (first.limit, first.drop) == (0.2, 0.1)
+    assert first.labelled is not None
+    assert first.labelled.labels is not None
+    assert len(first.labelled.labels) == 1
+    assert first.memory is not None
+    assert first.memory is second.memory
