@@ -133,10 +133,11 @@ def _tall_basis(matrix: Array, wanted: int, single: bool) -> tuple[Array, Array]
     rows, columns = matrix.shape
     most = min(wanted, columns)
     values, right = _eigenvectors(matrix, 1, most, single and columns >= _SINGLE)
-    image = matrix @ right[:, :most].astype(matrix.dtype)
+    kind = matrix.dtype if single else np.dtype(np.float64)
+    image = matrix.astype(kind, copy=False) @ right[:, :most].astype(kind)
     if wanted > columns:
         more = np.random.default_rng(0).standard_normal((rows, wanted - columns))
-        image = np.hstack([image, more.astype(matrix.dtype)])
+        image = np.hstack([image, more.astype(kind)])
     return np.linalg.qr(image)[0], values
 
 
