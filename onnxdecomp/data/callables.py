@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.runtime.session import TensorSpec, one_line
+from onnxdecomp.runtime.messages import one_line
+from onnxdecomp.runtime.session import TensorSpec
 
 _NAMED = re.compile(r"(?P<module>.+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
 

@@ -19,15 +19,8 @@ from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime import environment, jsonio
 from onnxdecomp.runtime import providers as ep
 from onnxdecomp.runtime.memory import peak_growth
-from onnxdecomp.runtime.session import (
-    Feed,
-    inputs_of,
-    nodes_per_provider,
-    one_line,
-    open_session,
-    outputs_of,
-    run,
-)
+from onnxdecomp.runtime.messages import one_line
+from onnxdecomp.runtime.session import Feed, inputs_of, nodes_per_provider, open_session, outputs_of, run
 from onnxdecomp.runtime.spinning import pause, together
 from onnxdecomp.runtime.timing import (
     ALONE_AFTER,

@@ -192,6 +192,11 @@ def verify(
     comparisons = compared.comparisons
     results = tuple(comparison.result() for comparison in comparisons)
     floats = [c for c, r in zip(comparisons, results, strict=True) if r.agreement is None]
+    infinite = [r for r in results if r.nonfinite_original]
+    notes += tuple(
+        f"{r.nonfinite_original} values of {r.name!r} are not finite in the original: they were not compared"
+        for r in infinite
+    )
     worst = max(results, key=lambda r: r.rel_l2, default=None)
     failures = [*changed]
     failures += [f"{r.nonfinite} values of {r.name!r} are not finite" for r in results if r.nonfinite]
@@ -200,6 +205,8 @@ def verify(
     status: Status = "failed" if failures else "passed"
     if not failures and compared.left_out and not results:
         status, failures = "skipped", ["no output can be compared with the original's", *compared.notes]
+    elif not failures and infinite and not any(r.values for r in results):
+        status, failures = "skipped", ["no value that the original gives is finite"]
     return outcome(
         status,
         "; ".join(failures) or None,

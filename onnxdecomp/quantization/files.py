@@ -14,9 +14,10 @@ from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.quantization.neutral_names import Neutral, neutral
 from onnxdecomp.runtime import temporary_files
+from onnxdecomp.runtime.messages import one_line
 from onnxdecomp.runtime.process_state import quiet_logging
 from onnxdecomp.runtime.providers import quiet
-from onnxdecomp.runtime.session import one_line, open_session
+from onnxdecomp.runtime.session import open_session
 
 if TYPE_CHECKING:
     import onnx_ir as ir

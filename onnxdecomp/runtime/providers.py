@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxdecomp.errors import ProviderError, UsageError
+from onnxdecomp.runtime.messages import one_line
 from onnxdecomp.runtime.process_state import Undo, no_stdout, shared
 
 ORT_NAMES = {
@@ -142,7 +143,7 @@ def start(provider: str) -> Start:
         reason = None if got else missing_library(short) or "the session fell back to the CPU"
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes, RuntimeError among them
         got = False
-        reason = missing_library(short) or str(error).splitlines()[0]
+        reason = missing_library(short) or one_line(error)
     return Start(short, True, got, reason, None if got else _INSTALL.get(short))
 
 

@@ -15,6 +15,7 @@ from onnxdecomp.core.layer import Array, Dim
 from onnxdecomp.errors import ModelError
 from onnxdecomp.runtime import providers
 from onnxdecomp.runtime.environment import check_threads
+from onnxdecomp.runtime.messages import one_line
 from onnxdecomp.runtime.regular_files import require_regular
 from onnxdecomp.runtime.spinning import Idling, set_idling
 
@@ -192,14 +193,6 @@ def placements(session: ort.InferenceSession) -> tuple[Placement, ...]:
 def nodes_per_provider(session: ort.InferenceSession) -> dict[str, int]:
     """How many nodes each provider runs."""
     return dict(Counter(placement.provider for placement in placements(session)))
-
-
-def one_line(error: BaseException) -> str:
-    """ONNX Runtime's message without its code, on one line of bounded length."""
-    text = str(error).strip() or type(error).__name__
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else line[:297] + "..."
 
 
 def dtype_of(spec: TensorSpec) -> np.dtype[np.generic]:

@@ -222,3 +222,15 @@ def test_a_streaming_model_binds_by_itself(corpus: Path) -> None:
     result = verify(path, path, samples=1)
     assert (result.status, result.rel_l2) == ("passed", 0)
     assert len(result.shapes) == 2
+
+
+def test_values_that_are_not_finite_in_the_original_are_said_to_be_left_out(tmp_path: Path) -> None:
+    weight = np.array(WEIGHT)
+    weight[0, 0] = np.nan  # one of four columns
+    partly = saved(linear(weight), tmp_path / "partly.onnx")
+    result = verify(partly, partly)
+    assert result.status == "passed"
+    assert any("are not finite in the original" in note for note in result.notes)
+    nowhere = saved(linear(np.full((6, 4), np.nan)), tmp_path / "nowhere.onnx")
+    result = verify(nowhere, nowhere)
+    assert (result.status, result.reason) == ("skipped", "no value that the original gives is finite")
