@@ -65,7 +65,7 @@ class Neutral:
             if place.function is not None:
                 continue
             graph = place.graph
-            for value in {*graph.inputs, *graph.initializers.values()}:
+            for value in dict.fromkeys((*graph.inputs, *graph.initializers.values())):
                 self._restore_value(value, values)
             for node in graph:
                 for value in node.outputs:

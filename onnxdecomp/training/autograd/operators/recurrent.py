@@ -84,8 +84,7 @@ def _unroll(
                 seen[t] = following[0]
             state = following
         outputs.append(torch.stack(seen) if seen else x.new_zeros(0, batch, hidden))
-        # Without any step ONNX Runtime gives zeros, whatever the state was.
-        ends.append(state if seen else tuple(torch.zeros_like(value) for value in state))
+        ends.append(state)
     y = torch.stack(outputs, 1)
     last = tuple(torch.stack([end[index] for end in ends]) for index in range(len(states)))
     if batch_first:
