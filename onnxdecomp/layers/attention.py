@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import Chain, MatMul
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.graph.attributes import attribute, dims, node_name
 from onnxdecomp.layers.emitter import Emitter
-from onnxdecomp.layers.lower import emit_step, labels
+from onnxdecomp.layers.projection import emit_projected, ends_in_product
 from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, working
 
 _BIAS, _MASK, _PAST, _ATTENTION_BIAS, _PAST_LENGTH = 2, 3, 4, 5, 6
@@ -35,23 +35,12 @@ class Projection:
     rows: bool = True
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
-        last = chain.steps[-1]
-        if isinstance(last, MatMul) and last.weight.ndim == 2 and last.weight.shape[1] == layer.outputs:
+        if ends_in_product(chain, layer):
             return None
         return "its chain does not end in a product of matrices, which would become its weights: use svd"
 
     def emit(self, chain: Chain, site: Site, emit: Emitter) -> None:
-        x = site.x
-        *before, last = zip(chain.steps, labels(chain), strict=True)
-        for step, label in before:
-            x = emit_step(step, x, 3, label, emit)
-        step, label = last
-        assert isinstance(step, MatMul)
-        node = Snapshot.of(site.nodes[-1])
-        # An empty list has no type, and says as much as no attribute.
-        attributes = {name: value for name, value in node.attributes.items() if value != ()}
-        inputs = [x, emit.weight(step.weight, label, axis=1), *node.inputs[2:]]
-        emit.add(node.op_type, inputs, label, node.domain, len(node.outputs), **attributes)
+        emit_projected(chain, site, emit, lambda step, label: emit.weight(step.weight, label, axis=1))
 
     def stored(self, weight: Array) -> Array:
         return weight.T

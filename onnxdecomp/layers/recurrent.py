@@ -17,7 +17,7 @@ from onnxdecomp.core.chain import Chain, MatMul
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.graph.attributes import dims, node_name
 from onnxdecomp.layers.emitter import Emitter
-from onnxdecomp.layers.lower import emit_step, labels
+from onnxdecomp.layers.projection import emit_projected, ends_in_product
 from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, working
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -45,30 +45,20 @@ class Recurrent:
     rows: bool = True
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
-        last = chain.steps[-1]
-        if isinstance(last, MatMul) and last.weight.ndim == 2 and last.weight.shape[1] == layer.outputs:
+        if ends_in_product(chain, layer):
             return None
         return "its chain does not end in a product of matrices, which would become W: use svd"
 
     def emit(self, chain: Chain, site: Site, emit: Emitter) -> None:
-        x = site.x
-        *before, last = zip(chain.steps, labels(chain), strict=True)
-        for step, label in before:
-            x = emit_step(step, x, 3, label, emit)
-        step, label = last
-        assert isinstance(step, MatMul)
-        if emit.quantize:  # a scale for each row of each direction
+        def weight(step: MatMul, label: str) -> ir.Value:
+            if not emit.quantize:
+                return emit.weight(self.stored(step.weight.T), label, axis=1)
+            # a scale for each row of each direction
             shape = emit.integers([self.directions, -1, step.weight.shape[0]], f"{label}.shape")
-            weight = emit.add(
-                "Reshape", [emit.weight(step.weight.T, label, axis=0), shape], f"{label}.stacked"
-            )
-        else:
-            weight = emit.weight(self.stored(step.weight.T), label, axis=1)
-        node = Snapshot.of(site.nodes[-1])
-        # An empty list has no type, and says as much as no attribute.
-        attributes = {name: value for name, value in node.attributes.items() if value != ()}
-        inputs = [x, weight, *node.inputs[2:]]
-        emit.add(node.op_type, inputs, label, node.domain, len(node.outputs), **attributes)
+            stacked = emit.weight(step.weight.T, label, axis=0)
+            return emit.add("Reshape", [stacked, shape], f"{label}.stacked")
+
+        emit_projected(chain, site, emit, weight)
 
     def stored(self, weight: Array) -> Array:
         return weight.reshape(self.directions, -1, weight.shape[-1])

@@ -30,7 +30,6 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-
 _STATEFUL = 5
 """So many times as much of a recurrent layer: its state carries rounding from step to step."""
 
-
 SMALLEST = {"float64": 4.9e-324, "float32": 1.4e-45, "float16": 6.0e-8, "bfloat16": 9.2e-41}
 """The smallest number above zero of each element type, whose multiples the subnormal numbers are."""
 
