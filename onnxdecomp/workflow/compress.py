@@ -24,7 +24,7 @@ from onnxdecomp.layers.lowering_check import LoweringCheck
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.pipeline.base import Planner, Quantizer
 from onnxdecomp.record.build import Origin, describe_data, describe_model, describe_output, run_record
-from onnxdecomp.record.details import Details, details_of, timed_elsewhere, with_profiles
+from onnxdecomp.record.details import Details, details_of
 from onnxdecomp.record.layers import LayerRecord, layer_records
 from onnxdecomp.runtime import environment
 from onnxdecomp.search.layer_errors import mishaps
@@ -32,6 +32,7 @@ from onnxdecomp.search.plan import Plan
 from onnxdecomp.tensor.blas_threads import one_thread
 from onnxdecomp.training.settings import Settings
 from onnxdecomp.workflow.error_guard import first_run, hold
+from onnxdecomp.workflow.final_timing import profiles, timed_elsewhere
 from onnxdecomp.workflow.finish_result import Maker, runner
 from onnxdecomp.workflow.option_checks import Asked
 from onnxdecomp.workflow.request import (
@@ -374,8 +375,8 @@ def _details(
     ran: PipelineResult, layers: Sequence[LayerRecord], written: Path, watch: Watch, timed: bool
 ) -> Details:
     spectra: Any = ran.record.get("decompose", {}).get("spectra", ())
-    found = details_of(ran.rewritten, spectra, layers)
-    return with_profiles(found, written, layers, watch) if timed else found
+    spent = profiles(written, [layer.name for layer in layers], watch) if timed else None
+    return details_of(ran.rewritten, spectra, layers, spent)
 
 
 def _dry_run(

@@ -18,9 +18,9 @@ from onnxdecomp.data.random_inputs import bindings
 from onnxdecomp.errors import ModelError
 from onnxdecomp.evaluate import benchmark
 from onnxdecomp.latency.meter import timed_input
-from onnxdecomp.record import details
 from onnxdecomp.runtime.session import Feed, TensorSpec
 from onnxdecomp.search import latency_model
+from onnxdecomp.workflow import final_timing
 from tests.cli.small import Outcome, command
 
 OWN, OTHER = (1, 8, 20, 12), (1, 8, 24, 24)
@@ -66,7 +66,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[tuple[int, ...]]]:
 
     spy(benchmark, "feed_of", lambda result, *given: result)
     spy(latency_model, "shares", lambda result, path, feed, *given: feed)
-    spy(details, "profile", lambda result, path, model, layers, feed: feed)
+    spy(final_timing, "profile", lambda result, path, model, layers, feed: feed)
     return found
 
 

@@ -1,0 +1,74 @@
+"""Timings for readers, which decide nothing: further settings, and where the time of one run goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from onnxdecomp.errors import ModelError
+from onnxdecomp.evaluate.benchmark import BenchResult
+from onnxdecomp.graph.load import load
+from onnxdecomp.latency.kernel_profile import Profile, profile
+from onnxdecomp.latency.meter import Watch
+
+
+def profiles(new: Path, names: Sequence[str], watch: Watch) -> tuple[Profile, Profile] | None:
+    """The time that every layer takes in one run, in the original and in the new model; only on the CPU.
+
+    Elsewhere a kernel returns before its work is done, and its time says nothing.
+
+    Args:
+        new: The result's file.
+        names: Of the layers.
+        watch: Says where, and on what.
+    """
+    if watch.provider != "cpu":
+        return None
+
+    def of(path: Path) -> Profile:
+        return profile(path, load(path), names, watch.inputs()[0], threads=watch.threads)
+
+    return of(watch.original), of(new)
+
+
+def timed_elsewhere(
+    first: BenchResult | None,
+    new: Path,
+    watch: Watch,
+    batches: Sequence[int],
+    threads: Sequence[int],
+    *,
+    decide: bool = False,
+) -> tuple[BenchResult, tuple[str, ...]]:
+    """The timing that decides, and those at further batch sizes and numbers of threads.
+
+    Args:
+        first: The timing that decided, at batch 1; made now where there is none.
+        new: The result's file.
+        watch: Times.
+        batches, threads: Every further combination is timed.
+        decide: The first goes on until it is known whether the result is faster.
+
+    Returns:
+        All timings, and notes on what could not be timed.
+    """
+    first = first or watch.time(new, decide=decide)
+    settings, notes = list(first.settings), []
+    known = {(watch.threads, 1), (watch.threads, first.settings[0].models[0].batch)}
+    for count in threads or (watch.threads,):
+        for batch in batches:
+            if (count, batch) in known:
+                continue
+            try:
+                found = watch.time(new, threads=count, batch=batch).settings
+            except ModelError as error:
+                notes.append(f"not timed at batch {batch}: {error}")
+                break
+            if batch != found[0].models[0].batch and batch != 1:
+                notes.append(
+                    f"not timed at batch {batch}: the model takes {found[0].models[0].batch} at a time"
+                )
+                break
+            settings.extend(found)
+    return replace(first, settings=tuple(settings)), tuple(dict.fromkeys(notes))
