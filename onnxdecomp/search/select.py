@@ -11,26 +11,11 @@ from onnxdecomp.search.fixed_ranks import method_options
 from onnxdecomp.search.keep_layers import BETTER_KEPT
 from onnxdecomp.search.knapsack import Allocation, Option, OutOfReach, allocate
 from onnxdecomp.search.layer_profiles import Survey, Surveyed
+from onnxdecomp.search.metrics.base import CostMetric, Sizes
+from onnxdecomp.search.metrics.costs import Latency, Macs
 from onnxdecomp.search.plan import Choice, Plan, kept
 from onnxdecomp.search.targets import Budget
 from onnxdecomp.search.tied_layers import Pick, ways
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """What is known of the sizes of files.
-
-    Attributes:
-        original: Of the file that came in, with its external data.
-        whole: Of the file that is written where every layer stays: simplified, and quantized if it will be.
-        each: Bytes of a number in a layer's weight; None: those of the layer's own type.
-        spare: Bytes that a plan like the one that is looked for needs beyond what is expected of it.
-    """
-
-    original: int
-    whole: int
-    each: int | None = None
-    spare: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +47,7 @@ def choose(
     skips: Sequence[Skip],
     budgets: Sequence[Budget],
     *,
-    sizes: Bytes | None = None,
+    sizes: Sizes | None = None,
     max_loss: float | None = None,
     optimism: float = 1.0,
 ) -> Chosen | OutOfReach:
@@ -77,34 +62,32 @@ def choose(
             measured, else the MACs.
         optimism: Measured latency over expected latency, of a plan like the one that is looked for.
     """
-    surveyed, whole_ms = survey.layers, survey.whole_ms
-    sizes = sizes or Bytes(0, 0)
-    now = totals(survey, sizes.original)
-    limits = [budget.allowed(now[budget.quantity]) for budget in budgets]
-    kinds = [budget.quantity for budget in budgets]
-    for place, kind in enumerate(kinds):
-        if kind == "latency":
-            limits[place] /= optimism
-        if kind == "size":
-            limits[place] -= sizes.spare
-    # Budgets are on the original as it came in; what the simplifier gained is there already.
-    now |= {"latency": whole_ms, "size": float(sizes.whole)}
-    objective = "latency" if any(entry.part for entry in surveyed) else "macs"
+    surveyed = survey.layers
+    sizes = sizes or Sizes(0, 0)
+    metrics = [budget.cost for budget in budgets]
+    limits = [
+        metric.adjusted(budget.allowed(metric.of_original(survey, sizes)), optimism=optimism, sizes=sizes)
+        for budget, metric in zip(budgets, metrics, strict=True)
+    ]
+    objective = Latency() if any(entry.part for entry in surveyed) else Macs()
     decisions = ways(survey)
     losses = [entry.losses() for entry in surveyed]
 
-    def cost(way: Sequence[Pick], kind: str, unit: float = whole_ms) -> float:
-        return sum(_cost(surveyed[pick.place], pick, kind, unit, sizes.each) for pick in way)
+    def cost(way: Sequence[Pick], metric: CostMetric) -> float:
+        return sum(metric.of_layer(surveyed[pick.place], pick, survey, sizes) for pick in way)
 
     def option(way: Sequence[Pick]) -> Option:
         loss = sum(0.0 if p.candidate is None else losses[p.place][p.candidate] for p in way)
-        costs = tuple(cost(way, kind) for kind in kinds)
+        costs = tuple(cost(way, metric) for metric in metrics)
         if max_loss is None:
             return Option(costs, loss)
-        return Option((loss, *costs), cost(way, objective, whole_ms or 1.0))
+        return Option((loss, *costs), cost(way, objective))
 
     # What no layer has: of the file beside the weights, of the latency beside the layers.
-    fixed = [now[kind] - sum(cost(own[0], kind) for own in decisions) for kind in kinds]
+    fixed = [
+        metric.of_simplified(survey, sizes) - sum(cost(own[0], metric) for own in decisions)
+        for metric in metrics
+    ]
     items = [[option(way) for way in own] for own in decisions]
     if max_loss is not None:
         found = allocate(items, [max_loss, *limits], fixed=[0.0, *(max(0.0, f) for f in fixed)])
@@ -114,19 +97,9 @@ def choose(
         return found
     picked = [way for own, index in zip(decisions, found.choice, strict=True) for way in own[index]]
     chosen = _chosen(survey, skips, found, {pick.place: pick.candidate for pick in picked}, max_loss)
-    taken = found.costs[-len(kinds) :] if kinds else ()
-    size = next((cost for cost, kind in zip(taken, kinds, strict=True) if kind == "size"), None)
-    return replace(chosen, size=size)
-
-
-def totals(survey: Survey, size: int) -> dict[str, float]:
-    """What the original has of every quantity that can be a budget."""
-    return {
-        "macs": float(sum(entry.dense.macs for entry in survey.layers)),
-        "params": float(sum(entry.stored for entry in survey.layers)),
-        "size": float(size),
-        "latency": survey.original_ms,
-    }
+    taken = found.costs[-len(metrics) :] if metrics else ()
+    sizes_taken = (cost for cost, metric in zip(taken, metrics, strict=True) if metric.filed)
+    return replace(chosen, size=next(sizes_taken, None))
 
 
 def with_reason(chosen: Chosen, survey: Survey, reason: str) -> Chosen:
@@ -201,22 +174,3 @@ def _choice(entry: Surveyed, candidate: Candidate | None, reason: str) -> Choice
         ranks=outline.ranks,
         after=outline.cost,
     )
-
-
-def _cost(entry: Surveyed, pick: Pick, kind: str, whole_ms: float, each: int | None) -> float:
-    """What a layer costs as it is picked, in a budget's unit."""
-    if kind == "latency":
-        part = entry.part if pick.candidate is None or not entry.parts else entry.parts[pick.candidate]
-        return part * whole_ms
-    if kind == "size":
-        kept = entry.site.kept_bytes if pick.candidate is None else None
-        return float(pick.stored * (kept or each or _bytes(entry.site.layer.dtype)))
-    if kind == "params":
-        return float(pick.stored)
-    return float(
-        (entry.dense if pick.candidate is None else entry.candidates[pick.candidate].outline.cost).macs
-    )
-
-
-def _bytes(dtype: str) -> int:
-    return {"float64": 8, "float32": 4}.get(dtype, 2)

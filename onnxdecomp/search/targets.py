@@ -4,37 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
 
 from onnxdecomp.errors import UsageError
-
-Quantity = Literal["macs", "params", "size", "latency", "error", "drop"]
-
-FORMS = (
-    '"macs=2x", "params=4x", "size=3x" or "latency=1.5x" (original over result), "macs=20M", "params=1M", '
-    '"size=1.5MB", "latency=3.2ms", "error=0.05" or "error=5%", "drop=0.01" or "drop=1pp"; several with '
-    "commas between"
-)
-"""The forms of `--target`, for messages and help."""
-
-_COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-_BYTES = {
-    **{"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9},
-    **{"kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
-}
-_SHARES = {"": 1.0, "%": 0.01}
-
-_UNITS: Mapping[Quantity, Mapping[str, float]] = {
-    "macs": _COUNTS,
-    "params": _COUNTS,
-    "size": _BYTES,
-    # No bare number: seconds and milliseconds are both plausible.
-    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
-    "error": _SHARES,
-    "drop": {**_SHARES, "pp": 0.01},
-}
+from onnxdecomp.search.metrics.base import CostMetric, LossMetric, Metric
+from onnxdecomp.search.metrics.registry import METRICS
 
 _VALUE = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?) *(?P<unit>[a-z%]*)")
 
@@ -44,71 +18,83 @@ class Budget:
     """A limit on one quantity; `str` gives the text back that `parse_budget` reads.
 
     Attributes:
-        quantity: "macs", "params" (numbers stored), "size" (bytes of the file), "latency", "error"
-            (relative L2 distance of the outputs) or "drop" (loss of accuracy).
+        quantity: The name of its metric: "macs", "params" (numbers stored), "size" (bytes of the file),
+            "latency", "error" (relative L2 distance of the outputs), "drop" (loss of accuracy), …
         limit: With `relative` the factor of original over result. Otherwise the most that is allowed: a
             count, bytes, milliseconds, or a fraction (drop 0.01 is one percentage point).
-        relative: Whether the limit follows from what the original has; never for "error" and "drop".
+        relative: Whether the limit follows from what the original has; never for losses.
 
     Raises:
         UsageError: The limit is out of its range.
     """
 
-    quantity: Quantity
+    quantity: str
     limit: float
     relative: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.limit):
             raise UsageError(f"--target {self.quantity}: {self.limit} is no limit")
-        if self.relative:
-            if self.on_loss:
-                raise UsageError(f"--target {self}: has no factor, give {_example(self.quantity)}")
-            if self.limit < 1:
-                raise UsageError(f"--target {self}: give a factor of 1 or more (2x: half of the original)")
-        elif self.on_loss:
-            if not 0 <= self.limit < 1:
-                raise UsageError(
-                    f"--target {self}: give a fraction from 0 to below 1, {_example(self.quantity)}"
-                )
-        elif self.limit <= 0:
-            raise UsageError(f"--target {self}: give a number above 0")
+        problem = self.metric.check(self.limit, relative=self.relative)
+        if problem is not None:
+            raise UsageError(f"--target {self}: {problem}")
+
+    @property
+    def metric(self) -> Metric:
+        """What it limits."""
+        return METRICS[self.quantity]
+
+    @property
+    def loss(self) -> LossMetric | None:
+        """Its metric if it limits what the result may lose, not what it may cost."""
+        return self.metric if isinstance(self.metric, LossMetric) else None
 
     @property
     def on_loss(self) -> bool:
         """Whether it limits what the result may lose, not what it may cost."""
-        return self.quantity in ("error", "drop")
+        return self.loss is not None
+
+    @property
+    def cost(self) -> CostMetric:
+        """Its metric, which is one of cost."""
+        assert isinstance(self.metric, CostMetric)
+        return self.metric
 
     def allowed(self, original: float) -> float:
         """The most that the result may have of the quantity, in its unit, if the original has `original`."""
         return original / self.limit if self.relative else self.limit
 
     def __str__(self) -> str:
-        number = repr(self.limit).removesuffix(".0")
-        return f"{self.quantity}={number}{'x' if self.relative else 'ms' * (self.quantity == 'latency')}"
+        return self.metric.text(self.limit, relative=self.relative)
+
+
+def forms() -> str:
+    """The forms of `--target`, for messages."""
+    shown = ", ".join(metric.examples for metric in METRICS.values())
+    return f"{shown} (with x: original over result); several with commas between"
 
 
 def parse_budget(text: str) -> Budget:
-    """Read one budget; the forms are in FORMS. Units and suffixes in either case; K is 1000, KiB is 1024.
+    """Read one budget. Units and suffixes in either case; K is 1000, KiB is 1024.
 
     Raises:
-        UsageError: It is none of these, or a number is out of its range.
+        UsageError: It has none of the forms of the metrics, or a number is out of its range.
     """
     name, _, value = text.strip().partition("=")
     name, value = name.strip().lower(), value.strip().lower()
-    if name not in get_args(Quantity):
-        raise UsageError(f"--target {text.strip()!r} is no budget: give {FORMS}")
-    quantity = cast(Quantity, name)
+    metric = METRICS.get(name)
+    if metric is None:
+        raise UsageError(f"--target {text.strip()!r} is no budget: give {forms()}")
     found = _VALUE.fullmatch(value)
     unit = found["unit"] if found else ""
-    if not found or (unit != "x" and unit not in _UNITS[quantity]):
+    if not found or (unit != "x" and unit not in metric.units):
         raise UsageError(
-            f"--target {text.strip()!r} is no limit on {quantity}: give {_example(quantity)}, "
-            f"the units are {', '.join(_units(quantity))}"
+            f"--target {text.strip()!r} is no limit on {name}: give {metric.examples}, "
+            f"the units are {', '.join(metric.suffixes())}"
         )
     if unit == "x":
-        return Budget(quantity, float(found["number"]), relative=True)
-    return Budget(quantity, float(found["number"]) * _UNITS[quantity][unit])
+        return Budget(name, float(found["number"]), relative=True)
+    return Budget(name, float(found["number"]) * metric.units[unit])
 
 
 def parse_budgets(text: str) -> tuple[Budget, ...]:
@@ -125,19 +111,6 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
     return budgets
 
 
-def _example(quantity: Quantity) -> str:
-    return {
-        "macs": '"macs=2x" or "macs=20M"',
-        "params": '"params=4x" or "params=1M"',
-        "size": '"size=3x" or "size=1.5MB"',
-        "latency": '"latency=1.5x" or "latency=3.2ms"',
-        "error": '"error=0.05" or "error=5%"',
-        "drop": '"drop=0.01", "drop=1pp" or "drop=1%"',
-    }[quantity]
-
-
-def _units(quantity: Quantity) -> list[str]:
-    shown = {"kib": "KiB", "mib": "MiB", "gib": "GiB"}
-    upper = quantity in ("macs", "params", "size")
-    named = [shown.get(unit, unit.upper() if upper else unit) for unit in _UNITS[quantity] if unit]
-    return named if quantity in ("error", "drop") else ["x", *named]
+def about_size(text: str) -> bool:
+    """Whether budgets are on nothing but how large the model is: neither on its speed nor on its losses."""
+    return all(isinstance(b.metric, CostMetric) and not b.metric.timed for b in parse_budgets(text))

@@ -11,7 +11,7 @@ import numpy as np
 from onnxdecomp.core.names import some
 from onnxdecomp.search.keep_layers import key_of, nothing_of
 from onnxdecomp.search.plan import Plan
-from onnxdecomp.search.search import QuantizedTooFarError
+from onnxdecomp.search.plan_trials import QuantizedTooFarError
 from onnxdecomp.search.targets import parse_budgets
 from onnxdecomp.search.tighten import tighter
 from onnxdecomp.workflow.finish_result import Made, Maker

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
 import onnx_ir as ir
@@ -34,7 +34,7 @@ from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, mishap
 from onnxdecomp.search.layer_profiles import Scope
 from onnxdecomp.search.plan import Choice, Plan
 from onnxdecomp.search.rules import Defaults, make_rule, parse_rule
-from onnxdecomp.search.search import Pursued, pursue
+from onnxdecomp.search.search import SearchResult, search_plan
 from onnxdecomp.search.stored_parameters import remaining, tallied
 from onnxdecomp.search.targets import parse_budgets
 from onnxdecomp.tensor.linalg import sketched
@@ -147,19 +147,19 @@ class Decompose(Planner):
         """The target, or what it is where none is named."""
         return self.target or "error=0.05"
 
-    def plan(self, model: ir.Model) -> tuple[Pursued, list[Site]]:
+    def plan(self, model: ir.Model) -> tuple[SearchResult, list[Site]]:
         """What would be done, without doing it (activation shapes are filled in)."""
         infer_shapes(model)
         sites, skips = find(model, freeze=self.freeze_initializers)
         sites = with_seen_shapes(model, sites)
         if self.given is not None:
             check_plan(self.given, sites)
-            return Pursued(tallied(self.given, sites)), sites
+            return SearchResult(tallied(self.given, sites)), sites
         if not self.searches:
             plan = tallied(plan_uniform(sites, skips, self._request()), sites)
-            return Pursued(replace(plan, repair=self.repair)), sites
+            return SearchResult(replace(plan, repair=self.repair)), sites
         calibration, notes = self._calibration(model, sites)
-        found = pursue(
+        found = search_plan(
             model,
             sites,
             skips,
@@ -178,17 +178,17 @@ class Decompose(Planner):
 
     def call(self, model: ir.Model) -> StageResult:
         """Plan and carry out; the plan goes into the record."""
-        pursued, sites = self.plan(model)
-        plan = pursued.plan
+        searched, sites = self.plan(model)
+        plan = searched.plan
         calibration = None if self.calibration is None else _sized(self.calibration, model, sites)
         total = len(plan.decomposed)
         count = iter(range(total))
         report = self.on_layer
         opset = int(model.opset_imports.get("", 1))
         record: dict[str, object] = {"plan": plan.to_json()}
-        if pursued.record:
-            record["search"] = pursued.record
-            record["said"] = list(pursued.notes)
+        if searched.record is not None:
+            record["search"] = asdict(searched.record)
+            record["said"] = list(searched.notes)
         dense, large = remaining(plan, sites), tuple(_sketched(sites, plan))
         idle = () if calibration is None else tuple(_unfitted(model, sites, plan, calibration))
         if self.details:  # before the dense weights are let go of
@@ -223,7 +223,7 @@ class Decompose(Planner):
             model,
             bool(rewritten),
             notes=(
-                *pursued.notes,
+                *searched.notes,
                 *large,
                 *_origins(plan),
                 *_stays(dense),

@@ -142,7 +142,7 @@ class Quantize(Quantizer):
         from onnxdecomp.calibration.statistics import Calibration
         from onnxdecomp.quantization.bounds import Bounds
         from onnxdecomp.quantization.int8 import stacked
-        from onnxdecomp.search.search import accuracy
+        from onnxdecomp.search.metrics.losses import accuracy
 
         labelled = self.labelled
         if self.drop is None or labelled is None or labelled.labels is None:

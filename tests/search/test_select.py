@@ -19,6 +19,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.session import TensorSpec
 from onnxdecomp.search.keep_layers import without
 from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.search_record import SearchRecord
 from onnxdecomp.search.targets import Budget, parse_budgets
 
 
@@ -72,9 +73,10 @@ def totals(plan: Plan) -> dict[str, tuple[int, int]]:
     return found
 
 
-def search(target: str, **options: Any) -> tuple[Plan, dict[str, Any]]:
+def search(target: str, **options: Any) -> tuple[Plan, SearchRecord]:
     options = {"method": "tucker,svd", "skip_below": 0.0, "calibration": CALIBRATION, **options}
     found, _ = Decompose(target=target, **options).plan(ir.from_proto(net()))
+    assert found.record is not None
     return found.plan, found.record
 
 
@@ -90,7 +92,7 @@ def test_budgets_are_kept(target: str) -> None:
     plan, record = search(target)
     assert all(kept(budget, plan) for budget in parse_budgets(target))
     assert bool(plan.decomposed) == (target != "macs=1x")
-    assert record["expected"]["bound"] <= record["expected"]["loss"] + 1e-12
+    assert record.expected.bound <= record.expected.loss + 1e-12
 
 
 def test_each_of_several_budgets_counts() -> None:
@@ -103,7 +105,7 @@ def test_each_of_several_budgets_counts() -> None:
 
 
 def test_a_tighter_budget_loses_more() -> None:
-    losses = [search(f"macs={factor}x")[1]["expected"]["loss"] for factor in (1, 1.5, 2, 3, 5)]
+    losses = [search(f"macs={factor}x")[1].expected.loss for factor in (1, 1.5, 2, 3, 5)]
     assert losses[0] == 0
     assert losses == sorted(losses)
     assert losses[1] < losses[-1]
@@ -119,12 +121,12 @@ def test_auto_chooses_among_all_methods() -> None:
     plan, record = search("macs=2x", method="auto", include=("two",))
     assert kept(Budget("macs", 2.0, relative=True), plan)
     (choice,) = plan.decomposed
-    (layer,) = record["layers"]
-    weighed = [(candidate["method"], tuple(candidate["ranks"])) for candidate in layer["candidates"]]
+    (layer,) = record.layers
+    weighed = [(candidate.method, candidate.ranks) for candidate in layer.candidates]
     assert (choice.method, choice.ranks) in weighed
     for method in ("tucker", "svd", "spatial"):
         _, alone = search("macs=2x", method=method, include=("two",))
-        assert record["expected"]["loss"] <= alone["expected"]["loss"]
+        assert record.expected.loss <= alone.expected.loss
 
 
 def test_a_plan_is_a_value_and_the_search_repeats_itself() -> None:
@@ -158,8 +160,8 @@ def test_a_limit_on_the_error_is_used_and_kept() -> None:
     for limit in (0.05, 0.3):
         plan, record = search(f"error={limit}")
         assert plan.decomposed
-        errors = [entry["error"] for entry in record["tries"]]
-        assert min(errors) <= limit
+        errors = [entry["error"] for entry in record.tries]
+        assert any(error is not None and error <= limit for error in errors)
         tries[limit] = totals(plan)["macs"][1]
     assert tries[0.3] < tries[0.05]
 
@@ -242,7 +244,7 @@ def test_the_error_is_that_of_the_worst_output() -> None:
 def test_why_a_layer_is_kept_is_true(target: str, layers: tuple[str, ...], reason: str) -> None:
     plan, record = search(target)
     assert tuple(choice.layer for choice in plan.decomposed) == layers
-    weighed = {entry["layer"] for entry in record["layers"]}
+    weighed = {entry.layer for entry in record.layers}
     kept = [choice.reason for choice in plan.choices if choice.layer in weighed - set(layers)]
     assert kept
     assert all(reason in said for said in kept), kept

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.search.targets import Budget, Quantity, parse_budget, parse_budgets
+from onnxdecomp.search.metrics.base import LossMetric
+from onnxdecomp.search.metrics.registry import METRICS
+from onnxdecomp.search.targets import Budget, parse_budget, parse_budgets
 
 
 @pytest.mark.parametrize(
@@ -103,10 +105,19 @@ def test_what_is_limited() -> None:
     assert [budget.on_loss for budget in budgets] == [False, False, True, True]
 
 
-@given(st.sampled_from(get_args(Quantity)), st.floats(1e-6, 1e15), st.booleans())
-def test_text_and_back(quantity: Quantity, limit: float, relative: bool) -> None:
-    if quantity in ("error", "drop"):
+@given(st.sampled_from(sorted(METRICS)), st.floats(1e-6, 1e15), st.booleans())
+def test_text_and_back(quantity: str, limit: float, relative: bool) -> None:
+    if isinstance(METRICS[quantity], LossMetric):
         budget = Budget(quantity, limit / 1e16)
     else:
         budget = Budget(quantity, max(limit, 1.0) if relative else limit, relative)
     assert parse_budget(str(budget)) == budget
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_what_messages_tell_people_to_give_can_be_read(name: str) -> None:
+    written = re.findall(r'"([^"]+)"', METRICS[name].examples)
+    assert written
+    assert all(parse_budget(text).quantity == name for text in written)
+    for suffix in METRICS[name].suffixes():
+        assert parse_budget(f"{name}=1{suffix}" if suffix != "%" else f"{name}=1%").quantity == name

@@ -21,7 +21,7 @@ from onnxdecomp.search.candidates import Outline, dense_cost
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.latency_model import Stopwatch, Timed
 from onnxdecomp.search.plan import Choice, Cost, Plan
-from onnxdecomp.search.search import Measure, try_plans
+from onnxdecomp.search.plan_trials import LossLimit, try_plans
 from onnxdecomp.search.select import Chosen
 from onnxdecomp.search.targets import parse_budgets
 from tests.search.test_select import search
@@ -107,16 +107,17 @@ def test_a_loss_that_is_expected_refuses_nothing(measured: float) -> None:
         return found
 
     def found() -> Any:
-        measure = Measure("error", lambda made: measured)
-        costs, losses = parse_budgets("macs=2x"), parse_budgets("error=0.2")
+        costs, (loss,) = parse_budgets("macs=2x"), parse_budgets("error=0.2")
+        assert loss.loss is not None
+        limit = LossLimit(loss, loss.loss, lambda made: measured)
         made = ir.Model(ir.Graph([], [], nodes=[]), ir_version=8)
-        return try_plans(pick, reached, costs, losses, [measure], lambda plan: made, None)
+        return try_plans(pick, reached, costs, [limit], lambda plan: made, None)
 
     if measured > 0.2:
         with pytest.raises(UsageError, match=r"macs=2x,error=0.2 is out of reach: .* has error=0.3"):
             found()
     else:
-        assert found()[0] is only
+        assert found().chosen is only
     assert asked.count(None) == 1
 
 

@@ -1,0 +1,1 @@
+"""What a target can be about: one object for each kind, in `registry`."""

@@ -1,0 +1,161 @@
+"""Metric: a kind of target, what it is called, how it is written and what has how much of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from onnxdecomp.calibration.statistics import Calibration
+from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.search.layer_profiles import Survey, Surveyed
+from onnxdecomp.search.sensitivity import Outputs
+from onnxdecomp.search.tied_layers import Pick
+
+COUNTS: Mapping[str, float] = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+"""Suffixes of a count."""
+
+FRACTIONS: Mapping[str, float] = {"": 1.0, "%": 0.01}
+"""Suffixes of a fraction."""
+
+
+@dataclass(frozen=True)
+class Metric(ABC):
+    """A kind of target. Subclasses are costs, which are added up over layers, or losses, which are measured.
+
+    Attributes:
+        name: What stands before the "=" of a target.
+        units: Suffixes of a value in lower case, and what each multiplies by; "" where a bare number will do.
+        examples: For messages: how a target is written.
+    """
+
+    name: ClassVar[str]
+    units: ClassVar[Mapping[str, float]]
+    examples: ClassVar[str]
+
+    @abstractmethod
+    def check(self, limit: float, *, relative: bool) -> str | None:
+        """What is wrong with a limit, a phrase for people; None where it can be kept."""
+
+    @abstractmethod
+    def suffixes(self) -> list[str]:
+        """The suffixes as messages write them."""
+
+    def text(self, limit: float, *, relative: bool) -> str:
+        """A target as it can be read again."""
+        number = repr(limit).removesuffix(".0")
+        return f"{self.name}={number}{'x' if relative else ''}"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is known of the sizes of files.
+
+    Attributes:
+        original: Bytes of the file that came in, with its external data.
+        whole: Bytes of the file where every layer stays: simplified, and quantized if it will be.
+        each: Bytes of a number in a layer's weight; None: those of the layer's own type.
+        spare: Bytes that a plan like the one that is looked for needs beyond what is expected of it.
+    """
+
+    original: int
+    whole: int
+    each: int | None = None
+    spare: float = 0.0
+
+
+class CostMetric(Metric):
+    """What a model costs: a sum over its layers and a remainder that no plan changes.
+
+    Attributes:
+        timed: Timing tells it, so that a search needs a clock.
+        filed: The file tells it: files are made, and what is expected of a plan is corrected by them.
+        weighs: It is about what a model holds, not about what it does: candidates are laid out along their
+            parameters, not their MACs.
+    """
+
+    timed: ClassVar[bool] = False
+    filed: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
+
+    @abstractmethod
+    def of_original(self, profiles: Survey, sizes: Sizes) -> float:
+        """What the model that came in has; budgets are on that."""
+
+    def of_simplified(self, profiles: Survey, sizes: Sizes) -> float:
+        """What is left where every layer stays."""
+        return self.of_original(profiles, sizes)
+
+    @abstractmethod
+    def of_layer(self, layer: Surveyed, pick: Pick, profiles: Survey, sizes: Sizes) -> float:
+        """What a layer has as it is picked."""
+
+    def adjusted(self, limit: float, *, optimism: float, sizes: Sizes) -> float:
+        """The limit for what is expected, where measuring showed how far that is from the truth."""
+        return limit
+
+    def check(self, limit: float, *, relative: bool) -> str | None:
+        if relative and limit < 1:
+            return "give a factor of 1 or more (2x: half of the original)"
+        return None if limit > 0 else "give a number above 0"
+
+    def suffixes(self) -> list[str]:
+        return ["x", *(unit.upper() for unit in self.units if unit)]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The original, and inputs to compare other models with it on.
+
+    Attributes:
+        model: The original, simplified and normalised.
+        outputs: Its outputs on calibration inputs.
+        calibration: Those inputs.
+        labelled: Samples with labels, if there are any.
+    """
+
+    model: ir.Model
+    outputs: Outputs
+    calibration: Calibration
+    labelled: Feeds | None = None
+
+
+class LossMetric(Metric):
+    """What a model loses against the original: measured of whole models.
+
+    Attributes:
+        margin: Of a limit, what may be used up on some calibration inputs: on others it may be a little more.
+        power: The loss that layers add up to, a squared relative error, goes with this power of it.
+        of_outputs: It is told by the outputs' numbers; where none can be compared the layers' stand for them.
+    """
+
+    margin: ClassVar[float] = 1.0
+    power: ClassVar[float] = 1.0
+    of_outputs: ClassVar[bool] = False
+
+    def refusal(self, labelled: Feeds | None) -> str | None:
+        """Why it cannot be measured with these samples, a sentence for people; None where it can."""
+        return None
+
+    @abstractmethod
+    def expected(self, limit: float) -> float:
+        """What the first plan that is tried may be expected to lose, layers added up."""
+
+    @abstractmethod
+    def measure(self, reference: Reference) -> Callable[[ir.Model], float]:
+        """What tells of a model how much it has lost.
+
+        Raises:
+            UsageError: The original's outputs are not of the kind.
+        """
+
+    def check(self, limit: float, *, relative: bool) -> str | None:
+        if relative:
+            return f"has no factor, give {self.examples}"
+        return None if 0 <= limit < 1 else f"give a fraction from 0 to below 1, {self.examples}"
+
+    def suffixes(self) -> list[str]:
+        return [unit for unit in self.units if unit]

@@ -1,0 +1,107 @@
+"""Costs as targets: multiply-accumulates, parameters, bytes of the file, latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxdecomp.search.layer_profiles import Survey, Surveyed
+from onnxdecomp.search.metrics.base import COUNTS, CostMetric, Sizes
+from onnxdecomp.search.tied_layers import Pick
+
+
+@dataclass(frozen=True)
+class Macs(CostMetric):
+    """Multiply-accumulates of one input."""
+
+    name: ClassVar[str] = "macs"
+    units: ClassVar[Mapping[str, float]] = COUNTS
+    examples: ClassVar[str] = '"macs=2x" or "macs=20M"'
+
+    def of_original(self, profiles: Survey, sizes: Sizes) -> float:
+        return float(sum(layer.dense.macs for layer in profiles.layers))
+
+    def of_layer(self, layer: Surveyed, pick: Pick, profiles: Survey, sizes: Sizes) -> float:
+        if pick.candidate is None:
+            return float(layer.dense.macs)
+        return float(layer.candidates[pick.candidate].outline.cost.macs)
+
+
+@dataclass(frozen=True)
+class Parameters(CostMetric):
+    """Numbers that the layers store, a shared weight once."""
+
+    name: ClassVar[str] = "params"
+    units: ClassVar[Mapping[str, float]] = COUNTS
+    examples: ClassVar[str] = '"params=4x" or "params=1M"'
+    weighs: ClassVar[bool] = True
+
+    def of_original(self, profiles: Survey, sizes: Sizes) -> float:
+        return float(sum(layer.stored for layer in profiles.layers))
+
+    def of_layer(self, layer: Surveyed, pick: Pick, profiles: Survey, sizes: Sizes) -> float:
+        return float(pick.stored)
+
+
+@dataclass(frozen=True)
+class FileSize(CostMetric):
+    """Bytes of the file with its external data. What is expected is corrected by files that are made."""
+
+    name: ClassVar[str] = "size"
+    units: ClassVar[Mapping[str, float]] = {
+        **{"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9},
+        **{"kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
+    }
+    examples: ClassVar[str] = '"size=3x" or "size=1.5MB"'
+    filed: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
+
+    def suffixes(self) -> list[str]:
+        return [unit.replace("IB", "iB") for unit in super().suffixes()]
+
+    def of_original(self, profiles: Survey, sizes: Sizes) -> float:
+        return float(sizes.original)
+
+    def of_simplified(self, profiles: Survey, sizes: Sizes) -> float:
+        return float(sizes.whole)
+
+    def of_layer(self, layer: Surveyed, pick: Pick, profiles: Survey, sizes: Sizes) -> float:
+        kept = layer.site.kept_bytes if pick.candidate is None else None
+        own = {"float64": 8, "float32": 4}.get(layer.site.layer.dtype, 2)
+        return float(pick.stored * (kept or sizes.each or own))
+
+    def adjusted(self, limit: float, *, optimism: float, sizes: Sizes) -> float:
+        return limit - sizes.spare
+
+
+@dataclass(frozen=True)
+class Latency(CostMetric):
+    """Milliseconds of one input. What is expected is corrected by models that are timed."""
+
+    name: ClassVar[str] = "latency"
+    # No bare number: seconds and milliseconds are both plausible.
+    units: ClassVar[Mapping[str, float]] = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+    examples: ClassVar[str] = '"latency=1.5x" or "latency=3.2ms"'
+    timed: ClassVar[bool] = True
+
+    def suffixes(self) -> list[str]:
+        return ["x", *self.units]
+
+    def text(self, limit: float, *, relative: bool) -> str:
+        written = super().text(limit, relative=relative)
+        return written if relative else f"{written}ms"
+
+    def of_original(self, profiles: Survey, sizes: Sizes) -> float:
+        return profiles.original_ms
+
+    def of_simplified(self, profiles: Survey, sizes: Sizes) -> float:
+        # Budgets are on the original as it came in; what the simplifier gained is there already.
+        return profiles.whole_ms
+
+    def of_layer(self, layer: Surveyed, pick: Pick, profiles: Survey, sizes: Sizes) -> float:
+        share = layer.part if pick.candidate is None or not layer.parts else layer.parts[pick.candidate]
+        return share * (profiles.whole_ms or 1.0)
+
+    def adjusted(self, limit: float, *, optimism: float, sizes: Sizes) -> float:
+        return limit / optimism

@@ -1,0 +1,131 @@
+"""What a run's record holds of a search: what was weighed, and how the plan came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxdecomp.search.fixed_ranks import method_options
+from onnxdecomp.search.layer_profiles import Survey, Surveyed
+from onnxdecomp.search.pareto import Point, frontier
+from onnxdecomp.search.select import Chosen
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is expected of the plan; see `Chosen`."""
+
+    loss: float
+    bound: float
+    gap: float
+    latency: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of the plan; its latency is over the original's."""
+
+    latency: float | None
+
+
+@dataclass(frozen=True)
+class CandidateRecord:
+    """A candidate of a layer.
+
+    Attributes:
+        method, options, ranks: The candidate.
+        params, macs: What its chain costs.
+        loss: Of the layer's own output, a squared relative error.
+        output_loss: The same of the network's output.
+        part: Its share of the original's latency; None where nothing was timed.
+    """
+
+    method: str
+    options: Mapping[str, object]
+    ranks: tuple[int, ...]
+    params: int
+    macs: int
+    loss: float
+    output_loss: float
+    part: float | None
+
+
+@dataclass(frozen=True)
+class LayerCandidates:
+    """What was weighed for a layer.
+
+    Attributes:
+        layer, graph: The layer.
+        macs: Its multiply-accumulates.
+        part: Its share of the original's latency; None where nothing was timed.
+        effect: Points (loss of the layer, of the network's output), both squared relative errors.
+        candidates: What could be done to it.
+    """
+
+    layer: str
+    graph: str
+    macs: int
+    part: float | None
+    effect: tuple[tuple[float, float], ...]
+    candidates: tuple[CandidateRecord, ...]
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """A search.
+
+    Attributes:
+        expected, measured: Of the plan that was chosen.
+        original_ms: Latency of the original in ms; None where nothing was timed.
+        weighed: Candidates of all layers.
+        tries: Plans that were carried out and measured, with what was expected and found.
+        frontier: What speed costs which loss.
+        layers: Those that have candidates.
+    """
+
+    expected: Expected
+    measured: Measured
+    original_ms: float | None
+    weighed: int
+    tries: tuple[Mapping[str, float | None], ...]
+    frontier: tuple[Point, ...]
+    layers: tuple[LayerCandidates, ...]
+
+
+def search_record(
+    weighed: Survey, chosen: Chosen, tries: Sequence[Mapping[str, float | None]]
+) -> SearchRecord:
+    """The record of a search that has chosen a plan."""
+    return SearchRecord(
+        Expected(chosen.loss, chosen.bound, chosen.gap, chosen.latency),
+        Measured(chosen.measured),
+        weighed.original_ms or None,
+        sum(len(entry.candidates) for entry in weighed.layers),
+        tuple(tries),
+        frontier(weighed),
+        tuple(_layer(entry) for entry in weighed.layers if entry.candidates),
+    )
+
+
+def _layer(entry: Surveyed) -> LayerCandidates:
+    parts = entry.parts or (None,) * len(entry.candidates)
+    return LayerCandidates(
+        entry.site.layer.name,
+        entry.site.layer.graph,
+        entry.dense.macs,
+        entry.part or None,
+        entry.effect.points,
+        tuple(
+            CandidateRecord(
+                candidate.outline.method.name,
+                method_options(candidate.outline.method),
+                candidate.outline.ranks,
+                candidate.outline.cost.params,
+                candidate.outline.cost.macs,
+                candidate.loss,
+                loss,
+                part,
+            )
+            for candidate, loss, part in zip(entry.candidates, entry.losses(), parts, strict=True)
+        ),
+    )
