@@ -155,6 +155,18 @@ def test_layers_left_out_cannot_pay() -> None:
         search("macs=3x", exclude=("two",))
 
 
+def test_a_limit_on_classes_that_change_is_used_and_kept() -> None:
+    left = {}
+    for limit in (0.0, 0.4):
+        plan, record = search(f"disagreement={limit}")
+        shares = [entry["disagreement"] for entry in record.tries]
+        # a quarter of the inputs, ten, are not fitted to
+        assert all(share is not None and (10 * share) % 1 == pytest.approx(0) for share in shares)
+        assert any(share is not None and share <= limit for share in shares) or not plan.decomposed
+        left[limit] = totals(plan)["macs"][1]
+    assert left[0.4] < left[0.0]
+
+
 def test_a_limit_on_the_error_is_used_and_kept() -> None:
     tries = {}
     for limit in (0.05, 0.3):

@@ -38,6 +38,7 @@ from onnxdecomp.search.targets import Budget, parse_budget, parse_budgets
         ("drop=1pp", Budget("drop", 0.01)),
         ("drop=1%", Budget("drop", 0.01)),
         ("drop=0", Budget("drop", 0)),
+        ("disagreement=2%", Budget("disagreement", 0.02)),
         (" MACs = 2e6 ", Budget("macs", 2e6)),
     ],
 )

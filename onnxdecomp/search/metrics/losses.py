@@ -1,4 +1,4 @@
-"""Losses as targets: the error of the outputs, the drop of accuracy."""
+"""Losses as targets: the error of the outputs, the drop of accuracy, classes that change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.activations import open_taps
-from onnxdecomp.calibration.statistics import Calibration
+from onnxdecomp.calibration.statistics import Calibration, parted
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
@@ -67,6 +67,28 @@ class Drop(LossMetric):
         return lambda made: before - accuracy(made, labelled, calibration)
 
 
+@dataclass(frozen=True)
+class Disagreement(LossMetric):
+    """The share of calibration inputs, out of those that trials are not fitted to, whose class changes.
+
+    It needs no labels. Of n inputs it tells multiples of 1/n only.
+    """
+
+    name: ClassVar[str] = "disagreement"
+    units: ClassVar[Mapping[str, float]] = FRACTIONS
+    examples: ClassVar[str] = '"disagreement=0.02" or "disagreement=2%"'
+
+    def expected(self, limit: float) -> float:
+        return min(2.0 * limit, _BOLD)
+
+    def measure(self, reference: Reference) -> Callable[[ir.Model], float]:
+        unseen = parted(reference.calibration)[1]
+        before = predictions(reference.model, unseen.feeds, unseen, "whether two models agree")
+        return lambda made: float(
+            np.mean(predictions(made, unseen.feeds, unseen, "whether two models agree") != before)
+        )
+
+
 def accuracy(model: ir.Model, labelled: Feeds, run: Calibration) -> float:
     """The share of samples whose largest score is their label's.
 
@@ -78,15 +100,21 @@ def accuracy(model: ir.Model, labelled: Feeds, run: Calibration) -> float:
     Raises:
         UsageError: The model's first output is no table of scores with a row per label.
     """
-    found = predictions(model, labelled, run)
+    found = predictions(model, labelled, run, "a drop of accuracy")
     labels = labelled.labels
     if labels is None or len(labels) != len(found):
         raise UsageError(f"{len(found)} rows of scores do not fit the labels")
     return float(np.mean(found == labels))
 
 
-def predictions(model: ir.Model, feeds: Feeds, run: Calibration) -> Array:
+def predictions(model: ir.Model, feeds: Feeds, run: Calibration, what: str) -> Array:
     """The class of the largest score in every row of the first output, in the order of the samples.
+
+    Args:
+        model: The model.
+        feeds: The samples.
+        run: Where the model is run, and in which batches.
+        what: What is unknown where there are no scores, for the message.
 
     Raises:
         UsageError: The model's first output is no table of scores.
@@ -97,6 +125,6 @@ def predictions(model: ir.Model, feeds: Feeds, run: Calibration) -> Array:
     for feed in feeds.batches(run.batch):
         scores = score_rows(taps.run(feed)[0])
         if scores is None:
-            raise UsageError(f"the output {name!r} holds no scores of classes: a drop of accuracy is unknown")
+            raise UsageError(f"the output {name!r} holds no scores of classes: {what} is unknown")
         rows.append(scores.argmax(1))
     return np.concatenate(rows)
