@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.record.schema.json_schema import definition
+from onnxdecomp.record.schema.records import RECORDS
 from onnxdecomp.runtime import jsonio
 
 NEEDED = ("jinja2", "matplotlib", "jsonschema")
 """What the extra `report` brings."""
 
 SCHEMA = Path(__file__).with_name("record-1.schema.json")
-"""The JSON Schema (2020-12) of records."""
+"""The JSON Schema (2020-12) of records: docs/record_schema.py makes it of onnxdecomp.record.schema."""
 
 
 def check_installed() -> None:
@@ -68,19 +70,12 @@ def validate(value: object, source: str = "the record") -> None:
         raise UsageError(
             f"{source} is a record of version {value['schema_version']!r}; this release reads version 1"
         )
-    kinds = {
-        "compress": "run_record",
-        "plan": "run_record",
-        "bench": "bench_record",
-        "finetune": "finetune_record",
-        "trainings": "trainings_record",
-    }
-    kind = kinds.get(str(value.get("kind")))
+    kind = RECORDS.get(str(value.get("kind")))
     if kind is None:
         raise UsageError(f"{source} is a record of the unknown kind {value.get('kind')!r}")
     schema = json.loads(schema_text())
     # Not the whole schema: of an alternative that fails, only "is not valid under any" would be told.
-    chosen = {"$schema": schema["$schema"], "$defs": schema["$defs"], "$ref": f"#/$defs/{kind}"}
+    chosen = {"$schema": schema["$schema"], "$defs": schema["$defs"], "$ref": f"#/$defs/{definition(kind)}"}
     error = next(iter(jsonschema.Draft202012Validator(chosen).iter_errors(value)), None)
     if error is not None:
         place = "/".join(map(str, error.absolute_path)) or "top level"

@@ -18,6 +18,9 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.output_path import is_special, landing
 
+LEFT_OUT = "left_out"
+"""In the metadata of a dataclass's field: the JSON has no key where the value is None."""
+
 
 def plain(value: object) -> Any:
     """`value` as dictionaries, lists, strings, finite numbers, booleans and None."""
@@ -35,7 +38,8 @@ def plain(value: object) -> Any:
         case Mapping():
             return {str(key): plain(item) for key, item in value.items()}
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            held = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+            return {f.name: plain(v) for f, v in held if v is not None or not f.metadata.get(LEFT_OUT)}
         case Iterable():
             return [plain(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -12,9 +12,10 @@ import pytest
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.record.layers import SCHEMA_VERSION
+from onnxdecomp.record.schema.records import RECORDS
 from onnxdecomp.report import SCHEMA, read_record, schema_text, validate
 from tests.conftest import ROOT
-from tests.report.conftest import Record
+from tests.report.conftest import Record, through_json
 
 
 def test_it_is_a_schema() -> None:
@@ -26,6 +27,10 @@ def test_it_is_a_schema() -> None:
 def test_records_are_valid(record: Record) -> None:
     jsonschema.Draft202012Validator(json.loads(schema_text())).validate(record)
     validate(record)
+
+
+def test_a_record_is_read_as_it_was_written(record: Record) -> None:
+    assert through_json(RECORDS[record["kind"]].from_json(record).to_json()) == record
 
 
 def closed(schema: Any) -> Any:

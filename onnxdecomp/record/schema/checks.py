@@ -1,0 +1,123 @@
+"""What a record says of numbers: the comparison with the original, and what it comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+from onnxdecomp.record.schema.markers import Between
+from onnxdecomp.record.schema.timing import Shapes, Speedup
+
+Share: TypeAlias = Annotated[float, Between(0, 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputDifference:
+    """The difference of one output, see `verify` in docs/record.md."""
+
+    name: str
+    dtype: str
+    values: int
+    max_abs: float | None
+    p99_abs: float | None
+    rel_l2: float | None
+    cosine: float | None
+    sqnr_db: float | None
+    agreement: float | None
+    top1_agreement: float | None
+    nonfinite: int
+    nonfinite_original: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyChange:
+    """Top-1 accuracy on the labels of the data, as fractions."""
+
+    output: str
+    samples: int
+    original: Share
+    new: Share
+    change: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedVerification:
+    """The comparison of a model with the original.
+
+    Attributes:
+        reason: Why it is not "passed".
+        original, new: The files.
+        data, samples, shapes: On what.
+        max_error: The largest `rel_l2` of an output that passes.
+        interface: Differences of inputs and outputs.
+        rel_l2: Relative L2 error over all floating-point outputs.
+        worst, worst_output: The largest of a single output.
+        accuracy: Where the data have labels.
+    """
+
+    status: Literal["passed", "failed", "skipped"]
+    reason: str | None
+    original: str | None
+    new: str | None
+    provider: str
+    data: str
+    samples: int
+    shapes: tuple[Shapes, ...]
+    max_error: float | None
+    interface: tuple[str, ...]
+    notes: tuple[str, ...]
+    outputs: tuple[OutputDifference, ...]
+    rel_l2: float | None
+    worst: float | None
+    worst_output: str | None
+    accuracy: AccuracyChange | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Whether something is worth it.
+
+    Attributes:
+        worth: Null where it is open: a dry run, a noisy machine.
+        text: As a sentence.
+        because: Why it is not worth it, or what else to know.
+    """
+
+    worth: bool | None
+    text: str
+    because: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What a verdict is made of; null where it is not known.
+
+    Attributes:
+        speedup: Of the setting that decided.
+        smaller, fewer_params, fewer_macs: Factors.
+        accuracy: Its change, as a fraction.
+        error: Relative L2, of all outputs.
+    """
+
+    speedup: Speedup | None
+    smaller: float | None
+    fewer_params: float | None
+    fewer_macs: float | None
+    accuracy: float | None
+    error: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Numbers, Judgement):
+    """What a result bought and cost, and whether that is worth it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVerdict(Verdict):
+    """Of one of several models.
+
+    Attributes:
+        model: Its file.
+    """
+
+    model: str

@@ -1,0 +1,175 @@
+"""What a record says of every layer, and of all of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from onnxdecomp.core.json_values import Json
+from onnxdecomp.record.schema.markers import ABSENT
+from onnxdecomp.record.schema.planning import Shape
+
+
+@dataclass(frozen=True)
+class Change:
+    """A quantity before and after; None where it is not known."""
+
+    before: int | None
+    after: int | None
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What happened to one operator.
+
+    Attributes:
+        name, graph, op: The operator: its name, the subgraph or function it stands in ("" is the main graph),
+            and its type.
+        status: "decomposed", "kept", or "planned" (to be decomposed, in a dry run).
+        reason: Why it was kept, or fitted to its weight alone although there was calibration.
+        method, options, ranks: What replaced it.
+        repaired: It was kept, with other numbers that make up for what layers before it have lost.
+        rel_error: ||What - W|| / ||W||, of the weights (estimated to about 1 % for very large matrices).
+        lowering: ||nodes(x) - What x|| / ||What x|| in ONNX Runtime; None where not decomposed.
+        loss: E|y - What x|² / E|y|² on the calibration inputs, y centred; None where not fitted to them.
+        params, macs: Cost before and after (after = before where it was kept).
+        weight, input: Shapes of the canonical weight (see Layer) and of the activation, where known.
+    """
+
+    name: str
+    graph: str
+    op: str
+    status: Literal["decomposed", "kept", "planned"]
+    reason: str
+    method: str | None
+    options: Mapping[str, Json]
+    ranks: tuple[int, ...]
+    repaired: bool
+    rel_error: float | None
+    lowering: float | None
+    loss: float | None
+    params: Change
+    macs: Change
+    weight: tuple[int, ...]
+    input: Shape | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelTimes:
+    """Milliseconds of a layer's kernels in one run; None where none could be traced back to the layer."""
+
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What one rank of a method truncates.
+
+    Attributes:
+        name: The rank's name: "out", "in", "rank", …
+        rank: Where it is cut.
+        full: How many singular values there are.
+        kept: The part of their squared sum before the cut, from 0 to 1.
+        index: The places of the values that are given, from 1.
+        values: Those singular values over the largest.
+    """
+
+    name: str
+    rank: int
+    full: int
+    kept: float
+    index: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as a viewer shows it.
+
+    Attributes:
+        name, op: Its name and operator.
+        attributes: Those that say what it does.
+        weights: The shapes of its constant operands, by name.
+        inputs, outputs: Names of the values that it reads, constants apart, and writes.
+    """
+
+    name: str
+    op: str
+    attributes: Mapping[str, Json] = field(default_factory=dict)
+    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """A layer's nodes before and after, what they read, and what reads them.
+
+    Attributes:
+        above: The node that computes the activation; None where it is an input of the graph.
+        input, output: The names of the activation and of the layer's result.
+        before: The layer's nodes as they were; only the first has its attributes and inputs.
+        after: The nodes that stand there now.
+        below: Nodes that read the result, the first few.
+    """
+
+    above: Node | None
+    input: str
+    output: str
+    before: tuple[Node, ...]
+    after: tuple[Node, ...]
+    below: tuple[Node, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetailedLayer(LayerRecord):
+    """What happened to one operator, and what a report shows of it where one was asked for.
+
+    Attributes:
+        latency_ms: Time of its kernels in one run.
+        spectra: Per rank.
+        nodes: The graph there.
+    """
+
+    latency_ms: KernelTimes | None
+    spectra: tuple[Spectrum, ...]
+    nodes: Surroundings | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """Of the whole model.
+
+    Attributes:
+        ratio: before / after: how many times less.
+    """
+
+    before: int
+    after: int
+    ratio: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCount:
+    """How many layers there are, and how many were decomposed, or would be."""
+
+    all: int
+    decomposed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """All layers whose cost is known together, and the files.
+
+    Attributes:
+        params, macs: Of the layers.
+        bytes: Of the files; not there in a dry run.
+        layers: Their number.
+    """
+
+    params: Total
+    macs: Total
+    bytes: Total | None = field(default=None, metadata=ABSENT)
+    layers: LayerCount

@@ -1,0 +1,181 @@
+"""What a record says of how the plan came about, and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from onnxdecomp.core.json_values import Json
+from onnxdecomp.record.schema.markers import ABSENT, LATER
+
+Shape: TypeAlias = tuple[int | str | None, ...]
+"""Free dimensions by name, or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCost:
+    """Numbers stored, and multiply-accumulates for one input."""
+
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedLayer:
+    """The decision for one operator.
+
+    Attributes:
+        layer, graph, op_type: The operator.
+        method: What it is replaced by; null where it stays.
+        options, ranks: Of the method.
+        reason: Why it stays.
+        before, after: Cost of the operator, and of its chain.
+        weight, input: Shapes of the weight, and of the activation where it is known.
+        fixed: It was asked to stay.
+    """
+
+    layer: str
+    graph: str
+    op_type: str
+    method: str | None
+    options: Mapping[str, Json]
+    ranks: tuple[int, ...]
+    reason: str
+    before: PlannedCost | None
+    after: PlannedCost | None
+    weight: tuple[int, ...]
+    input: Shape | None
+    fixed: bool = field(default=False, metadata=LATER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedPlan:
+    """The decision for every layer, which `--plan` reads.
+
+    Attributes:
+        repair: Whether kept layers are fitted anew.
+    """
+
+    version: Literal[1] = 1
+    repair: bool = field(default=False, metadata=LATER)
+    choices: tuple[PlannedLayer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedCandidate:
+    """A method with its ranks for one layer.
+
+    Attributes:
+        options: Of the method.
+        loss: Of the layer.
+        output_loss: Squared relative error that it makes in the output.
+        part: Share of the original's latency that it would take.
+    """
+
+    method: str
+    options: Mapping[str, Json] = field(default_factory=dict, metadata=LATER)
+    ranks: tuple[int, ...]
+    params: int
+    macs: int
+    loss: float
+    output_loss: float
+    part: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """Of the plan chosen.
+
+    Attributes:
+        loss: The squared relative error of the output with the layers' errors added up.
+        bound: What no plan of these candidates goes below.
+        gap: How far above it this plan is.
+        latency: Over the original's; null where nothing was timed.
+    """
+
+    loss: float | None
+    bound: float | None
+    gap: float | None
+    latency: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPlan:
+    """Of the plan chosen.
+
+    Attributes:
+        latency: Over the original's, of its chains in the whole model; null where not timed.
+    """
+
+    latency: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriedPlan:
+    """A plan that was carried out on the way to a goal of loss.
+
+    Attributes:
+        expected: Its loss, as a squared relative error.
+        latency, macs: Expected, over the original's.
+        error, drop: Measured: relative error of the worst output, or accuracy lost.
+    """
+
+    expected: float | None
+    latency: float | None
+    macs: float
+    error: float | None = field(default=None, metadata=ABSENT)
+    drop: float | None = field(default=None, metadata=ABSENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierPlan:
+    """One of the best whole plans.
+
+    Attributes:
+        loss: Expected.
+        latency, macs: Expected, over the original's.
+        layers: How many are decomposed.
+    """
+
+    loss: float
+    latency: float | None
+    macs: float
+    layers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeighedLayer:
+    """What was weighed for one layer.
+
+    Attributes:
+        part: Its share of the latency.
+        effect: Pairs of the layer's loss and the output's, measured.
+    """
+
+    layer: str
+    graph: str
+    macs: int
+    part: float | None
+    effect: tuple[tuple[float, ...], ...]
+    candidates: tuple[RecordedCandidate, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedSearch:
+    """What was weighed for a target.
+
+    Attributes:
+        original_ms: The original's latency; null where not timed.
+        weighed: Candidates in all.
+        tries: Where the goal is a loss: every plan carried out on the way.
+        frontier: The best whole plans, from the original on.
+    """
+
+    expected: Expected
+    measured: MeasuredPlan
+    original_ms: float | None
+    weighed: int
+    tries: tuple[TriedPlan, ...]
+    frontier: tuple[FrontierPlan, ...]
+    layers: tuple[WeighedLayer, ...]
