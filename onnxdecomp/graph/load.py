@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def load(path: str | Path) -> ir.Model:
     Raises:
         ModelError: The file is missing, no ONNX model or truncated; its external data is missing or too
             short; its IR version or an opset is newer than the installed ONNX Runtime reads; it uses
-            a value that nothing defines, or what cannot be kept (sparse initializers, inputs that are maps).
+            a value that nothing defines, lists an input twice, or uses what cannot be kept (sparse initializers, inputs that are maps).
     """
     path = Path(path)
     proto = _parse(path)
@@ -188,9 +189,15 @@ def _check_header(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_names(model: ir.Model, path: Path) -> None:
-    """Every value must come from somewhere; nodes are put in order where they are not."""
+    """Every value must come from one place; nodes are put in order where they are not."""
     for place in places(model):
         graph, where = place.graph, place.path or "the main graph"
+        # ONNX Runtime passes over it for a weight, which is no longer one when its layer is decomposed.
+        for name, times in Counter(value.name for value in graph.inputs).items():
+            if times > 1:
+                raise ModelError(
+                    f"{path}: {where} lists the input {name!r} {times} times; the names of inputs must differ"
+                )
         seen: set[ir.Node] = set()
         ordered = True
         for node in graph:

@@ -159,6 +159,33 @@ def test_circle(tmp_path: Path) -> None:
     assert "circle" in refusal(b.write(b.model(nodes), tmp_path / "m.onnx"))
 
 
+@pytest.mark.parametrize("ir_version", [3, 10])
+@pytest.mark.parametrize("name", ["x", "W"])
+def test_an_input_that_is_listed_twice(ir_version: int, name: str, tmp_path: Path) -> None:
+    """Of a weight ONNX Runtime takes it, but then it is an input of the decomposed model."""
+    proto = b.linear()
+    proto.ir_version = ir_version
+    proto.graph.input.extend([helper.make_tensor_value_info(name, TensorProto.FLOAT, None)] * 2)
+    assert f"the main graph lists the input '{name}'" in refusal(b.write(proto, tmp_path / "m.onnx"))
+
+
+def test_an_input_of_a_loop_that_is_listed_twice(tmp_path: Path) -> None:
+    names = ["i", "going", "state", "i"]
+    types = [TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT, TensorProto.INT64]
+    inputs = [helper.make_tensor_value_info(n, t, None) for n, t in zip(names, types, strict=True)]
+    outputs = [
+        helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
+    ]
+    nodes = [
+        helper.make_node("Identity", ["going"], ["on"]),
+        helper.make_node("Relu", ["state"], ["next"]),
+    ]
+    body = helper.make_graph(nodes, "body", inputs, outputs)
+    loop = helper.make_node("Loop", ["", "", "x"], ["y"], "loop", body=body)
+    assert "loop/body lists the input 'i' 2 times" in refusal(b.write(b.model([loop]), tmp_path / "m.onnx"))
+
+
 def test_unsorted_nodes_are_put_in_order(tmp_path: Path) -> None:
     proto = b.nested()
     nodes = list(proto.graph.node)
