@@ -23,6 +23,7 @@ from onnxdecomp.data.arrays import LABELS, Header, Layout, feed_shape, labels_of
 from onnxdecomp.data.check import check_feed
 from onnxdecomp.data.feeds import Part
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.regular_files import require_regular
 from onnxdecomp.runtime.session import Feed, TensorSpec
 
 
@@ -33,6 +34,7 @@ def npz_part(path: Path, inputs: Sequence[TensorSpec]) -> tuple[Part, bool]:
         UsageError: The file is damaged, or its headers do not fit the inputs. Iterating raises it for the
             rest: NaN, integers out of range, damaged numbers.
     """
+    require_regular(path, "a .npz file", UsageError)
     with _reading(path), zipfile.ZipFile(path) as archive:
         members = _members(archive)
         headers = {}

@@ -10,6 +10,7 @@ from onnxdecomp.data.check import check_feed
 from onnxdecomp.data.feeds import Part
 from onnxdecomp.data.names import names, natural
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.regular_files import require_regular
 from onnxdecomp.runtime.session import Feed, TensorSpec
 
 
@@ -31,6 +32,7 @@ def _read(folder: Path, inputs: Sequence[TensorSpec]) -> Iterator[Feed]:
 
     tensors = []
     for path in sorted(folder.glob("input_*.pb"), key=natural):
+        require_regular(path, "test data", UsageError)
         tensor = onnx.TensorProto()
         try:
             tensor.ParseFromString(path.read_bytes())

@@ -35,6 +35,7 @@ from onnxdecomp.data.onnx_test_data import data_set_part, data_sets
 from onnxdecomp.data.preprocess import Preprocess, parse_preprocess
 from onnxdecomp.data.spool import Spool
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.regular_files import require_regular
 from onnxdecomp.runtime.session import Feed, TensorSpec
 
 
@@ -139,6 +140,7 @@ def _from_path(
 ) -> Feeds:
     if not path.exists():
         raise UsageError(f"there is no data at {path}")
+    require_regular(path, "a file of data", UsageError)
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
             return image_feeds(path, [path], inputs, preprocess, samples=samples)

@@ -19,6 +19,7 @@ from onnxdecomp.core import plugins
 from onnxdecomp.core.options import convert, default_of, describe, suggest
 from onnxdecomp.core.plugins import Plugin, line
 from onnxdecomp.errors import DefectError, OnnxDecompError, UsageError
+from onnxdecomp.runtime.regular_files import require_text
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -238,11 +239,12 @@ def _translated(name: str, error: Exception) -> OnnxDecompError:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        require_text(path, "a configuration")
         with path.open("rb") as file:
             return tomllib.load(file)
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.output_path import is_special, landing
+from onnxdecomp.runtime.regular_files import require_text
 
 LEFT_OUT = "left_out"
 """In the metadata of a dataclass's field: the JSON has no key where the value is None."""
@@ -61,12 +62,16 @@ def read(source: str | Path) -> Any:
         UsageError: The file cannot be read, or is no JSON.
     """
     try:
-        text = sys.stdin.read() if str(source) == "-" else Path(source).read_text(encoding="utf-8")
-        return json.loads(text)
+        return json.loads(sys.stdin.read() if str(source) == "-" else _text(Path(source)))
     except OSError as error:
         raise UsageError(f"cannot read {source}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{source} is no JSON: {error}") from error
+
+
+def _text(path: Path) -> str:
+    require_text(path, "what is read as JSON")
+    return path.read_text(encoding="utf-8")
 
 
 def write(text: str, target: str | Path) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.output_path import landing
+from onnxdecomp.runtime.regular_files import require_regular
 from onnxdecomp.training.samples import Samples
 from onnxdecomp.training.settings import Settings
 
@@ -64,6 +65,7 @@ def read(path: Path, mark: str) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    require_regular(path, "a checkpoint", UsageError)
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = state["mark"]

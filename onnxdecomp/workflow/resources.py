@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline.base import Planner, Quantizer, Stage
 from onnxdecomp.quantization.bounds import Memory
+from onnxdecomp.runtime.regular_files import require_text
 from onnxdecomp.search.plan import Plan
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ def read_plan(plan: Plan | Mapping[str, Any] | str | Path) -> Plan:
         held = plan.get("plan", plan)
         return Plan.from_json(held if isinstance(held, Mapping) else {})
     try:
-        value = json.loads(Path(plan).read_text())
+        require_text(Path(plan), "a plan")
+        value = json.loads(Path(plan).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the plan {plan}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{plan} is no JSON: {error}") from error
     if not isinstance(value, Mapping):
         raise UsageError(f"{plan} holds no plan")

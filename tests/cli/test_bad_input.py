@@ -348,3 +348,38 @@ def test_models_that_are_pipes_or_devices(model: Path, capsys: Capsys) -> None:
             ("compress", bad, *QUICK),
         ):
             command(capsys, *line).is_error(3, bad, "regular file")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices are POSIX")
+@pytest.mark.parametrize("device", [False, True])
+def test_files_that_are_pipes_or_devices(device: bool, model: Path, capsys: Capsys) -> None:
+    """Nothing waits for them, whichever option names them, nor for those in a folder of data."""
+    for name in ("pipe", "pipe.npz", "folder/a.npz", "tensors/input_0.pb"):
+        Path(name).parent.mkdir(exist_ok=True)
+        if device:
+            Path(name).symlink_to("/dev/zero")
+        else:
+            os.mkfifo(name)
+    before = files()
+    for line in (
+        ("compress", model, *QUICK, "--config", "pipe"),
+        ("compress", model, "--no-bench", "--plan", "pipe"),
+        ("compress", model, *QUICK, "--calib", "pipe"),
+        ("compress", model, *QUICK, "--calib", "pipe.npz"),
+        ("compress", model, *QUICK, "--eval", "folder"),
+        ("compress", model, *QUICK, "--eval", "tensors"),
+        ("verify", model, model, "--data", "folder"),
+        ("report", "pipe"),
+    ):
+        command(capsys, *line).is_error(2, "regular file")
+    assert files() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are POSIX")
+def test_a_pipe_of_the_shell_is_read(model: Path, capsys: Capsys) -> None:
+    """As in `--config <(command)`: somebody does write to it."""
+    reading, writing = os.pipe()
+    os.write(writing, b'pipeline = ["sorcery"]')
+    os.close(writing)
+    with os.fdopen(reading):
+        command(capsys, "compress", model, *QUICK, "--config", f"/dev/fd/{reading}").is_error(2, "sorcery")
