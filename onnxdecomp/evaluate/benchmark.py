@@ -18,6 +18,8 @@ from onnxdecomp.data.read import describe as describe_data
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime import environment, jsonio
 from onnxdecomp.runtime import providers as ep
+from onnxdecomp.runtime.fatal import refuse_fatal_feed
+from onnxdecomp.runtime.interface import interface_of
 from onnxdecomp.runtime.memory import peak_growth
 from onnxdecomp.runtime.messages import one_line
 from onnxdecomp.runtime.session import Feed, inputs_of, nodes_per_provider, open_session, outputs_of, run
@@ -281,6 +283,7 @@ def feed_of(
     trial = trial_of(lambda feed: run(session, feed))
     if data is not None:
         feeds = read_feeds(data, inputs, samples=batch)
+        refuse_fatal_feed(model, next(iter(feeds)))
         # Too few samples are used again: their values hardly matter for time.
         items = tuple(itertools.islice(itertools.cycle(feeds), batch))
         feed = next(replace(feeds, items=items, labels=None).batches(batch))
@@ -292,6 +295,8 @@ def feed_of(
             rows = f" at batch {batch}" if batch > 1 else ""
             raise ModelError(f"{model} does not run on {feeds.source}{rows}: {reason}")
         return feed
+    if any(0 in spec.shape for spec in inputs):
+        interface_of(model)  # refuses it if ONNX Runtime would not survive it
     found = bindings(inputs, trial, count=1, batch=batch, shapes=shapes, seed=seed)
     if isinstance(found, str):
         raise ModelError(f"{model}: {found}; give its shapes with --input-shape or data with --data")

@@ -12,6 +12,7 @@ from onnxdecomp.data.random_inputs import sizes_given
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime import providers
+from onnxdecomp.runtime.fatal import refuse_fatal_feed
 from onnxdecomp.runtime.interface import interface_of
 from onnxdecomp.runtime.session import TensorSpec, inputs_of, open_session, run
 
@@ -49,6 +50,7 @@ def read(model: Path, data: Data, *, samples: int | None = None) -> Feeds:
     """
     session = open_session(model, low_memory=True)
     feeds = read_feeds(data, inputs_of(session), samples=samples)
+    refuse_fatal_feed(model, next(iter(feeds)))
     if (found := culprit(feeds, lambda feed: run(session, feed), first=1)) is not None:
         raise UsageError(found)
     return feeds

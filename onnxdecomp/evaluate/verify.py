@@ -23,6 +23,7 @@ from onnxdecomp.data.read import Data, read_feeds
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime import jsonio
 from onnxdecomp.runtime.environment import check_threads
+from onnxdecomp.runtime.fatal import refuse_fatal_feed
 from onnxdecomp.runtime.interface import Port, differences, interface_of, lost_defaults
 from onnxdecomp.runtime.metrics import OutputError, ratio, score_rows
 from onnxdecomp.runtime.session import inputs_of, open_session, outputs_of, run
@@ -267,6 +268,8 @@ def _record(
     trial = trial_of(lambda feed: run(session, feed))
     if data is not None:
         feeds = read_feeds(data, inputs, samples=samples)
+        if not isinstance(original, bytes):
+            refuse_fatal_feed(Path(original), next(iter(feeds)))
         size = batch if feeds.stackable and trial(next(feeds.batches(batch))) is None else 1
     else:
         made = random_feeds(inputs, trial, seed=seed, shapes=shapes, per_binding=samples)

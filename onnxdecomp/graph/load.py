@@ -16,6 +16,7 @@ from onnxdecomp.graph.external_data import attach
 from onnxdecomp.graph.opsets import DEFAULT_DOMAINS, unreadable
 from onnxdecomp.graph.tensors import own_memory
 from onnxdecomp.graph.traversal import operands, places, slots
+from onnxdecomp.runtime.fatal import fatal
 from onnxdecomp.runtime.process_state import quiet_logger
 from onnxdecomp.runtime.regular_files import require_regular
 
@@ -57,7 +58,8 @@ def load(path: str | Path) -> ir.Model:
     Raises:
         ModelError: The file is missing, no ONNX model or truncated; its external data is missing or too
             short; its IR version or an opset is newer than the installed ONNX Runtime reads; it uses
-            a value that nothing defines, lists an input twice, or uses what cannot be kept (sparse initializers, inputs that are maps).
+            a value that nothing defines, lists an input twice, would end the process in ONNX Runtime, or
+            uses what cannot be kept (sparse initializers, inputs that are maps).
     """
     path = Path(path)
     proto = _parse(path)
@@ -184,6 +186,8 @@ def _check_header(proto: onnx.ModelProto, path: Path) -> None:
             )
     if proto.graph.sparse_initializer:
         raise ModelError(f"{path}: sparse initializers are not supported; convert them to dense ones")
+    if (reason := fatal(proto)) is not None:
+        raise ModelError(f"{path}: {reason}")
     if (reason := unreadable(proto.ir_version, imports)) is not None:
         raise ModelError(f"{path}: {reason}; upgrade onnxruntime or convert the model")
 

@@ -102,11 +102,11 @@ def size(path: Path, made_from: Source | None = None) -> int:
 @contextlib.contextmanager
 def _folder(target: Path | None) -> Iterator[Path]:
     """A temporary folder, beside `target` if there is one: a file moves within its file system only."""
+    place = target.parent if target else None
+    temporary_files.remove_abandoned(place)
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(
-                temporary_files.folder(".onnxdecomp-", target.parent if target else None)
-            )
+            folder = stack.enter_context(temporary_files.folder(place))
         except OSError as error:
             where = target or tempfile.gettempdir()
             raise UsageError(f"{where}: cannot be written: {error.strerror or error}") from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from onnxdecomp.core.layer import Dim
 from onnxdecomp.errors import ModelError
+from onnxdecomp.runtime.fatal import fatal
 from onnxdecomp.runtime.regular_files import require_regular
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def interface_of(model: str | Path | bytes) -> Interface:
     """Read from the file; external data are not touched.
 
     Raises:
-        ModelError: The file is missing or not a model.
+        ModelError: The file is missing or not a model, or ONNX Runtime would not survive it.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -54,6 +55,8 @@ def interface_of(model: str | Path | bytes) -> Interface:
         raise ModelError(f"cannot read {model!s}: {error.strerror}") from error
     except DecodeError as error:
         raise ModelError(f"{model!s} is not an ONNX model") from error
+    if (reason := fatal(proto)) is not None:
+        raise ModelError(f"{'the model' if isinstance(model, bytes) else model}: {reason}")
     graph = proto.graph
     weights = {tensor.name for tensor in graph.initializer}
     weights |= {tensor.values.name for tensor in graph.sparse_initializer}

@@ -10,9 +10,7 @@ _OPENED_BY_SHELL = (Path("/dev/fd"), Path("/proc/self/fd"))
 """Where a shell has its pipes, which somebody does write to."""
 
 
-def require_regular(
-    path: Path, what: str = "a model", error: type[OnnxDecompError] = ModelError
-) -> None:
+def require_regular(path: Path, what: str = "a model", error: type[OnnxDecompError] = ModelError) -> None:
     """Refuse pipes and devices, before anything waits for them; what is missing is another's to say.
 
     Raises:
@@ -23,7 +21,7 @@ def require_regular(
 
 
 def require_text(path: Path, what: str) -> None:
-    """Refuse what `require_regular` refuses, but for a shell's pipes: a text is read once, from its beginning.
+    """Refuse what `require_regular` refuses, but for a shell's pipes: a text is read once only.
 
     Raises:
         UsageError: There is something else than a regular file, a folder, or such a pipe.

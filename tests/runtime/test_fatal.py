@@ -1,0 +1,116 @@
+"""Models on which ONNX Runtime ends the process are refused before they run, whatever the command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxdecomp.runtime.fatal import fatal
+from tests.cli.small import QUICK, command, files
+
+Shape = tuple[int | str, ...]
+
+
+def model(nodes: list[onnx.NodeProto], x: Shape, **weights: NDArray[np.generic]) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def recurrent(operator: str, x: Shape) -> onnx.ModelProto:
+    """Behind a Transpose, so that the shape has to be inferred: x is [batch, steps, 4]."""
+    rows = {"LSTM": 20, "GRU": 15, "RNN": 5}[operator]
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node(operator, ["t", "w", "r"], ["y"], "cell", hidden_size=5),
+    ]
+    w, r = (np.ones((1, rows, size), np.float32) for size in (4, 5))
+    return model(nodes, x, w=w, r=r)
+
+
+def deconvolution(x: Shape) -> onnx.ModelProto:
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], "up")
+    return model([node], x, w=np.ones((4, 4, 2, 2), np.float32))
+
+
+def gather(batch_dims: int) -> onnx.ModelProto:
+    node = helper.make_node("GatherND", ["x", "at"], ["y"], "pick", batch_dims=batch_dims)
+    return model([node], (2, 2, 2), at=np.zeros((2, 1), np.int64))
+
+
+def in_a_branch(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same nodes in both branches of an If."""
+    branch = helper.make_graph(list(proto.graph.node), "branch", [], list(proto.graph.output))
+    node = helper.make_node("If", ["go"], ["y"], "if", then_branch=branch, else_branch=branch)
+    del proto.graph.node[:]
+    proto.graph.node.append(node)
+    proto.graph.initializer.append(numpy_helper.from_array(np.asarray(True), "go"))
+    return proto
+
+
+REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
+    "lstm": (lambda: recurrent("LSTM", (0, 3, 4)), "LSTM 'cell' has a size of 0"),
+    "gru": (lambda: recurrent("GRU", (2, 0, 4)), "GRU 'cell' has a size of 0"),
+    "deconvolution": (lambda: deconvolution((1, 4, 0, 4)), "ConvTranspose 'up' has a size of 0"),
+    "branch": (lambda: in_a_branch(recurrent("GRU", (0, 3, 4))), "GRU 'cell' has a size of 0"),
+    "gather": (lambda: gather(-7), "batch_dims of GatherND 'pick' is -7"),
+    "gather in a branch": (lambda: in_a_branch(gather(-1)), "batch_dims of GatherND 'pick' is -1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_that_are_refused(name: str) -> None:
+    build, reason = REFUSED[name]
+    assert reason in (fatal(build()) or "")
+
+
+def test_models_that_are_not() -> None:
+    assert fatal(recurrent("LSTM", ("N", 3, 4))) is None
+    assert fatal(recurrent("RNN", (0, 3, 4))) is None
+    assert fatal(deconvolution((1, 4, 4, 4))) is None
+    assert fatal(gather(1)) is None
+    proto = recurrent("LSTM", (1, 3, 4))  # another input may well be empty, as a cache is at first
+    proto.graph.input.append(helper.make_tensor_value_info("cache", TensorProto.FLOAT, [1, 0, 4]))
+    assert fatal(proto) is None
+
+
+def test_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: without the check the tests would end here."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(recurrent("GRU", (0, 3, 4)), "m.onnx")
+    for line in (
+        ("inspect", "m.onnx"),
+        ("compress", "m.onnx", *QUICK),
+        ("verify", "m.onnx", "m.onnx"),
+        ("bench", "m.onnx"),
+    ):
+        command(capsys, *line).is_error(3, "m.onnx", "has a size of 0")
+    assert files() == ["m.onnx"]
+
+
+def test_data_without_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    onnx.save(recurrent("GRU", (1, "steps", 4)), "m.onnx")
+    np.savez("empty.npz", x=np.zeros((2, 1, 0, 4), np.float32))
+    for line in (
+        ("compress", "m.onnx", *QUICK, "--calib", "empty.npz"),
+        ("verify", "m.onnx", "m.onnx", "--data", "empty.npz"),
+        ("bench", "m.onnx", "--data", "empty.npz"),
+    ):
+        command(capsys, *line).is_error(2, "without numbers", "GRU 'cell'")
+    assert files() == ["empty.npz", "m.onnx"]
