@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.intervals import paired_difference
 from bench.provenance import ROOT
 from onnxdecomp.core.layer import Array
 
@@ -49,18 +50,24 @@ class Corpus:
         count = _MOST if name in _ALL_THERE_IS else None
         return dict(self._module.calibration(self._opened, name, count))
 
-    def evaluate(self, name: str, file: Path | None = None) -> Mapping[str, Any]:
-        """The task's metric of a model and of the original (None: of that alone), and how far they differ."""
-        return dict(self._module.evaluate(self._opened, name, file, None))
+    def evaluate(self, name: str, file: Path | None = None, most: int | None = None) -> Mapping[str, Any]:
+        """The task's metric of a model and of the original (None: of that alone), and how far they differ.
 
-    def paired(self, name: str, file: Path, split: str = "eval") -> tuple[Array, Array]:
+        `most` as for `paired`.
+        """
+        return dict(self._module.evaluate(self._opened, name, file, self._count(name, most)))
+
+    def paired(
+        self, name: str, file: Path, split: str = "eval", most: int | None = None
+    ) -> tuple[Array, Array]:
         """The metric of every sample, [n] for the original and [n] for `file`.
 
         Args:
             name: A model with one input.
             file: The other model.
             split: "eval" for the task's own samples; "held_out" for training samples that are in no
-                calibration set, by which choices are made (see `held_out`).
+                calibration set, by which choices are made (see `HELD_OUT`).
+            most: Samples at most; None for all of the task.
 
         Raises:
             SystemExit: The corpus has no such samples for the model.
@@ -75,15 +82,34 @@ class Corpus:
         found = []
         for path in (self.model(name), file):
             session = self._opened.session(path)
-            results = self._module.predictions(self._opened, entry, session, int(entry["task"]["n"]))
+            results = self._module.predictions(self._opened, entry, session, self._count(name, most))
             found.append(np.array([next(iter(score(entry["task"], *result).values())) for result in results]))
         return found[0], found[1]
+
+    def change(self, name: str, file: Path, most: int | None = None) -> dict[str, float] | None:
+        """How the metric of `file` differs from the original's, with its interval (see `Difference.to_json`).
+
+        Args:
+            name: A model.
+            file: The other model.
+            most: Samples at most; None for all of the task.
+
+        Returns:
+            None where the task has no metric of its own, but the outputs' distance.
+        """
+        if self._opened.entry(name)["task"]["metric"] == "fidelity":
+            return None
+        return paired_difference(*self.paired(name, file, most=most)).to_json()
 
     def inputs(self, name: str) -> Array:
         """The evaluation inputs of a model with one input, [n, …]."""
         entry = self._opened.entry(name)
         pairs = self._module.samples(self._opened, entry, "eval", int(entry["task"]["n"]))
         return np.stack([sample for sample, _ in pairs])
+
+    def _count(self, name: str, most: int | None) -> int:
+        samples = int(self._opened.entry(name)["task"]["n"])
+        return samples if most is None else min(most, samples)
 
     @cached_property
     def _module(self) -> Any:

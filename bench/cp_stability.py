@@ -107,7 +107,8 @@ def main() -> None:
     head = ["kernel", "rank", "error", "spread", "error, random starts", "spread, random starts"]
     head += ["cancellation", "error, plain ALS", "cancellation, plain ALS"]
     table = markdown(head, map(_cells, rows))
-    write("cp_stability", {**provenance(), "rows": rows}, table)
+    said = "The spread is that of all seeds, from the least to the largest, in place of an interval."
+    write("cp_stability", {**provenance(), "rows": rows}, f"{table}\n\n{said}")
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -363,7 +363,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
             for side in SIDES:
                 line.append(_cell(row[side], key, form))
         lines.append(line)
-    return markdown(head, lines)
+    said = "One run each, so there are no intervals; errors are those of one seeded weight."
+    return f"{markdown(head, lines)}\n\n{said}"
 
 
 def _cell(result: Mapping[str, Any], key: str, form: str) -> str:

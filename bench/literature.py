@@ -205,7 +205,8 @@ def main() -> None:
         rows += evbmf_ranks(vgg, "VGG-16 of half width, trained on CIFAR-10")
     head = ("job", "quantity", "published", "ours", "source", "note")
     table = markdown(head, [(r.job, r.quantity, r.published, r.ours, r.source, r.note) for r in rows])
-    write("literature", {**provenance(), "rows": [asdict(row) for row in rows]}, table)
+    said = "All of these are counts of numbers: nothing is sampled, so there are no intervals."
+    write("literature", {**provenance(), "rows": [asdict(row) for row in rows]}, f"{table}\n\n{said}")
 
 
 if __name__ == "__main__":

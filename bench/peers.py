@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.corpus import add_option, corpus_module
+from bench.corpus import Corpus, add_option, corpus_module
+from bench.intervals import shown
 from bench.peer_ways import WAYS
 from bench.provenance import RESULTS, ROOT, markdown, provenance, write
 
@@ -67,7 +68,7 @@ def main() -> None:
         if "evaluate" in options.steps:
             for way in (ORIGINAL, *made):
                 file = None if way == ORIGINAL else _file(place, way)
-                _keep(place, way, evaluate(module, corpus, name, source, file))
+                _keep(place, way, evaluate(options.corpus, name, source, file))
         if "time" in options.steps:
             files = {ORIGINAL: source, **{way: _file(place, way) for way in made}}
             for way, timed in measure(files, place / "calib.npz", options.provider, options.seconds).items():
@@ -112,13 +113,12 @@ def compress(way: str, source: Path, place: Path) -> dict[str, Any]:
     }
 
 
-def evaluate(module: Any, corpus: Any, name: str, source: Path, file: Path | None) -> dict[str, Any]:
-    """The corpus' metric of a file, None for the original."""
-    n = min(_EVALUATION, int(corpus.entry(name)["task"]["n"]))
-    found = module.evaluate(corpus, name, file, n)
+def evaluate(corpus: Corpus, name: str, source: Path, file: Path | None) -> dict[str, Any]:
+    """The corpus' metric of a file, None for the original, and how it differs from the original's."""
+    found = dict(corpus.evaluate(name, file, _EVALUATION))
     if file is None:
         return {"task": found, "bytes": _bytes(source), "macs": _macs(source), "date": provenance()["date"]}
-    return {"task": found}
+    return {"task": {**found, "change": corpus.change(name, file, _EVALUATION)}}
 
 
 def measure(
@@ -241,8 +241,10 @@ def _metric(row: Mapping[str, Any], original: Mapping[str, Any]) -> str:
     value, before = row["task"]["metric"][key], original["task"]["metric"][key]
     if value is None:
         return "not finite"
-    shown = f"{scale * value:.2f}" + (" %" if scale == 100 else unit)
-    return shown if row is original else f"{shown} ({scale * (value - before):+.2f})"
+    score = f"{scale * value:.2f}" + (" %" if scale == 100 else unit)
+    if row is original:
+        return score
+    return f"{score}, {shown(value - before, row['task'].get('change'), scale=scale)}"
 
 
 def _short(text: str) -> str:

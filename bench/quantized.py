@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.corpus import add_option, corpus_module
+from bench.intervals import shown
 from bench.provenance import ROOT, markdown, provenance, write
 
 MODEL, TARGET = "vgg16_half_cifar10", "error=0.065"
@@ -41,8 +42,9 @@ def main() -> None:
         compress(module, corpus, *files)
     if "time" not in options.steps:
         return
+    changes = [options.corpus.change(MODEL, file, _EVALUATION) for file in files]
     accuracy = [
-        module.evaluate(corpus, MODEL, None if file == source else file, _EVALUATION)["metric"]["top1"]
+        options.corpus.evaluate(MODEL, None if file == source else file, _EVALUATION)["metric"]["top1"]
         for file in files
     ]
     latency = {str(batch): measure(files, batch) for batch in BATCHES}
@@ -51,9 +53,10 @@ def main() -> None:
             "way": way,
             "bytes": file.stat().st_size,
             "top1": top1,
+            "change": change,
             "latency": {batch: latency[batch][index] for batch in latency},
         }
-        for index, (way, file, top1) in enumerate(zip(WAYS, files, accuracy, strict=True))
+        for index, (way, file, top1, change) in enumerate(zip(WAYS, files, accuracy, changes, strict=True))
     ]
     write("quantized", {**provenance(), "model": MODEL, "target": TARGET, "rows": rows}, table(rows))
 
@@ -87,13 +90,16 @@ def measure(files: Sequence[Path], batch: int) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line for each way."""
-    head = ["way", "accuracy", "file"]
+    head = ["way", "accuracy", "points", "file"]
     head += [
         f"faster than {what}, batch {batch}" for batch in BATCHES for what in ("the original", "int8 alone")
     ]
     lines = []
+    original = rows[0]
     for row in rows:
-        cells = [row["way"], f"{row['top1']:.2%}", f"{row['bytes'] / 1e6:.2f} MB"]
+        lost = row["top1"] - original["top1"]
+        points = "" if row is original else shown(lost, row.get("change"), scale=100)
+        cells = [row["way"], f"{row['top1']:.2%}", points, f"{row['bytes'] / 1e6:.2f} MB"]
         for batch in BATCHES:
             timed = row["latency"][str(batch)]
             cells += [_speed(timed["over_original"]), _speed(timed["over_int8"])]

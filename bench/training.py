@@ -20,9 +20,16 @@ from typing import Any
 
 from bench import training_mlp, training_rates, training_restore, training_scratch
 from bench.corpus import add_option
+from bench.intervals import shown
 from bench.provenance import RESULTS, ROOT, markdown, provenance, write
 
 PARTS = ("mlp", "restore", "scratch", "rates")
+
+_IMAGES = (
+    "The intervals are those of other test images; how far a training with another seed would be from these "
+    "was not measured."
+)
+_SETTINGS = "Rates and epochs were chosen with the test images in view."
 
 
 def main() -> None:
@@ -70,20 +77,22 @@ def _rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def mlp_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy at every stage, a line per method."""
-    head = ("first layer", "parameters", "plain weights", "calibrated", "after 2 epochs", "training")
-    lines = [
-        [
-            row["method"],
-            f"{row['parameters']:,}",
-            _percent(row.get("plain")),
-            _percent(row.get("calibrated")),
-            _percent(row["after"]),
-            f"{row['seconds']:.0f} s" if "seconds" in row else "",
-        ]
-        for row in rows
-    ]
-    return markdown(head, lines)
+    """Accuracy at every stage, a line per method, and what is lost in points against the dense network."""
+    stages = ("plain weights", "calibrated", "after 2 epochs")
+    head = ("first layer", "parameters", "accuracy", *stages, "training")
+    whole = next((row["after"] for row in rows if row["method"] == "dense"), None)
+    lines = []
+    for row in rows:
+        changed = [""] * 3
+        if row["method"] != "dense" and whole is not None:
+            changes = row.get("changes", {})
+            changed = [
+                shown(row[stage] - whole, changes.get(stage), scale=100)
+                for stage in ("plain", "calibrated", "after")
+            ]
+        took = f"{row['seconds']:.0f} s" if "seconds" in row else ""
+        lines.append([row["method"], f"{row['parameters']:,}", _percent(row["after"]), *changed, took])
+    return f"{markdown(head, lines)}\n\n{_IMAGES}"
 
 
 def restore_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -92,22 +101,31 @@ def restore_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for row in rows:
         scale, unit = (100, " points") if row["metric"] == "top1" else (1, " dB")
+        known = row.get("changes", {})
         changes = [
-            f"{scale * (row[stage] - row['original']):+.2f}{unit}" for stage in ("compressed", "trained")
+            shown(row[stage] - row["original"], known.get(stage), scale=scale, unit=unit)
+            for stage in ("compressed", "trained")
         ]
-        shown = f"{100 * row['original']:.2f} %" if scale == 100 else f"{row['original']:.2f} dB"
+        score = f"{100 * row['original']:.2f} %" if scale == 100 else f"{row['original']:.2f} dB"
         epochs = f"{row['best']} of {len(row['epochs']) - 1}"
         lines.append(
-            [row["model"], f"{row['target']:g}x", shown, *changes, epochs, f"{row['seconds'] / 60:.1f} min"]
+            [row["model"], f"{row['target']:g}x", score, *changes, epochs, f"{row['seconds'] / 60:.1f} min"]
         )
-    return markdown(head, lines)
+    return f"{markdown(head, lines)}\n\n{_IMAGES} {_SETTINGS}"
 
 
 def scratch_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy over the epochs, a line per network and method."""
-    head = ("network", "method", "parameters", "epoch 1", "epoch 3", "last", "training", "test", "an epoch")
+    head = (
+        *("network", "method", "parameters", "epoch 1", "epoch 3", "last", "training", "test"),
+        *("points against dense", "an epoch"),
+    )
     lines = []
+    whole = {row["network"]: row["test"] for row in rows if row["method"] == "dense"}
     for row in rows:
+        against = ""
+        if row["method"] != "dense" and row["network"] in whole:
+            against = shown(row["test"] - whole[row["network"]], row.get("change"), scale=100)
         held = [epoch["accuracy"] for epoch in row["epochs"]]
         lines.append(
             [
@@ -117,10 +135,11 @@ def scratch_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 *(_percent(held[min(at, len(held) - 1)]) for at in (1, 3, len(held) - 1)),
                 _percent(row["epochs"][-1]["train_accuracy"]),
                 _percent(row["test"]),
+                against,
                 f"{row['seconds_an_epoch']:.1f} s",
             ]
         )
-    return markdown(head, lines)
+    return f"{markdown(head, lines)}\n\n{_IMAGES}"
 
 
 def rates_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -136,7 +155,8 @@ def rates_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return markdown(head, lines)
+    said = "One training each: what another seed would give was not measured, so there are no intervals."
+    return f"{markdown(head, lines)}\n\n{said}"
 
 
 def _percent(value: float | None) -> str:

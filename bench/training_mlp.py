@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
+
 import onnxdecomp
 from bench.corpus import Corpus
+from bench.intervals import paired_difference
 from bench.training_data import mnist
 from bench.training_networks import at_parameters, mlp
+from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.save import save
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -45,9 +50,10 @@ def run(
         # The second layer is too small to be decomposed; with calibration it makes up for the first.
         chosen: dict[str, Any] = {"options": METHODS[method]}
         at_parameters(dense, file, method, wanted, **chosen)
-        plain = accuracy(dense, file, test)
+        plain, changes = accuracy(dense, file, test), {"plain": change(dense, file, test)}
         weights = at_parameters(dense, file, method, wanted, calib=images, **chosen)
         calibrated = accuracy(dense, file, test)
+        changes["calibrated"] = change(dense, file, test)
         began = time.perf_counter()
         done = onnxdecomp.finetune(file, tuned, teacher=dense, data=train, settings=TUNED, **how)
         yield {
@@ -57,6 +63,7 @@ def run(
             "plain": plain,
             "calibrated": calibrated,
             "after": accuracy(dense, tuned, test),
+            "changes": {**changes, "after": change(dense, tuned, test)},
             "seconds": time.perf_counter() - began,
             "epochs": done.training["epochs"],
         }
@@ -67,3 +74,18 @@ def accuracy(original: Path, file: Path, test: Any) -> float:
     found = onnxdecomp.verify(original, file, data=test, max_error=None).accuracy
     assert found is not None
     return float(found.new)
+
+
+def change(original: Path, file: Path, test: Mapping[str, Array]) -> dict[str, float]:
+    """How the accuracy differs from the original's, with its interval (see `Difference.to_json`)."""
+    return paired_difference(*(_right(path, test) for path in (original, file))).to_json()
+
+
+def _right(file: Path, test: Mapping[str, Array]) -> Array:
+    """Of each image whether its class is found, [n] of 0 and 1."""
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    images, labels = test[name], test["labels"]
+    found = [session.run(None, {name: images[i : i + 100]})[0] for i in range(0, len(images), 100)]
+    classes = np.concatenate([np.asarray(part).argmax(1) for part in found])
+    return np.asarray(classes == labels, np.float64)

@@ -80,6 +80,7 @@ def run(
             "original": before["original"][metric],
             "compressed": before["metric"][metric],
             "trained": corpus.evaluate(name, tuned)["metric"][metric],
+            "changes": {"compressed": corpus.change(name, small), "trained": corpus.change(name, tuned)},
             "seconds": seconds,
             "samples": done.training["samples"],
             "settings": done.training["settings"],

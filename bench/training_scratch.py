@@ -9,7 +9,7 @@ from typing import Any
 import onnxdecomp
 from bench.corpus import Corpus
 from bench.training_data import cifar, cifar_test, mnist
-from bench.training_mlp import accuracy
+from bench.training_mlp import accuracy, change
 from bench.training_networks import at_share, lenet
 from onnxdecomp.graph.save import save
 
@@ -50,6 +50,7 @@ def run(
         else:
             dense, train, test = corpus.model(name), cifar(corpus), cifar_test(corpus)
         whole = onnxdecomp.inspect(dense).record["totals"]["params"]["before"]
+        reference = folder / f"{name}.dense.scratch.onnx"
         for method in methods:
             file, trained = dense, folder / f"{name}.{method}.scratch.onnx"
             parameters = whole
@@ -72,6 +73,7 @@ def run(
                 "method": method,
                 "parameters": parameters,
                 "test": accuracy(dense, trained, test),
+                "change": change(reference, trained, test) if reference.exists() else None,
                 "seconds_an_epoch": sum(epoch["seconds"] for epoch in epochs[1:]) / len(epochs[1:]),
                 "samples": done.training["samples"],
                 "epochs": epochs,

@@ -9,6 +9,7 @@ import pytest
 
 from bench.frontier_job import Job
 from bench.frontier_tables import frontier_table, loss, ranks_table
+from bench.intervals import answers_changed
 from bench.rank_controls import evbmf, unaligned
 from bench.realised import Dense, realised_share
 from onnxdecomp.graph.load import load
@@ -101,20 +102,24 @@ def row(way: str, **more: Any) -> dict[str, Any]:
 
 def test_tables_show_what_was_measured_and_leave_the_rest_open() -> None:
     missed = row("auto", goal="latency=3x", status="out of reach")
-    table = frontier_table([row("auto"), row("evbmf"), missed]).splitlines()
+    text, said = frontier_table([row("auto"), row("evbmf"), missed]).split("\n\n")
+    assert "No interval was measured of the output error" in said
+    table = text.splitlines()
     assert table[2].startswith(
-        "| m | latency=1.5x | -0.10 dB | 1.00% | 2.00x fewer | 1.50x (1.40 to 1.60) | "
+        "| m | latency=1.5x | test samples | -0.10 dB (interval not measured) | 1.00% | 2.00x fewer | 1.50x "
     )
     assert table[2].endswith(" |  |  |  | 0.76 | 12 s | 300 MB |")
-    assert table[3].startswith("| m | latency=3x | out of reach |")
+    assert table[3].startswith("| m | latency=3x | test samples | out of reach |")
     assert len({line.count("|") for line in table}) == 1
     assert len(table) == 4
-    other = ranks_table([row("auto"), row("evbmf"), missed]).splitlines()
+    other = ranks_table([row("auto"), row("evbmf"), missed]).split("\n\n")[0].splitlines()
     assert [line.split(" | ")[1] for line in other[2:]] == ["auto", "evbmf"]
-    assert other[2].endswith("| 1.50x (1.40 to 1.60) | 1.40x | 1.60x | 0.76 | -0.10 dB | 1.00% |")
+    assert other[2].endswith("| 1.40x | 1.60x | 0.76 | -0.10 dB (interval not measured) | 1.00% |")
 
 
 def test_loss_has_the_unit_of_the_task() -> None:
     scores = {"original": {"top1": 0.9}, "metric": {"top1": 0.875}, "rel_l2": 0.1}
-    assert loss(scores) == "-2.50 points"
+    assert loss(scores) == "-2.50 points (interval not measured)"
+    change = answers_changed(1000, 30, 5)
+    assert loss({**scores, "change": change.to_json()}) == change.text(100, unit=" points")
     assert loss({"original": {"rms": 1.0}, "metric": {"rms": 1.0}, "rel_l2": 0.012}) == ""

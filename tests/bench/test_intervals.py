@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.intervals import paired_difference
+from bench.intervals import answers_changed, paired_difference, shown
 
 
 def test_interval_covers_the_truth_about_nineteen_times_in_twenty() -> None:
@@ -22,9 +22,33 @@ def test_interval_covers_the_truth_about_nineteen_times_in_twenty() -> None:
 
 
 def test_no_difference_has_an_interval_of_nothing() -> None:
-    scores = np.array([1.0, 0.0, 1.0])
+    scores = np.array([31.5, 28.0, 30.0])
     found = paired_difference(scores, scores)
     assert (found.mean, found.low, found.high, found.n) == (0, 0, 0, 3)
+
+
+def test_answers_of_which_none_has_changed_leave_room_for_some() -> None:
+    found = paired_difference(np.ones(500), np.ones(500))
+    assert (found.mean, found.lost, found.won) == (0, 0, 0)
+    # Where one answer in 150 changes for the worse, 500 images show none of them in 1 of 28 cases.
+    assert -1 / 120 < found.low < -1 / 250
+    assert found.high == -found.low
+
+
+def test_answers_are_counted_in_both_directions() -> None:
+    before, after = np.array([1.0, 1, 1, 0, 0]), np.array([1.0, 0, 0, 1, 0])
+    found = paired_difference(before, after)
+    assert (found.lost, found.won, found.n) == (2, 1, 5)
+    assert found.mean == pytest.approx(-0.2)
+    assert found.low < found.mean < found.high
+
+
+def test_what_is_recorded_is_shown_and_what_is_not_is_said() -> None:
+    found = paired_difference(np.array([30.0, 31.0, 29.0]), np.array([29.0, 31.0, 28.5]))
+    assert shown(found.mean, found.to_json(), unit=" dB") == found.text(unit=" dB")
+    answers = answers_changed(1000, 5, 2)
+    assert shown(answers.mean, answers.to_json(), scale=100, unit=" points").startswith("-0.30 points (-0.")
+    assert shown(-0.0018, None, scale=100, unit=" points") == "-0.18 points (interval not measured)"
 
 
 def test_scores_of_other_samples_are_refused() -> None:

@@ -106,6 +106,8 @@ def timing(threads: int, batch: int, speed_up: float | None, ran: int | None = N
 def test_the_table_says_what_was_measured() -> None:
     task = {"metric": {"top1": 0.8}, "rel_l2": 0.1}
     common = {"model": "m", "bytes": 2_000_000, "macs": 5_000_000, "seconds": 61.4, "peak_bytes": 3e8}
+    change = {"mean": -0.01, "low": -0.0175, "high": -0.0025, "n": 2000, "lost": 30, "won": 10}
+    fast = {**common, "way": "fast", "macs": None, "latency_cpu": [timing(1, 1, 2.0), timing(1, 16, 2.0, 1)]}
     rows: list[dict[str, Any]] = [
         {
             **common,
@@ -113,22 +115,22 @@ def test_the_table_says_what_was_measured() -> None:
             "task": task,
             "latency_cpu": [timing(1, 1, None), timing(1, 16, None, 1)],
         },
-        {
-            **common,
-            "way": "fast",
-            "macs": None,
-            "task": {"metric": {"top1": 0.79}},
-            "latency_cpu": [timing(1, 1, 2.0), timing(1, 16, 2.0, 1)],
-        },
+        {**fast, "task": {"metric": {"top1": 0.79}, "change": change}},
+        {**fast, "way": "old", "task": {"metric": {"top1": 0.79}}},
         {"model": "m", "way": "broken", "failed": "no | way"},
     ]
+
+    def said(way: str) -> str:
+        return f"| {way} | 2.00 MB | as before | 2.00x (1.90 to 2.10) |"
+
     assert peers.tables(rows).splitlines() == [
         "**m**",
         "",
         "| way | file | MACs | 1 thread, batch 1 | top-1 | to compress | peak memory |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| original | 2.00 MB | 5M | 2.5 ms | 80.00 % |  |  |",
-        "| fast | 2.00 MB | as before | 2.00x (1.90 to 2.10) | 79.00 % (-1.00) | 61 s | 300 MB |",
+        f"{said('fast')} 79.00 %, -1.00 (-1.75 to -0.25) | 61 s | 300 MB |",
+        f"{said('old')} 79.00 %, -1.00 (interval not measured) | 61 s | 300 MB |",
         "| broken | fails: no / way |  |  |  |  |  |",
     ]
 

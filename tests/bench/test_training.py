@@ -10,6 +10,7 @@ import pytest
 
 import onnxdecomp
 from bench.corpus import Corpus
+from bench.intervals import answers_changed
 from bench.training import mlp_table, rates_table, restore_table, scratch_table
 from bench.training_data import MNIST_TRAIN, cifar, mnist
 from bench.training_mlp import CORES, METHODS
@@ -86,9 +87,11 @@ def test_the_tables() -> None:
         "seconds": 9.6,
     }
     dense = {"method": "dense", "parameters": 496_885, "after": 0.951}
-    assert mlp_table([dense, row]).splitlines()[2:] == [
-        "| dense | 496,885 |  |  | 95.10% |  |",
-        "| tt | 21,845 | 50.00% | 90.00% | 95.00% | 10 s |",
+    changes = {"after": answers_changed(1000, 21, 20).to_json()}
+    assert mlp_table([dense, {**row, "changes": changes}]).splitlines()[2:4] == [
+        "| dense | 496,885 | 95.10% |  |  |  |  |",
+        "| tt | 21,845 | 95.00% | -45.10 (interval not measured) | -5.10 (interval not measured) | "
+        "-0.10 (-1.38 to +1.18) | 10 s |",
     ]
     scores = {
         "model": "m",
@@ -99,11 +102,16 @@ def test_the_tables() -> None:
         "trained": 0.895,
     }
     shown = restore_table([{**scores, "best": 1, "epochs": epochs(0.8, 0.9), "seconds": 90}])
-    assert shown.splitlines()[2] == "| m | 2x | 90.00 % | -5.00 points | -0.50 points | 1 of 1 | 1.5 min |"
-    learnt = {"network": "n", "method": "cp", "parameters": 10, "test": 0.7, "seconds_an_epoch": 2.0}
-    assert scratch_table([{**learnt, "epochs": epochs(0.1, 0.2, 0.4, 0.6)}]).splitlines()[2] == (
-        "| n | cp | 10 | 20.00% | 60.00% | 60.00% | 30.00% | 70.00% | 2.0 s |"
+    missing = "(interval not measured)"
+    assert shown.splitlines()[2] == (
+        f"| m | 2x | 90.00 % | -5.00 points {missing} | -0.50 points {missing} | 1 of 1 | 1.5 min |"
     )
+    learnt = {"network": "n", "method": "cp", "parameters": 10, "test": 0.7, "seconds_an_epoch": 2.0}
+    scratch = [{**learnt, "method": way, "epochs": epochs(0.1, 0.2, 0.4, 0.6)} for way in ("dense", "cp")]
+    assert scratch_table(scratch).splitlines()[2:4] == [
+        "| n | dense | 10 | 20.00% | 60.00% | 60.00% | 30.00% | 70.00% |  | 2.0 s |",
+        f"| n | cp | 10 | 20.00% | 60.00% | 60.00% | 30.00% | 70.00% | +0.00 {missing} | 2.0 s |",
+    ]
     tried = {"network": "n", "method": "Adam", "parameters": 10, "before": 0.5}
     losses = {"1e-05": 0.4, "0.0001": 0.25, "0.001": None, "0.01": 2.0}
     assert rates_table([{**tried, "losses": losses}]).splitlines()[2] == (
