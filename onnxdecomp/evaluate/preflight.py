@@ -12,7 +12,7 @@ from onnxdecomp.data.random_inputs import sizes_given
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime import providers
-from onnxdecomp.runtime.fatal import refuse_fatal_feed
+from onnxdecomp.runtime.fatal import refuse_fatal_feed, refuse_fatal_on_cpu
 from onnxdecomp.runtime.interface import interface_of
 from onnxdecomp.runtime.session import TensorSpec, inputs_of, open_session, run
 
@@ -48,6 +48,7 @@ def read(model: Path, data: Data, *, samples: int | None = None) -> Feeds:
         ModelError: ONNX Runtime does not load the model.
         UsageError: The data do not fit the model, or it fails on the first feed.
     """
+    refuse_fatal_on_cpu(model)
     session = open_session(model, low_memory=True)
     feeds = read_feeds(data, inputs_of(session), samples=samples)
     refuse_fatal_feed(model, next(iter(feeds)))
@@ -70,4 +71,6 @@ def check(model: Path, *, provider: str, shapes: Mapping[str, Sequence[int]] | N
         start = providers.start(provider)
         if not start.started:
             raise providers.not_started(start)
+    else:
+        refuse_fatal_on_cpu(model)
     sizes_given(inputs_of(open_session(model, low_memory=True)), shapes or {})

@@ -21,9 +21,9 @@ from onnxdecomp.data.mask import Mask, masked_inputs
 from onnxdecomp.data.random_inputs import random_feeds, trial_of
 from onnxdecomp.data.read import Data, read_feeds
 from onnxdecomp.errors import ModelError, UsageError
-from onnxdecomp.runtime import jsonio
+from onnxdecomp.runtime import jsonio, providers
 from onnxdecomp.runtime.environment import check_threads
-from onnxdecomp.runtime.fatal import refuse_fatal_feed
+from onnxdecomp.runtime.fatal import refuse_fatal_feed, refuse_fatal_on_cpu
 from onnxdecomp.runtime.interface import Port, differences, interface_of, lost_defaults
 from onnxdecomp.runtime.metrics import OutputError, ratio, score_rows
 from onnxdecomp.runtime.session import inputs_of, open_session, outputs_of, run
@@ -146,6 +146,9 @@ def verify(
         raise UsageError(f"the number of samples must be 1 or more, not {samples}")
     check_threads(threads)
     before, after = interface_of(original), interface_of(new)
+    if providers.ort_name(provider) == providers.ORT_NAMES["cpu"]:
+        refuse_fatal_on_cpu(original)
+        refuse_fatal_on_cpu(new)
     changed = differences(before, after)
     lost = lost_defaults(before, after)
     notes: tuple[str, ...] = (f"can no longer be overridden by the caller: {some(lost)}",) if lost else ()
@@ -268,8 +271,7 @@ def _record(
     trial = trial_of(lambda feed: run(session, feed))
     if data is not None:
         feeds = read_feeds(data, inputs, samples=samples)
-        if not isinstance(original, bytes):
-            refuse_fatal_feed(Path(original), next(iter(feeds)))
+        refuse_fatal_feed(original, next(iter(feeds)))
         size = batch if feeds.stackable and trial(next(feeds.batches(batch))) is None else 1
     else:
         made = random_feeds(inputs, trial, seed=seed, shapes=shapes, per_binding=samples)

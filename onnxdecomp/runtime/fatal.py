@@ -11,31 +11,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.errors import UsageError
+from onnxdecomp.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
-_EMPTY = ("LSTM", "GRU", "ConvTranspose")
-"""Operators that do not survive a first input without numbers."""
+_EMPTY = {"LSTM": 0, "GRU": 0, "ConvTranspose": 0, "STFT": 2}
+"""Operators that do not survive an input without numbers, and which."""
 
 
 def fatal(model: ModelProto) -> str | None:
     """Why ONNX Runtime would not survive this model, as far as it can be told without running it."""
-    graphs = list(_graphs(model.graph))
-    for graph in graphs:
-        for node in graph.node:
+    bodies = [body for whole in (model.graph, *model.functions) for body in _bodies(whole)]
+    for body in bodies:
+        for node in body.node:
             low = [a.i for a in node.attribute if a.name == "batch_dims" and a.i < 0]
             if low and _is(node, "GatherND"):
                 what = f"batch_dims of GatherND {node.name!r} is {low[0]}"
                 return f"{what}, and ONNX Runtime ends the process then"
-    risky = any(_is(node, *_EMPTY) for graph in graphs for node in graph.node)
-    if risky and any(map(_is_empty, model.graph.input)):
-        return _empty_input(model)
-    return None
+    if not any(_is(node, *_EMPTY) for body in bodies for node in body.node):
+        return None
+    found = _empty_operand(model)
+    if found is None and any(map(_is_empty, model.graph.input)):
+        found = _empty_operand(_inferred(model))
+    return found
 
 
-def refuse_fatal_feed(model: Path, feed: Mapping[str, Array]) -> None:
+def refuse_fatal_on_cpu(model: str | Path | bytes) -> None:
+    """Refuse what other providers may well run, and ONNX Runtime's CPU provider does not survive.
+
+    Raises:
+        ModelError: The model has an Attention without a bias.
+    """
+    for body in _bodies(_read(model).graph):
+        for node in body.node:
+            if node.op_type == "Attention" and node.domain == "com.microsoft" and not any(node.input[2:3]):
+                raise ModelError(
+                    f"{_label(model)}: Attention {node.name!r} has no bias, and ONNX Runtime's CPU provider "
+                    "ends the process then; give it one of zeros"
+                )
+
+
+def refuse_fatal_feed(model: str | Path | bytes, feed: Mapping[str, Array]) -> None:
     """Refuse inputs without numbers where the model does not survive them.
 
     Raises:
@@ -43,48 +60,68 @@ def refuse_fatal_feed(model: Path, feed: Mapping[str, Array]) -> None:
     """
     if all(array.size for array in feed.values()):
         return
-    import onnx
+    from onnx.helper import make_tensor_value_info
 
-    proto = onnx.load(model, load_external_data=False)
+    proto = _read(model)
     for value in proto.graph.input:
         if value.name in feed:
             shape = feed[value.name].shape
             kind = value.type.tensor_type.elem_type
-            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, kind, shape))
+            value.CopyFrom(make_tensor_value_info(value.name, kind, shape))
     del proto.graph.value_info[:]
     if (reason := fatal(proto)) is not None:
-        raise UsageError(f"{model} does not run on inputs without numbers: {reason}")
+        raise UsageError(f"{_label(model)} does not run on inputs without numbers: {reason}")
 
 
-def _empty_input(model: ModelProto) -> str | None:
-    """The first of these operators whose input is empty; None where ONNX's shape inference finds none."""
+def _inferred(model: ModelProto) -> ModelProto:
     import onnx
 
     try:
-        inferred = onnx.shape_inference.infer_shapes(model)
+        return onnx.shape_inference.infer_shapes(model)
     except Exception:  # what it trips over is judged elsewhere
-        return None
+        return model
+
+
+def _empty_operand(model: ModelProto) -> str | None:
+    """The first of these operators with an input that is declared, stored or inferred to be empty."""
+    import onnx
+
     empty: set[str] = set()
-    for graph in _graphs(inferred.graph):
-        empty |= {value.name for value in (*graph.input, *graph.value_info) if _is_empty(value)}
-        for node in graph.node:
-            if _is(node, *_EMPTY) and node.input and node.input[0] in empty:
+    for body in _bodies(model.graph):
+        assert isinstance(body, onnx.GraphProto)
+        empty |= {value.name for value in (*body.input, *body.value_info) if _is_empty(value)}
+        empty |= {tensor.name for tensor in body.initializer if 0 in tensor.dims}
+        for node in body.node:
+            at = _EMPTY.get(node.op_type)
+            if at is not None and _is(node, *_EMPTY) and empty.intersection(node.input[at : at + 1]):
                 return (
-                    f"the input {node.input[0]!r} of {node.op_type} {node.name!r} has a size of 0, and ONNX "
+                    f"the input {node.input[at]!r} of {node.op_type} {node.name!r} has a size of 0, and ONNX "
                     "Runtime ends the process then"
                 )
     return None
 
 
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """A graph, then those in its nodes."""
-    yield graph
-    for node in graph.node:
+def _read(model: str | Path | bytes) -> ModelProto:
+    import onnx
+
+    if isinstance(model, bytes):
+        return onnx.load_model_from_string(model)
+    return onnx.load(model, load_external_data=False)
+
+
+def _label(model: str | Path | bytes) -> str:
+    return "the model" if isinstance(model, bytes) else str(model)
+
+
+def _bodies(body: GraphProto | FunctionProto) -> Iterator[GraphProto | FunctionProto]:
+    """A graph, or a function, then the graphs in its nodes."""
+    yield body
+    for node in body.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
+                yield from _bodies(attribute.g)
             for inner in attribute.graphs:
-                yield from _graphs(inner)
+                yield from _bodies(inner)
 
 
 def _is(node: NodeProto, *operators: str) -> bool:

@@ -49,6 +49,22 @@ def gather(batch_dims: int) -> onnx.ModelProto:
     return model([node], (2, 2, 2), at=np.zeros((2, 1), np.int64))
 
 
+def spectrogram(window: int) -> onnx.ModelProto:
+    node = helper.make_node("STFT", ["x", "step", "window"], ["y"], "stft")
+    return model([node], (1, 32, 1), step=np.asarray(4, np.int64), window=np.ones(window, np.float32))
+
+
+def in_a_function(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same nodes as the body of a function."""
+    opsets = list(proto.opset_import)
+    inputs = ["x", *(tensor.name for tensor in proto.graph.initializer)]
+    function = helper.make_function("local", "Part", inputs, ["y"], list(proto.graph.node), opsets)
+    proto.functions.append(function)
+    del proto.graph.node[:]
+    proto.graph.node.append(helper.make_node("Part", inputs, ["y"], "call", domain="local"))
+    return proto
+
+
 def in_a_branch(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same nodes in both branches of an If."""
     branch = helper.make_graph(list(proto.graph.node), "branch", [], list(proto.graph.output))
@@ -65,6 +81,8 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "deconvolution": (lambda: deconvolution((1, 4, 0, 4)), "ConvTranspose 'up' has a size of 0"),
     "branch": (lambda: in_a_branch(recurrent("GRU", (0, 3, 4))), "GRU 'cell' has a size of 0"),
     "gather": (lambda: gather(-7), "batch_dims of GatherND 'pick' is -7"),
+    "spectrogram": (lambda: spectrogram(0), "STFT 'stft' has a size of 0"),
+    "gather in a function": (lambda: in_a_function(gather(-1)), "batch_dims of GatherND 'pick' is -1"),
     "gather in a branch": (lambda: in_a_branch(gather(-1)), "batch_dims of GatherND 'pick' is -1"),
 }
 
@@ -80,6 +98,7 @@ def test_models_that_are_not() -> None:
     assert fatal(recurrent("RNN", (0, 3, 4))) is None
     assert fatal(deconvolution((1, 4, 4, 4))) is None
     assert fatal(gather(1)) is None
+    assert fatal(spectrogram(16)) is None
     proto = recurrent("LSTM", (1, 3, 4))  # another input may well be empty, as a cache is at first
     proto.graph.input.append(helper.make_tensor_value_info("cache", TensorProto.FLOAT, [1, 0, 4]))
     assert fatal(proto) is None
@@ -99,6 +118,24 @@ def test_every_command(
     ):
         command(capsys, *line).is_error(3, "m.onnx", "has a size of 0")
     assert files() == ["m.onnx"]
+
+
+def test_only_the_cpu_needs_a_bias(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is not run there is listed and copied; what is run there is refused."""
+    monkeypatch.chdir(tmp_path)
+    for name, inputs in (("m.onnx", ["x", "w"]), ("named.onnx", ["x", "w", ""])):
+        node = helper.make_node("Attention", inputs, ["y"], "att", domain="com.microsoft", num_heads=2)
+        proto = model([node], (1, 4, 8), w=np.ones((8, 24), np.float32))
+        proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        onnx.save(proto, name)
+        assert command(capsys, "inspect", name).code == 0
+        line = ("compress", name, *QUICK)
+        assert command(capsys, *line, "--no-verify", "-o", f"copy-{name}").code == 0
+        for run in (line, ("verify", name, name)):
+            command(capsys, *run).is_error(3, name, "Attention 'att' has no bias")
+    assert files() == ["copy-m.onnx", "copy-named.onnx", "m.onnx", "named.onnx"]
 
 
 def test_data_without_numbers(
