@@ -102,7 +102,7 @@ class Effort:
 def dense(source: Path, target: Path) -> ir.Model:
     """Simplify and normalise the model as compress does, and write it; returned is what was written."""
     stages = [stage for stage in pipeline.build(None, {}) if stage.name in ("simplify", "normalise")]
-    model = pipeline.run(load(source), stages, lambda _: None).model
+    model = pipeline.run(load(source), stages).model
     save(model, target)
     return model
 

@@ -114,7 +114,7 @@ def simplified(source: Path, target: Path) -> ir.Model:
         for stage in pipeline.build(None, {"normalise": {"freeze_initializers": True}})
         if stage.name in ("simplify", "normalise")
     ]
-    model = pipeline.run(load(source), stages, lambda _: None).model
+    model = pipeline.run(load(source), stages).model
     save(model, target, overwrite=True)
     return model
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class OnnxDecompError(Exception):
@@ -35,13 +34,11 @@ class DefectError(ModelError):
 
     Attributes:
         layer: The layer that it comes from, as (graph, name), where that is known.
-        decompose: What the decompose stage has recorded, its plan above all; None before there is one.
     """
 
     def __init__(self, message: str, *, layer: tuple[str, str] | None = None) -> None:
         super().__init__(message)
         self.layer = layer
-        self.decompose: Mapping[str, Any] | None = None
 
 
 class ProviderError(OnnxDecompError):

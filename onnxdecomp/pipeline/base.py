@@ -1,53 +1,223 @@
-"""Stage: what a pass of the pipeline is, for our own passes and for those of other packages.
+"""What a pass of the pipeline is: its options, what a run gives it, and what it says of what it did.
 
-A stage is an onnx_ir pass (its contract: `requires`, `call`, `ensures`, an honest `modified`) written as a
-frozen dataclass; its fields are its options, in the pipeline's configuration and on the command line.
+A pass is an onnx_ir pass (its contract: `requires`, `ensures`, an honest `modified`) written as a frozen
+dataclass. Its fields are its options, in the pipeline's configuration and on the command line, and nothing
+else: all that only a run can know comes in a `PassContext`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import onnx_ir as ir
 
+from onnxdecomp.errors import DefectError
+
 if TYPE_CHECKING:
+    from onnxdecomp.calibration.statistics import Calibration
+    from onnxdecomp.data.feeds import Feeds
+    from onnxdecomp.data.mask import Mask
     from onnxdecomp.layers.replace import Rewritten
+    from onnxdecomp.layers.site import Site
+    from onnxdecomp.quantization.bounds import Memory
+    from onnxdecomp.search.latency_model import Stopwatch
+    from onnxdecomp.search.plan import Plan
+    from onnxdecomp.search.search import SearchResult
+    from onnxdecomp.search.search_record import SearchRecord
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""(what is being done, steps done, steps in all or 0 where unknown)"""
+
+Need: TypeAlias = Literal[
+    "plan", "calibration", "evaluation", "latency", "original_bytes", "quantization", "memory", "interface"
+]
+"""What a run gives to the passes that ask for it, by its name in `PassContext`."""
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What has to be the same at the end of a pipeline as it was at its beginning."""
+
+    ir_version: int | None
+    opsets: Mapping[str, int]
+    inputs: tuple[str | None, ...]
+    outputs: tuple[str | None, ...]
+    shared_names: frozenset[str]
+    """Node names that occur more than once: not valid, but not our doing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantization:
+    """What a later pass will do to the result; a target that was named is one for that.
+
+    Attributes:
+        precision: "int8" or "fp16".
+        quantized: Makes a quantized copy; a plain one where quantization breaks the model.
+    """
+
+    precision: str
+    quantized: Callable[[ir.Model], ir.Model]
+
+
+@dataclass(frozen=True, eq=False)
+class PassContext:
+    """What a run gives to its passes: what is not there is None, as in a pass that is called by itself.
+
+    Attributes:
+        plan: The plan to carry out; without one the pass plans by itself.
+        calibration: Inputs that factors are fitted to, and ranges of activations found on.
+        evaluation: Inputs that results are judged by, with labels where there are some.
+        latency: Measures what layers and plans take.
+        original_bytes: The size of the file that came in, with its external data.
+        quantization: What a later pass does to the result.
+        memory: How much of the model survives quantization, as far as the run has found out.
+        interface: What came into the pipeline.
+        max_error, max_drop: The error of an output and the fall of accuracy that the result may have.
+        mask: The inputs that say what is padding.
+        shapes: Shapes of inputs by name, for random inputs.
+        provider: Where the result will run; "" where nobody says.
+        seed: Of everything random.
+        spectra: Whether the spectra of what is decomposed are recorded.
+        progress: Called as the work goes on.
+    """
+
+    plan: Plan | None = None
+    calibration: Calibration | None = None
+    evaluation: Feeds | None = None
+    latency: Stopwatch | None = None
+    original_bytes: int | None = None
+    quantization: Quantization | None = None
+    memory: Memory | None = None
+    interface: Interface | None = None
+    max_error: float | None = None
+    max_drop: float | None = None
+    mask: Mask | None = None
+    shapes: Mapping[str, Sequence[int]] | None = None
+    provider: str = ""
+    seed: int = 0
+    spectra: bool = False
+    progress: Progress | None = None
+
+    def only(self, asked: Iterable[Need]) -> PassContext:
+        """The same without what a pass has not asked for."""
+        kept: frozenset[str] = frozenset(asked)
+        return replace(
+            self,
+            plan=self.plan if "plan" in kept else None,
+            calibration=self.calibration if "calibration" in kept else None,
+            evaluation=self.evaluation if "evaluation" in kept else None,
+            latency=self.latency if "latency" in kept else None,
+            original_bytes=self.original_bytes if "original_bytes" in kept else None,
+            quantization=self.quantization if "quantization" in kept else None,
+            memory=self.memory if "memory" in kept else None,
+            interface=self.interface if "interface" in kept else None,
+        )
 
 
 @dataclass
-class StageResult(ir.passes.PassResult):
-    """What a stage did.
+class PassResult(ir.passes.PassResult):
+    """What a pass did.
 
     Attributes:
         model, modified: As in onnx_ir.
         notes: What a user should know, a sentence each; shown as warnings and kept in the record.
         rewritten: The layers that were replaced, for the lowering check.
-        record: JSON-serialisable facts for the run's record, under the stage's name.
+        record: JSON-serialisable facts for the run's record, under the pass's name.
+        plan: The decision for every layer as it was carried out, of a pass that decides it.
+        search: How that plan was found, where it was searched for.
+        search_notes: What the search has said, for later runs with a plan of its.
+        spectra: Of the layers that were decomposed, where they were asked for.
+        precision: What the model was quantized to: "int8" or "fp16"; "" where it was not.
+        opset: The opset that it had to be raised to, or None.
     """
 
     notes: tuple[str, ...] = ()
     rewritten: tuple[Rewritten, ...] = ()
     record: dict[str, object] = field(default_factory=dict)
+    plan: Plan | None = None
+    search: SearchRecord | None = None
+    search_notes: tuple[str, ...] = ()
+    spectra: Sequence[Mapping[str, Any]] = ()
+    precision: str = ""
+    opset: int | None = None
+
+
+class PlanFailedError(DefectError):
+    """An error of ours met a plan that was carried out, or the passes after it.
+
+    Attributes:
+        layer: As in DefectError.
+        plan, search: What was being carried out, and how it was found.
+    """
+
+    def __init__(self, error: DefectError, plan: Plan, search: SearchRecord | None) -> None:
+        super().__init__(str(error), layer=error.layer)
+        self.plan, self.search = plan, search
 
 
 @dataclass(frozen=True)
-class Stage(ir.passes.InPlacePass):
-    """A pass of the pipeline. Subclasses are frozen dataclasses that set `name` and `summary`."""
+class Pass(ir.passes.InPlacePass):
+    """A pass of the pipeline. Subclasses are frozen dataclasses that set `name` and `summary`.
+
+    `needs` is what it cannot do without, `uses` what it takes where the run has it; both may follow from the
+    options. Whatever is in neither does not reach it.
+    """
 
     name: ClassVar[str]
     summary: ClassVar[str]
 
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the run has to give it."""
+        return frozenset()
+
+    @property
+    def uses(self) -> frozenset[Need]:
+        """What it takes where the run has it."""
+        return frozenset()
+
     @abstractmethod
-    def call(self, model: ir.Model) -> StageResult:
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Change the model in place and say what was done."""
 
+    def call(self, model: ir.Model) -> PassResult:
+        """The same by itself, outside of a run."""
+        return self.run(model, PassContext())
 
-class Planner(Stage):
-    """A stage that decides which layers are replaced: a run gives it data, a plan and a stopwatch.
+    def apply(self, model: ir.Model, context: PassContext) -> PassResult:
+        """Run it with what it asks for of a context, and check the contract of onnx_ir's passes."""
+        result = _InContext(self, context.only(self.needs | self.uses))(model)
+        assert isinstance(result, PassResult)
+        return result
 
-    What a run asks of it is declared by this class: an option of another stage may have any name.
+
+class _InContext(ir.passes.InPlacePass):
+    """A pass with its context: onnx_ir calls passes with a model alone."""
+
+    def __init__(self, inner: Pass, context: PassContext) -> None:
+        self.inner, self.context = inner, context
+
+    def requires(self, model: ir.Model) -> None:
+        self.inner.requires(model)
+
+    def call(self, model: ir.Model) -> PassResult:
+        done = self.inner.run(model, self.context)
+        if not isinstance(done, PassResult):
+            kind = f"{type(done).__name__} of {type(done).__module__.partition('.')[0]}"
+            raise TypeError(f"{type(self.inner).__name__}.run returns a {kind}, no PassResult of onnxdecomp")
+        return done
+
+    def ensures(self, model: ir.Model) -> None:
+        self.inner.ensures(model)
+
+
+class Planner(Pass):
+    """A pass that decides which layers are replaced.
+
+    What a run asks of it is declared by this class: an option of another pass may have any name.
     """
 
     method: str
@@ -67,9 +237,13 @@ class Planner(Stage):
     def goal(self) -> str:
         """The target, or what it is where none is named."""
 
+    @abstractmethod
+    def plan(self, model: ir.Model, context: PassContext) -> tuple[SearchResult, Sequence[Site]]:
+        """What would be done, without doing it, and the layers that there are."""
 
-class Quantizer(Stage):
-    """A stage that stores weights and activations in fewer bits: a run gives it calibration inputs."""
+
+class Quantizer(Pass):
+    """A pass that stores weights and activations in fewer bits."""
 
     @property
     @abstractmethod
@@ -77,10 +251,10 @@ class Quantizer(Stage):
         """What it stores them in: "int8", "fp16", or "none" for no change."""
 
     @abstractmethod
-    def quantized(self, model: ir.Model) -> ir.Model:
+    def quantized(self, model: ir.Model, context: PassContext) -> ir.Model:
         """A quantized copy; a plain one where quantization breaks the model."""
 
 
 def option(default: Any, help: str) -> Any:
-    """A field of a stage or a method with the help text that the command line and `passes` show."""
+    """A field of a pass or a method with the help text that the command line and `passes` show."""
     return field(default=default, metadata={"help": help})

@@ -1,6 +1,6 @@
-"""The pipeline: finding the stages that are installed, building them from a configuration, running them.
+"""The pipeline: finding the passes that are installed, building them from a configuration, running them.
 
-Stages come from the entry points of the group `onnxdecomp.passes` (see onnxdecomp.core.plugins).
+Passes come from the entry points of the group `onnxdecomp.passes` (see onnxdecomp.core.plugins).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import dataclasses
 import gc
 import tomllib
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     from onnxdecomp.layers.lowering_check import LoweringCheck
     from onnxdecomp.layers.replace import Rewritten
-    from onnxdecomp.pipeline.base import Stage
+    from onnxdecomp.pipeline.base import Interface, Pass, PassContext, PassResult
+    from onnxdecomp.search.plan import Plan
+    from onnxdecomp.search.search_record import SearchRecord
 
 GROUP = "onnxdecomp.passes"
 DEFAULT = ("simplify", "normalise", "decompose", "quantize", "annotate", "check")
@@ -37,34 +39,34 @@ _BUILTIN = EntryPoint("builtin", "onnxdecomp_passes:PASSES", GROUP)
 
 @dataclass(frozen=True)
 class PassInfo(Plugin):
-    """A stage that can be named in a pipeline."""
+    """A pass that can be named in a pipeline."""
 
     kind: ClassVar[str] = "pass"
 
-    def load(self) -> type[Stage]:
-        """The stage's class, a frozen dataclass.
+    def load(self) -> type[Pass]:
+        """The pass's class, a frozen dataclass.
 
         Raises:
-            UsageError: Two packages register the name, or the class cannot be imported or is no Stage.
+            UsageError: Two packages register the name, or the class cannot be imported or is no Pass.
         """
-        from onnxdecomp.pipeline.base import Stage
+        from onnxdecomp.pipeline.base import Pass
 
         loaded = self.imported()
-        if not (isinstance(loaded, type) and issubclass(loaded, Stage) and dataclasses.is_dataclass(loaded)):
+        if not (isinstance(loaded, type) and issubclass(loaded, Pass) and dataclasses.is_dataclass(loaded)):
             raise UsageError(
-                f"{self.label} is not a dataclass derived from onnxdecomp.pipeline.base.Stage: {self.target}"
+                f"{self.label} is not a dataclass derived from onnxdecomp.pipeline.base.Pass: {self.target}"
             )
         return loaded
 
     @property
     def summary(self) -> str:
-        """What the stage does, in a sentence; raises as `load` does."""
+        """What the pass does, in a sentence; raises as `load` does."""
         return self.load().summary
 
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """An option of a stage, as a configuration may set it."""
+    """An option of a pass, as a configuration may set it."""
 
     name: str
     type: str
@@ -77,54 +79,52 @@ class PipelineResult:
     """What a run of the pipeline did.
 
     Attributes:
-        model: The model after the last stage; the object that came in if every stage works in place.
-        notes: What a user should know, each led by its stage's name.
+        model: The model after the last pass; the object that came in if every pass works in place.
+        notes: What a user should know, each led by its pass's name.
         rewritten: The layers that were replaced, in the order of their replacement.
-        record: Facts for the run's record, by stage.
-        modified: The stages that changed the model.
+        record: Facts for the run's record, by pass.
+        modified: The passes that changed the model.
+        plan: The decision for every layer as it was carried out; None where no pass plans.
+        search, search_notes: How it was found, and what was said of that; None where it was given.
+        spectra: Of the layers that were decomposed, where they were asked for.
+        precisions: What the model was quantized to, by the pass that did it.
         checks: The lowering checks of the layers that were replaced, where they were made.
     """
 
     model: ir.Model
     notes: tuple[str, ...] = ()
     rewritten: tuple[Rewritten, ...] = ()
-    record: dict[str, dict[str, object]] = field(default_factory=dict)
+    record: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     modified: tuple[str, ...] = ()
+    plan: Plan | None = None
+    search: SearchRecord | None = None
+    search_notes: tuple[str, ...] = ()
+    spectra: Sequence[Mapping[str, Any]] = ()
+    precisions: Mapping[str, str] = field(default_factory=dict)
     checks: tuple[LoweringCheck, ...] = ()
 
-
-@dataclass(frozen=True)
-class CameIn:
-    """What is remembered of a model as it came into the pipeline, for the check at the end."""
-
-    ir_version: int | None
-    opsets: Mapping[str, int]
-    inputs: tuple[str | None, ...]
-    outputs: tuple[str | None, ...]
-    shared_names: frozenset[str]
-    """Node names that occur more than once: not valid, but not our doing."""
-
-
-CAME_IN = "onnxdecomp.came_in"
-"""The key of a CameIn in `model.meta`, which is never written to a file."""
+    @property
+    def precision(self) -> str:
+        """What the model was quantized to: "int8", "fp16", or "" where it was not."""
+        return next(reversed(list(self.precisions.values())), "")
 
 
 def discover() -> tuple[Mapping[str, PassInfo], tuple[str, ...]]:
-    """The stages that are installed, by name, and a line for every broken entry point."""
+    """The passes that are installed, by name, and a line for every broken entry point."""
     return plugins.discover(_BUILTIN, PassInfo)
 
 
 def available() -> Mapping[str, PassInfo]:
-    """The stages that are installed, by name. A package whose entry point is broken is left out."""
+    """The passes that are installed, by name. A package whose entry point is broken is left out."""
     return discover()[0]
 
 
-def options(stage: type[Stage]) -> tuple[OptionInfo, ...]:
-    """The options of a stage for people: the fields of its dataclass that have a help text."""
-    hints = typing.get_type_hints(stage)
+def options(kind: type[Pass]) -> tuple[OptionInfo, ...]:
+    """The options of a pass for people: the fields of its dataclass that have a help text."""
+    hints = typing.get_type_hints(kind)
     return tuple(
         OptionInfo(f.name, describe(hints[f.name]), default_of(f), str(f.metadata["help"]))
-        for f in dataclasses.fields(stage)
+        for f in dataclasses.fields(kind)
         if "help" in f.metadata
     )
 
@@ -132,17 +132,17 @@ def options(stage: type[Stage]) -> tuple[OptionInfo, ...]:
 def build(
     config: Mapping[str, Any] | str | Path | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
-) -> tuple[Stage, ...]:
-    """The stages of a pipeline with their options set.
+) -> tuple[Pass, ...]:
+    """The passes of a pipeline with their options set.
 
     Args:
         config: A TOML file, or what stands in one: `pipeline`, a list of names (DEFAULT if absent), and
-            a table of options per stage.
-        overrides: Options by stage that win over the configuration's (the command line's); those of
-            stages that the pipeline lacks are ignored.
+            a table of options per pass.
+        overrides: Options by pass that win over the configuration's (the command line's); those of
+            passes that the pipeline lacks are ignored.
 
     Raises:
-        UsageError: The file cannot be read, or a stage, an option or a value is not valid.
+        UsageError: The file cannot be read, or a pass, an option or a value is not valid.
     """
     settings = _read(Path(config)) if isinstance(config, str | Path) else dict(config or {})
     names = settings.pop("pipeline", list(DEFAULT))
@@ -165,51 +165,73 @@ def build(
 
 
 def run(
-    model: ir.Model, stages: Iterable[Stage], on_stage: Callable[[str], None] | None = None
+    model: ir.Model,
+    passes: Iterable[Pass],
+    context: PassContext | None = None,
+    on_pass: Callable[[str], None] | None = None,
 ) -> PipelineResult:
-    """Run the stages one after the other, on the model itself.
+    """Run the passes one after the other, on the model itself.
 
     Args:
         model: Changed in place; work on a clone to keep the original.
-        stages: As `build` returns them.
-        on_stage: Called with a stage's name before it starts.
+        passes: As `build` returns them.
+        context: What the run has for them; each gets what it asks for.
+        on_pass: Called with a pass's name before it starts.
 
     Raises:
-        OnnxDecompError: A stage gave up, with its own line; DefectError for anything it did not foresee.
+        OnnxDecompError: A pass gave up, with its own line; DefectError for anything it did not foresee, and
+            PlanFailedError where a plan had been made by then.
     """
-    from onnxdecomp.pipeline.base import StageResult
+    from onnxdecomp.pipeline.base import PassContext, PlanFailedError
 
-    model.meta[CAME_IN] = _came_in(model)
-    notes: list[str] = []
-    rewritten: list[Rewritten] = []
-    record: dict[str, dict[str, object]] = {}
-    modified: list[str] = []
-    for stage in stages:
-        if on_stage is not None:
-            on_stage(stage.name)
+    interface = _interface(model)
+    known = context or PassContext()
+    done = PipelineResult(model)
+    for each in passes:
+        if on_pass is not None:
+            on_pass(each.name)
         try:
-            result = stage(model)
+            result: PassResult = each.apply(model, replace(known, interface=interface))
         except Exception as error:
-            shown = _translated(stage.name, error)
-            if isinstance(shown, DefectError) and shown.decompose is None:
-                shown.decompose = record.get("decompose")
+            shown = _translated(each.name, error)
+            if isinstance(shown, DefectError) and not isinstance(shown, PlanFailedError) and done.plan:
+                shown = PlanFailedError(shown, done.plan, done.search)
             raise shown from error
-        if result.model is not model:
-            result.model.meta.setdefault(CAME_IN, model.meta[CAME_IN])
-            model = result.model
         if result.modified:
-            modified.append(stage.name)
             # Nodes and values refer to each other in circles: weights that were replaced live until this.
             gc.collect()
-        if isinstance(result, StageResult):
-            notes.extend(f"{stage.name}: {note}" for note in result.notes)
-            rewritten.extend(result.rewritten)
-            record.setdefault(stage.name, {}).update(result.record)
-    return PipelineResult(model, tuple(notes), tuple(rewritten), record, tuple(modified))
+        if result.opset is not None:
+            interface = replace(interface, opsets={**interface.opsets, "": result.opset})
+        done = _with(done, each.name, result)
+    return done
 
 
-def _came_in(model: ir.Model) -> CameIn:
+def _with(done: PipelineResult, name: str, result: PassResult) -> PipelineResult:
+    """What was done so far, and what one more pass did."""
+    record = {**done.record, name: {**done.record.get(name, {}), **result.record}}
+    if result.plan is not None:
+        done = replace(
+            done,
+            plan=result.plan,
+            search=result.search,
+            search_notes=tuple(f"{name}: {note}" for note in result.search_notes),
+            spectra=result.spectra,
+        )
+        if not record[name]:  # a plan has a place of its own in a run's record
+            record.pop(name)
+    return replace(
+        done,
+        notes=(*done.notes, *(f"{name}: {note}" for note in result.notes)),
+        rewritten=(*done.rewritten, *result.rewritten),
+        record=record,
+        modified=(*done.modified, name) if result.modified else done.modified,
+        precisions={**done.precisions, name: result.precision} if result.precision else done.precisions,
+    )
+
+
+def _interface(model: ir.Model) -> Interface:
     from onnxdecomp.graph.traversal import places
+    from onnxdecomp.pipeline.base import Interface
 
     seen: set[str] = set()
     shared: set[str] = set()
@@ -218,7 +240,7 @@ def _came_in(model: ir.Model) -> CameIn:
             if node.name:
                 (shared if node.name in seen else seen).add(node.name)
     graph = model.graph
-    return CameIn(
+    return Interface(
         ir_version=model.ir_version,
         opsets=dict(model.opset_imports),
         inputs=tuple(v.name for v in graph.inputs if v.name not in graph.initializers),
@@ -248,11 +270,10 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 
-def _instantiate(info: PassInfo, values: Mapping[str, object]) -> Stage:
-    stage = info.load()
-    hints = typing.get_type_hints(stage)
-    # Fields without a help text are for what a run gives the stage, not for its user.
-    known = [f.name for f in dataclasses.fields(stage) if f.init and "help" in f.metadata]
+def _instantiate(info: PassInfo, values: Mapping[str, object]) -> Pass:
+    made = info.load()
+    hints = typing.get_type_hints(made)
+    known = [f.name for f in dataclasses.fields(made) if f.init and "help" in f.metadata]
     arguments: dict[str, object] = {}
     for name, value in values.items():
         if name not in known:
@@ -265,6 +286,6 @@ def _instantiate(info: PassInfo, values: Mapping[str, object]) -> Stage:
                 f"option {name!r} of pass {info.name!r} must be {expected}, not {value!r}"
             ) from None
     try:
-        return stage(**arguments)
+        return made(**arguments)
     except (TypeError, ValueError) as error:
         raise UsageError(f"pass {info.name!r}: {line(error)}") from error

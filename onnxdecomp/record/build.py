@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from onnxdecomp.record.layers import SCHEMA_VERSION, LayerRecord, totals
 from onnxdecomp.record.verdict import verdict_on_run
 from onnxdecomp.runtime import environment, jsonio
 from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.search_record import SearchRecord
 
 if TYPE_CHECKING:
     from onnxdecomp.data.read import Data
@@ -110,6 +111,7 @@ def run_record(
     notes: Sequence[str],
     passes: Mapping[str, Any],
     origin: Origin,
+    search: SearchRecord | None = None,
     where: Mapping[str, Any] | None = None,
     output: Mapping[str, Any] | None = None,
     verified: Verification | None = None,
@@ -132,7 +134,7 @@ def run_record(
         "model": dict(model),
         "output": None if output is None else dict(output),
         "plan": plan.to_json(),
-        "search": passes.get("decompose", {}).get("search"),
+        "search": None if search is None else asdict(search),
         "layers": [{**jsonio.plain(layer), **details.of(layer)} for layer in layers],
         "totals": {
             **{what: {**sums[what], "ratio": ratio(**sums[what])} for what in sums},
@@ -148,7 +150,7 @@ def run_record(
         "settings": None if timed is None else _settings(timed, model, output),
         "profile": details.profile(),
         "notes": list(notes),
-        "passes": {name: facts for name, facts in passes.items() if name != "decompose"},
+        "passes": dict(passes),
     }
     return {**record, "verdict": verdict_on_run(record)}
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
 from onnxdecomp.search.keep_layers import Key, key_of, without
 from onnxdecomp.search.knapsack import Option, OutOfReach, allocate
 from onnxdecomp.search.plan import Choice, Cost, Plan
+from onnxdecomp.search.search_record import CandidateRecord, LayerCandidates, SearchRecord
 
-Candidate = Mapping[str, Any]
 
-
-def tighter(plan: Plan, search: Mapping[str, Any], share: float, reason: str) -> Plan:
+def tighter(plan: Plan, search: SearchRecord, share: float, reason: str) -> Plan:
     """The plan of least cost whose expected loss is at most this share of the plan's.
 
     Only layers that the plan decomposes are: with higher ranks, or put back where that is worth more. Where
@@ -25,11 +23,11 @@ def tighter(plan: Plan, search: Mapping[str, Any], share: float, reason: str) ->
         share: Above 0, below 1.
         reason: Why layers are put back.
     """
-    layers = {(layer["graph"], layer["layer"]): layer for layer in search["layers"]}
+    layers = {(layer.graph, layer.layer): layer for layer in search.layers}
     done = [choice for choice in plan.decomposed if key_of(choice) in layers]
     options = [_options(choice, layers[key_of(choice)]) for choice in done]
     now = [_current(choice, layers[key_of(choice)]) for choice in done]
-    loss = sum(float(candidate["output_loss"]) for candidate in now if candidate is not None)
+    loss = sum(candidate.output_loss for candidate in now if candidate is not None)
     if not loss > 0 or len(done) < len(plan.decomposed) or None in now:
         return without(plan, _worst_half(plan, now), reason)
     macs = sum(choice.before.macs for choice in done if choice.before) or 1
@@ -37,14 +35,10 @@ def tighter(plan: Plan, search: Mapping[str, Any], share: float, reason: str) ->
     items = []
     for choice, own in zip(done, options, strict=True):
         dense = choice.before or Cost(0, 0)
-        part = layers[key_of(choice)]["part"]
+        part = layers[key_of(choice)].part
         kept = Option((0.0,), _cost(part, dense.macs / macs, dense.params / params))
         items.append(
-            [kept]
-            + [
-                Option((float(c["output_loss"]),), _cost(c["part"], c["macs"] / macs, c["params"] / params))
-                for c in own
-            ]
+            [kept] + [Option((c.output_loss,), _cost(c.part, c.macs / macs, c.params / params)) for c in own]
         )
     found = allocate(items, [share * loss], fixed=[0.0])
     if isinstance(found, OutOfReach):  # keeping all is always within
@@ -57,16 +51,16 @@ def tighter(plan: Plan, search: Mapping[str, Any], share: float, reason: str) ->
     return replace(back, choices=tuple(_with(choice, picked.get(key_of(choice))) for choice in back.choices))
 
 
-def _options(choice: Choice, layer: Mapping[str, Any]) -> list[Candidate]:
+def _options(choice: Choice, layer: LayerCandidates) -> list[CandidateRecord]:
     """The candidates that lose no more than the one that was chosen."""
     current = _current(choice, layer)
-    most = float("inf") if current is None else float(current["output_loss"])
-    return [candidate for candidate in layer["candidates"] if candidate["output_loss"] <= most]
+    most = float("inf") if current is None else current.output_loss
+    return [candidate for candidate in layer.candidates if candidate.output_loss <= most]
 
 
-def _current(choice: Choice, layer: Mapping[str, Any]) -> Candidate | None:
+def _current(choice: Choice, layer: LayerCandidates) -> CandidateRecord | None:
     chosen = (choice.method, choice.ranks)
-    return next((c for c in layer["candidates"] if (c["method"], tuple(c["ranks"])) == chosen), None)
+    return next((c for c in layer.candidates if (c.method, c.ranks) == chosen), None)
 
 
 def _cost(part: float | None, macs: float, params: float) -> float:
@@ -77,10 +71,10 @@ def _cost(part: float | None, macs: float, params: float) -> float:
     return (macs if part is None else part) + 1e-3 * params
 
 
-def _worst_half(plan: Plan, now: Collection[Candidate | None]) -> set[Key]:
+def _worst_half(plan: Plan, now: Collection[CandidateRecord | None]) -> set[Key]:
     """The half of the layers of which most is lost, each by itself."""
     losses = {
-        key_of(choice): float(candidate["loss"])
+        key_of(choice): candidate.loss
         for choice, candidate in zip(plan.decomposed, now, strict=False)
         if candidate is not None
     }
@@ -88,14 +82,14 @@ def _worst_half(plan: Plan, now: Collection[Candidate | None]) -> set[Key]:
     return set(ordered[: max(1, len(ordered) // 2)])
 
 
-def _with(choice: Choice, candidate: Candidate | None) -> Choice:
+def _with(choice: Choice, candidate: CandidateRecord | None) -> Choice:
     """The choice with a candidate's ranks in place of its own."""
     if candidate is None or choice.method is None:
         return choice
     return replace(
         choice,
-        method=str(candidate["method"]),
-        options=dict(candidate["options"]),
-        ranks=tuple(int(rank) for rank in candidate["ranks"]),
-        after=Cost(int(candidate["params"]), int(candidate["macs"])),
+        method=candidate.method,
+        options=dict(candidate.options),
+        ranks=candidate.ranks,
+        after=Cost(candidate.params, candidate.macs),
     )

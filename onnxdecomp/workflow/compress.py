@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from onnxdecomp.latency.meter import Watch, timed_input
 from onnxdecomp.layers.find import FINDERS
 from onnxdecomp.layers.lowering_check import LoweringCheck
 from onnxdecomp.pipeline import pipeline
-from onnxdecomp.pipeline.base import Planner, Quantizer
+from onnxdecomp.pipeline.base import Planner, Progress, Quantizer
 from onnxdecomp.record.build import Origin, describe_data, describe_model, describe_output, run_record
 from onnxdecomp.record.details import Details, details_of
 from onnxdecomp.record.layers import LayerRecord, layer_records
@@ -31,6 +31,7 @@ from onnxdecomp.search.layer_errors import mishaps
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.tensor.blas_threads import one_thread
 from onnxdecomp.training.settings import Settings
+from onnxdecomp.workflow.context import RunContext, pass_context
 from onnxdecomp.workflow.error_guard import first_run, hold
 from onnxdecomp.workflow.final_timing import profiles, timed_elsewhere
 from onnxdecomp.workflow.finish_result import Maker, runner
@@ -44,7 +45,6 @@ from onnxdecomp.workflow.request import (
     requested,
     stages_of,
 )
-from onnxdecomp.workflow.resources import Gear, equip
 
 if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
@@ -54,9 +54,6 @@ if TYPE_CHECKING:
     from onnxdecomp.evaluate.verify import Verification
     from onnxdecomp.graph.output_file import ModelSource
     from onnxdecomp.pipeline.pipeline import PipelineResult
-
-Report = Callable[[str, int, int], None]
-"""Progress: (what is being done, steps done, steps in all or 0 where unknown)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +113,7 @@ def compress(
     overwrite: bool = False,
     fail_if_unchanged: bool = False,
     dry_run: bool = False,
-    progress: Report | None = None,
+    progress: Progress | None = None,
     **decompose: Any,
 ) -> Result:
     """Decompose the layers of a model, check the result against the original, and time both.
@@ -205,7 +202,7 @@ def compress(
         }
         inputs = cache(lambda: timed_input(path, calib, data, shapes=input_shapes, seed=seed))
         told = (*wanted.notes, *_said_of(masked, calib, data))
-        gear = Gear(
+        context = RunContext(
             *(path, calib, data, samples, inputs, report),
             details=details,
             mask=masked,
@@ -220,11 +217,11 @@ def compress(
         )
         if dry_run:
             return _dry_run(
-                *(before, working, equip(stages, gear, given), gear, origin, wanted, told),
+                *(before, working, context, origin, wanted, told),
                 must_change=fail_if_unchanged,
             )
 
-        run = runner(wanted, gear, working, before)
+        run = runner(wanted, context, working, before)
         del working
 
         def again(plan: Plan | None, quantized: bool) -> PipelineResult:
@@ -258,7 +255,7 @@ def compress(
             origin.request["target"],
         )
         settled, changed, checked = made.settled, made.changed, None
-        ran, plan_done = settled.ran, _carried_out(settled.ran, settled.plan)
+        ran, plan_done = settled.ran, settled.plan
         layers = layer_records(plan_done, ran.rewritten, made.lowering)
         _require_changed(plan_done, changed or not fail_if_unchanged)
         result = ran.model if changed else load(path)
@@ -285,7 +282,8 @@ def compress(
                 verified=checked,
                 timed=timed,
                 looks=settled.looks if faster else None,
-                passes=_with_search(ran.record, settled.search),
+                search=settled.search,
+                passes=ran.record,
                 origin=origin.ended(used),
                 training=made.learnt,
                 details=_details(ran, layers, written, watch, timed is not None) if details else None,
@@ -347,24 +345,13 @@ def _said_of(mask: Mask | None, calib: Feeds | None, data: Feeds | None) -> tupl
     return (mask.note,) if mask is not None and mask.note and (calib or data) is not None else ()
 
 
-def _carried_out(ran: PipelineResult, plan: Plan) -> Plan:
-    """The plan as the run has counted it: what a layer costs depends on others that read its weight."""
-    found: Any = ran.record.get("decompose", {}).get("plan")
-    return plan if found is None else Plan.from_json(found)
-
-
-def _with_search(record: Mapping[str, Any], search: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The passes' facts with the search that found the plan: a run that puts layers back has none."""
-    return {**record, "decompose": {**record.get("decompose", {}), "search": search}}
-
-
 def _timed(
     first: BenchResult | None,
     written: Path,
     watch: Watch,
     batches: Sequence[int],
     threads: Sequence[int],
-    report: Report,
+    report: Progress,
     decide: bool,
 ) -> tuple[BenchResult, tuple[str, ...]]:
     report("time", 0, 0)
@@ -374,38 +361,43 @@ def _timed(
 def _details(
     ran: PipelineResult, layers: Sequence[LayerRecord], written: Path, watch: Watch, timed: bool
 ) -> Details:
-    spectra: Any = ran.record.get("decompose", {}).get("spectra", ())
     spent = profiles(written, [layer.name for layer in layers], watch) if timed else None
-    return details_of(ran.rewritten, spectra, layers, spent)
+    return details_of(ran.rewritten, ran.spectra, layers, spent)
 
 
 def _dry_run(
     before: Mapping[str, Any],
     working: ir.Model,
-    stages: Sequence[Any],
-    gear: Gear,
+    context: RunContext,
     origin: Origin,
     wanted: Requested,
     said: Sequence[str],
     *,
     must_change: bool,
 ) -> Result:
-    """Run the pipeline up to the decompose stage and let that one plan only."""
-    names = [stage.name for stage in stages]
-    if "decompose" not in names:
+    """Run the pipeline up to the pass that plans, and let that one plan only."""
+    passes = wanted.stages
+    planner = next((each for each in passes if isinstance(each, Planner)), None)
+    if planner is None:
         raise UsageError("the pipeline has no decompose pass: there is no plan to show")
-    first = names.index("decompose")
-    with blaming(gear.path, gear.calib), wanted.quoting():
-        ran = pipeline.run(working, stages[:first], lambda name: gear.report(name, 0, 0))
-        gear.report("plan", 0, 0)
-        found, _ = stages[first].plan(ran.model)
-    would_change = bool(found.plan.decomposed) or any(isinstance(stage, Quantizer) for stage in stages)
+    with blaming(context.original, context.calib), wanted.quoting():
+        given = pass_context(passes, context, wanted.plan)
+        first = passes[: passes.index(planner)]
+        ran = pipeline.run(working, first, given, lambda name: context.progress(name, 0, 0))
+        context.progress("plan", 0, 0)
+        found, _ = planner.plan(ran.model, given.only(planner.needs | planner.uses))
+    would_change = bool(found.plan.decomposed) or any(isinstance(each, Quantizer) for each in passes)
     _require_changed(found.plan, would_change or not must_change)
     layers = layer_records(found.plan, carried_out=False)
-    notes = (*said, *ran.notes, *(f"decompose: {note}" for note in found.notes), *mishaps(found.plan))
-    passes = {**ran.record, "decompose": {"search": found.record}} if found.record else ran.record
+    notes = (*said, *ran.notes, *(f"{planner.name}: {note}" for note in found.notes), *mishaps(found.plan))
     record = run_record(
-        before, plan=found.plan, layers=layers, notes=notes, passes=passes, origin=origin.ended()
+        before,
+        plan=found.plan,
+        layers=layers,
+        notes=notes,
+        passes=ran.record,
+        search=found.record,
+        origin=origin.ended(),
     )
     return Result(ran.model, found.plan, layers, (), notes, False, None, None, None, record)
 

@@ -15,7 +15,7 @@ from onnxdecomp.search.plan_trials import QuantizedTooFarError
 from onnxdecomp.search.targets import parse_budgets
 from onnxdecomp.search.tighten import tighter
 from onnxdecomp.workflow.finish_result import Made, Maker
-from onnxdecomp.workflow.never_slower import Settled, is_quantized
+from onnxdecomp.workflow.never_slower import Settled
 
 if TYPE_CHECKING:
     from onnxdecomp.evaluate.verify import Verification
@@ -70,7 +70,7 @@ def hold(ran: PipelineResult, maker: Maker, goal: str | None) -> Made:
     tries, floor = 0, None
     while (checked := _missed(made)) is not None:
         settled = made.settled
-        quantized = is_quantized(settled.ran)
+        quantized = bool(settled.ran.precision)
         notes += settled.notes
         looks += settled.looks
         if not settled.ran.rewritten:
@@ -80,7 +80,7 @@ def hold(ran: PipelineResult, maker: Maker, goal: str | None) -> Made:
         if quantized and floor is None:
             # No plan is of use where quantization alone loses too much; else it has its share of the error.
             alone = maker.make(maker.again(nothing_of(settled.plan, _reason(checked)), True), settled)
-            if _missed(alone) is not None or not is_quantized(alone.settled.ran):
+            if _missed(alone) is not None or not alone.settled.ran.precision:
                 made = alone
                 continue
             floor = alone.checked.worst if alone.checked is not None else None

@@ -13,9 +13,9 @@ from onnxdecomp.graph.output_file import on_disk, staged
 from onnxdecomp.layers.lowering_check import LoweringCheck, check_lowering
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.pipeline.base import Quantizer
-from onnxdecomp.workflow.never_slower import Settled, is_quantized, settle
+from onnxdecomp.workflow.context import RunContext, pass_context
+from onnxdecomp.workflow.never_slower import Settled, settle
 from onnxdecomp.workflow.recovery import rescued
-from onnxdecomp.workflow.resources import Gear, equip
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,30 +30,31 @@ if TYPE_CHECKING:
 
 
 def runner(
-    wanted: Requested, gear: Gear, loaded: ir.Model, facts: Mapping[str, Any]
+    wanted: Requested, context: RunContext, loaded: ir.Model, facts: Mapping[str, Any]
 ) -> Callable[[Plan | None, bool], PipelineResult]:
     """Runs the pipeline with a plan, or none, and quantizing or not; layers that fail their checks are kept.
 
     Args:
         wanted: The request, with the pipeline.
-        gear: What it needs.
+        context: What there is for it.
         loaded: The model, for the first run; later ones load it again.
         facts: Of the model, see `describe_model`.
     """
     fresh = [loaded]
 
     def check(ran: PipelineResult) -> tuple[LoweringCheck, ...]:
-        gear.report("check layers", 0, 0)
+        context.progress("check layers", 0, 0)
         versions = {"opset": facts["opset"], "ir_version": facts["ir_version"]}
-        return check_lowering(ran.rewritten, **versions, seed=gear.seed)
+        return check_lowering(ran.rewritten, **versions, seed=context.seed)
 
     def run(plan: Plan | None, quantized: bool) -> PipelineResult:
-        chosen = [stage for stage in wanted.stages if quantized or not isinstance(stage, Quantizer)]
+        chosen = [each for each in wanted.stages if quantized or not isinstance(each, Quantizer)]
 
         def once(plan: Plan | None) -> PipelineResult:
-            model = fresh.pop() if fresh else load(gear.path)
-            with blaming(gear.path, gear.calib), wanted.quoting():
-                return pipeline.run(model, equip(chosen, gear, plan), lambda stage: gear.report(stage, 0, 0))
+            model = fresh.pop() if fresh else load(context.original)
+            with blaming(context.original, context.calib), wanted.quoting():
+                given = pass_context(chosen, context, plan)
+                return pipeline.run(model, chosen, given, lambda name: context.progress(name, 0, 0))
 
         return rescued(once, check, plan)
 
@@ -81,7 +82,7 @@ class Made:
     @property
     def changed(self) -> bool:
         """Whether any layer was decomposed, or the model quantized."""
-        return bool(self.settled.ran.rewritten) or is_quantized(self.settled.ran)
+        return bool(self.settled.ran.rewritten) or bool(self.settled.ran.precision)
 
     def compared(self, file: Path) -> Verification | None:
         """The comparison, if it was made of just this file."""

@@ -16,6 +16,7 @@ from onnxdecomp.pipeline.pipeline import PipelineResult
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.search.keep_layers import Key, key_of, nothing_of, without
 from onnxdecomp.search.plan import Choice, Cost, Plan
+from onnxdecomp.search.search_record import SearchRecord
 
 _ROUNDS = 3
 """Times that half of the layers are put back, before all are."""
@@ -39,7 +40,7 @@ class Settled:
 
     ran: PipelineResult
     plan: Plan
-    search: Mapping[str, Any] | None = None
+    search: SearchRecord | None = None
     said: tuple[str, ...] = ()
     timed: BenchResult | None = None
     notes: tuple[str, ...] = ()
@@ -71,13 +72,13 @@ def settle(
         first = replace(first, search=before.search, said=before.said)
     if not enabled:
         return first
-    if not is_quantized(ran):
+    if not ran.precision:
         return _settle_layers(first, lambda plan: again(plan, False), watch, _ORIGINAL)
     alone = again(nothing_of(first.plan), True) if ran.rewritten else ran
     timed = watch.time_model(alone.model)
     found = _finding(timed, _ORIGINAL, watch)
     looks = (_look("quantization", 0, found),)
-    kind = ran.record.get("quantize", {}).get("kind", "quantized")
+    kind = ran.precision
     if not found.pays:
         note = f"not quantized, for {kind} alone {found.why} on {watch.provider}"
         if found.outcome == "undecided":
@@ -94,8 +95,8 @@ def settle(
         save(alone.model, file)
         settled = _settle_layers(first, lambda plan: again(plan, True), watch.against(file), _QUANTIZED)
     gain = None if settled.timed is None else settled.timed.settings[0].models[1].ratio
-    facts = {**settled.ran.record.get("quantize", {}), "gain": benchmark.speedup(gain)}
-    record = {**settled.ran.record, "quantize": facts}
+    facts = {name: {"gain": benchmark.speedup(gain)} for name in settled.ran.precisions}
+    record = {name: {**own, **facts.get(name, {})} for name, own in settled.ran.record.items()}
     return replace(
         settled,
         ran=replace(settled.ran, record=record),
@@ -105,17 +106,9 @@ def settle(
     )
 
 
-def is_quantized(ran: PipelineResult) -> bool:
-    """Whether the pipeline quantized the model."""
-    return "quantize" in ran.modified
-
-
 def _of(ran: PipelineResult) -> Settled:
     """A result as it is, with its plan, and the search for that where it was not given."""
-    record: Mapping[str, Any] = ran.record.get("decompose", {})
-    plan = Plan.from_json(record.get("plan", {"version": 1, "choices": []}))
-    said = tuple(f"decompose: {note}" for note in record.get("said", ()))
-    return Settled(ran, plan, record.get("search"), said)
+    return Settled(ran, ran.plan or Plan(()), ran.search, ran.search_notes)
 
 
 def _settle_layers(
@@ -176,14 +169,14 @@ def _saved(choice: Choice) -> float:
     return (before.macs - after.macs) * 1e-12
 
 
-def _gains(search: Mapping[str, Any] | None, plan: Plan) -> dict[Key, float]:
+def _gains(search: SearchRecord | None, plan: Plan) -> dict[Key, float]:
     """What each layer was expected to take off the model's latency with the candidate that the plan has."""
     chosen = {key_of(choice): (choice.method, choice.ranks) for choice in plan.decomposed}
     gains: dict[Key, float] = {}
-    for layer in search["layers"] if search is not None else ():
-        own = (layer["graph"], layer["layer"])
-        for candidate in layer["candidates"]:
-            found = (candidate["method"], tuple(candidate["ranks"])) == chosen.get(own)
-            if found and layer["part"] is not None and candidate["part"] is not None:
-                gains[own] = layer["part"] - candidate["part"]
+    for layer in search.layers if search is not None else ():
+        own = (layer.graph, layer.layer)
+        for candidate in layer.candidates:
+            found = (candidate.method, candidate.ranks) == chosen.get(own)
+            if found and layer.part is not None and candidate.part is not None:
+                gains[own] = layer.part - candidate.part
     return gains

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from onnxdecomp.errors import DefectError
 from onnxdecomp.layers.lowering_check import LoweringCheck
+from onnxdecomp.pipeline.base import PlanFailedError
 from onnxdecomp.pipeline.pipeline import PipelineResult
 from onnxdecomp.search.keep_layers import Key, key_of
 from onnxdecomp.search.layer_errors import keeping, mishap
 from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.search_record import SearchRecord
 
 _RUNS = 12
 """Runs that are made at most to find the layers that an error comes from, before all suspects are kept."""
@@ -32,23 +33,20 @@ def rescued(run: Run, check: Check, plan: Plan | None) -> PipelineResult:
         DefectError: The run fails with every layer kept, too.
         OnnxDecompError: As the pipeline, for what is no error of ours.
     """
-    search = None
+    search: SearchRecord | None = None
     while True:
         try:
             ran = run(plan)
-        except DefectError as error:
-            found = error.decompose or {}
-            search = search or found.get("search")
-            plan = _without_guilty(run, error, found)
+        except PlanFailedError as error:
+            search = search or error.search
+            plan = _without_guilty(run, error)
             continue
-        search = search or ran.record.get("decompose", {}).get("search")
+        search = search or ran.search
         checks = tuple(check(ran))
         failed = {(entry.graph, entry.layer): _reason(entry) for entry in checks if not entry.passed}
-        if not failed:
-            decompose = ran.record.get("decompose", {})
-            whole = {**decompose, "search": search} if search else decompose
-            return replace(ran, record={**ran.record, "decompose": whole}, checks=checks)
-        plan = keeping(Plan.from_json(ran.record["decompose"]["plan"]), failed)  # type: ignore[arg-type]
+        if not failed or ran.plan is None:
+            return replace(ran, search=search, checks=checks)
+        plan = keeping(ran.plan, failed)
 
 
 def _reason(check: LoweringCheck) -> str:
@@ -59,11 +57,9 @@ def _reason(check: LoweringCheck) -> str:
     return mishap(DefectError(what), check.layer)
 
 
-def _without_guilty(run: Run, error: DefectError, found: Mapping[str, Any]) -> Plan:
+def _without_guilty(run: Run, error: PlanFailedError) -> Plan:
     """The plan without the layers that an error comes from: the one it names, else those found by halves."""
-    if not found.get("plan"):
-        raise error
-    plan = Plan.from_json(found["plan"])
+    plan = error.plan
     layers = [key_of(choice) for choice in plan.decomposed]
     if not layers:
         raise error

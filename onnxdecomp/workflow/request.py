@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline import pipeline
-from onnxdecomp.pipeline.base import Planner, Quantizer, Stage
+from onnxdecomp.pipeline.base import Pass, Planner, Quantizer
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.targets import parse_budgets
 from onnxdecomp.training.settings import Settings, parse_settings
+from onnxdecomp.workflow.context import read_plan
 from onnxdecomp.workflow.option_checks import IN_A_PLAN, Asked, check, overruled
-from onnxdecomp.workflow.resources import read_plan
 
 Config: TypeAlias = Mapping[str, Any] | str | Path | None
 
@@ -33,7 +33,7 @@ class Requested:
         derived: The target that stands for the largest error, which nobody wrote; "" where there is none.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[Pass, ...]
     plan: Plan | None
     seed: int
     training: Settings | None
@@ -97,7 +97,7 @@ def stages_of(
     simplify: str | None,
     decompose: Mapping[str, Any],
     quantize: str | None = None,
-) -> tuple[Stage, ...]:
+) -> tuple[Pass, ...]:
     """The pipeline's stages; what the caller left open stays as the configuration has it.
 
     A quantize stage that is to do nothing is left out.
@@ -121,7 +121,7 @@ def stages_of(
     return tuple(stage for stage in stages if stage not in idle)
 
 
-def mask_of(stages: Sequence[Any]) -> str:
+def mask_of(stages: Sequence[Pass]) -> str:
     """Which inputs are masks, as the decompose stage was told; "" for those with the usual names."""
     return next((str(stage.mask) for stage in stages if isinstance(stage, Planner)), "")
 
@@ -159,14 +159,14 @@ def given_plan(plan: Plan | Mapping[str, Any] | str | Path | None, wanted: Mappi
     return found if repair is None else replace(found, repair=bool(repair))
 
 
-def seed_of(stages: Sequence[Any], seed: int | None) -> int:
+def seed_of(stages: Sequence[Pass], seed: int | None) -> int:
     """The one seed of a run: the caller's, else that of the configured decompose stage."""
     if seed is not None:
         return seed
     return next((int(stage.seed) for stage in stages if isinstance(stage, Planner)), 0)
 
 
-def about_size(plan: Plan | None, stages: Sequence[Any]) -> bool:
+def about_size(plan: Plan | None, stages: Sequence[Pass]) -> bool:
     """Whether ranks, a plan, or a target of MACs, parameters or bytes were asked for: not, then, speed."""
     stage = next((stage for stage in stages if isinstance(stage, Planner)), None)
     if plan is not None or stage is None or not stage.searches:
@@ -174,7 +174,7 @@ def about_size(plan: Plan | None, stages: Sequence[Any]) -> bool:
     return {budget.quantity for budget in parse_budgets(stage.goal)} <= {"macs", "params", "size"}
 
 
-def described(stages: Sequence[Any], *, planned: bool, max_error: float | None) -> dict[str, Any]:
+def described(stages: Sequence[Pass], *, planned: bool, max_error: float | None) -> dict[str, Any]:
     """What was asked for, as far as it says how far to go."""
     stage = next((stage for stage in stages if isinstance(stage, Planner)), None)
     searches = stage is not None and stage.searches and not planned

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import onnxdecomp
 from onnxdecomp.graph.traversal import places
-from onnxdecomp.pipeline.base import Stage, StageResult, option
+from onnxdecomp.pipeline.base import Pass, PassContext, PassResult, option
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -16,7 +16,7 @@ PREFIX = "pkg.onnxdecomp."
 
 
 @dataclass(frozen=True)
-class Annotate(Stage):
+class Annotate(Pass):
     """Add model metadata `pkg.onnxdecomp.*`; the producer stays, and so do times and paths unwritten.
 
     The nodes of replaced layers carry theirs (`layer`, `method`, `ranks`, `part`) from their making.
@@ -27,7 +27,7 @@ class Annotate(Stage):
 
     plan_sha256: str | None = option(None, "SHA-256 of the plan that was carried out")
 
-    def call(self, model: ir.Model) -> StageResult:
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
         wanted = {PREFIX + "version": onnxdecomp.__version__}
         methods = {
             node.metadata_props[PREFIX + "method"]
@@ -41,4 +41,4 @@ class Annotate(Stage):
             wanted[PREFIX + "plan_sha256"] = self.plan_sha256
         modified = any(model.metadata_props.get(key) != value for key, value in wanted.items())
         model.metadata_props.update(wanted)
-        return StageResult(model, modified)
+        return PassResult(model, modified)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from onnxdecomp.errors import DefectError
 from onnxdecomp.graph import maps
 from onnxdecomp.graph.traversal import node_graphs, places
-from onnxdecomp.pipeline.base import Stage, StageResult
-from onnxdecomp.pipeline.pipeline import CAME_IN, CameIn
+from onnxdecomp.pipeline.base import Interface, Need, Pass, PassContext, PassResult
 from onnxdecomp_passes._skeleton import skeleton
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Check(Stage):
+class Check(Pass):
     """Raise ModelError if the model is not valid any more; change nothing.
 
     Checked on the graph itself: values defined before they are used, and names unique. Checked against
@@ -30,26 +29,30 @@ class Check(Stage):
     name: ClassVar[str] = "check"
     summary: ClassVar[str] = "Check that the model is valid and has the interface of the one that came in"
 
-    def call(self, model: ir.Model) -> StageResult:
-        came_in = model.meta.get(CAME_IN)
-        known = came_in if isinstance(came_in, CameIn) else None
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What came in."""
+        return frozenset(("interface",))
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        known = context.interface
         for problem in (*_interface(model, known), *_names(model, known), *_dangling(model)):
             raise _bug(problem)
         objection = _objection(model)
         if objection is None:
-            return StageResult(model, modified=False)
+            return PassResult(model, modified=False)
         refusal = _refusal(model)
         if refusal is not None:
             raise _bug(f"{objection}; {refusal}")
         note = f"onnx's checker objects to the model, which ONNX Runtime loads: {objection}"
-        return StageResult(model, modified=False, notes=(note,))
+        return PassResult(model, modified=False, notes=(note,))
 
 
 def _bug(problem: str) -> DefectError:
     return DefectError(f"the result is not valid: {problem} (this is a bug in onnxdecomp, please report)")
 
 
-def _interface(model: ir.Model, came_in: CameIn | None) -> Iterator[str]:
+def _interface(model: ir.Model, came_in: Interface | None) -> Iterator[str]:
     if came_in is None:
         return
     graph = model.graph
@@ -66,7 +69,7 @@ def _interface(model: ir.Model, came_in: CameIn | None) -> Iterator[str]:
             yield f"its {what} were {before} and are {after}"
 
 
-def _names(model: ir.Model, came_in: CameIn | None) -> Iterator[str]:
+def _names(model: ir.Model, came_in: Interface | None) -> Iterator[str]:
     count = Counter(node.name for place in places(model) for node in place.graph if node.name)
     allowed = came_in.shared_names if came_in is not None else frozenset()
     for name, times in count.items():

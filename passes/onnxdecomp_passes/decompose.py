@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import onnx_ir as ir
@@ -15,7 +15,6 @@ from onnxdecomp.calibration.random_set import synthetic
 from onnxdecomp.calibration.reachability import unreached
 from onnxdecomp.calibration.statistics import Calibration, sized
 from onnxdecomp.core.names import some
-from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.decompositions.registry import package_of
 from onnxdecomp.errors import DefectError, UsageError
 from onnxdecomp.graph.shape_inference import infer_shapes
@@ -23,13 +22,19 @@ from onnxdecomp.layers.find import find
 from onnxdecomp.layers.int8_weights import OLDEST_OPSET
 from onnxdecomp.layers.replace import Rewritten
 from onnxdecomp.layers.site import Site
-from onnxdecomp.pipeline.base import Planner, StageResult
+from onnxdecomp.pipeline.base import (
+    Need,
+    PassContext,
+    PassResult,
+    PlanFailedError,
+    Planner,
+    Quantization,
+)
 from onnxdecomp.ranks.rounding import quantum
 from onnxdecomp.record.spectra import spectra_of
 from onnxdecomp.search.check_plan import check_plan
 from onnxdecomp.search.fixed_ranks import Request, Saving, plan_uniform
 from onnxdecomp.search.keep_layers import Key, key_of
-from onnxdecomp.search.latency_model import Stopwatch
 from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, mishap
 from onnxdecomp.search.layer_profiles import Scope
 from onnxdecomp.search.plan import Choice, Plan
@@ -115,18 +120,6 @@ class Decompose(Planner):
     )
     provider: str = field(default="cpu", metadata={"help": "the provider that rank_multiple=auto aligns to"})
     seed: int = field(default=0, metadata={"help": "seed of everything random"})
-    given: Plan | None = field(default=None, compare=False, repr=False)
-    calibration: Calibration | None = field(default=None, compare=False, repr=False)
-    labelled: Feeds | None = field(default=None, compare=False, repr=False)
-    stopwatch: Stopwatch | None = field(default=None, compare=False, repr=False)
-    size: int = field(default=0, compare=False, repr=False)
-    on_layer: Callable[[str, int, int], None] | None = field(default=None, compare=False, repr=False)
-    shapes: Mapping[str, Sequence[int]] | None = field(default=None, compare=False, repr=False)
-    details: bool = field(default=False, compare=False, repr=False)
-    finish: Callable[[ir.Model], ir.Model] | None = field(default=None, compare=False, repr=False)
-    """What a later stage does to the result (quantize): a target that was named is one for that."""
-    finished: str = field(default="float", compare=False, repr=False)
-    """The precision that `finish` gives: "float", "int8" or "fp16"."""
 
     def __post_init__(self) -> None:
         # A mistake in the request is known before anything starts.
@@ -140,59 +133,71 @@ class Decompose(Planner):
     @property
     def searches(self) -> bool:
         """Whether ranks are found for a target, and not given."""
-        return self.given is None and not self.rank and not self.layers
+        return not self.rank and not self.layers
 
     @property
     def goal(self) -> str:
         """The target, or what it is where none is named."""
         return self.target or "error=0.05"
 
-    def plan(self, model: ir.Model) -> tuple[SearchResult, list[Site]]:
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the goal is about."""
+        asked = {budget.quantity for budget in parse_budgets(self.goal)} if self.searches else set()
+        wanted: dict[Need, str] = {"latency": "latency", "original_bytes": "size", "evaluation": "drop"}
+        return frozenset(need for need, quantity in wanted.items() if quantity in asked)
+
+    @property
+    def uses(self) -> frozenset[Need]:
+        """A plan, inputs to fit to, what is done to the result; latency where nothing else is the goal."""
+        always: frozenset[Need] = frozenset(("plan", "calibration", "quantization"))
+        return always | {"latency"} if self.searches and self._counts_latency() else always
+
+    def plan(self, model: ir.Model, context: PassContext | None = None) -> tuple[SearchResult, list[Site]]:
         """What would be done, without doing it (activation shapes are filled in)."""
+        context = context or PassContext()
         infer_shapes(model)
         sites, skips = find(model, freeze=self.freeze_initializers)
         sites = with_seen_shapes(model, sites)
-        if self.given is not None:
-            check_plan(self.given, sites)
-            return SearchResult(tallied(self.given, sites)), sites
+        if context.plan is not None:
+            check_plan(context.plan, sites)
+            return SearchResult(tallied(context.plan, sites)), sites
         if not self.searches:
             plan = tallied(plan_uniform(sites, skips, self._request()), sites)
             return SearchResult(replace(plan, repair=self.repair)), sites
-        calibration, notes = self._calibration(model, sites)
+        calibration, notes = self._calibration(model, sites, context)
+        latency = context.latency if self._counts_latency() else None
+        quantization = context.quantization
         found = search_plan(
             model,
             sites,
             skips,
-            self._scope(),
+            self._scope(timed=latency is not None),
             parse_budgets(self.goal),
             calibration,
-            lambda plan, brief: self._trial(model, plan, brief),
-            labelled=self.labelled,
-            stopwatch=self.stopwatch if self._timed() else None,
-            size=self.size,
-            precision=self.finished,
-            progress=self.on_layer,
+            lambda plan, brief: self._trial(model, plan, brief, quantization),
+            labelled=context.evaluation,
+            stopwatch=latency,
+            size=context.original_bytes or 0,
+            precision="float" if quantization is None else quantization.precision,
+            progress=context.progress,
         )
         plan = replace(tallied(found.plan, sites), repair=self.repair)
         return replace(found, plan=plan, notes=(*notes, *found.notes)), sites
 
-    def call(self, model: ir.Model) -> StageResult:
-        """Plan and carry out; the plan goes into the record."""
-        searched, sites = self.plan(model)
-        plan = searched.plan
-        calibration = None if self.calibration is None else _sized(self.calibration, model, sites)
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        """Plan and carry out."""
+        searched, sites = self.plan(model, context)
+        plan, search = searched.plan, searched.record
+        calibration = None if context.calibration is None else _sized(context.calibration, model, sites)
         total = len(plan.decomposed)
         count = iter(range(total))
-        report = self.on_layer
+        report = context.progress
         opset = int(model.opset_imports.get("", 1))
-        record: dict[str, object] = {"plan": plan.to_json()}
-        if searched.record is not None:
-            record["search"] = asdict(searched.record)
-            record["said"] = list(searched.notes)
         dense, large = remaining(plan, sites), tuple(_sketched(sites, plan))
         idle = () if calibration is None else tuple(_unfitted(model, sites, plan, calibration))
-        if self.details:  # before the dense weights are let go of
-            record["spectra"] = spectra_of(sites, plan)
+        # Before the dense weights are let go of.
+        spectra = spectra_of(sites, plan) if context.spectra else []
         failed: dict[Key, str] = {}
 
         def on_failure(choice: Choice, error: Exception) -> None:
@@ -214,12 +219,8 @@ class Decompose(Planner):
         except Exception as error:
             if foreseen(error):
                 raise
-            defect = defect_of(error)
-            defect.decompose = record
-            raise defect from error
-        if failed:
-            record["plan"] = keeping(plan, failed).to_json()
-        return StageResult(
+            raise PlanFailedError(defect_of(error), plan, search) from error
+        return PassResult(
             model,
             bool(rewritten),
             notes=(
@@ -231,20 +232,27 @@ class Decompose(Planner):
                 *_notes(rewritten, self.requantize, opset),
             ),
             rewritten=rewritten,
-            record=record,
+            plan=keeping(plan, failed),
+            search=search,
+            search_notes=searched.notes if search else (),
+            spectra=spectra,
         )
 
-    def _calibration(self, model: ir.Model, sites: Sequence[Site]) -> tuple[Calibration, tuple[str, ...]]:
-        if self.calibration is not None:
-            return _sized(self.calibration, model, sites), ()
-        made = synthetic(model, seed=self.seed, shapes=self.shapes)
+    def _calibration(
+        self, model: ir.Model, sites: Sequence[Site], context: PassContext
+    ) -> tuple[Calibration, tuple[str, ...]]:
+        if context.calibration is not None:
+            return _sized(context.calibration, model, sites), ()
+        made = synthetic(model, seed=self.seed, shapes=context.shapes)
         note = (
             "no calibration inputs: errors were measured on random ones, and factors fitted to the weights "
             "alone; give real inputs with --calib for far better accuracy"
         )
         return _sized(made, model, sites), (note,)
 
-    def _trial(self, model: ir.Model, plan: Plan, calibration: Calibration) -> ir.Model:
+    def _trial(
+        self, model: ir.Model, plan: Plan, calibration: Calibration, quantization: Quantization | None
+    ) -> ir.Model:
         copy = model.clone()
         sites, _ = find(copy, freeze=self.freeze_initializers)
         plan = replace(plan, repair=self.repair)
@@ -260,18 +268,16 @@ class Decompose(Planner):
         except DefectError as error:
             if error.layer is None:
                 raise
-            return self._trial(model, keeping(plan, {error.layer: ""}), calibration)
+            return self._trial(model, keeping(plan, {error.layer: ""}), calibration, quantization)
         # Without a named target the error allowed is that of the decomposition, rounding comes on top.
-        return copy if self.finish is None or not self.target else self.finish(copy)
+        return copy if quantization is None or not self.target else quantization.quantized(copy)
 
-    def _timed(self) -> bool:
-        """Whether the goal is about latency, and it can be measured."""
-        quantities = {budget.quantity for budget in parse_budgets(self.goal)}
-        return self.stopwatch is not None and not quantities <= {"macs", "params", "size"}
+    def _counts_latency(self) -> bool:
+        """Whether the goal is about latency, or a loss that buys some."""
+        return not {budget.quantity for budget in parse_budgets(self.goal)} <= {"macs", "params", "size"}
 
-    def _scope(self) -> Scope:
+    def _scope(self, *, timed: bool) -> Scope:
         quantities = {budget.quantity for budget in parse_budgets(self.goal)}
-        timed = self._timed()
         return Scope(
             methods=tuple(self.method.split(",")),
             multiple=self._multiple("auto" if timed else "1"),

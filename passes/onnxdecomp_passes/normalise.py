@@ -20,7 +20,7 @@ from onnxdecomp.graph.inherit import inherit_node, inherit_value
 from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.graph.traversal import Place, places, unique_name, value_names
 from onnxdecomp.graph.unshare_biases import own_biases
-from onnxdecomp.pipeline.base import Stage, StageResult, option
+from onnxdecomp.pipeline.base import Pass, PassContext, PassResult, option
 
 _STANDARD = ("", "ai.onnx")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -38,7 +38,7 @@ _DTYPES: dict[str, type] = {
 
 
 @dataclass(frozen=True)
-class Normalise(Stage):
+class Normalise(Pass):
     """Fold what scales and shifts a layer's output channel by channel into the layer.
 
     A BatchNormalization (inference mode), Mul, Div, Add or Sub with constants is folded into a Conv,
@@ -53,7 +53,7 @@ class Normalise(Stage):
 
     freeze_initializers: bool = option(False, "treat initializers that are also graph inputs as constants")
 
-    def call(self, model: ir.Model) -> StageResult:
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
         # A MatMul's rank says whether it can be a Gemm, a CastLike's type what it casts to.
         infer_shapes(model)
         folded: Counter[str] = Counter()
@@ -76,7 +76,7 @@ class Normalise(Stage):
                     folded[kind] += 1
         counts = {kind: count for kind, count in sorted(folded.items()) if count}
         biases = own_biases(model)
-        return StageResult(model, bool(counts or biases), record={"folded": counts, "own_biases": biases})
+        return PassResult(model, bool(counts or biases), record={"folded": counts, "own_biases": biases})
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import onnx_ir as ir
 
 from onnxdecomp.core.patterns import Names, literal, matches
 from onnxdecomp.data.feeds import Feeds
-from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import OnnxDecompError, UsageError
 from onnxdecomp.graph.traversal import places, slots
 from onnxdecomp.layers.replace import LAYER
-from onnxdecomp.pipeline.base import Quantizer, StageResult, option
-from onnxdecomp.pipeline.pipeline import CAME_IN, CameIn
-from onnxdecomp.quantization.bounds import Memory
+from onnxdecomp.pipeline.base import Need, PassContext, PassResult, Quantizer, option
 
 if TYPE_CHECKING:
     from onnxdecomp.quantization.bounds import Bounds
@@ -44,15 +41,7 @@ class Quantize(Quantizer):
     )
     samples: int = option(256, "int8: calibration inputs used at most")
     exclude: tuple[str, ...] = option((), "int8: nodes that stay floating point, by shell patterns of names")
-    provider: str = option("cpu", "int8: the provider that it is meant for")
-    calibration: Feeds | None = field(default=None, compare=False, repr=False)
-    padding: Mask | None = field(default=None, compare=False, repr=False)
-    limit: float | None = field(default=None, compare=False, repr=False)
-    drop: float | None = field(default=None, compare=False, repr=False)
-    labelled: Feeds | None = field(default=None, compare=False, repr=False)
-    memory: Memory | None = field(default=None, compare=False, repr=False)
-    shapes: Mapping[str, Sequence[int]] | None = field(default=None, compare=False, repr=False)
-    seed: int = field(default=0, compare=False, repr=False)
+    provider: str = option("", "int8: the provider that it is meant for (default: the run's)")
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -63,46 +52,53 @@ class Quantize(Quantizer):
         """What weights and activations are stored in: "int8", "fp16", or "none" for no change."""
         return self.kind
 
-    def call(self, model: ir.Model) -> StageResult:
+    @property
+    def uses(self) -> frozenset[Need]:
+        """Inputs, and what earlier tries of the run have found."""
+        return frozenset(("calibration", "evaluation", "memory"))
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Replace the graph by the quantized one."""
         if self.kind == "none":
-            return StageResult(model, modified=False)
+            return PassResult(model, modified=False)
         before = int(model.opset_imports.get("", 1))
-        made, record, note = self._guarded(model)
+        made, record, note = self._guarded(model, context)
         if made is None:
-            return StageResult(model, modified=False, notes=(note,), record=record)
+            return PassResult(model, modified=False, notes=(note,), record=record)
         if record.get("quantized_activations") == 0:
             note = "nothing to quantize: no operator of the main graph that has an integer kernel"
-            return StageResult(model, modified=False, notes=(note,), record=record)
+            return PassResult(model, modified=False, notes=(note,), record=record)
         if self.kind == "fp16" and _halves(made) == _halves(model):
             none = "the model is in float16 already" if _halves(model) else "no operator has a float16 form"
             why = note or none
-            return StageResult(
-                model, modified=False, notes=(f"nothing became float16: {why}",), record=record
-            )
+            return PassResult(model, modified=False, notes=(f"nothing became float16: {why}",), record=record)
         model.graph = made.graph
         opset = int(made.opset_imports.get("", 1))
-        came_in = model.meta.get(CAME_IN)
         notes: list[str] = [note] if note else []
         if opset != before:
             notes.append(f"{self.kind} needs opset {opset}: raised from {before}")
-            if isinstance(came_in, CameIn):
-                model.meta[CAME_IN] = replace(came_in, opsets={**came_in.opsets, "": opset})
         model.metadata_props[KEY] = self.kind
-        return StageResult(model, modified=True, notes=tuple(notes), record=record)
+        return PassResult(
+            model,
+            modified=True,
+            notes=tuple(notes),
+            record=record,
+            precision=self.kind,
+            opset=opset if opset != before else None,
+        )
 
-    def quantized(self, model: ir.Model) -> ir.Model:
+    def quantized(self, model: ir.Model, context: PassContext) -> ir.Model:
         """A quantized copy, for a trial; a plain one where quantization breaks the model.
 
         With a `memory` as much stays in floating point as was found before.
 
         Raises:
-            UsageError, ModelError: As `call`.
+            UsageError, ModelError: As `run`.
         """
-        return self._guarded(model, trial=True)[0] or model.clone()
+        return self._guarded(model, context, trial=True)[0] or model.clone()
 
     def _guarded(
-        self, model: ir.Model, *, trial: bool = False
+        self, model: ir.Model, context: PassContext, *, trial: bool = False
     ) -> tuple[ir.Model | None, dict[str, object], str]:
         """A quantized copy or None, facts for the record, and a note or "".
 
@@ -113,53 +109,52 @@ class Quantize(Quantizer):
         from onnxdecomp.quantization.guard import guarded, guarded_half
         from onnxdecomp.quantization.scheme import scheme_for
 
-        bounds = self._bounds()
+        bounds, memory = _bounds(context), context.memory
         if self.kind == "fp16":
-            found = guarded_half(model, self._inputs(model), bounds=bounds, memory=self.memory, trial=trial)
+            found = guarded_half(model, _inputs(model, context), bounds=bounds, memory=memory, trial=trial)
             return found.model, {"kind": "fp16", **_facts(found)}, found.note
-        if self.calibration is None:
+        if context.calibration is None:
             raise UsageError("int8 needs inputs to find the ranges of activations on: give them with --calib")
-        scheme = scheme_for(self.provider, weight_bits=self.weight_bits, per_channel=self.per_channel)
+        feeds, provider = context.calibration.feeds, self.provider or context.provider or "cpu"
+        scheme = scheme_for(provider, weight_bits=self.weight_bits, per_channel=self.per_channel)
         scheme = replace(scheme, exclude=_matching(model, self.exclude))
-        found = guarded(
-            *(model, self.calibration, scheme),
-            samples=self.samples,
-            bounds=bounds,
-            memory=self.memory,
-            trial=trial,
-        )
+        found = guarded(model, feeds, scheme, samples=self.samples, bounds=bounds, memory=memory, trial=trial)
         nodes = () if found.model is None else found.model.graph
         facts = {
             "kind": "int8",
             **scheme.facts(),
-            "samples": min(self.samples, len(self.calibration)),
+            "samples": min(self.samples, len(feeds)),
             "quantized_activations": sum(node.op_type == "QuantizeLinear" for node in nodes),
             **_facts(found),
         }
         return found.model, facts, found.note
 
-    def _bounds(self) -> Bounds:
-        from onnxdecomp.calibration.statistics import Calibration
-        from onnxdecomp.quantization.bounds import Bounds
-        from onnxdecomp.quantization.int8 import stacked
-        from onnxdecomp.search.metrics.losses import accuracy
 
-        labelled = self.labelled
-        if self.drop is None or labelled is None or labelled.labels is None:
-            return Bounds(self.limit, mask=self.padding)
-        run = Calibration(labelled, batch=stacked(labelled))
-        return Bounds(self.limit, self.drop, lambda model: accuracy(model, labelled, run), self.padding)
+def _bounds(context: PassContext) -> Bounds:
+    from onnxdecomp.calibration.statistics import Calibration
+    from onnxdecomp.quantization.bounds import Bounds
+    from onnxdecomp.quantization.int8 import stacked
+    from onnxdecomp.search.metrics.losses import accuracy
 
-    def _inputs(self, model: ir.Model) -> Feeds | None:
-        """What a float16 model is judged on: the user's inputs, else random ones that the model runs on."""
-        from onnxdecomp.calibration.random_set import synthetic
+    limit, mask, labelled = context.max_error, context.mask, context.evaluation
+    if context.max_drop is None or labelled is None or labelled.labels is None:
+        return Bounds(limit, mask=mask)
+    run = Calibration(labelled, batch=stacked(labelled))
+    return Bounds(limit, context.max_drop, lambda model: accuracy(model, labelled, run), mask)
 
-        if self.calibration is not None:
-            return self.calibration
-        try:
-            return synthetic(model, seed=self.seed, shapes=self.shapes).feeds
-        except OnnxDecompError:
-            return None
+
+def _inputs(model: ir.Model, context: PassContext) -> Feeds | None:
+    """What a float16 model is judged on: the user's inputs, else random ones that the model runs on."""
+    from onnxdecomp.calibration.random_set import synthetic
+
+    if context.calibration is not None:
+        return context.calibration.feeds
+    if context.evaluation is not None:
+        return context.evaluation
+    try:
+        return synthetic(model, seed=context.seed, shapes=context.shapes).feeds
+    except OnnxDecompError:
+        return None
 
 
 def _halves(model: ir.Model) -> int:

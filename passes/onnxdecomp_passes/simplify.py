@@ -13,7 +13,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph import maps
 from onnxdecomp.graph.inherit import inherit_graph, inherit_node, inherit_value, replace_props
 from onnxdecomp.graph.traversal import node_graphs, places, unique_name
-from onnxdecomp.pipeline.base import Stage, StageResult, option
+from onnxdecomp.pipeline.base import Pass, PassContext, PassResult, option
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp_passes._skeleton import LARGE, put_back, skeleton
 
@@ -30,7 +30,7 @@ _STANDARD = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
-class Simplify(Stage):
+class Simplify(Pass):
     """Run a simplifier in a process of its own and take its result only if it passes the checks.
 
     The tool sees the model without weights (see _skeleton.py). What comes back must have the same
@@ -48,9 +48,9 @@ class Simplify(Stage):
         if self.timeout_s <= 0:
             raise UsageError(f"simplify's timeout_s must be positive, not {self.timeout_s}")
 
-    def call(self, model: ir.Model) -> StageResult:
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
         if self.tool == "none":
-            return StageResult(model, modified=False, record={"tool": "none"})
+            return PassResult(model, modified=False, record={"tool": "none"})
         tools, notes = _tools(model, self.tool)
         for tool in tools:
             try:
@@ -62,9 +62,9 @@ class Simplify(Stage):
             record: dict[str, object] = {"tool": tool, "nodes_before": len(model.graph)}
             if modified:
                 model.graph = graph
-            return StageResult(model, modified, tuple(notes), record={**record, "nodes_after": len(graph)})
+            return PassResult(model, modified, tuple(notes), record={**record, "nodes_after": len(graph)})
         notes.append("the model is left as it is")
-        return StageResult(model, modified=False, notes=tuple(notes), record={"tool": "none"})
+        return PassResult(model, modified=False, notes=tuple(notes), record={"tool": "none"})
 
 
 class _UnusableError(Exception):

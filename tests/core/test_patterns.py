@@ -13,9 +13,11 @@ from onnx import helper
 from onnxdecomp_passes.quantize import Quantize
 
 import onnxdecomp
+from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.core.patterns import literal, matches
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
+from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.runtime.session import inputs_of, open_session
 from tests.cli.small import Outcome, command
 from tests.graph.builders import info, model, nested, rng
@@ -104,7 +106,8 @@ def test_a_layer_in_a_subgraph_by_the_name_that_inspect_shows(tmp_path: Path) ->
 def test_what_quantization_leaves_out(file: Path) -> None:
     feeds = read_feeds({"x": rng().standard_normal((8, 16)).astype(np.float32)}, onnxdecomp_inputs(file))
     working = ir.load(file)
-    Quantize(kind="int8", exclude=(NAMES[0], "head"), weight_bits="7", calibration=feeds)(working)
+    stage = Quantize(kind="int8", exclude=(NAMES[0], "head"), weight_bits="7")
+    stage.run(working, PassContext(calibration=Calibration(feeds)))
     floats = {
         node.name
         for node in working.graph

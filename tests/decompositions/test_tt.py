@@ -66,8 +66,9 @@ def exact(case: Case, options: dict[str, Any]) -> list[str]:
     """The nodes at full rank, whose outputs in ONNX Runtime are the original's; none where tt refuses."""
     expected = run(case.model, case.feeds)
     model, result = decompose(case, method="tt", rank="1.0", options={"tt": options})
-    choice = result.record["plan"]["choices"][0]  # type: ignore[index]
-    assert bool(result.rewritten) == (choice["method"] is not None) == (not choice["reason"])
+    assert result.plan is not None
+    choice = result.plan.choices[0]
+    assert bool(result.rewritten) == (choice.method is not None) == (not choice.reason)
     (before,), (after,) = expected, run(model, case.feeds)
     assert after.shape == before.shape
     assert after.dtype == before.dtype

@@ -100,10 +100,13 @@ def test_its_numbers_and_multiplications_count() -> None:
     (site,), _ = find(ir.from_proto(case.model))
     assert site.layer.weight.shape == (48, 16)
     _, result = rewrite(case, rank="4")
-    (choice,) = result.record["plan"]["choices"]  # type: ignore[index]
-    assert choice["before"]["params"] == 16 * 48
-    assert choice["after"]["params"] == 4 * (16 + 48)
-    assert choice["before"]["macs"] / choice["after"]["macs"] == 3
+    assert result.plan is not None
+    (choice,) = result.plan.choices
+    assert choice.before is not None
+    assert choice.after is not None
+    assert choice.before.params == 16 * 48
+    assert choice.after.params == 4 * (16 + 48)
+    assert choice.before.macs / choice.after.macs == 3
 
 
 def test_names() -> None:

@@ -19,7 +19,8 @@ from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.graph.load import load
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
-from onnxdecomp.pipeline.base import StageResult
+from onnxdecomp.pipeline.base import PassContext, PassResult
+from onnxdecomp.search.plan import Cost
 from tests.layers.layers import Case, make, run
 from tests.layers.more_layers import MICROSOFT
 
@@ -30,10 +31,11 @@ def normal(*shape: int) -> Array:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def rewrite(source: Case | onnx.ModelProto | ir.Model, **options: Any) -> tuple[ir.Model, StageResult]:
+def rewrite(source: Case | onnx.ModelProto | ir.Model, **options: Any) -> tuple[ir.Model, PassResult]:
     proto = source.model if isinstance(source, Case) else source
     model = proto if isinstance(proto, ir.Model) else ir.from_proto(proto)
-    result = Decompose(**{"method": "svd", "rank": "1.0", "must_save": "none", **options}).call(model)
+    context = PassContext(calibration=options.pop("calibration", None))
+    result = Decompose(**{"method": "svd", "rank": "1.0", "must_save": "none", **options}).run(model, context)
     return model, result
 
 
@@ -41,8 +43,9 @@ def reason(case: Case, **options: Any) -> str:
     """Why the model's only layer stays."""
     _, result = rewrite(case, **options)
     assert not result.rewritten
-    (choice,) = result.record["plan"]["choices"]  # type: ignore[index]
-    return str(choice["reason"])
+    assert result.plan is not None
+    (choice,) = result.plan.choices
+    return choice.reason
 
 
 def assert_same(
@@ -220,10 +223,11 @@ def test_an_embedding_is_judged_by_its_parameters() -> None:
     assert "a lookup none" in reason(case, must_save="both", rank="8")
     assert "1.31x the parameters" in reason(case, must_save="macs", rank="40")
     _, result = rewrite(case, rank="8")
-    (choice,) = result.record["plan"]["choices"]  # type: ignore[index]
-    assert choice["before"] == {"params": 128 * 40, "macs": 0}
+    assert result.plan is not None
+    (choice,) = result.plan.choices
+    assert choice.before == Cost(128 * 40, 0)
     # one batch of 32 indices is assumed where the model leaves the sequence free
-    assert choice["after"] == {"params": 8 * (128 + 40), "macs": 32 * 8 * 40}
+    assert choice.after == Cost(8 * (128 + 40), 32 * 8 * 40)
 
 
 def test_gathers_that_are_no_embeddings() -> None:

@@ -12,7 +12,7 @@ from onnxdecomp_passes.decompose import Decompose
 
 from onnxdecomp.decompositions.registry import names
 from onnxdecomp.layers.lowering_check import check_lowering
-from onnxdecomp.pipeline.base import StageResult
+from onnxdecomp.pipeline.base import PassResult
 from tests.layers.layers import Case, convolutions, gemms, matmuls, run
 
 METHODS = names()
@@ -20,7 +20,7 @@ FEWER = settings(max_examples=max(5, settings().max_examples // 5))
 """For tests of every method: between them they see an attribute as often as the other tests do."""
 
 
-def decompose(case: Case, **options: Any) -> tuple[ir.Model, StageResult]:
+def decompose(case: Case, **options: Any) -> tuple[ir.Model, PassResult]:
     model = ir.from_proto(case.model)
     result = Decompose(must_save="none", **options).call(model)
     return model, result
@@ -30,9 +30,10 @@ def assert_exact(case: Case, method: str, tolerance: float = 1e-4) -> None:
     """Decomposed at full rank, or refused with a reason; either way the outputs are the original's."""
     expected = run(case.model, case.feeds)
     model, result = decompose(case, method=method, rank="1.0")
-    choice = result.record["plan"]["choices"][0]  # type: ignore[index]
-    assert bool(result.rewritten) == bool(choice["method"])
-    assert result.rewritten or choice["reason"], choice
+    assert result.plan is not None
+    choice = result.plan.choices[0]
+    assert bool(result.rewritten) == bool(choice.method)
+    assert result.rewritten or choice.reason, choice
     actual = run(model, case.feeds)
     for before, after in zip(expected, actual, strict=True):
         assert after.shape == before.shape

@@ -17,7 +17,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.save import save
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
-from onnxdecomp.pipeline.base import StageResult
+from onnxdecomp.pipeline.base import PassResult
 from tests.layers.layers import run
 
 RNG = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def model(
     return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, **options)
 
 
-def rewrite(proto: onnx.ModelProto, **options: Any) -> tuple[ir.Model, StageResult]:
+def rewrite(proto: onnx.ModelProto, **options: Any) -> tuple[ir.Model, PassResult]:
     converted = ir.from_proto(proto)
     options = {"method": "tucker", "rank": "1.0", "must_save": "none", **options}
     result = Decompose(**options).call(converted)
@@ -227,7 +227,8 @@ def overridable(ir_version: int) -> onnx.ModelProto:
 def test_an_overridable_initializer_is_left_alone() -> None:
     _, result = rewrite(overridable(8))
     assert not result.rewritten
-    assert "--freeze-initializers" in result.record["plan"]["choices"][0]["reason"]  # type: ignore[index]
+    assert result.plan is not None
+    assert "--freeze-initializers" in result.plan.choices[0].reason
 
 
 def test_an_overridable_initializer_is_taken_when_asked() -> None:
@@ -263,7 +264,8 @@ def test_reasons(weight: Array, reason: str) -> None:
     if weight.shape[1] == 1:
         node.attribute.append(helper.make_attribute("group", 8))
     _, result = rewrite(model([node], [tensor("w", weight)]))
-    assert reason in result.record["plan"]["choices"][0]["reason"]  # type: ignore[index]
+    assert result.plan is not None
+    assert reason in result.plan.choices[0].reason
 
 
 def test_a_computed_weight_is_no_layer() -> None:
@@ -283,7 +285,8 @@ def test_a_weight_that_is_not_finite(value: float) -> None:
     bad[0, 0, 0, 0] = value
     _, result = rewrite(model([conv("x", "w", "y", "one")], [tensor("w", bad)]))
     assert not result.rewritten
-    assert "NaN or infinite" in result.record["plan"]["choices"][0]["reason"]  # type: ignore[index]
+    assert result.plan is not None
+    assert "NaN or infinite" in result.plan.choices[0].reason
 
 
 @pytest.mark.parametrize(

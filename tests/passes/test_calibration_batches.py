@@ -9,6 +9,7 @@ from onnxdecomp_passes.decompose import Decompose
 
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.pipeline.base import PassContext
 from tests.calibration.small import conv, normal
 from tests.runtime.small import model as make
 from tests.runtime.small import value
@@ -22,5 +23,5 @@ def test_a_later_larger_input_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     feeds = Feeds([{"x": x} for x in [*[small] * 40, large]], "here", stackable=True)
     monkeypatch.setattr("onnxdecomp.calibration.statistics._HELD", 2 * large.size)
     sites = Decompose(rank="2", method="svd").plan(model)[1]
-    calibration, _ = Decompose(calibration=Calibration(feeds))._calibration(model, sites)
+    calibration, _ = Decompose()._calibration(model, sites, PassContext(calibration=Calibration(feeds)))
     assert calibration.batch == 2

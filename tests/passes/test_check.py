@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -15,10 +17,24 @@ from onnxdecomp_passes.check import Check
 import onnxdecomp
 from onnxdecomp.errors import ModelError
 from onnxdecomp.pipeline import pipeline
-from onnxdecomp.pipeline.base import StageResult
+from onnxdecomp.pipeline.base import Pass, PassContext, PassResult
 from tests.passes.graphs import model
 
 node = helper.make_node
+
+
+@dataclass(frozen=True)
+class Damage(Pass):
+    """Do to a model what no pass may."""
+
+    name: ClassVar[str] = "damage"
+    summary: ClassVar[str] = "Damage the model"
+
+    how: Callable[[ir.Model], None]
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        self.how(model)
+        return PassResult(model, modified=True)
 
 
 def two_matmuls() -> onnx.ModelProto:
@@ -35,7 +51,7 @@ def test_a_valid_model_passes_unchanged(capfd: pytest.CaptureFixture[str]) -> No
     subject = ir.from_proto(two_matmuls())
     before = ir.to_proto(subject).SerializeToString()
     result = Check()(subject)
-    assert isinstance(result, StageResult)
+    assert isinstance(result, PassResult)
     assert (result.modified, result.notes) == (False, ())
     assert ir.to_proto(subject).SerializeToString() == before
     assert capfd.readouterr() == ("", "")
@@ -107,10 +123,8 @@ def raise_ir_version(subject: ir.Model) -> None:
 )
 def test_what_came_in_must_go_out(damage: Callable[[ir.Model], None], what: str) -> None:
     subject = ir.from_proto(two_matmuls())
-    pipeline.run(subject, [])
-    damage(subject)
     with pytest.raises(ModelError, match=f"its {what} were .* and are"):
-        Check()(subject)
+        pipeline.run(subject, [Damage(damage), Check()])
 
 
 def test_names_that_were_shared_before_may_be() -> None:
@@ -139,7 +153,7 @@ def test_what_onnxruntime_loads_passes_with_a_note() -> None:
     proto = two_matmuls()
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     result = Check()(ir.from_proto(proto))
-    assert isinstance(result, StageResult)
+    assert isinstance(result, PassResult)
     assert "onnx's checker objects" in result.notes[0]
 
 

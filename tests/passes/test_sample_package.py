@@ -58,7 +58,7 @@ def test_it_runs_in_a_pipeline_given_by_a_file(
     assert pipeline.available()["drop-dropout"].distribution == "sample-passes 1.2.3"
     seen: list[str] = []
     subject = with_dropouts()
-    result = pipeline.run(subject, pipeline.build(config), seen.append)
+    result = pipeline.run(subject, pipeline.build(config), on_pass=seen.append)
     assert seen == ["drop-dropout", "normalise", "check"]
     assert op_types(subject)["Dropout"] == 1
     assert result.modified == ("drop-dropout",)

@@ -17,7 +17,7 @@ from onnxdecomp_passes._skeleton import put_back, skeleton
 from onnxdecomp_passes.simplify import Simplify
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.pipeline.base import StageResult
+from onnxdecomp.pipeline.base import PassResult
 from tests.passes.graphs import Array, close, model, op_types, run
 
 node = helper.make_node
@@ -70,20 +70,20 @@ def rich_model(**more: Any) -> onnx.ModelProto:
 @pytest.fixture(scope="module", params=["onnxsim", "onnxscript"])
 def simplified(
     request: pytest.FixtureRequest,
-) -> tuple[onnx.ModelProto, ir.Model, StageResult, ir.Model]:
+) -> tuple[onnx.ModelProto, ir.Model, PassResult, ir.Model]:
     """The rich model, its clone's simplification and the result, and the untouched ir.Model."""
     proto = rich_model()
     original = ir.from_proto(proto)
     subject = original.clone()
     result = Simplify(tool=request.param)(subject)
-    assert isinstance(result, StageResult)
+    assert isinstance(result, PassResult)
     assert result.model is subject
     assert result.notes == ()
     assert result.record["tool"] == request.param
     return proto, subject, result, original
 
 
-Simplified = tuple[onnx.ModelProto, ir.Model, StageResult, ir.Model]
+Simplified = tuple[onnx.ModelProto, ir.Model, PassResult, ir.Model]
 
 
 def test_simplified_computes_the_same(simplified: Simplified) -> None:
@@ -185,7 +185,7 @@ def test_a_misbehaving_tool_is_not_believed(
     subject = ir.from_proto(rich_model())
     before = ir.to_proto(subject).SerializeToString()
     result = Simplify(timeout_s=1.0 if behaviour == "hang" else 60.0)(subject)
-    assert isinstance(result, StageResult)
+    assert isinstance(result, PassResult)
     assert result.notes == (
         f"onnxsim could not be used: {BAD[behaviour]}",
         f"onnxscript could not be used: {BAD[behaviour]}",
@@ -199,7 +199,7 @@ def test_a_misbehaving_tool_is_not_believed(
 def test_onnxscript_steps_in_for_onnxsim(bad_worker: Callable[[str], None]) -> None:
     bad_worker("fails for onnxsim only")
     result = Simplify()(ir.from_proto(rich_model()))
-    assert isinstance(result, StageResult)
+    assert isinstance(result, PassResult)
     assert result.notes == ("onnxsim could not be used: ValueError: an honest error",)
     assert result.record["tool"] == "onnxscript"
 
@@ -226,7 +226,7 @@ def test_control_flow_goes_to_onnxscript_and_weights_back_into_subgraphs() -> No
     proto = model(nodes, {"x": ["N", 40]}, ["y"], {"zero": np.zeros((), np.float32)})
     subject = ir.from_proto(proto)
     result = Simplify()(subject)
-    assert isinstance(result, StageResult)
+    assert isinstance(result, PassResult)
     assert result.notes == (
         "the model has control flow, which onnxsim would unroll; onnxscript's optimizer is used in its place",
     )
@@ -255,7 +255,7 @@ def test_functions_stay() -> None:
     subject = ir.from_proto(proto)
     kept = list(subject.functions.values())
     result = Simplify()(subject)
-    assert isinstance(result, StageResult)
+    assert isinstance(result, PassResult)
     assert "functions of its own" in result.notes[0]
     assert [n.op_type for n in subject.graph][-1] == "Linear"
     assert list(subject.functions.values()) == kept

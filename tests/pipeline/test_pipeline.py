@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +18,9 @@ from onnxdecomp.cli.passes import command
 from onnxdecomp.core import plugins
 from onnxdecomp.errors import GateError, ModelError, OnnxDecompError, UsageError
 from onnxdecomp.pipeline import pipeline
-from onnxdecomp.pipeline.base import Stage, StageResult, option
+from onnxdecomp.pipeline.base import Need, Pass, PassContext, PassResult, option
+from onnxdecomp.quantization.bounds import Memory
+from onnxdecomp.search.plan import Plan
 from onnxdecomp.workflow.compress import compress
 from tests.passes.graphs import model
 
@@ -27,7 +29,7 @@ NOWHERE = Path("nowhere")
 
 
 @dataclass(frozen=True)
-class Probe(Stage):
+class Probe(Pass):
     """A stage with an option of every kind, that does what it is told."""
 
     name: ClassVar[str] = "probe"
@@ -42,10 +44,10 @@ class Probe(Stage):
     file: Path = option(NOWHERE, "a path")  # noqa: RUF009
     fail: Exception | None = None
 
-    def call(self, model: ir.Model) -> StageResult:
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
         if self.fail is not None:
             raise self.fail
-        return StageResult(model, self.flag, notes=("noted",), record={"number": self.number})
+        return PassResult(model, self.flag, notes=("noted",), record={"number": self.number})
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Picky(Probe):
 
 
 @dataclass(frozen=True)
-class Namesake(Stage):
+class Namesake(Pass):
     """Has options that are called what other stages' properties are."""
 
     name: ClassVar[str] = "namesake"
@@ -67,18 +69,18 @@ class Namesake(Stage):
     searches: bool = option(True, "yes or no")
     target: str = option("the moon", "a word")
 
-    def call(self, model: ir.Model) -> StageResult:
-        return StageResult(model, False, record={"precision": self.precision})
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        return PassResult(model, False, record={"precision": self.precision})
 
 
-class NotAStage:
+class NotAPass:
     pass
 
 
 PASSES = {"probe": f"{HERE}:Probe", "picky": f"{HERE}:Picky"}
 NAMESAKE = {"namesake": f"{HERE}:Namesake"}
 RIVAL = {"probe": f"{HERE}:Probe"}
-ODD = {"odd": f"{HERE}:NotAStage", "lost": "no_such_module:Class"}
+ODD = {"odd": f"{HERE}:NotAPass", "lost": "no_such_module:Class"}
 
 
 class Dist:
@@ -148,7 +150,7 @@ def test_options_come_from_the_configuration_and_overrides_win(
         ({"pipeline": ["probe"], "probe": {"fail": "x"}}, "no option 'fail'"),
         ({"pipeline": ["decompose"], "decompose": {"size": 3}}, "no option 'size'"),
         ({"pipeline": ["quantize"], "quantize": {"limit": 0.5}}, "no option 'limit'"),
-        ({"pipeline": ["odd"]}, "is not a dataclass derived from onnxdecomp.pipeline.base.Stage"),
+        ({"pipeline": ["odd"]}, "is not a dataclass derived from onnxdecomp.pipeline.base.Pass"),
         ({"pipeline": ["lost"]}, "'lost' of third 1.0 cannot be imported: No module named"),
     ],
 )
@@ -189,7 +191,7 @@ def test_a_broken_package_harms_only_who_uses_it(register: Callable[..., None]) 
 def test_a_run_gathers_what_the_stages_say() -> None:
     seen: list[str] = []
     subject = empty_model()
-    result = pipeline.run(subject, [Probe(number=7), Probe(flag=True)], seen.append)
+    result = pipeline.run(subject, [Probe(number=7), Probe(flag=True)], on_pass=seen.append)
     assert result.model is subject
     assert seen == ["probe", "probe"]
     assert result.notes == ("probe: noted", "probe: noted")
@@ -207,7 +209,7 @@ def test_a_run_gathers_what_the_stages_say() -> None:
     ],
 )
 def test_errors_are_one_line_that_names_the_pass(
-    stage: Stage, kind: type[OnnxDecompError], message: str
+    stage: Pass, kind: type[OnnxDecompError], message: str
 ) -> None:
     with pytest.raises(kind, match=message) as caught:
         pipeline.run(empty_model(), [stage])
@@ -244,3 +246,65 @@ def test_names_of_options_mean_nothing_to_a_run(
     result = compress(subject, config=config, rank="4", bench=False)
     assert result.record["passes"]["namesake"] == {"precision": options.get("precision", "none")}
     assert [choice.ranks for choice in result.plan.decomposed] == [(4,)]
+
+
+@dataclass(frozen=True)
+class Curious(Pass):
+    """Asks for a plan, and says what it was given."""
+
+    name: ClassVar[str] = "curious"
+    summary: ClassVar[str] = "Look at the context"
+
+    @property
+    def uses(self) -> frozenset[Need]:
+        return frozenset(("plan",))
+
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        given = [f.name for f in fields(context) if getattr(context, f.name) is not None]
+        return PassResult(
+            model, False, plan=context.plan, record={"given": given}, opset=18, precision="fp16"
+        )
+
+
+def test_a_pass_gets_what_it_asks_for_and_what_it_says_reaches_the_result() -> None:
+    context = PassContext(plan=Plan(()), memory=Memory(), original_bytes=3, seed=4)
+    seen: list[PassContext] = []
+
+    @dataclass(frozen=True)
+    class Later(Pass):
+        name: ClassVar[str] = "later"
+        summary: ClassVar[str] = "Look at the interface"
+
+        @property
+        def needs(self) -> frozenset[Need]:
+            return frozenset(("interface",))
+
+        def run(self, model: ir.Model, context: PassContext) -> PassResult:
+            seen.append(context)
+            return PassResult(model, False)
+
+    done = pipeline.run(empty_model(), [Curious(), Later()], context)
+    assert (done.plan, done.precision, done.precisions) == (Plan(()), "fp16", {"curious": "fp16"})
+    assert done.record == {"curious": {"given": ["plan", "provider", "seed", "spectra"]}, "later": {}}
+    assert (seen[0].plan, seen[0].memory, seen[0].original_bytes, seen[0].seed) == (None, None, None, 4)
+    assert seen[0].interface is not None
+    assert seen[0].interface.opsets == {"": 18}
+    assert Curious().run(empty_model(), PassContext()).record == {"given": ["provider", "seed", "spectra"]}
+
+
+def test_every_need_is_a_field_of_the_context() -> None:
+    empty = {f.name: f.default for f in fields(PassContext)}
+    assert all(empty[need] is None for need in get_args(Need))
+    full = PassContext(**{need: object() for need in get_args(Need)})  # type: ignore[arg-type]
+    for need in get_args(Need):
+        left = full.only((need,))
+        assert [other for other in get_args(Need) if getattr(left, other) is not None] == [need]
+
+
+def test_a_pass_without_the_contract_is_named() -> None:
+    class Odd(Probe):
+        def run(self, model: ir.Model, context: PassContext) -> PassResult:
+            return ir.passes.PassResult(model, False)  # type: ignore[return-value]
+
+    with pytest.raises(ModelError, match=r"pass probe failed: Odd\.run returns a PassResult of onnx_ir"):
+        pipeline.run(empty_model(), [Odd()])

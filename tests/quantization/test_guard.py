@@ -11,8 +11,10 @@ import pytest
 from onnx import helper
 from onnxdecomp_passes.quantize import KEY, Quantize
 
+from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.quantization import guard
 from onnxdecomp.quantization.bounds import HARMED, Bounds, Memory
 from onnxdecomp.quantization.distance import distance
@@ -251,16 +253,17 @@ def test_the_ladder_is_climbed_once_in_a_run(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("int8", "distance"):
         monkeypatch.setattr(guard, name, noted(name))
     model = network(1e5, before=False)
-    stage = Quantize(kind="int8", calibration=feeds(), memory=Memory())
-    stage.quantized(model)
+    stage = Quantize(kind="int8")
+    context = PassContext(calibration=Calibration(feeds()), memory=Memory())
+    stage.quantized(model, context)
     climbed = counted.count("int8")
     assert climbed > 1
     counted.clear()
     for _ in range(3):
-        assert products_in_8_bits(stage.quantized(model)) == ["product"]
+        assert products_in_8_bits(stage.quantized(model, context)) == ["product"]
     assert counted == ["int8"] * 3
     counted.clear()
-    done = stage.call(model)
+    done = stage.run(model, context)
     assert counted == ["int8", "distance"]
     assert "add, sub in floating point: with more in 8 bits the outputs were off by" in done.notes[0]
     assert done.record["kept"] == ["add", "sub"]

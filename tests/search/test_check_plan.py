@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 import pytest
 from onnxdecomp_passes.decompose import Decompose
 
+from onnxdecomp.core.chain import Convolve
 from onnxdecomp.errors import UsageError
+from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.search.plan import Plan
 from tests.search.test_select import net
 
@@ -44,9 +45,9 @@ def changed(**choice: Any) -> dict[str, Any]:
 def test_what_a_layer_cannot_be_given(
     choice: dict[str, Any], fragments: tuple[str, ...], planned_only: bool
 ) -> None:
-    stage = Decompose(given=Plan.from_json(changed(**choice)))
+    stage, given = Decompose(), PassContext(plan=Plan.from_json(changed(**choice)))
     with pytest.raises(UsageError) as raised:
-        (stage.plan if planned_only else stage)(ir.from_proto(net()))
+        (stage.plan if planned_only else stage.run)(ir.from_proto(net()), given)
     assert [fragment for fragment in fragments if fragment not in str(raised.value)] == []
 
 
@@ -54,7 +55,7 @@ def test_a_method_that_refuses_the_layer() -> None:
     refused = changed(layer="fc", method="spatial", options={})
     refused["choices"] = refused["choices"][:2]
     with pytest.raises(UsageError, match=r"'fc': spatial does not take it"):
-        Decompose(given=Plan.from_json(refused)).plan(ir.from_proto(net()))
+        Decompose().plan(ir.from_proto(net()), PassContext(plan=Plan.from_json(refused)))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,9 @@ def test_what_is_no_plan(choice: dict[str, Any], fragment: str) -> None:
 
 
 def test_the_largest_ranks_are_taken() -> None:
-    result = Decompose(given=Plan.from_json(changed(ranks=[16])))(ir.from_proto(net()))
-    (two,) = (done for done in result.rewritten if done.site.layer.name == "two")  # type: ignore[attr-defined]
-    assert replace(two.chain.steps[0], label="").weight.shape[0] == 16
+    given = PassContext(plan=Plan.from_json(changed(ranks=[16])))
+    result = Decompose().run(ir.from_proto(net()), given)
+    (two,) = (done for done in result.rewritten if done.site.layer.name == "two")
+    first = two.chain.steps[0]
+    assert isinstance(first, Convolve)
+    assert first.weight.shape[0] == 16

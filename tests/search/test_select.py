@@ -16,6 +16,7 @@ import onnxdecomp
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
+from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.runtime.session import TensorSpec
 from onnxdecomp.search.keep_layers import without
 from onnxdecomp.search.plan import Plan
@@ -74,8 +75,8 @@ def totals(plan: Plan) -> dict[str, tuple[int, int]]:
 
 
 def search(target: str, **options: Any) -> tuple[Plan, SearchRecord]:
-    options = {"method": "tucker,svd", "skip_below": 0.0, "calibration": CALIBRATION, **options}
-    found, _ = Decompose(target=target, **options).plan(ir.from_proto(net()))
+    stage = Decompose(target=target, **{"method": "tucker,svd", "skip_below": 0.0, **options})
+    found, _ = stage.plan(ir.from_proto(net()), PassContext(calibration=CALIBRATION))
     assert found.record is not None
     return found.plan, found.record
 
@@ -188,7 +189,6 @@ def test_the_goal_where_none_is_named() -> None:
     assert Decompose().goal == "error=0.05"
     assert Decompose(target="macs=2x").goal == "macs=2x"
     assert not Decompose(rank="4").searches
-    assert not Decompose(given=Plan(())).searches
 
 
 def test_a_rank_and_a_target_exclude_each_other() -> None:

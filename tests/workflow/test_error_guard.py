@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxdecomp
 from onnxdecomp.errors import GateError, UsageError
 from onnxdecomp.search.plan import Choice, Cost, Plan
+from onnxdecomp.search.search_record import CandidateRecord, Expected, LayerCandidates, Measured, SearchRecord
 from onnxdecomp.search.tighten import tighter
 from tests.cli.small import command, files
 
@@ -152,34 +153,27 @@ def test_layers_give_way_before_quantization(model: Path) -> None:
     assert "quantize" in held.record["passes"]
 
 
-def searched(*losses: float) -> tuple[Plan, dict[str, Any]]:
+def searched(*losses: float) -> tuple[Plan, SearchRecord]:
     """A plan of layers "0", "1", … at rank 1, and what a search weighed: each further rank halves it."""
     choices = [
         Choice(str(k), "", "MatMul", "svd", {"left": 1}, (1,), before=Cost(100, 100), after=Cost(10, 10))
         for k in range(len(losses))
     ]
-    layers = [
-        {
-            "layer": str(k),
-            "graph": "",
-            "part": None,
-            "candidates": [
-                {
-                    "method": "svd",
-                    "options": {"order": "out"},
-                    "ranks": [rank],
-                    "params": 20 * rank,
-                    "macs": 20 * rank,
-                    "loss": loss,
-                    "output_loss": loss / 2 ** (rank - 1),
-                    "part": None,
-                }
+    layers = tuple(
+        LayerCandidates(
+            *(str(k), "", 100, None, ()),
+            tuple(
+                CandidateRecord(
+                    *("svd", {"order": "out"}, (rank,), 20 * rank, 20 * rank),
+                    *(loss, loss / 2 ** (rank - 1), None),
+                )
                 for rank in (1, 2, 3, 4)
-            ],
-        }
+            ),
+        )
         for k, loss in enumerate(losses)
-    ]
-    return Plan((*choices, Choice("last", "", "MatMul", reason="too small"))), {"layers": layers}
+    )
+    weighed = SearchRecord(Expected(sum(losses), 0.0, 0.0, None), Measured(None), None, 4, (), (), layers)
+    return Plan((*choices, Choice("last", "", "MatMul", reason="too small"))), weighed
 
 
 def expected(plan: Plan, losses: tuple[float, ...]) -> float:

@@ -133,14 +133,14 @@ def test_an_invalid_result_is_put_right_by_halves(tmp_path: Path, monkeypatch: p
     """A stage after the decomposition objects to one layer, without naming it."""
     from onnxdecomp_passes import check
 
-    real = check.Check.call
+    real = check.Check.run
 
-    def objecting(self: Any, model: Any) -> Any:
+    def objecting(self: Any, model: Any, context: Any) -> Any:
         if any(n.metadata_props.get("pkg.onnxdecomp.layer") == BAD for n in model.graph):
             raise check._bug("two nodes have one name")
-        return real(self, model)
+        return real(self, model, context)
 
-    monkeypatch.setattr(check.Check, "call", objecting)
+    monkeypatch.setattr(check.Check, "run", objecting)
     result = ran(tmp_path, rank="4")
     assert {layer.name: layer.status for layer in result.layers} == {"c1": "decomposed", "c2": "kept"}
     assert any("c2" in note and "not valid: two nodes" in note for note in result.notes)
@@ -153,7 +153,7 @@ def test_what_keeping_layers_does_not_mend_is_raised(tmp_path: Path, monkeypatch
     def defect(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(annotate.Annotate, "call", defect)
+    monkeypatch.setattr(annotate.Annotate, "run", defect)
     with pytest.raises(ModelError, match="annotate"):
         ran(tmp_path, rank="4")
     assert not (tmp_path / "out.onnx").exists()

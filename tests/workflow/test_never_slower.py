@@ -18,6 +18,7 @@ from onnxdecomp.latency.meter import Watch
 from onnxdecomp.pipeline.pipeline import PipelineResult
 from onnxdecomp.runtime.timing import Ratio, Summary
 from onnxdecomp.search.plan import Choice, Cost, Plan
+from onnxdecomp.search.search_record import CandidateRecord, Expected, LayerCandidates, Measured, SearchRecord
 from onnxdecomp.workflow import compress, never_slower
 from tests.cli.small import command, files, network
 
@@ -68,17 +69,15 @@ def plan_of(saved: Iterable[int]) -> Plan:
 class Runs:
     """Stands in for the pipeline: every layer of the plan is rewritten."""
 
-    search: dict[str, Any] | None = None
+    search: SearchRecord | None = None
     plans: list[Plan] = field(default_factory=list)
 
     def __call__(self, plan: Plan | None, quantized: bool = False) -> PipelineResult:
         assert plan is not None
         self.plans.append(plan)
-        record: dict[str, object] = {"plan": plan.to_json()}
-        if self.search is not None:
-            record["search"] = self.search
         model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=8)
-        return PipelineResult(model, rewritten=cast(Any, plan.decomposed), record={"decompose": record})
+        done = cast(Any, plan.decomposed)
+        return PipelineResult(model, rewritten=done, plan=plan, search=self.search)
 
     def settle(self, plan: Plan, timer: Fake, *, enabled: bool = True) -> never_slower.Settled:
         return never_slower.settle(self(plan), self, timer, enabled=enabled)
@@ -171,15 +170,16 @@ def test_what_a_timing_says_is_true_of_its_interval(
 
 
 def test_the_gain_of_what_was_chosen_decides_and_neither_the_macs_nor_the_fastest() -> None:
-    def weighed(name: str, part: float | None, **parts: float | None) -> dict[str, Any]:
-        candidates = [
-            {"method": "svd", "ranks": [int(rank[1:])], "part": part} for rank, part in parts.items()
-        ]
-        return {"layer": name, "graph": "", "part": part, "candidates": candidates}
+    def weighed(name: str, part: float | None, **parts: float | None) -> LayerCandidates:
+        candidates = tuple(
+            CandidateRecord("svd", {}, (int(rank[1:]),), 1, 1, 0.1, 0.1, part) for rank, part in parts.items()
+        )
+        return LayerCandidates(name, "", 1000, part, (), candidates)
 
     # "0" saves more MACs, and would gain most if it were given the fastest of its candidates.
-    timed = {"layers": [weighed("0", 0.5, r2=0.45, r1=0.01), weighed("1", 0.4, r2=0.3, r1=0.2)]}
-    runs = Runs(timed)
+    layers = (weighed("0", 0.5, r2=0.45, r1=0.01), weighed("1", 0.4, r2=0.3, r1=0.2))
+    expected, measured = Expected(0.2, 0.2, 0.0, 0.75), Measured(None)
+    runs = Runs(SearchRecord(expected, measured, 1.0, 4, (), (), layers))
     runs.settle(plan_of([900, 100]), watch(SLOWER, FASTER))
     assert runs.left == [["0", "1"], ["1"]]
 

@@ -21,9 +21,10 @@ from onnxdecomp_passes.quantize import Quantize
 import onnxdecomp
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
+from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.workflow import compress
-from onnxdecomp.workflow.resources import Gear, equip
+from onnxdecomp.workflow.context import RunContext, pass_context
 from tests.cli.small import Outcome, command, files, process
 from tests.workflow.test_never_slower import FASTER, SLOWER, Fake, result
 from tests.workflow.test_targets import filled
@@ -227,9 +228,9 @@ def test_a_plan_for_integer_kernels_is_not_that_of_the_unquantized_model(
     planned: list[bool] = []
     plan = Decompose.plan
 
-    def remembered(stage: Decompose, model: ir.Model) -> Any:
-        planned.append(stage.finish is not None)
-        return plan(stage, model)
+    def remembered(stage: Decompose, model: ir.Model, context: PassContext) -> Any:
+        planned.append(context.quantization is not None)
+        return plan(stage, model, context)
 
     monkeypatch.setattr(Decompose, "plan", remembered)
     done = onnxdecomp.compress(
@@ -278,14 +279,15 @@ def test_an_initializer_that_is_an_output_stays_as_it_is(folder: Path) -> None:
 
 def test_what_is_asked_reaches_the_quantizer_and_what_it_finds_the_next_run() -> None:
     data = Feeds(({"x": np.zeros((1, 4), np.float32)},) * 2, "test", labels=np.zeros(2, np.int64))
-    gear = Gear(*(Path("net.onnx"), data, data, 1, None, lambda *_: None, "cpu", 1, 0, None), max_error=0.2)
-    stages = (Quantize(kind="int8"), Decompose(target="drop=0.1,error=0.3"))
-    first, second = (equip(stages, gear, None)[0] for _ in range(2))
-    assert isinstance(first, Quantize)
-    assert isinstance(second, Quantize)
-    assert (first.limit, first.drop) == (0.2, 0.1)
-    assert first.labelled is not None
-    assert first.labelled.labels is not None
-    assert len(first.labelled.labels) == 1
+    run = RunContext(
+        *(Path("net.onnx"), data, data, 1, None, lambda *_: None, "cpu", 1, 0, None), max_error=0.2
+    )
+    quantize = Quantize(kind="int8")
+    passes = (quantize, Decompose(target="drop=0.1,error=0.3"))
+    first, second = (pass_context(passes, run, None).only(quantize.uses) for _ in range(2))
+    assert (first.max_error, first.max_drop) == (0.2, 0.1)
+    assert first.evaluation is not None
+    assert first.evaluation.labels is not None
+    assert len(first.evaluation.labels) == 1
     assert first.memory is not None
     assert first.memory is second.memory

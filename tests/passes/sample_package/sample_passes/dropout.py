@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxdecomp.pipeline.base import Stage, StageResult, option
+from onnxdecomp.pipeline.base import Pass, PassContext, PassResult, option
 
 
 @dataclass(frozen=True)
-class DropDropout(Stage):
+class DropDropout(Pass):
     """Remove Dropout nodes whose mask nobody reads."""
 
     name: ClassVar[str] = "drop-dropout"
@@ -19,7 +19,7 @@ class DropDropout(Stage):
 
     keep: tuple[str, ...] = option((), "names of nodes that stay")
 
-    def call(self, model: ir.Model) -> StageResult:
+    def run(self, model: ir.Model, context: PassContext) -> PassResult:
         removed = 0
         for node in list(model.graph):
             operand = node.inputs[0] if node.op_type == "Dropout" else None
@@ -29,4 +29,4 @@ class DropDropout(Stage):
             model.graph.remove(node, safe=True)
             removed += 1
         notes = (f"{removed} Dropout nodes removed",) if removed else ()
-        return StageResult(model, removed > 0, notes=notes, record={"removed": removed})
+        return PassResult(model, removed > 0, notes=notes, record={"removed": removed})
