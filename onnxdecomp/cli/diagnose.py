@@ -34,7 +34,7 @@ RUNTIMES = frozenset(
         "ort-nightly-gpu",
     }
 )
-"""Distributions that each bring a module `onnxruntime`: the one installed last wins."""
+"""Distributions that each bring a module `onnxruntime`: in one folder the one installed last wins."""
 
 _CUDA = ("cuda", "cudart", "cublas", "cublasLt", "cufft", "curand", "cudnn")
 
@@ -53,6 +53,15 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Runtime:
+    """An installed distribution that brings ONNX Runtime, and the folder that it is imported from."""
+
+    name: str
+    version: str
+    folder: str
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """The state of an installation.
 
@@ -62,7 +71,8 @@ class Diagnosis:
         cpu: The processor's name, the cores this process may use, and what of the instruction sets that
             matter here it has (empty where the system does not tell).
         packages: Version, or None where missing, of each package needed.
-        runtimes: Version of each installed distribution of ONNX Runtime; there should be one.
+        runtimes: Version of each installed distribution of ONNX Runtime; there should be one. Of one that
+            is installed in several folders, that which is imported.
         providers: What came of starting a session on each provider listed.
         cuda: Which of CUDA's libraries were found ("cuda" is the driver's); empty without a CUDA
             provider.
@@ -122,32 +132,45 @@ def diagnose(requested: Sequence[str] = ()) -> Diagnosis:
         system=platform.platform(),
         cpu={"name": environment.cpu(), "cores": environment.cores(), "features": cpu_features()},
         packages=packages,
-        runtimes=runtimes,
+        runtimes=dict(sorted((each.name, each.version) for each in reversed(runtimes))),
         providers=starts,
         cuda={name: _library_found(name) for name in _CUDA} if nvidia else {},
         problems=tuple(problems),
     )
 
 
-def installed_runtimes(distributions: Any) -> dict[str, str]:
-    """Name and version of those distributions that bring ONNX Runtime."""
-    found = {}
+def installed_runtimes(distributions: Any) -> tuple[Runtime, ...]:
+    """Those distributions that bring ONNX Runtime, in the order in which Python looks for them."""
+    found: dict[tuple[str, str], Runtime] = {}
     for distribution in distributions:
         name = re.sub(r"[-_.]+", "-", str(distribution.metadata["Name"] or "")).lower()
         if name in RUNTIMES:
-            found[name] = str(distribution.version)
-    return dict(sorted(found.items()))
+            folder = str(Path(str(distribution.locate_file(""))).resolve())
+            found.setdefault((name, folder), Runtime(name, str(distribution.version), folder))
+    return tuple(found.values())
 
 
-def _broken_runtime(runtimes: Mapping[str, str]) -> list[Problem]:
-    names = " ".join(runtimes)
-    best = next((name for name in runtimes if name != "onnxruntime"), "onnxruntime")
+def _broken_runtime(runtimes: Sequence[Runtime]) -> list[Problem]:
+    distinct = sorted({runtime.name for runtime in runtimes})
+    names = " ".join(distinct)
+    best = next((name for name in distinct if name != "onnxruntime"), "onnxruntime")
     problems = []
-    if len(runtimes) > 1:
+    folders = tuple(dict.fromkeys(runtime.folder for runtime in runtimes))
+    for folder in folders:
+        together = sorted(runtime.name for runtime in runtimes if runtime.folder == folder)
+        if len(together) > 1:
+            problems.append(
+                Problem(
+                    f"{' and '.join(together)} are installed over each other; one hides the other",
+                    f"pip uninstall -y {' '.join(together)} && pip install {best}",
+                )
+            )
+    if len(folders) > 1:
+        used, *others = (_listed(runtimes, folder) for folder in folders)
         problems.append(
             Problem(
-                f"{' and '.join(runtimes)} are installed over each other; one hides the other",
-                f"pip uninstall -y {names} && pip install {best}",
+                f"{used} is imported, and not {' or '.join(others)}",
+                "keep one: run pip uninstall with the Python whose folder it is, or shorten PYTHONPATH",
             )
         )
     if not runtimes:
@@ -162,6 +185,11 @@ def _broken_runtime(runtimes: Mapping[str, str]) -> list[Problem]:
             )
         )
     return problems
+
+
+def _listed(runtimes: Sequence[Runtime], folder: str) -> str:
+    found = (f"{each.name} {each.version}" for each in runtimes if each.folder == folder)
+    return f"{' with '.join(found)} in {folder}"
 
 
 def _import_failure() -> str | None:

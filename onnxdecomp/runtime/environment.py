@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,9 @@ def describe(provider: str | None, threads: int | None, *, ran: bool = False) ->
         ran: Whether a model was run: then it was on that provider, for a fallback is an error.
     """
     found = versions()
-    runtime = next((found[name] for name in ("onnxruntime-gpu", "onnxruntime") if name in found), None)
+    installed = next((found[name] for name in ("onnxruntime-gpu", "onnxruntime") if name in found), None)
+    # Of two that are installed the one that is imported counts.
+    runtime = getattr(sys.modules.get("onnxruntime"), "__version__", installed)
     return {
         "onnxruntime": runtime,
         "provider_requested": provider,

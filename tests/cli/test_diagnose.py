@@ -10,15 +10,15 @@ import pytest
 from click.testing import CliRunner
 
 from onnxdecomp.cli import diagnose as doctor
-from onnxdecomp.cli.diagnose import cpu_features, diagnose, installed_runtimes
+from onnxdecomp.cli.diagnose import Runtime, cpu_features, diagnose, installed_runtimes
 from onnxdecomp.cli.main import cli
 from onnxdecomp.errors import ProviderError, UsageError
-from onnxdecomp.runtime import providers
+from onnxdecomp.runtime import environment, providers
 
 
 def distribution(folder: Path, name: str, version: str) -> metadata.Distribution:
     info = folder / f"{name}.dist-info"
-    info.mkdir()
+    info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     return metadata.Distribution.at(info)
 
@@ -43,15 +43,44 @@ def test_two_runtimes_over_each_other(tmp_path: Path, monkeypatch: pytest.Monkey
         distribution(tmp_path, "onnxruntime_extensions", "0.15"),
     ]
     found = installed_runtimes(both)
-    assert found == {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"}
+    assert {each.name: each.version for each in found} == {
+        "onnxruntime": "1.30.0",
+        "onnxruntime-gpu": "1.31.1",
+    }
     monkeypatch.setattr(doctor, "installed_runtimes", lambda _: found)
-    (problem,) = (problem for problem in diagnose().problems if "over each other" in problem.what)
+    diagnosis = diagnose()
+    assert diagnosis.runtimes == {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"}
+    (problem,) = (
+        problem for problem in diagnosis.problems if "imported" in problem.what or "over" in problem.what
+    )
+    assert "are installed over each other" in problem.what
     assert problem.remedy == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+
+
+def test_runtimes_in_different_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first on the path is imported, and the others are whole: nothing lies over anything."""
+    found = installed_runtimes(
+        [
+            distribution(tmp_path / "user", "onnxruntime", "1.30.0"),
+            distribution(tmp_path / "system", "onnxruntime_gpu", "1.31.1"),
+            distribution(tmp_path / "old", "onnxruntime", "1.2.0"),
+        ]
+    )
+    monkeypatch.setattr(doctor, "installed_runtimes", lambda _: found)
+    diagnosis = diagnose()
+    assert diagnosis.runtimes == {"onnxruntime": "1.30.0", "onnxruntime-gpu": "1.31.1"}
+    (problem,) = (
+        problem for problem in diagnosis.problems if "imported" in problem.what or "over" in problem.what
+    )
+    assert problem.what == (
+        f"onnxruntime 1.30.0 in {tmp_path / 'user'} is imported, and not onnxruntime-gpu 1.31.1 in "
+        f"{tmp_path / 'system'} or onnxruntime 1.2.0 in {tmp_path / 'old'}"
+    )
 
 
 def test_an_empty_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", ModuleType("onnxruntime"))
-    monkeypatch.setattr(doctor, "installed_runtimes", lambda _: {"onnxruntime-gpu": "1.31.1"})
+    monkeypatch.setattr(doctor, "installed_runtimes", lambda _: (Runtime("onnxruntime-gpu", "1.31.1", "x"),))
     diagnosis = diagnose()
     assert not diagnosis.started("cpu")
     (problem,) = (problem for problem in diagnosis.problems if "is empty" in problem.what)
@@ -62,7 +91,7 @@ def test_an_empty_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "installed_runtimes", lambda _: {})
+    monkeypatch.setattr(doctor, "installed_runtimes", lambda _: ())
     diagnosis = diagnose()
     assert not diagnosis.started("cpu")
     assert any("ONNX Runtime is not installed" in problem.what for problem in diagnosis.problems)
@@ -92,3 +121,12 @@ def test_a_provider_that_does_not_start_is_exit_code_4(capfd: pytest.CaptureFixt
     starts = {start["provider"]: start["started"] for start in json.loads(result.stdout)["providers"]}
     assert starts == {**starts, "cpu": True, "cuda": False}
     assert capfd.readouterr().out == ""
+
+
+def test_a_record_names_the_runtime_that_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("onnxruntime")
+    module.__version__ = "0.0.1"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    described = environment.describe(None, None)
+    assert described["onnxruntime"] == "0.0.1"
+    assert "0.0.1" not in described["versions"].values()
