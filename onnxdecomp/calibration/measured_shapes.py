@@ -1,45 +1,68 @@
-"""Shapes of activations as they are in a run: for layers behind operators that no inference knows."""
+"""Shapes of activations as they are in a run: for layers whose sizes no inference tells."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.activations import Taps, open_taps
-from onnxdecomp.core.layer import Array, Dim
+from onnxdecomp.calibration.reachability import place_of, shapes_read
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.random_inputs import bindings, trial_of
 from onnxdecomp.errors import OnnxDecompError
+from onnxdecomp.graph.attributes import dims
 from onnxdecomp.layers.lowering_check.inputs import features_last
 from onnxdecomp.layers.site import Site
 from onnxdecomp.runtime.session import Feed
+
+_SECONDS = 5
+"""Of the search for random inputs that the model runs on."""
+
+_RANK_2 = ("Gemm", "FusedGemm")
+"""Operators that say of their input that it has two axes, whatever is known of it."""
 
 
 def with_seen_shapes(
     model: ir.Model, sites: Sequence[Site], shapes: Mapping[str, Sequence[int]] | None = None
 ) -> list[Site]:
-    """The sites, those whose activation has an unknown shape told what it was in a run on random inputs.
+    """The sites; where inference does not tell all sizes, with those of one run on random inputs.
+
+    If one layer needs the run, all layers whose sizes the model leaves free have those of the run, so that
+    their costs are at one and the same size of the inputs. Layers that did not run stay as they are.
 
     Args:
         model: The model.
-        sites: Its layers.
+        sites: Its layers, in any graph.
         shapes: Shapes of inputs by name; free dimensions are bound as `random_inputs` does, the batch to 1.
     """
-    sized = all(_known(value) for value in model.graph.inputs if not value.is_initializer())
-    unknown = [site for site in sites if _asks(site, sized)]
-    if not unknown:
+    symbols = {dim for value in model.graph.inputs for dim in dims(value) or () if isinstance(dim, str)}
+    if not any(_asks(site, symbols) for site in sites):
         return list(sites)
-    found = shapes_in_a_run(model, [str(site.x.name) for site in unknown], shapes)
-    asked = {id(site) for site in unknown}
+    unknown = {site.nodes[0]: place_of(site) for site in sites if _observable(site) and _free(site)}
+    found = _in_a_run(model, unknown, shapes)
     return [
-        replace(site, layer=replace(site.layer, seen_shape=_canonical(site, found[str(site.x.name)])))
-        if id(site) in asked and str(site.x.name) in found
+        replace(site, layer=replace(site.layer, seen_shape=_canonical(site, found[site.nodes[0]])))
+        if site.nodes[0] in found
         else site
         for site in sites
     ]
+
+
+def _in_a_run(
+    model: ir.Model, wanted: Mapping[ir.Node, int], shapes: Mapping[str, Sequence[int]] | None
+) -> dict[ir.Node, tuple[int, ...]]:
+    """What these inputs of nodes are like in one run on random inputs; nothing where none succeeds."""
+    try:
+        taps = open_taps(model, [str(value.name) for value in model.graph.outputs])
+        inputs = taps.specs()
+        found = bindings(inputs, trial_of(taps.run), count=1, shapes=_of(shapes, inputs), seconds=_SECONDS)
+        return {} if isinstance(found, str) else shapes_read(model, wanted, found[0].feed(inputs, (0,)))
+    except OnnxDecompError:  # judged elsewhere
+        return {}
 
 
 def largest_value(model: ir.Model, feed: Feed) -> int:
@@ -50,26 +73,14 @@ def largest_value(model: ir.Model, feed: Feed) -> int:
         for out in node.outputs
         if out.name and (out.type is None or isinstance(out.type, ir.TensorType))
     ]
-    sizes = shapes_in_a_run(model, tensors, feed=feed).values()
+    sizes = shapes_in_a_run(model, tensors, feed).values()
     return max((math.prod(shape) for shape in sizes), default=0)
 
 
-def shapes_in_a_run(
-    model: ir.Model,
-    names: Sequence[str],
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    *,
-    feed: Feed | None = None,
-) -> dict[str, tuple[int, ...]]:
-    """The shapes of values of the main graph in one run; none where no run succeeds.
+def shapes_in_a_run(model: ir.Model, names: Sequence[str], feed: Feed) -> dict[str, tuple[int, ...]]:
+    """The shapes of values of the main graph in a run on this feed; none where it fails.
 
     The values themselves do not leave the run, so that it takes no more memory than any other.
-
-    Args:
-        model: The model.
-        names: Of the values.
-        shapes: Of inputs by name, which otherwise are bound as `random_inputs` does, the batch to 1.
-        feed: The inputs, in place of random ones.
     """
     copy = model.clone()
     values = {value.name: value for value in _values(copy.graph)}
@@ -82,13 +93,7 @@ def shapes_in_a_run(
         asked[str(node.outputs[0].name)] = name
     try:
         taps = open_taps(copy, list(asked))
-        if feed is not None:
-            return _read(taps, taps.run(feed), asked)
-        inputs = taps.specs()
-        found = bindings(inputs, trial_of(taps.run), count=1, shapes=_of(shapes, inputs))
-        if isinstance(found, str):
-            return {}
-        return _read(taps, taps.run(found[0].feed(inputs, (0,))), asked)
+        return _read(taps, taps.run(feed), asked)
     except OnnxDecompError:  # judged elsewhere
         return {}
 
@@ -110,22 +115,31 @@ def _of(
     return None if shapes is None else {name: shape for name, shape in shapes.items() if name in names}
 
 
-def _known(value: ir.Value) -> bool:
-    """Whether no size is free, but for the first."""
-    return value.shape is not None and all(isinstance(dim, int) for dim in tuple(value.shape)[1:])
+def _observable(site: Site) -> bool:
+    """Whether the shape of the activation tells that of the canonical one."""
+    return site.form is None or site.form.rows or site.layer.lookup
 
 
-def _asks(site: Site, sized: bool) -> bool:
-    """Whether the shape is unknown, and not only because the model's inputs leave it free."""
-    if site.place.path or not (site.form is None or site.form.rows or site.layer.lookup):
+def _free(site: Site) -> bool:
+    """Whether the shape has any size that is no number, or only by assumption."""
+    shape = site.layer.input_shape
+    return shape is None or site.x.shape is None or not all(isinstance(dim, int) for dim in shape)
+
+
+def _asks(site: Site, symbols: Collection[str]) -> bool:
+    """Whether a size is unknown, and not one that the model's inputs leave free."""
+    if not _observable(site):
         return False
-    shape: tuple[Dim, ...] | None = site.layer.input_shape
-    if site.layer.lookup and site.x.shape is None:
-        return True
-    if shape is None or (site.x.shape is None and site.layer.op_type in ("Gemm", "FusedGemm")):
+    shape = site.layer.input_shape
+    if shape is None or (site.x.shape is None and (site.layer.lookup or site.layer.op_type in _RANK_2)):
         return True
     own = 1 if site.layer.conv is not None else len(shape) - 1
-    return sized and any(dim is None for axis, dim in enumerate(shape) if axis not in (0, own))
+    batch = 0 if site.layer.conv is not None else None  # rows may be those of all positions
+    return any(
+        not isinstance(dim, int) and dim not in symbols
+        for axis, dim in enumerate(shape)
+        if axis not in (batch, own)
+    )
 
 
 def _canonical(site: Site, shape: tuple[int, ...]) -> tuple[int, ...]:

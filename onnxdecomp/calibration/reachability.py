@@ -8,9 +8,11 @@ which nodes ran, in all graphs, and the shapes of what they were given.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -33,6 +35,9 @@ _EVENTS = 500_000
 UNREACHED = "no calibration input reaches it"
 """Why a layer is kept."""
 
+_Entries: TypeAlias = Sequence[Mapping[str, Sequence[int]]]
+"""Of each input or output that is there, its shape by its type."""
+
 _NAME = re.compile(r'"name" *: *"[^"]*?onnxdecomp_reach_(\d+)_[^"]*?_kernel_time"')
 
 
@@ -47,7 +52,7 @@ def unreached(model: ir.Model, sites: Sequence[Site], feeds: Feeds, *, batch: in
     """
     sizes, empty = _input_sizes(model), _has_empty(feeds)
     open_ones = [site for site in sites if empty or site.place.path or not _sized(site.x, sizes)]
-    wanted = {site.nodes[0]: _present(site.nodes[0]).index(site.x) for site in open_ones}
+    wanted = {site.nodes[0]: place_of(site) for site in open_ones}
     idle = wanted.keys() - reached(model, wanted, feeds, batch=batch)
     return [site.nodes[0] in idle for site in sites]
 
@@ -80,15 +85,49 @@ def reached(
     batches, size = feeds.batches(batch), 1
     try:
         while found < wanted.keys() and (group := _take(batches, min(size, most))):
-            for number, given, made in _trace(content, lent, group):
+            for number, *entries in _trace(content, lent, group):
                 ran.add(nodes[number])
                 at = wanted[nodes[number]]
+                given, made = map(_full, entries)
                 if all(made) if at is None else at < len(given) and given[at]:
                     found.add(nodes[number])
             size *= _GROWTH
     except ModelError:
         return set(wanted)
     return found | {node for node in wanted if node.graph is model.graph and node not in ran}
+
+
+def shapes_read(model: ir.Model, wanted: Mapping[ir.Node, int], feed: Feed) -> dict[ir.Node, tuple[int, ...]]:
+    """The shape of one input of each node in a run on one feed, the largest of several that it had.
+
+    Args:
+        model: It stays as it is.
+        wanted: Nodes of any graph, each with the place among the inputs that it has.
+        feed: The inputs.
+
+    Returns:
+        Without nodes that did not run, or that ONNX Runtime keeps no trace of.
+
+    Raises:
+        ModelError: The model does not run on the feed.
+    """
+    copy, numbers = _numbered(model, wanted)
+    nodes = {number: node for node, number in numbers.items()}
+    found: dict[ir.Node, tuple[int, ...]] = {}
+    lent = lend(copy)
+    for number, given, _ in _trace(ir.to_proto(copy).SerializeToString(), lent, [feed]):
+        node = nodes[number]
+        if wanted[node] >= len(given) or len(given[wanted[node]]) != 1:
+            continue
+        (shape,) = (tuple(sizes) for sizes in given[wanted[node]].values())
+        if node not in found or math.prod(shape) > math.prod(found[node]):
+            found[node] = shape
+    return found
+
+
+def place_of(site: Site) -> int:
+    """The activation's place among the inputs that the layer's first node has."""
+    return _present(site.nodes[0]).index(site.x)
 
 
 def valueless(model: ir.Model, feeds: Feeds) -> set[str]:
@@ -150,8 +189,8 @@ def _take(batches: Iterator[Feed], count: int) -> list[Feed]:
 
 def _trace(
     content: bytes, lent: Mapping[str, Array], feeds: Sequence[Feed]
-) -> Iterator[tuple[int, list[bool], list[bool]]]:
-    """Of every run of a numbered node: its number, and which of its inputs and outputs hold numbers."""
+) -> Iterator[tuple[int, _Entries, _Entries]]:
+    """Of every run of a numbered node: its number, and the shapes of its inputs and outputs."""
     with temporary_files.folder() as folder:
         opened = session.open_session(
             content,
@@ -169,8 +208,8 @@ def _trace(
                 if (named := _NAME.search(line)) is not None:
                     facts = json.loads(line.strip().rstrip(",")).get("args", {})
                     given, made = (facts.get(f"{way}put_type_shape", []) for way in ("in", "out"))
-                    yield int(named[1]), _full(given), _full(made)
+                    yield int(named[1]), given, made
 
 
-def _full(entries: Sequence[Mapping[str, Sequence[int]]]) -> list[bool]:
+def _full(entries: _Entries) -> list[bool]:
     return [all(0 not in shape for shape in entry.values()) for entry in entries]

@@ -48,7 +48,7 @@ def _layers(layers: Sequence[LayerRecord], *, shapes: bool = False) -> list[Rend
             *((_shape(layer.weight), _shape(layer.input or (None,))) if shapes else ()),
             _result(layer),
             params[index],
-            macs[index],
+            "?" if _unsized(layer) else macs[index],
             *(("" if layer.rel_error is None else f"{layer.rel_error:.2g}",) if errors else ()),
         )
         for index, layer in enumerate(layers)
@@ -61,6 +61,11 @@ def _result(layer: LayerRecord) -> str:
     if layer.method:
         return f"{layer.method} {','.join(map(str, layer.ranks))}"
     return "kept, repaired" if layer.repaired else "kept"
+
+
+def _unsized(layer: LayerRecord) -> bool:
+    """Whether a weight that was read meets an activation of unknown size."""
+    return layer.params.before is not None and layer.macs.before is None
 
 
 def _shape(shape: Sequence[int | str | None]) -> str:

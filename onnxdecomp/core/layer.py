@@ -85,7 +85,7 @@ class Layer:
             what factors are cast to in the end.
         lookup: A linear layer whose input is given as the indices of one-hot vectors (Gather from a table):
             its input_shape is that of the one-hot vectors, [*indices, S], and its product costs nothing.
-        seen_shape: What input_shape was in a run with a batch of 1, where no inference knows it.
+        seen_shape: What input_shape was in a run with a batch of 1, where inference does not know all of it.
     """
 
     name: str
@@ -133,6 +133,20 @@ class Layer:
     def params(self) -> int:
         """Numbers in the weight and the bias."""
         return int(self.weight.size) + (0 if self.bias is None else int(self.bias.size))
+
+    @property
+    def sized(self) -> bool:
+        """Whether the input's size is known, but for what the model leaves free: else MACs are a guess."""
+        if self.seen_shape is not None:
+            return True
+        if self.input_shape is None:
+            return False
+        rank = len(self.input_shape)
+        batch = {0} if self.conv is not None or rank > 2 else set()
+        known = batch | {1 if self.conv is not None else rank - 1}
+        if self.is_stack:
+            known |= {rank - 2 - axis for axis in range(1, self.weight.ndim - 1)}
+        return all(dim is not None for axis, dim in enumerate(self.input_shape) if axis not in known)
 
     def assumed_input_shape(self, batch: int = 1) -> tuple[int, ...]:
         """The input's shape with every free dimension bound: the first to `batch`, others to a usual size."""

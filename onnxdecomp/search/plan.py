@@ -34,6 +34,7 @@ class Choice:
         weight: The canonical weight's shape (see Layer); () where it could not be read.
         input: The activation's shape as far as it is known, or None.
         fixed: It was asked to stay: its numbers are not repaired either.
+        sized: The size of the activation is known (see Layer), and so are MACs: else they are a guess.
     """
 
     layer: str
@@ -48,6 +49,7 @@ class Choice:
     weight: tuple[int, ...] = ()
     input: tuple[Dim, ...] | None = None
     fixed: bool = False
+    sized: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def _choice(entry: Mapping[str, Any]) -> Choice:
         weight=tuple(int(size) for size in entry.get("weight", ())),
         input=None if entry.get("input") is None else tuple(entry["input"]),
         fixed=bool(entry.get("fixed", False)),
+        sized=bool(entry.get("sized", True)),
     )
 
 
@@ -127,6 +130,7 @@ def kept(layer: Layer, before: Cost, reason: str = "") -> Choice:
         before=before,
         weight=layer.weight.shape,
         input=layer.input_shape,
+        sized=layer.sized,
     )
 
 

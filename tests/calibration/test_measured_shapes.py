@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxdecomp import inspect
 from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.calibration.measured_shapes import largest_value, shapes_in_a_run, with_seen_shapes
+from onnxdecomp.cli.show import show_plan
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.layers.find import find
@@ -27,7 +28,7 @@ def ints(*values: int) -> Array:
 def padded() -> onnx.ModelProto:
     """A convolution behind a Pad whose pads torch's exporter computes: laid out anew, reversed and cast."""
     nodes = [
-        helper.make_node("Constant", [], ["p"], value=onnx.numpy_helper.from_array(ints(0, 1, 0, 1))),
+        helper.make_node("Constant", [], ["p"], value=numpy_helper.from_array(ints(0, 1, 0, 1))),
         helper.make_node("ConstantOfShape", ["four"], ["zeros"]),
         helper.make_node("Cast", ["zeros"], ["whole"], to=TensorProto.INT64),
         helper.make_node("Concat", ["p", "whole"], ["all"], axis=0),
@@ -115,8 +116,82 @@ def test_a_model_that_does_not_run_has_no_shapes() -> None:
     proto = behind_another_domain()
     proto.graph.node[0].op_type = "NobodyHasThis"
     model, sites = sites_of(proto)
-    assert shapes_in_a_run(model, ["h"]) == {}
+    assert shapes_in_a_run(model, ["h"], {"x": normal(1, 5, 8), "skip": normal(1, 5, 8)}) == {}
     assert with_seen_shapes(model, sites) == sites
+    assert not any(site.layer.sized for site in sites)
+
+
+def strided(batch: str | None) -> onnx.ModelProto:
+    """Free sizes: two convolutions of stride 2 in a row, and a product of all positions as rows."""
+    nodes = [
+        conv("one", "x", "h", strides=[2, 2], pads=[1, 1, 1, 1]),
+        conv("two", "h", "g", strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Transpose", ["g"], ["last"], perm=[0, 2, 3, 1]),
+        helper.make_node("Reshape", ["last", "flat"], ["rows"]),
+        helper.make_node("MatMul", ["rows", "w"], ["y"], "three"),
+    ]
+    weights = {
+        "one.w": normal(4, 3, 3, 3),
+        "one.b": normal(4),
+        "two.w": normal(8, 4, 3, 3),
+        "two.b": normal(8),
+        "flat": ints(-1, 8),
+        "w": normal(8, 6),
+    }
+    return make(nodes, [value("x", [batch, 3, "H", "W"])], [value("y", None)], weights)
+
+
+@pytest.mark.parametrize("batch", ["N", None])
+def test_costs_are_at_one_size_of_the_input(batch: str | None) -> None:
+    """Behind a stride there is half of the size that is assumed for the input, not that size again."""
+    model, sites = sites_of(strided(batch))
+    assert [site.layer.assumed_input_shape() for site in with_seen_shapes(model, sites)] == [
+        (1, 3, 32, 32),
+        (1, 4, 16, 16),
+        (64, 8),
+    ]
+    before = [choice.before for choice in inspect(strided(batch)).plan.choices]
+    macs = [16 * 16 * 27 * 4, 8 * 8 * 36 * 8, 64 * 8 * 6]
+    assert [cost.macs for cost in before if cost is not None] == macs
+
+
+def branches() -> onnx.ModelProto:
+    """In each branch of an If a product behind an operator that no inference knows; the first is taken."""
+    normalised = helper.make_node(
+        "SkipLayerNormalization", ["x", "x", "gamma"], ["h", "", "", "sum"], domain="com.microsoft"
+    )
+
+    def branch(name: str) -> onnx.GraphProto:
+        product = helper.make_node("MatMul", ["sum", f"{name}.w"], [f"{name}.y"], name)
+        weight = numpy_helper.from_array(normal(8, 6), f"{name}.w")
+        return helper.make_graph([normalised, product], name, [], [value(f"{name}.y", None)], [weight])
+
+    taken = helper.make_node(
+        "If", ["yes"], ["y"], "if", then_branch=branch("then"), else_branch=branch("else")
+    )
+    weights = {"gamma": normal(8), "yes": np.asarray(True)}
+    proto = make([taken], [value("x", ["N", 5, 8])], [value("y", None)], weights)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return proto
+
+
+def test_layers_in_subgraphs_have_the_shape_of_a_run_or_none() -> None:
+    model, sites = sites_of(branches())
+    seen = {site.layer.name: site.layer for site in with_seen_shapes(model, sites)}
+    assert seen["then"].seen_shape == (1, 5, 8)
+    assert seen["then"].sized
+    assert not seen["else"].sized
+
+
+def test_macs_that_nobody_knows_are_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    result = inspect(branches())
+    macs = {layer.name: (layer.macs.before, layer.macs.after) for layer in result.layers}
+    assert macs["then"][0] == 5 * 8 * 6
+    assert macs["else"] == (None, None)
+    assert result.record["totals"]["macs"]["before"] == 5 * 8 * 6
+    show_plan(result)
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "/else " in line]
+    assert row.endswith(" ?")
 
 
 def test_the_largest_value_is_that_of_the_inputs_own_size() -> None:

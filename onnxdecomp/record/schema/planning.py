@@ -33,6 +33,7 @@ class PlannedLayer:
         before, after: Cost of the operator, and of its chain.
         weight, input: Shapes of the weight, and of the activation where it is known.
         fixed: It was asked to stay.
+        sized: The size of the activation is known; else the MACs are those of one row.
     """
 
     layer: str
@@ -47,6 +48,7 @@ class PlannedLayer:
     weight: tuple[int, ...]
     input: Shape | None
     fixed: bool = field(default=False, metadata=LATER)
+    sized: bool = field(default=True, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
