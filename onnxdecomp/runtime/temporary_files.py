@@ -64,15 +64,18 @@ def _machine() -> str:
     return re.sub(r"[^\w.]", "", platform.node())[:40] + "-"
 
 
-def _lock(path: Path) -> int | None:
-    """Lock a folder for as long as what is returned is open; None where another holds it, or none can."""
+def _lock(folder: Path) -> int | None:
+    """Lock a folder for as long as what is returned is open; None where another holds it, or none can.
+
+    By a file in it: who saves a model there locks the folder itself.
+    """
     if sys.platform == "win32":
         return None
     import fcntl
 
     handle = None
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # another's, or on one of the file systems that know no locks
         if handle is not None:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from onnxdecomp.graph.load import load
+from onnxdecomp.graph.save import save
 from onnxdecomp.runtime import temporary_files
 from tests.cli.small import QUICK, command, environment, files, network
+from tests.graph import builders
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked there")
 
@@ -65,6 +68,14 @@ def test_what_a_killed_process_leaves_goes_with_the_next_run(
     finally:
         living.communicate("")
     assert files(tmp_path) == sorted([young.name, foreign.name, "m.onnx", "out.onnx"])
+
+
+def test_a_model_with_external_data_is_saved_in_one(tmp_path: Path) -> None:
+    """Saving locks the folder, and must not wait for its own process."""
+    model = load(builders.write(builders.linear(), tmp_path / "m.onnx", "weights.bin"))
+    with temporary_files.folder() as folder:
+        save(model, folder / "saved.onnx", external=True)
+        assert (folder / "saved.onnx.data").stat().st_size > 0
 
 
 def test_a_folder_is_hidden_beside_an_output_only(tmp_path: Path) -> None:
