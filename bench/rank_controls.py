@@ -14,8 +14,8 @@ from bench.realised import Dense
 from onnxdecomp.core.layer import Ranks
 from onnxdecomp.decompositions.base import Decomposition, Refusal, outline
 from onnxdecomp.decompositions.registry import get
-from onnxdecomp.ranks.rounding import quantum
 from onnxdecomp.ranks.spec import choose, parse
+from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.search.fixed_ranks import method_options
 from onnxdecomp.search.plan import Choice, Plan, cost_of
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxdecomp._version import __version__
-from onnxdecomp.runtime import environment, jsonio, providers
+from onnxdecomp.runtime import environment, jsonio, provider_start, providers
 
 REQUIRED = ("numpy", "scipy", "onnx", "onnx-ir", "onnxscript", "onnxsim", "tensorly", "click", "rich")
 
@@ -85,7 +85,7 @@ class Diagnosis:
     cpu: Mapping[str, Any]
     packages: Mapping[str, str | None]
     runtimes: Mapping[str, str]
-    providers: tuple[providers.Start, ...]
+    providers: tuple[provider_start.Start, ...]
     cuda: Mapping[str, bool]
     problems: tuple[Problem, ...]
 
@@ -116,16 +116,16 @@ def diagnose(requested: Sequence[str] = ()) -> Diagnosis:
     broken = _broken_runtime(runtimes)
     problems += broken
     usable = not any("module" in problem.what for problem in broken) and bool(runtimes)
-    starts: tuple[providers.Start, ...] = ()
+    starts: tuple[provider_start.Start, ...] = ()
     if usable:
         names = dict.fromkeys((*providers.listed(), *wanted))
-        starts = tuple(providers.start(name) for name in names if name != "azure")
+        starts = tuple(provider_start.start(name) for name in names if providers.provider_of(name).local)
         problems += [
             Problem(f"{start.provider} does not start: {start.reason}", start.remedy)
             for start in starts
             if not start.started
         ]
-    nvidia = any(start.provider in providers.NVIDIA for start in starts)
+    nvidia = any(providers.provider_of(start.provider).on_cuda for start in starts)
     return Diagnosis(
         version=__version__,
         python=platform.python_version(),

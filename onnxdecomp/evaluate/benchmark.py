@@ -227,7 +227,7 @@ def _setting(
         feed_of(session, model, batch=batch, data=data, shapes=shapes, seed=seed)
         for session, model in zip(sessions, models, strict=True)
     ]
-    bound = provider in ep.NVIDIA
+    bound = ep.provider_of(provider).on_cuda
     runs = [
         _on_device(session, feed) if bound else _plain(session, feed)
         for session, feed in zip(sessions, feeds, strict=True)

@@ -11,7 +11,7 @@ from onnxdecomp.data.mask import Mask, masked_inputs
 from onnxdecomp.data.random_inputs import sizes_given
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
-from onnxdecomp.runtime import providers
+from onnxdecomp.runtime import provider_start, providers
 from onnxdecomp.runtime.fatal import refuse_fatal_feed, refuse_fatal_on_cpu
 from onnxdecomp.runtime.interface import interface_of
 from onnxdecomp.runtime.session import TensorSpec, inputs_of, open_session, run
@@ -67,10 +67,10 @@ def check(model: Path, *, provider: str, shapes: Mapping[str, Sequence[int]] | N
         ModelError: ONNX Runtime does not load the model.
         UsageError: There is no such provider, or a shape fits no input.
     """
-    if providers.ort_name(provider) != providers.ORT_NAMES["cpu"]:
-        start = providers.start(provider)
+    if providers.ort_name(provider) != providers.ort_name("cpu"):
+        start = provider_start.start(provider)
         if not start.started:
-            raise providers.not_started(start)
+            raise provider_start.not_started(start)
     else:
         refuse_fatal_on_cpu(model)
     sizes_given(inputs_of(open_session(model, low_memory=True)), shapes or {})

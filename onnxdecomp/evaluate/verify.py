@@ -146,7 +146,7 @@ def verify(
         raise UsageError(f"the number of samples must be 1 or more, not {samples}")
     check_threads(threads)
     before, after = interface_of(original), interface_of(new)
-    if providers.ort_name(provider) == providers.ORT_NAMES["cpu"]:
+    if providers.ort_name(provider) == providers.ort_name("cpu"):
         refuse_fatal_on_cpu(original)
         refuse_fatal_on_cpu(new)
     changed = differences(before, after)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxdecomp.graph.attributes import attribute
 from onnxdecomp.layers.site import Site
+from onnxdecomp.runtime.providers import provider_of
 
 FUSED = frozenset(("Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid"))
 """Activation functions that a Conv or Gemm before them takes over."""
@@ -44,7 +45,7 @@ class Neighbours:
 
     def on(self, provider: str, precision: str = "float") -> Neighbours:
         """As far as it matters: only the CPU's float kernels take blocks, else the cheap kind will do."""
-        blocks = provider == "cpu" and precision == "float"
+        blocks = provider_of(provider).mlas and precision == "float"
         return self if blocks else Neighbours(True, True, self.activation)
 
 

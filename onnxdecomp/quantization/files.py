@@ -16,7 +16,7 @@ from onnxdecomp.quantization.neutral_names import Neutral, neutral
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.messages import one_line
 from onnxdecomp.runtime.process_state import quiet_logging
-from onnxdecomp.runtime.providers import quiet
+from onnxdecomp.runtime.provider_start import quiet
 from onnxdecomp.runtime.session import open_session
 
 if TYPE_CHECKING:

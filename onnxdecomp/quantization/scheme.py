@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from onnxdecomp.runtime import environment
+from onnxdecomp.runtime.providers import provider_of
 
 _DOT_PRODUCTS = frozenset(("avx512_vnni", "avx_vnni", "amx_int8"))
 """Of /proc/cpuinfo: instructions that multiply bytes and add in 32 bits."""
@@ -61,7 +62,7 @@ def scheme_for(provider: str, *, weight_bits: str = "auto", per_channel: bool = 
         weight_bits: "7", "8", or "auto": 7 where products of 8 would saturate.
         per_channel: See Scheme.
     """
-    cpu = provider == "cpu"
+    cpu = provider_of(provider).mlas
     x86 = platform.machine().lower() in ("x86_64", "amd64", "i686", "x86")
     scheme = Scheme(
         signed=not (cpu and x86),

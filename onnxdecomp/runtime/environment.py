@@ -12,6 +12,7 @@ from typing import Any
 
 from onnxdecomp._version import __version__
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.providers import ort_name, provider_of
 
 _PER_CORE = 4
 """Threads per core that may be asked for."""
@@ -93,9 +94,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-ON_CPU = (None, "cpu", "dnnl", "xnnpack", "acl")
-"""Providers that compute on the processor."""
-
 UNKNOWN = "unknown"
 """How the name of a device begins that cannot be had."""
 
@@ -106,9 +104,10 @@ def device(provider: str | None) -> str:
     That is the processor's, the first graphics card's for NVIDIA's providers, and for others what ONNX
     Runtime says of their devices; a name that begins with UNKNOWN where it says nothing.
     """
-    if provider in ON_CPU:
+    where = "processor" if provider is None else provider_of(provider).device
+    if where == "processor":
         return cpu()
-    if provider not in ("cuda", "tensorrt", "tensorrt-rtx"):
+    if where != "nvidia":
         return _listed_devices(str(provider)) or f"{UNKNOWN} {provider} device"
     try:
         command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -122,11 +121,9 @@ def _listed_devices(provider: str) -> str:
     """The devices that ONNX Runtime lists for a provider, with their options; empty where it lists none."""
     import onnxruntime
 
-    from onnxdecomp.runtime.providers import ORT_NAMES
-
     found = []
     for listed in getattr(onnxruntime, "get_ep_devices", list)():
-        if listed.ep_name == ORT_NAMES.get(provider, provider):
+        if listed.ep_name == ort_name(provider):
             here = listed.device
             facts = {**here.metadata, **listed.ep_options}
             name = f"{here.vendor} {here.vendor_id:x}:{here.device_id:x}"

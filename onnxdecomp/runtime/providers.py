@@ -1,72 +1,93 @@
-"""Execution providers: their short names, and which of them really start.
+"""Execution providers of ONNX Runtime: one row for each, with all that is particular to it.
 
-ONNX Runtime lists the providers that it was built with. Whether one starts is another matter: without
-its libraries a CUDA session silently runs on the CPU. So a session is asked which providers it got.
+ONNX Runtime lists the providers that it was built with; whether one starts is another matter
+(onnxdecomp.runtime.provider_start).
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-from collections.abc import Iterator
+import platform
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
-from onnxdecomp.errors import ProviderError, UsageError
-from onnxdecomp.runtime.messages import one_line
-from onnxdecomp.runtime.process_state import Undo, no_stdout, shared
+import numpy as np
 
-ORT_NAMES = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "dml": "DmlExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "webgpu": "WebGpuExecutionProvider",
-    "migraphx": "MIGraphXExecutionProvider",
-    "dnnl": "DnnlExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-    "cann": "CANNExecutionProvider",
-    "vitisai": "VitisAIExecutionProvider",
-    "acl": "ACLExecutionProvider",
-    "nnapi": "NnapiExecutionProvider",
-    "azure": "AzureExecutionProvider",
-}
+from onnxdecomp.errors import UsageError
 
-NVIDIA = frozenset({"cuda", "tensorrt"})
-"""Providers that keep tensors on a CUDA device and need CUDA's libraries."""
-
-_WARNINGS, _SILENT = 2, 4
-"""Severities of ONNX Runtime's log: its default, and the one of which there is nothing."""
-
-_INSTALL = {
-    "cuda": "install its libraries with: pip install 'onnxdecomp[cuda]'",
-    "tensorrt": "install its libraries with: pip install 'onnxdecomp[cuda]' tensorrt",
-    "openvino": "install it with: pip install onnxruntime-openvino (in an environment of its own)",
-    "dml": "install it with: pip install onnxruntime-directml (Windows, in an environment of its own)",
-}
+_NVIDIA_LIBRARIES = "install its libraries with: pip install 'onnxdecomp[cuda]'"
+_OWN = "install it with: pip install {}in an environment of its own)"
 
 
 @dataclass(frozen=True)
-class Start:
-    """What came of starting a session on one provider.
+class Provider:
+    """What is particular to an execution provider.
 
     Attributes:
-        provider: Its short name.
-        listed: Whether ONNX Runtime was built with it.
-        started: Whether a session really got it.
-        reason: Why it did not start.
-        remedy: What to type then.
+        name: Its short name, for users.
+        ort_name: ONNX Runtime's name.
+        device: What it computes on: the processor, an NVIDIA card, or what ONNX Runtime says of it.
+        before_cpu: Providers, by short name, that get the nodes that it does not take before the CPU does.
+        on_cuda: Tensors stay on a CUDA device between runs, and CUDA's libraries are needed.
+        channels: The multiple of channels that its kernels work in; 0: the processor's, see `quantum`.
+        mlas: Its kernels are those of MLAS, ONNX Runtime's own for processors: floating-point ones take
+            blocks of channels (NCHWc), and what 8 bits suit depends on the processor.
+        synchronous: A kernel has done its work when it returns, so that its time says something.
+        local: A model runs on this machine.
+        install: What to type where it is missing.
     """
 
-    provider: str
-    listed: bool
-    started: bool
-    reason: str | None = None
-    remedy: str | None = None
+    name: str
+    ort_name: str
+    device: Literal["processor", "nvidia", "other"] = "other"
+    before_cpu: tuple[str, ...] = ()
+    on_cuda: bool = False
+    channels: int = 8
+    mlas: bool = False
+    synchronous: bool = False
+    local: bool = True
+    install: str | None = None
+
+
+PROVIDERS: tuple[Provider, ...] = (
+    Provider("cpu", "CPUExecutionProvider", "processor", channels=0, mlas=True, synchronous=True),
+    Provider("cuda", "CUDAExecutionProvider", "nvidia", on_cuda=True, install=_NVIDIA_LIBRARIES),
+    Provider(
+        "tensorrt",
+        "TensorrtExecutionProvider",
+        "nvidia",
+        before_cpu=("cuda",),
+        on_cuda=True,
+        install=f"{_NVIDIA_LIBRARIES} tensorrt",
+    ),
+    Provider("tensorrt-rtx", "NvTensorRTRTXExecutionProvider", "nvidia"),
+    Provider("openvino", "OpenVINOExecutionProvider", install=_OWN.format("onnxruntime-openvino (")),
+    Provider("dml", "DmlExecutionProvider", install=_OWN.format("onnxruntime-directml (Windows, ")),
+    Provider("coreml", "CoreMLExecutionProvider"),
+    Provider("webgpu", "WebGpuExecutionProvider"),
+    Provider("migraphx", "MIGraphXExecutionProvider"),
+    Provider("dnnl", "DnnlExecutionProvider", "processor"),
+    Provider("xnnpack", "XnnpackExecutionProvider", "processor"),
+    Provider("qnn", "QNNExecutionProvider"),
+    Provider("cann", "CANNExecutionProvider"),
+    Provider("vitisai", "VitisAIExecutionProvider"),
+    Provider("acl", "ACLExecutionProvider", "processor"),
+    Provider("nnapi", "NnapiExecutionProvider"),
+    Provider("azure", "AzureExecutionProvider", local=False),
+)
+
+
+def provider_of(name: str) -> Provider:
+    """The provider of a short name (or of ONNX Runtime's name).
+
+    Raises:
+        UsageError: There is no such provider.
+    """
+    wanted = name.strip().lower()
+    for row in PROVIDERS:
+        if wanted in (row.name, row.ort_name.lower()):
+            return row
+    known = ", ".join(row.name for row in PROVIDERS)
+    raise UsageError(f"unknown provider {name!r}; known are {known}")
 
 
 def ort_name(provider: str) -> str:
@@ -75,16 +96,12 @@ def ort_name(provider: str) -> str:
     Raises:
         UsageError: There is no such provider.
     """
-    wanted = provider.strip()
-    for short, full in ORT_NAMES.items():
-        if wanted.lower() in (short, full.lower()):
-            return full
-    raise UsageError(f"unknown provider {provider!r}; known are {', '.join(ORT_NAMES)}")
+    return provider_of(provider).ort_name
 
 
 def short_name(name: str) -> str:
     """The short name of ONNX Runtime's provider `name`, or that name where it has none."""
-    return next((short for short, full in ORT_NAMES.items() if full == name), name)
+    return next((row.name for row in PROVIDERS if row.ort_name == name), name)
 
 
 def listed() -> tuple[str, ...]:
@@ -96,99 +113,31 @@ def listed() -> tuple[str, ...]:
 
 def preference(provider: str) -> list[str]:
     """What a session is asked for, in order; the CPU takes the nodes that are left over."""
-    short = short_name(ort_name(provider))
-    wanted = {"cpu": [], "tensorrt": ["tensorrt", "cuda"]}.get(short, [short])
-    return [ORT_NAMES[name] for name in (*wanted, "cpu")]
+    row = provider_of(provider)
+    names = dict.fromkeys((row.name, *row.before_cpu, "cpu"))
+    return [ort_name(name) for name in names]
 
 
-@contextlib.contextmanager
-def quiet(provider: str) -> Iterator[None]:
-    """Open a session in here: CUDA's libraries are loaded and nothing is printed.
+def quantum(provider: str) -> int:
+    """The multiple of channels that an execution provider ("cpu", "cuda", "tensorrt", …) works in.
 
-    `preload_dlls` and a provider that cannot start print to stdout, where results belong, and ONNX
-    Runtime logs to stderr what is raised as one clear error here.
+    On the CPU the block of MLAS' NCHWc layout (onnxruntime/core/mlas/lib/platform.cpp, NchwcBlockSize):
+    16 with AVX-512 and with NEON, 8 on other x86-64 processors; narrower convolutions are padded to it.
+    On CUDA and TensorRT 8, the channels of one 16-byte access in half precision, which the tensor cores'
+    kernels want (NVIDIA, "Matrix Multiplication Background User's Guide"). A starting value: what counts
+    is what was timed.
+
+    Raises:
+        UsageError: There is no such provider.
     """
-    import onnxruntime as ort
-
-    def change() -> Undo:
-        ort.set_default_logger_severity(_SILENT)
-        return lambda: ort.set_default_logger_severity(_WARNINGS)  # nothing tells what it was
-
-    short = short_name(ort_name(provider))
-    with contextlib.nullcontext() if short == "cpu" else no_stdout():
-        if short in NVIDIA and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()
-        with shared("ONNX Runtime's logger", change):
-            yield
+    if channels := provider_of(provider).channels:
+        return channels
+    machine = platform.machine().lower()
+    return 16 if machine in ("aarch64", "arm64") or _has_avx512() else 8
 
 
-def start(provider: str) -> Start:
-    """Start a session on a tiny model and ask it which providers it got."""
-    import onnxruntime as ort
-
-    full = ort_name(provider)
-    short = short_name(full)
-    if full not in ort.get_available_providers():
-        without = f"this ONNX Runtime ({ort.__version__}) was built without it"
-        return Start(short, False, False, without, _INSTALL.get(short))
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    reason: str | None
-    try:
-        with quiet(provider):
-            session = ort.InferenceSession(
-                _tiny_model(), options, providers=preference(provider), enable_fallback=0
-            )
-        got = full in session.get_providers()
-        reason = None if got else missing_library(short) or "the session fell back to the CPU"
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated classes, RuntimeError among them
-        got = False
-        reason = missing_library(short) or one_line(error)
-    return Start(short, True, got, reason, None if got else _INSTALL.get(short))
-
-
-def started(provider: str) -> bool:
-    """Whether a session really starts on the provider."""
-    return start(provider).started
-
-
-def not_started(outcome: Start) -> ProviderError:
-    """The error for a provider that was asked for and did not start."""
-    name = outcome.provider.upper()
-    listed_but = "is listed but did not start" if outcome.listed else "is not available"
-    remedy = f"; {outcome.remedy}" if outcome.remedy else ""
-    return ProviderError(
-        f"{name} {listed_but}: {outcome.reason or 'the session fell back to the CPU'}{remedy}; "
-        f"'onnxdecomp doctor --provider {outcome.provider}' says more"
-    )
-
-
-def missing_library(provider: str) -> str | None:
-    """What the loader says is missing behind ONNX Runtime's own library of the provider, if anything.
-
-    ONNX Runtime writes this to its log only, so the library is loaded once more here.
-    """
-    import onnxruntime as ort
-
-    folder = Path(ort.__file__).parent / "capi"
-    files = sorted(folder.glob(f"*onnxruntime_providers_{provider}.*"))
-    if not files:
-        return None
-    try:
-        ctypes.CDLL(str(files[0]))
-    except OSError as error:
-        text = str(error)
-        # "undefined symbol" only says that it was loaded outside of ONNX Runtime: nothing is missing
-        if "undefined symbol" not in text:
-            return text.split(": cannot open", maxsplit=1)[0] + " is missing"
-    return None
-
-
-def _tiny_model() -> bytes:
-    from onnx import TensorProto, helper
-
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "tiny", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    return bytes(model.SerializeToString())
+def _has_avx512() -> bool:
+    config = np.show_config(mode="dicts")
+    simd = config.get("SIMD Extensions", {}) if isinstance(config, dict) else {}
+    features = [*simd.get("baseline", []), *simd.get("found", [])]
+    return any(name.startswith("AVX512") or name == "X86_V4" for name in features)

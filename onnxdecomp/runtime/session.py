@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxdecomp.core.layer import Array, Dim
 from onnxdecomp.errors import ModelError
-from onnxdecomp.runtime import providers
+from onnxdecomp.runtime import provider_start, providers
 from onnxdecomp.runtime.environment import check_threads
 from onnxdecomp.runtime.messages import one_line
 from onnxdecomp.runtime.regular_files import require_regular
@@ -110,7 +110,7 @@ def open_session(
     check_threads(threads, inter_op)
     wanted = providers.ort_name(provider)
     if wanted not in ort.get_available_providers():
-        raise providers.not_started(providers.start(provider))
+        raise provider_start.not_started(provider_start.start(provider))
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
@@ -136,18 +136,18 @@ def open_session(
         require_regular(Path(model))
     source = model if isinstance(model, bytes) else str(model)
     try:
-        with providers.quiet(provider):
+        with provider_start.quiet(provider):
             session = ort.InferenceSession(
                 source, options, providers=providers.preference(provider), enable_fallback=0
             )
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
-        if wanted != providers.ORT_NAMES["cpu"]:
-            outcome = providers.start(provider)
+        if wanted != providers.ort_name("cpu"):
+            outcome = provider_start.start(provider)
             if not outcome.started:
-                raise providers.not_started(outcome) from error
+                raise provider_start.not_started(outcome) from error
         raise ModelError(f"ONNX Runtime does not load {_label(model)}: {one_line(error)}") from error
     if wanted not in session.get_providers():
-        raise providers.not_started(providers.start(provider))
+        raise provider_start.not_started(provider_start.start(provider))
     session.disable_fallback()
     return session
 

@@ -11,6 +11,7 @@ from onnxdecomp.evaluate.benchmark import BenchResult
 from onnxdecomp.graph.load import load
 from onnxdecomp.latency.kernel_profile import Profile, profile
 from onnxdecomp.latency.meter import Watch
+from onnxdecomp.runtime.providers import provider_of
 
 
 def profiles(new: Path, names: Sequence[str], watch: Watch) -> tuple[Profile, Profile] | None:
@@ -23,7 +24,7 @@ def profiles(new: Path, names: Sequence[str], watch: Watch) -> tuple[Profile, Pr
         names: Of the layers.
         watch: Says where, and on what.
     """
-    if watch.provider != "cpu":
+    if not provider_of(watch.provider).synchronous:
         return None
 
     def of(path: Path) -> Profile:

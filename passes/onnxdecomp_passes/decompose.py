@@ -30,8 +30,8 @@ from onnxdecomp.pipeline.base import (
     Planner,
     Quantization,
 )
-from onnxdecomp.ranks.rounding import quantum
 from onnxdecomp.record.spectra import spectra_of
+from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.search.check_plan import check_plan
 from onnxdecomp.search.fixed_ranks import Request, Saving, plan_uniform
 from onnxdecomp.search.keep_layers import Key, key_of

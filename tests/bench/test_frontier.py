@@ -14,7 +14,7 @@ from bench.rank_controls import evbmf, unaligned
 from bench.realised import Dense, realised_share
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.shape_inference import infer_shapes
-from onnxdecomp.ranks.rounding import quantum
+from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.rules import Defaults, make_rule

@@ -13,7 +13,7 @@ from onnxdecomp.cli import diagnose as doctor
 from onnxdecomp.cli.diagnose import Runtime, cpu_features, diagnose, installed_runtimes
 from onnxdecomp.cli.main import cli
 from onnxdecomp.errors import ProviderError, UsageError
-from onnxdecomp.runtime import environment, providers
+from onnxdecomp.runtime import environment, provider_start
 
 
 def distribution(folder: Path, name: str, version: str) -> metadata.Distribution:
@@ -113,7 +113,7 @@ def test_command() -> None:
     assert json.loads(result.stdout)["providers"]
 
 
-@pytest.mark.skipif(providers.started("cuda"), reason="CUDA works here")
+@pytest.mark.skipif(provider_start.started("cuda"), reason="CUDA works here")
 def test_a_provider_that_does_not_start_is_exit_code_4(capfd: pytest.CaptureFixture[str]) -> None:
     result = CliRunner().invoke(cli, ["doctor", "--provider", "cuda", "--json", "-"])
     assert isinstance(result.exception, ProviderError)

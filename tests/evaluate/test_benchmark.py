@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from onnxdecomp.cli.main import cli
 from onnxdecomp.errors import ModelError, ProviderError, UsageError
 from onnxdecomp.evaluate.benchmark import bench, describe
-from onnxdecomp.runtime import providers
+from onnxdecomp.runtime import provider_start
 from onnxdecomp.runtime.memory import peak, peak_growth
 from tests.runtime.small import linear, saved, stateful
 
-NO_CUDA = pytest.mark.skipif(providers.started("cuda"), reason="CUDA works here")
+NO_CUDA = pytest.mark.skipif(provider_start.started("cuda"), reason="CUDA works here")
 
 
 @pytest.fixture

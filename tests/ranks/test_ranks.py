@@ -13,8 +13,9 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import UsageError
 from onnxdecomp.ranks.evbmf import evbmf
-from onnxdecomp.ranks.rounding import quantum, round_to_multiple
+from onnxdecomp.ranks.rounding import round_to_multiple
 from onnxdecomp.ranks.spec import RankSpec, check, choose, parse
+from onnxdecomp.runtime.providers import quantum
 from tests.decompositions.layers import conv_layer, error_of, linear_layer
 
 

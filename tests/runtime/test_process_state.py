@@ -25,7 +25,7 @@ from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency import cache
 from onnxdecomp.quantization.files import silent
-from onnxdecomp.runtime import process_state, providers
+from onnxdecomp.runtime import process_state, provider_start
 from tests.cli.small import environment, network
 
 Scope = Callable[[], AbstractContextManager[Any]]
@@ -35,8 +35,8 @@ SCOPES: dict[str, Scope] = {
     "all logging": lambda: process_state.quiet_logging("onnxruntime"),
     "warnings": process_state.no_warnings,
     "stdout": process_state.no_stdout,
-    "a session": lambda: providers.quiet("cpu"),
-    "a session elsewhere": lambda: providers.quiet("dml"),
+    "a session": lambda: provider_start.quiet("cpu"),
+    "a session elsewhere": lambda: provider_start.quiet("dml"),
     "a tool": silent,
     "a command": lambda: process.quiet(enabled=True),
     "progress": lambda: console.progress("working"),

@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 from onnxdecomp.errors import ModelError, ProviderError, UsageError
-from onnxdecomp.runtime import providers
+from onnxdecomp.runtime import provider_start, providers
 from onnxdecomp.runtime.session import (
     TensorSpec,
     inputs_of,
@@ -21,7 +21,7 @@ from onnxdecomp.runtime.session import (
 from tests.runtime.small import linear, model, saved, stateful, value
 
 EYE = linear(np.eye(3)).SerializeToString()
-CUDA = providers.started("cuda")
+CUDA = provider_start.started("cuda")
 
 
 def test_specs_and_results() -> None:
@@ -69,7 +69,7 @@ def test_names() -> None:
 
 
 def test_cpu_starts() -> None:
-    assert providers.start("cpu") == providers.Start("cpu", listed=True, started=True)
+    assert provider_start.start("cpu") == provider_start.Start("cpu", listed=True, started=True)
 
 
 def test_a_provider_that_is_not_built_in() -> None:
