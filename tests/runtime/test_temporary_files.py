@@ -72,7 +72,7 @@ def test_what_a_killed_process_leaves_goes_with_the_next_run(
 
 def test_a_model_with_external_data_is_saved_in_one(tmp_path: Path) -> None:
     """Saving locks the folder, and must not wait for its own process."""
-    model = load(builders.write(builders.linear(), tmp_path / "m.onnx", "weights.bin"))
+    model = load(builders.write(builders.linear(256), tmp_path / "m.onnx", "weights.bin"))
     with temporary_files.folder() as folder:
         save(model, folder / "saved.onnx", external=True)
         assert (folder / "saved.onnx.data").stat().st_size > 0
