@@ -39,8 +39,8 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.evaluate.preflight import inputs
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
-from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.layers.find import find
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.knapsack import OutOfReach

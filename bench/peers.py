@@ -258,8 +258,8 @@ def _most(entry: Mapping[str, Any]) -> int:
 def _macs(file: Path) -> int | None:
     """Multiply-accumulates of the layers, or None where quantized operators hide them."""
     from onnxdecomp.graph.load import load
-    from onnxdecomp.graph.shape_inference import infer_shapes
     from onnxdecomp.layers.find import find
+    from onnxdecomp.layers.shapes import infer_shapes
     from onnxdecomp.pipeline import pipeline
     from onnxdecomp.search.candidates import dense_cost
 

@@ -31,8 +31,8 @@ from onnxdecomp.graph.save import save
 from onnxdecomp.latency.context import neighbours
 from onnxdecomp.latency.layer_shares import shares
 from onnxdecomp.latency.measure import Request
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.site import Site
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.search.plan import Choice, Plan

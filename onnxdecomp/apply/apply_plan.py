@@ -19,9 +19,9 @@ from onnxdecomp.core.weight_error import weight_error
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.errors import DefectError
 from onnxdecomp.fitting.fit import Fit, stored
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.replace import Rewriter, Rewritten
-from onnxdecomp.layers.site import Site
 from onnxdecomp.layers.tied_weights import ties
 from onnxdecomp.search.check_plan import check_plan, method_of
 from onnxdecomp.search.finite_weights import unsound

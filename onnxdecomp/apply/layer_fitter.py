@@ -18,7 +18,7 @@ from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
 from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.fitting.refit_kept import repair
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 
 ROUNDS = 2
 """Fits anew to what the activation behind a layer leaves to be wanted."""

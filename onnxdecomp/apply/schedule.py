@@ -12,7 +12,7 @@ from onnxdecomp.calibration.batchnorm import normalisations
 from onnxdecomp.calibration.residual import branch
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.traversal import upstream
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.search.plan import Choice, Plan
 
 

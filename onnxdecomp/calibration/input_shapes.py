@@ -9,9 +9,9 @@ import onnx_ir as ir
 from onnxdecomp.calibration.measured_shapes import with_seen_shapes
 from onnxdecomp.core.chain import Shape
 from onnxdecomp.errors import UsageError
-from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.graph.traversal import places
 from onnxdecomp.layers.find import find
+from onnxdecomp.layers.shapes import infer_shapes
 
 
 def input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[tuple[str, str], Shape]:

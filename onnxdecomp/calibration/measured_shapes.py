@@ -15,15 +15,11 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.data.random_inputs import bindings, trial_of
 from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.graph.attributes import dims
-from onnxdecomp.layers.lowering_check.inputs import features_last
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.runtime.session import Feed
 
 _SECONDS = 5
 """Of the search for random inputs that the model runs on."""
-
-_RANK_2 = ("Gemm", "FusedGemm")
-"""Operators that say of their input that it has two axes, whatever is known of it."""
 
 
 def with_seen_shapes(
@@ -117,7 +113,7 @@ def _of(
 
 def _observable(site: Site) -> bool:
     """Whether the shape of the activation tells that of the canonical one."""
-    return site.form is None or site.form.rows or site.layer.lookup
+    return site.adapter.has_rows or site.layer.lookup
 
 
 def _free(site: Site) -> bool:
@@ -131,7 +127,8 @@ def _asks(site: Site, symbols: Collection[str]) -> bool:
     if not _observable(site):
         return False
     shape = site.layer.input_shape
-    if shape is None or (site.x.shape is None and (site.layer.lookup or site.layer.op_type in _RANK_2)):
+    # Of an input of unknown shape a Gemm says that it has two axes: that is an assumption.
+    if shape is None or (site.x.shape is None and (site.layer.lookup or len(shape) == 2)):
         return True
     own = 1 if site.layer.conv is not None else len(shape) - 1
     batch = 0 if site.layer.conv is not None else None  # rows may be those of all positions
@@ -146,6 +143,4 @@ def _canonical(site: Site, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The activation's shape as the layer's `input_shape` would have it."""
     if site.layer.lookup:
         return (*shape, site.layer.inputs)
-    if site.linear is None:
-        return shape
-    return features_last(np.broadcast_to(np.float32(0), shape), site).shape
+    return site.adapter.rows(np.broadcast_to(np.float32(0), shape)).shape

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxdecomp.calibration.residual import branch
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.attributes import attribute
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 
 Aim = Callable[[Array, Array, Array | None], Array]
 """From rows [g, n, D], wanted outputs [n, T] and what is added before the activation, [n, T] or None: the
@@ -49,7 +49,7 @@ def activation(site: Site) -> Activation | None:
     if branch(site) is not None:
         value = next(iter(value.uses())).node.outputs[0]
     uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output() or site.fused is not None or site.form is not None:
+    if len(uses) != 1 or value.is_graph_output() or not site.adapter.is_plain:
         return None
     node = uses[0].node
     if node.domain not in ("", "ai.onnx") or node.graph is not site.nodes[-1].graph:

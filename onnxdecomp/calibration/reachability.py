@@ -21,7 +21,7 @@ from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.attributes import dims
 from onnxdecomp.graph.traversal import places
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.runtime import session, temporary_files
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.runtime.shared_weights import lend

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 
 
 def branch(site: Site) -> ir.Value | None:
     """The other operand of the sum that the layer's output goes into, and nowhere else; or None."""
     uses = list(site.output.uses())
-    if site.layer.conv is None or site.fused is not None or len(uses) != 1:
+    if site.layer.conv is None or not site.adapter.is_plain or len(uses) != 1:
         return None
     node = uses[0][0]
     if node.domain not in ("", "ai.onnx") or node.op_type != "Add" or node.graph is not site.nodes[-1].graph:

@@ -27,8 +27,7 @@ from onnxdecomp.data.mask import Mask
 from onnxdecomp.fitting.fit import SHRINKAGES
 from onnxdecomp.fitting.moments import Gatherer, Moments, features, needed
 from onnxdecomp.fitting.quadratic_loss import as_rows
-from onnxdecomp.layers.lowering_check.inputs import features_last
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.runtime.memory_budget import budget, gibibytes
 from onnxdecomp.runtime.session import Feed
 
@@ -124,7 +123,7 @@ def unobservable(site: Site) -> str | None:
     layer = site.layer
     if site.place.path:
         return "it stands in a subgraph or a function"
-    if site.form is not None and not site.form.rows:
+    if not site.adapter.has_rows:
         return f"the input of {layer.op_type} is not made of rows"
     if layer.is_stack:
         return "its weight is a stack of matrices"
@@ -137,11 +136,7 @@ def unobservable(site: Site) -> str | None:
 
 def centred(site: Site) -> bool:
     """Whether the layer can take a bias for the means of its outputs without a further node."""
-    if site.form is not None:
-        return False
-    if site.layer.conv is not None:
-        return True
-    return site.layer.bias is not None
+    return site.adapter.takes_bias(site.layer)
 
 
 def window(model: ir.Model, calibration: Calibration, pins: Sequence[Feed] = ()) -> Window:
@@ -275,7 +270,7 @@ class _Halves:
             for part in self._in_parts(at, len(x)):
                 yield _Places(part, self._real_positions(feed, x, sizes, part))
             return
-        lead = self._features_last(x).shape[:-1]
+        lead = self._site.adapter.rows(x).shape[:-1]
         real = None if self._mask is None else self._mask.rows(feed, lead)
         among = np.arange(math.prod(lead)) if real is None else np.flatnonzero(real)
         (drawn,) = draw_positions((len(among),), self._per_feed * (len(x) if x.ndim > 1 else 1), self._rng)
@@ -297,12 +292,9 @@ class _Halves:
             found = conv_rows(self._layer, x, at.positions)
             found = found if at.real is None else found[:, at.real]
         else:
-            x = self._features_last(x)
+            x = self._site.adapter.rows(x)
             found = x.reshape(-1, x.shape[-1])[at.positions[0]][None]
         return found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
-
-    def _features_last(self, x: Array) -> Array:
-        return x if self._site.linear is None else features_last(x, self._site)
 
     def _real_positions(self, feed: Feed, x: Array, sizes: tuple[int, ...], drawn: Positions) -> Array | None:
         """Which rows [N P] at the positions drawn are real, where a convolution runs along the sequence."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -33,11 +34,9 @@ SHAPE_KEEPING = frozenset(
 )
 """Operators that ONNX Runtime has and ONNX's inference does not: the output is as the first input."""
 
-FUSED = {"FusedConv": "Conv", "FusedGemm": "Gemm", "FusedMatMul": "MatMul"}
-"""Operators of com.microsoft that are one of ONNX's and more, which changes no shape."""
-
-PROJECTIONS = ("Attention", "MatMulNBits")
-"""Operators of com.microsoft whose output has other features than the first input, and else its shape."""
+StandIns: TypeAlias = Mapping[tuple[str, str], Callable[[ir.Node], None]]
+"""By domain and type: what makes a node of an operator that the inference does not know one with the same
+shapes, in place. `unfuse` and `as_product` help."""
 
 UNKNOWN = "onnxdecomp.unknown"
 """The domain of operators that inference is kept from understanding."""
@@ -45,23 +44,27 @@ UNKNOWN = "onnxdecomp.unknown"
 _DECLARED = "onnxdecomp.declared"
 
 
-def infer_shapes(model: ir.Model) -> None:
+def infer_shapes(model: ir.Model, stand_ins: StandIns) -> None:
     """Fill in the shapes and types of values, in place, as far as they can be inferred.
 
     What the model declares stays: the inputs and outputs of the main graph altogether, and of the other
     values every known size and symbolic name. A function's body gets what holds for all of its calls.
     Names that the inference makes up become unknown sizes. Where it fails, values stay without a shape.
     `as_declared` takes it all back, which `save` does in the file.
+
+    Args:
+        model: The model.
+        stand_ins: For operators that the inference does not know.
     """
     symbols = _symbols(model)
     # The interface is a promise to whoever runs the model.
     interface = {*model.graph.inputs, *model.graph.outputs}
     with quiet_logger("onnx_ir"):
-        _merge_graphs(model.graph, _inferred(model), symbols, interface)
+        _merge_graphs(model.graph, _inferred(model, stand_ins), symbols, interface)
         for function in _callers_first(model):
             typed = _typed_body(model, function)
             if typed is not None:
-                _merge_graphs(function.graph, _inferred(typed), symbols, set())
+                _merge_graphs(function.graph, _inferred(typed, stand_ins), symbols, set())
 
 
 def as_declared(model: ir.Model) -> None:
@@ -75,7 +78,7 @@ def as_declared(model: ir.Model) -> None:
                 value.shape, value.type = value.meta.pop(_DECLARED)
 
 
-def _inferred(model: ir.Model) -> ir.Graph | None:
+def _inferred(model: ir.Model, stand_ins: StandIns) -> ir.Graph | None:
     """The main graph of `model` as ONNX's inference returns it; None where that fails."""
     try:
         light = model.clone()
@@ -92,10 +95,8 @@ def _inferred(model: ir.Model) -> ir.Graph | None:
                     node.domain, node.op_type = "", "Identity"
                     node.attributes.clear()
                     node.resize_inputs(1)
-                elif node.domain == "com.microsoft" and node.op_type in FUSED:
-                    _unfuse(node)
-                elif node.domain == "com.microsoft" and node.op_type in PROJECTIONS:
-                    _project(node)
+                elif stand_in := stand_ins.get((node.domain, node.op_type)):
+                    stand_in(node)
                 elif node.domain == "" and node.op_type == "Crop" and "border" in node.attributes:
                     _uncrop(node)
         proto = onnx.shape_inference.infer_shapes(ir.to_proto(light), check_type=False, data_prop=True)
@@ -141,26 +142,26 @@ def _is_large(value: ir.Value) -> bool:
     return value.const_value is not None and value.const_value.nbytes > SMALL
 
 
-def _unfuse(node: ir.Node) -> None:
-    """Make the node the operator of ONNX that has the same shapes; a FusedMatMul may transpose and stays."""
-    if node.op_type == "FusedMatMul" and any(
-        attr.value for name, attr in node.attributes.items() if name.startswith("trans")
-    ):
-        return
-    node.domain, node.op_type = "", FUSED[node.op_type]
-    keep = () if node.op_type == "MatMul" else tuple(node.attributes)
+def unfuse(node: ir.Node, op_type: str, *, attributes: bool = True) -> None:
+    """Make a node that is an operator of ONNX and more, which changes no shape, that operator.
+
+    Args:
+        node: The node.
+        op_type: The operator.
+        attributes: Whether it has the node's attributes, but for those of an activation.
+    """
+    node.domain, node.op_type = "", op_type
     for name in tuple(node.attributes):
-        if name not in keep or name.startswith("activation"):
+        if not attributes or name.startswith("activation"):
             del node.attributes[name]
     node.resize_inputs(min(len(node.inputs), 3))
 
 
-def _project(node: ir.Node) -> None:
-    """Make the node a MatMul by a matrix with a column for each output feature, where that is known."""
-    sizes = _projected(node)
-    if sizes is None or node.graph is None or any(output.name for output in node.outputs[1:]):
+def as_product(node: ir.Node, features: int, outputs: int) -> None:
+    """Make a node whose output has its first input's shape, but for the features, a product by a matrix."""
+    if node.graph is None or any(output.name for output in node.outputs[1:]):
         return
-    stand_in = ir.Tensor(np.broadcast_to(np.float32(0), sizes), name="matrix")
+    stand_in = ir.Tensor(np.broadcast_to(np.float32(0), (features, outputs)), name="matrix")
     matrix = ir.node("Constant", [], attributes={"value": reference(stand_in, "left-out")})
     node.graph.insert_before(node, matrix)
     node.domain, node.op_type = "", "MatMul"
@@ -168,19 +169,6 @@ def _project(node: ir.Node) -> None:
     node.resize_inputs(2)
     node.resize_outputs(1)
     node.replace_input_with(1, matrix.outputs[0])
-
-
-def _projected(node: ir.Node) -> tuple[int, int] | None:
-    """The features of the first input and of the output."""
-    if node.op_type == "MatMulNBits":
-        return node.attributes.get_int("K", 0), node.attributes.get_int("N", 0)
-    weights = node.inputs[1]
-    shape = None if weights is None or weights.shape is None else weights.shape.dims
-    if shape is None or len(shape) != 2 or not all(isinstance(size, int) for size in shape):
-        return None
-    inputs, outputs = (int(size) for size in shape)  # type: ignore[arg-type]
-    sizes = node.attributes.get_ints("qkv_hidden_sizes", ())
-    return inputs, sizes[2] if len(sizes) == 3 else outputs // 3
 
 
 def _uncrop(node: ir.Node) -> None:

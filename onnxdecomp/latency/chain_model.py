@@ -21,23 +21,25 @@ from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.graph.attributes import as_attributes
 from onnxdecomp.graph.traversal import Place
 from onnxdecomp.latency.context import ALONE, Neighbours
-from onnxdecomp.layers.replace import Rewriter, obstacle
-from onnxdecomp.layers.site import Linear, Site
+from onnxdecomp.layers.adapter import LayerAdapter, Site
+from onnxdecomp.layers.registry import timed
+from onnxdecomp.layers.replace import Rewriter
 from onnxdecomp.runtime.shared_weights import lend
 
 OPSET, IR_VERSION = 17, 8
 
-_TAKEN = frozenset(("Conv", "ConvTranspose", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"))
-_GEMMS = ("Gemm", "FusedGemm")
 _PERIOD = 1 << 14
 """Numbers drawn; longer arrays repeat them, which no kernel notices and is quicker."""
 
 
 def refusal(layer: Layer) -> str | None:
     """Why the latency of this layer cannot be measured alone, a phrase for people; None where it can."""
-    if layer.lookup or layer.op_type not in _TAKEN:
-        return f"the latency of {layer.op_type} is not measured alone"
-    return None
+    adapter = _adapter(layer)
+    return adapter if isinstance(adapter, str) else None
+
+
+def _adapter(layer: Layer) -> LayerAdapter | str:
+    return timed(layer) or f"the latency of {layer.op_type} is not measured alone"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,22 +62,22 @@ def chain_model(chain: Chain, layer: Layer, input_shape: Shape, around: Neighbou
         input_shape: The layer's activation, all sizes known; for a linear layer with the features last.
         around: What stands around it.
     """
-    if reason := refusal(layer):
-        return reason
+    adapter = _adapter(layer)
+    if isinstance(adapter, str):
+        return adapter
     frame = _Frame(_data_type(layer), layer.conv is not None)
     x = frame.source(input_shape, around.before)
     weight = ir.Value(name="weight")
     slot = ir.node("Conv" if layer.conv is not None else "MatMul", [x, weight], name="layer")
     slot.outputs[0].name = "layer_output"
     frame.nodes.append(slot)
-    linear = None if layer.conv is not None else Linear(gemm=layer.op_type in _GEMMS)
     shape = chain.output_shape(input_shape)
     y = frame.activation(around.activation, slot.outputs[0], shape)
     frame.sink(y, shape, around.after)
     model = frame.model()
     alone = replace(layer, name="layer", graph="", input_shape=input_shape)
-    site = Site(alone, Place("", model.graph), (slot,), x, weight, weight, linear=linear)
-    if reason := obstacle(chain, site):
+    site = Site(alone, Place("", model.graph), (slot,), x, weight, weight, adapter)
+    if reason := adapter.obstacle(chain, alone):
         return reason
     Rewriter(model).replace(site, filled(chain), {})
     return _tiny(model)

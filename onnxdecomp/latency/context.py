@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxdecomp.graph.attributes import attribute
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.runtime.providers import provider_of
 
 FUSED = frozenset(("Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid"))
@@ -69,8 +69,7 @@ def _around(site: Site, blocked: Callable[[ir.Value], bool]) -> Neighbours:
     output = site.output
     activation = None
     readers = [use.node for use in output.uses()]
-    takes = site.layer.conv is not None or (site.linear is not None and site.linear.gemm)
-    if takes and site.fused is None and len(readers) == 1 and readers[0].op_type in FUSED:
+    if site.adapter.fuses_activation and len(readers) == 1 and readers[0].op_type in FUSED:
         activation = readers[0].op_type
         output = readers[0].outputs[0]
         readers = [use.node for use in output.uses()]

@@ -7,45 +7,75 @@ the operator's own still, as a recurrent operator's gates are (see onnxdecomp.la
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.graph.attributes import attribute, dims, node_name
+from onnxdecomp.graph.attributes import attribute, dims
+from onnxdecomp.graph.shape_inference import as_product
+from onnxdecomp.layers.adapter import LayerAdapter, Site
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.projection import emit_projected, ends_in_product
-from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, working
+from onnxdecomp.layers.scope import MICROSOFT, Scope, Snapshot
 
 _BIAS, _MASK, _PAST, _ATTENTION_BIAS, _PAST_LENGTH = 2, 3, 4, 5, 6
 _BATCH, _TOKENS, _PAST_TOKENS = 2, 4, 3
 """Sizes that the operator is checked with."""
 
 
-@dataclass(frozen=True)
-class Projection:
-    """The form of an Attention: a chain's last product becomes its weights [rank, Q + K + V]."""
+@dataclass(frozen=True, eq=False)
+class Attention(LayerAdapter):
+    """The adapter of Attention: a chain's last product becomes its weights [rank, Q + K + V].
+
+    Attributes:
+        heads: How many.
+        values: Features of the output, V.
+    """
+
+    operators = ((MICROSOFT, "Attention"),)
+    has_rows = True
 
     heads: int
     values: int
-    weight_at: int = 1
-    follow: tuple[int, ...] = (_MASK, _PAST, _ATTENTION_BIAS, _PAST_LENGTH)
-    rows: bool = True
+    follow: tuple[int, ...] = field(default=(_MASK, _PAST, _ATTENTION_BIAS, _PAST_LENGTH), kw_only=True)
+
+    @classmethod
+    def match(cls, node: ir.Node, scope: Scope) -> Site | str:
+        x, value = node.inputs[:2]
+        if x is None or value is None:
+            return "it has no weights of its own"
+        if len(node.inputs) <= _BIAS or node.inputs[_BIAS] is None:
+            # The kernel reads it all the same, and with it the check of what is put in its place would crash.
+            return "it has no bias, which ONNX Runtime's CPU provider cannot do without"
+        source = scope.weight(value)
+        if isinstance(source, str):
+            return source
+        if source.array.ndim != 2:
+            return f"its weights have {source.array.ndim} dimensions, not 2"
+        features, outputs = source.array.shape
+        sizes = _sizes(node, outputs)
+        heads = int(attribute(node, "num_heads", 0))
+        if len(sizes) != 3 or sum(sizes) != outputs or heads < 1 or any(size % heads for size in sizes):
+            return "its weights do not have the sizes that its attributes say"
+        return cls(heads, sizes[2]).site(
+            node, scope, x, source, source.array.T, input_shape=dims(x) or (None, None, features)
+        )
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
         if ends_in_product(chain, layer):
             return None
         return "its chain does not end in a product of matrices, which would become its weights: use svd"
 
-    def emit(self, chain: Chain, site: Site, emit: Emitter) -> None:
+    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
         emit_projected(chain, site, emit, lambda step, label: emit.weight(step.weight, label, axis=1))
 
-    def stored(self, weight: Array) -> Array:
+    def stored(self, weight: Array, layer: Layer) -> Array:
         return weight.T
 
-    def feeds(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
+    def probe_inputs(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
         past = _PAST_TOKENS if len(node.inputs) > _PAST and node.inputs[_PAST] is not None else 0
         total = past + _TOKENS
         state = (2, _BATCH, self.heads, past, self.values // self.heads)
@@ -72,42 +102,16 @@ class Projection:
         rows = np.broadcast_to(mask[:, None], (_BATCH, _TOKENS if len(shape) == 3 else total, total))
         return rows.copy() if len(shape) == 3 else rows[:, None].copy()
 
+    @classmethod
+    def stand_in(cls, node: ir.Node) -> None:
+        weights = node.inputs[1]
+        shape = None if weights is None else dims(weights)
+        if shape is not None and len(shape) == 2:
+            features, outputs = shape
+            if isinstance(features, int) and isinstance(outputs, int):
+                as_product(node, features, _sizes(node, outputs)[-1])
 
-def attention_site(node: ir.Node, scope: Scope) -> Site | str:
-    """The site of an Attention's input projection, or why it cannot be one."""
-    x, value = node.inputs[:2]
-    if x is None or value is None:
-        return "it has no weights of its own"
-    if len(node.inputs) <= _BIAS or node.inputs[_BIAS] is None:
-        # The kernel reads it all the same, and with it the check of what is put in its place would crash.
-        return "it has no bias, which ONNX Runtime's CPU provider cannot do without"
-    constant = scope.constant(value)
-    if isinstance(constant, str):
-        return constant
-    if constant.dtype not in FLOATS:
-        return f"its weight has element type {constant.dtype}"
-    if constant.array.ndim != 2:
-        return f"its weights have {constant.array.ndim} dimensions, not 2"
-    features, outputs = constant.array.shape
-    sizes = [int(size) for size in attribute(node, "qkv_hidden_sizes", ())] or [outputs // 3] * 3
-    heads = int(attribute(node, "num_heads", 0))
-    if len(sizes) != 3 or sum(sizes) != outputs or heads < 1 or any(size % heads for size in sizes):
-        return "its weights do not have the sizes that its attributes say"
-    layer = Layer(
-        name=node_name(node),
-        op_type=node.op_type,
-        weight=working(constant.array).T,
-        graph=scope.place.path,
-        input_shape=dims(x) or (None, None, features),
-        dtype=constant.dtype,
-    )
-    return Site(
-        layer,
-        scope.place,
-        (node,),
-        x,
-        value,
-        constant.root,
-        form=Projection(heads, sizes[2]),
-        quantized="DequantizeLinear" in constant.via,
-    )
+
+def _sizes(node: ir.Node, outputs: int) -> list[int]:
+    """The features of queries, keys and values."""
+    return [int(size) for size in attribute(node, "qkv_hidden_sizes", ())] or [outputs // 3] * 3

@@ -2,63 +2,171 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import conv_output_size
+from onnxdecomp.core.chain import Chain, Convolve, conv_output_size
+from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array, ConvSpec, Dim, Layer
-from onnxdecomp.graph.attributes import attribute, dims, node_name
-from onnxdecomp.layers.conv_layout import canonical_transposed
-from onnxdecomp.layers.site import FLOATS, Scope, Site, working
+from onnxdecomp.graph.attributes import as_attributes, attribute, dims
+from onnxdecomp.graph.shape_inference import unfuse
+from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
+from onnxdecomp.layers.conv_layout import canonical_transposed, onnx_transposed
+from onnxdecomp.layers.emitter import Emitter
+from onnxdecomp.layers.fused import Fused
+from onnxdecomp.layers.lower import emit_conv
+from onnxdecomp.layers.scope import MICROSOFT, Scope, Snapshot, working
+
+_RESIDUAL = 3
+"""The position of a FusedConv's Z."""
+
+_MOST_SPATIAL = 16
 
 
-def conv_site(node: ir.Node, scope: Scope) -> Site | str:
-    """The site of a Conv, ConvTranspose or FusedConv node, or why it cannot be one."""
-    constant = scope.constant(node.inputs[1])
-    if isinstance(constant, str):
-        return constant
-    if constant.dtype not in FLOATS:
-        return f"its weight has element type {constant.dtype}"
-    if constant.array.ndim < 3:
-        return f"its weight has {constant.array.ndim} dimensions; a convolution's has at least 3"
-    transposed = node.op_type == "ConvTranspose"
-    x = node.inputs[0]
-    assert x is not None
-    spec = _spec(node, constant.array, transposed, dims(x))
-    if isinstance(spec, str):
-        return spec
-    weight = canonical_transposed(constant.array, spec.groups) if transposed else constant.array
-    bias_value = node.inputs[2] if len(node.inputs) > 2 else None
-    bias = None
-    if bias_value is not None:
-        found = scope.constant(bias_value)
-        if isinstance(found, str):
-            return f"its bias is not constant: {found}"
-        bias = working(found.array)
-    weight_value = node.inputs[1]
-    assert weight_value is not None
-    layer = Layer(
-        name=node_name(node),
-        op_type=node.op_type,
-        weight=working(weight),
-        bias=bias,
-        conv=spec,
-        graph=scope.place.path,
-        input_shape=dims(x),
-        output_shape=dims(node.outputs[0]),
-        dtype=constant.dtype,
-    )
-    return Site(
-        layer,
-        scope.place,
-        (node,),
-        x,
-        weight_value,
-        constant.root,
-        bias_value,
-        quantized="DequantizeLinear" in constant.via,
-    )
+@dataclass(frozen=True, eq=False)
+class Conv(LayerAdapter):
+    """The adapter of convolutions.
+
+    Attributes:
+        fused: What a FusedConv does after the convolution.
+    """
+
+    operators = (("", "Conv"), ("", "ConvTranspose"), (MICROSOFT, "FusedConv"))
+    has_rows = True
+    feature_axis = 1
+    bias_at = 2
+    per_channel = frozenset(("Conv", "ConvTranspose"))
+
+    fused: Fused | None = None
+    follow: tuple[int, ...] = field(default=(_RESIDUAL,), kw_only=True)
+
+    @classmethod
+    def match(cls, node: ir.Node, scope: Scope) -> Site | str:
+        source = scope.weight(node.inputs[1])
+        if isinstance(source, str):
+            return source
+        if source.array.ndim < 3:
+            return f"its weight has {source.array.ndim} dimensions; a convolution's has at least 3"
+        x = node.inputs[0]
+        assert x is not None
+        transposed = node.op_type == "ConvTranspose"
+        spec = _spec(node, source.array, transposed, dims(x))
+        if isinstance(spec, str):
+            return spec
+        bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+        bias = None
+        if bias_value is not None:
+            found = scope.constant(bias_value)
+            if isinstance(found, str):
+                return f"its bias is not constant: {found}"
+            bias = working(found.array)
+        return cls(Fused.of(node) if node.domain == MICROSOFT else None).site(
+            node,
+            scope,
+            x,
+            source,
+            canonical_transposed(source.array, spec.groups) if transposed else source.array,
+            bias=bias,
+            bias_value=bias_value,
+            conv=spec,
+            input_shape=dims(x),
+            output_shape=dims(node.outputs[0]),
+        )
+
+    def obstacle(self, chain: Chain, layer: Layer) -> str | None:
+        if self.fused is not None and not isinstance(chain.steps[-1], Convolve):
+            return f"{layer.op_type} needs a chain that ends in a convolution"
+        return None
+
+    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
+        emit_conv(chain, site, emit)
+        if self.fused is None:
+            return
+        last = emit.nodes[-1]
+        last.domain, last.op_type = MICROSOFT, "FusedConv"
+        last.attributes.update(as_attributes(self.fused.attributes))
+        if self.fused.residual is not None:
+            last.resize_inputs(_RESIDUAL + 1)
+            last.replace_input_with(_RESIDUAL, self.fused.residual)
+
+    def live(self, now: Callable[[ir.Value], ir.Value]) -> Conv:
+        if self.fused is None or self.fused.residual is None:
+            return self
+        return replace(self, fused=replace(self.fused, residual=now(self.fused.residual)))
+
+    def stored(self, weight: Array, layer: Layer) -> Array:
+        assert layer.conv is not None
+        return onnx_transposed(weight, layer.conv.groups) if layer.conv.transposed else weight
+
+    def probe_inputs(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
+        shape = _small_shape(layer)
+        inputs = {0: rng.standard_normal(shape)}
+        if self.fused is not None and self.fused.residual is not None:
+            inputs[_RESIDUAL] = rng.standard_normal(dense_chain(layer).output_shape(shape))
+        return inputs
+
+    def attributes(self, layer: Layer, node: Snapshot) -> Mapping[str, Any]:
+        spec = layer.conv
+        if "output_shape" not in node.attributes or spec is None:
+            return node.attributes
+        # It would choose another padding for an input of another size.
+        chosen = ("output_shape", "auto_pad", "output_padding")
+        kept = {name: value for name, value in node.attributes.items() if name not in chosen}
+        return kept | {"pads": spec.pads, "output_padding": spec.output_padding}
+
+    def takes_bias(self, layer: Layer) -> bool:
+        return True
+
+    @property
+    def is_plain(self) -> bool:
+        return self.fused is None
+
+    @property
+    def fuses_activation(self) -> bool:
+        return self.fused is None
+
+    @classmethod
+    def timed(cls, layer: Layer) -> Conv:
+        return cls()
+
+    @classmethod
+    def stand_in(cls, node: ir.Node) -> None:
+        unfuse(node, "Conv")
+
+    @classmethod
+    def parameter_roles(cls, op_type: str) -> ParameterRoles:
+        return ParameterRoles(weights=(1,), biases=(2,))
+
+    @classmethod
+    def is_matrix(cls, node: ir.Node, shape: Sequence[int]) -> bool:
+        return int(attribute(node, "group", 1)) == 1
+
+    @classmethod
+    def fan_in(cls, node: ir.Node, shape: Sequence[int]) -> int:
+        if node.op_type == "ConvTranspose":
+            return max(1, shape[0] // int(attribute(node, "group", 1)) * math.prod(shape[2:]))
+        return math.prod(shape[1:])
+
+
+def _small_shape(layer: Layer) -> tuple[int, ...]:
+    """A shape that the layer's activation could have, small enough to be quick."""
+    spec = layer.conv
+    assert spec is not None
+    shape = list(layer.assumed_input_shape(batch=2))
+    shape[0] = min(shape[0], 2)
+    for axis, kernel in enumerate(layer.kernel):
+        span = spec.dilations[axis] * (kernel - 1) + 1
+        at_least = span + 2 * spec.strides[axis]
+        if spec.transposed and not isinstance(spec.pads, str):
+            # The padding is cut off the output, of which something must be left.
+            at_least += spec.pads[axis] + spec.pads[axis + spec.spatial_rank]
+        shape[2 + axis] = max(min(shape[2 + axis], _MOST_SPATIAL), at_least)
+    return tuple(shape)
 
 
 def _spec(

@@ -10,21 +10,21 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import BlockMatMul, Chain, MatMul
 from onnxdecomp.core.layer import Array, Dim, Layer
-from onnxdecomp.graph.attributes import attribute, dims, node_name
+from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import Constant
+from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import emit_step, labels
-from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, working
+from onnxdecomp.layers.scope import Scope, Snapshot
 
 NO_PRODUCT = "its equation is no product of matrices with the constant"
 
 
-@dataclass(frozen=True)
-class Contraction:
-    """How an Einsum is a linear layer: the activation's axes are put into order, its features flattened.
+@dataclass(frozen=True, eq=False)
+class Contraction(LayerAdapter):
+    """The adapter of Einsums: the activation's axes are put into order, its features flattened.
 
     Attributes:
-        weight_at: Which operand is the constant, 0 or 1.
         perm: The activation's axes in the order lead, stack, row, contracted; None as they are.
         features: Sizes of the contracted axes.
         outputs: Sizes of the output's feature axes.
@@ -34,7 +34,8 @@ class Contraction:
         stack: Sizes of the axes that constant, activation and output share.
     """
 
-    weight_at: int
+    operators = (("", "Einsum"),)
+
     perm: tuple[int, ...] | None
     features: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -42,15 +43,41 @@ class Contraction:
     out_perm: tuple[int, ...] | None
     weight_perm: tuple[int, ...]
     stack: tuple[int, ...] = ()
-    follow: tuple[int, ...] = ()
-    rows: bool = False
+
+    @classmethod
+    def match(cls, node: ir.Node, scope: Scope) -> Site | str:
+        if len(node.inputs) != 2:
+            return f"it has {len(node.inputs)} operands, not 2"
+        found = [scope.constant(value) for value in node.inputs]
+        constants = [position for position, entry in enumerate(found) if isinstance(entry, Constant)]
+        if len(constants) != 1:
+            return "both operands are constant" if constants else f"no operand is constant: {found[1]}"
+        (at,) = constants
+        source, x = scope.weight(node.inputs[at]), node.inputs[1 - at]
+        assert x is not None
+        if isinstance(source, str):
+            return source
+        read = _read(str(attribute(node, "equation", "")), at, source.array.shape, dims(x))
+        if isinstance(read, str):
+            return read
+        form, order = read
+        weight = form.canonical(source.array)
+        return form.site(
+            node,
+            scope,
+            x,
+            source,
+            weight,
+            input_shape=None if order is None else (*order, weight.shape[-1]),
+            output_shape=dims(node.outputs[0]),
+        )
 
     def canonical(self, weight: Array) -> Array:
         """The constant as [*stack, T, S]."""
         t, s = int(np.prod(self.outputs)), int(np.prod(self.features))
         return weight.transpose(self.weight_perm).reshape(*self.stack, t, s)
 
-    def stored(self, weight: Array) -> Array:
+    def stored(self, weight: Array, layer: Layer) -> Array:
         split = weight.reshape(*self.stack, *self.outputs, *self.features)
         return split.transpose(np.argsort(self.weight_perm))
 
@@ -62,7 +89,7 @@ class Contraction:
             return "its activation is a vector"
         return None
 
-    def emit(self, chain: Chain, site: Site, emit: Emitter) -> None:
+    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
         x = site.x
         shape = site.layer.input_shape
         rank = None if shape is None else len(shape)
@@ -79,7 +106,7 @@ class Contraction:
         if self.out_perm is not None:
             emit.add("Transpose", [x], "untransposed", perm=self.out_perm)
 
-    def feeds(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
+    def probe_inputs(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
         shape = list(layer.assumed_input_shape(batch=2))
         stack = len(self.stack)
         for axis in range(len(shape) - 1):
@@ -90,47 +117,9 @@ class Contraction:
             x = x.transpose(np.argsort(self.perm))
         return {1 - self.weight_at: x}
 
-
-def einsum_site(node: ir.Node, scope: Scope) -> Site | str:
-    """The site of an Einsum node, or why it cannot be one."""
-    if len(node.inputs) != 2:
-        return f"it has {len(node.inputs)} operands, not 2"
-    found = [scope.constant(value) for value in node.inputs]
-    constants = [position for position, entry in enumerate(found) if isinstance(entry, Constant)]
-    if len(constants) != 1:
-        return "both operands are constant" if constants else f"no operand is constant: {found[1]}"
-    (at,) = constants
-    constant, value, x = found[at], node.inputs[at], node.inputs[1 - at]
-    assert isinstance(constant, Constant)
-    assert value is not None
-    assert x is not None
-    if constant.dtype not in FLOATS:
-        return f"its weight has element type {constant.dtype}"
-    shape = dims(x)
-    read = _read(str(attribute(node, "equation", "")), at, constant.array.shape, shape)
-    if isinstance(read, str):
-        return read
-    form, order = read
-    weight = working(form.canonical(constant.array))
-    layer = Layer(
-        name=node_name(node),
-        op_type="Einsum",
-        weight=weight,
-        graph=scope.place.path,
-        input_shape=None if order is None else (*(d for d in order), weight.shape[-1]),
-        output_shape=dims(node.outputs[0]),
-        dtype=constant.dtype,
-    )
-    return Site(
-        layer,
-        scope.place,
-        (node,),
-        x,
-        value,
-        constant.root,
-        form=form,
-        quantized="DequantizeLinear" in constant.via,
-    )
+    @classmethod
+    def parameter_roles(cls, op_type: str) -> ParameterRoles:
+        return ParameterRoles(weights=(0, 1, 2, 3))
 
 
 def _read(

@@ -8,30 +8,68 @@ no multiplications, so what such a layer saves is parameters (see onnxdecomp.sea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.core.chain import BlockMatMul, Chain, Lookup, MatMul
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.graph.attributes import attribute, dims, node_name
+from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import OVERRIDABLE, Constant
+from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import emit_step, labels
-from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, working
+from onnxdecomp.layers.scope import Scope, Snapshot, Weight
 
 SMALLEST = 4096
 """Numbers in a table below which it is no embedding worth a thought."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """The form of a Gather along the first axis of a table."""
+@dataclass(frozen=True, eq=False)
+class Embedding(LayerAdapter):
+    """The adapter of lookups in a table, a Gather along its first axis."""
 
-    weight_at: int = 0
-    follow: tuple[int, ...] = ()
-    rows: bool = False
+    operators = (("", "Gather"),)
+    optional_weight = True
+
+    weight_at: int = field(default=0, kw_only=True)
+
+    @classmethod
+    def match(cls, node: ir.Node, scope: Scope) -> Site | str | None:
+        table, indices = node.inputs
+        assert table is not None
+        assert indices is not None
+        shape = dims(table)
+        if shape is not None and len(shape) != 2:
+            return None
+        found = scope.constant(table)
+        if isinstance(found, str):
+            large = (
+                shape is not None
+                and all(isinstance(dim, int) for dim in shape)
+                and _product(shape) >= SMALLEST
+            )
+            return found if found == OVERRIDABLE and large else None
+        source = scope.weight(table)
+        if not isinstance(source, Weight) or found.array.ndim != 2 or found.array.size < SMALLEST:
+            return None
+        if isinstance(scope.constant(indices), Constant):
+            return None
+        if attribute(node, "axis", 0) not in (0, -2):
+            return "it reads columns of its table"
+        index_shape = dims(indices)
+        return cls().site(
+            node,
+            scope,
+            indices,
+            source,
+            source.array.T,
+            input_shape=None if index_shape is None else (*index_shape, source.array.shape[0]),
+            output_shape=dims(node.outputs[0]),
+            lookup=True,
+        )
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
         first, *rest = chain.steps
@@ -43,7 +81,7 @@ class Table:
             return "its index is a scalar"
         return None
 
-    def emit(self, chain: Chain, site: Site, emit: Emitter) -> None:
+    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
         shape = site.layer.input_shape
         x = site.x
         for step, label in zip(chain.steps, labels(chain), strict=True):
@@ -58,58 +96,22 @@ class Table:
             else:
                 x = emit_step(step, x, None if shape is None else len(shape), label, emit)
 
-    def stored(self, weight: Array) -> Array:
+    def stored(self, weight: Array, layer: Layer) -> Array:
         return weight.T
 
-    def feeds(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
+    def probe_inputs(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
         shape = layer.assumed_input_shape(batch=2)[:-1]
         size = tuple(min(dim, 8) for dim in shape)
         kind = np.int32 if _is_int32(node.inputs[1]) else np.int64
         return {1: np.asarray(rng.integers(-layer.inputs, layer.inputs, size)).astype(kind)}
 
+    @classmethod
+    def parameter_roles(cls, op_type: str) -> ParameterRoles:
+        return ParameterRoles(weights=(0,))
 
-def gather_site(node: ir.Node, scope: Scope) -> Site | str | None:
-    """The site of a Gather from a table; why it cannot be one; or None where it reads no such table."""
-    table, indices = node.inputs
-    assert table is not None
-    assert indices is not None
-    shape = dims(table)
-    if shape is not None and len(shape) != 2:
-        return None
-    constant = scope.constant(table)
-    if isinstance(constant, str):
-        large = (
-            shape is not None and all(isinstance(dim, int) for dim in shape) and _product(shape) >= SMALLEST
-        )
-        return constant if constant == OVERRIDABLE and large else None
-    array = constant.array
-    if array.ndim != 2 or array.size < SMALLEST or constant.dtype not in FLOATS:
-        return None
-    if isinstance(scope.constant(indices), Constant):
-        return None
-    if attribute(node, "axis", 0) not in (0, -2):
-        return "it reads columns of its table"
-    index_shape = dims(indices)
-    layer = Layer(
-        name=node_name(node),
-        op_type="Gather",
-        weight=working(array).T,
-        graph=scope.place.path,
-        input_shape=None if index_shape is None else (*index_shape, array.shape[0]),
-        output_shape=dims(node.outputs[0]),
-        dtype=constant.dtype,
-        lookup=True,
-    )
-    return Site(
-        layer,
-        scope.place,
-        (node,),
-        indices,
-        table,
-        constant.root,
-        form=Table(),
-        quantized="DequantizeLinear" in constant.via,
-    )
+    @classmethod
+    def fan_in(cls, node: ir.Node, shape: Sequence[int]) -> int:
+        return 1
 
 
 def _product(shape: tuple[int | str | None, ...]) -> int:

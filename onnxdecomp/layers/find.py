@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -14,39 +12,11 @@ from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.graph.attributes import node_name
 from onnxdecomp.graph.constants import Memo
 from onnxdecomp.graph.traversal import Place, places
-from onnxdecomp.layers.attention import attention_site
-from onnxdecomp.layers.conv import conv_site
-from onnxdecomp.layers.einsum import einsum_site
-from onnxdecomp.layers.embedding import gather_site
-from onnxdecomp.layers.fused import fused_conv_site, fused_gemm_site
-from onnxdecomp.layers.linear import gemm_site, matmul_site
-from onnxdecomp.layers.lower import MICROSOFT
-from onnxdecomp.layers.matmul_nbits import matmul_nbits_site
-from onnxdecomp.layers.recurrent import recurrent_site
-from onnxdecomp.layers.site import Scope, Site, Skip
+from onnxdecomp.layers.adapter import Site, Skip
+from onnxdecomp.layers.registry import adapter_of, adapters
+from onnxdecomp.layers.scope import MICROSOFT, Scope
 
 _log = logging.getLogger(__name__)
-
-Finder: TypeAlias = Callable[[ir.Node, Scope], Site | str | None]
-"""What makes a site of a node; or the reason why not; or None where the operator holds no weight at all."""
-
-FINDERS: dict[tuple[str, str], Finder] = {
-    ("", "Conv"): conv_site,
-    ("", "ConvTranspose"): conv_site,
-    ("", "Gemm"): gemm_site,
-    ("", "MatMul"): matmul_site,
-    ("", "LSTM"): recurrent_site,
-    ("", "GRU"): recurrent_site,
-    ("", "RNN"): recurrent_site,
-    ("", "Gather"): gather_site,
-    ("", "Einsum"): einsum_site,
-    (MICROSOFT, "FusedConv"): fused_conv_site,
-    (MICROSOFT, "FusedGemm"): fused_gemm_site,
-    (MICROSOFT, "FusedMatMul"): matmul_site,
-    (MICROSOFT, "MatMulNBits"): matmul_nbits_site,
-    (MICROSOFT, "Attention"): attention_site,
-}
-"""The finder of a domain's operator."""
 
 NOT_TAKEN = {
     "": frozenset("ConvInteger DeformConv MatMulInteger QLinearConv QLinearMatMul".split()),  # noqa: SIM905
@@ -118,18 +88,20 @@ def _looked(node: ir.Node, scope: Scope) -> Site | str | None:
 
 
 def _look(node: ir.Node, scope: Scope) -> Site | str | None:
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    finder = FINDERS.get((domain, node.op_type))
-    if finder is None:
-        if node.domain == BLOCKED and node.op_type == "Conv":
+    adapter = adapter_of(node)
+    if adapter is None:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain == BLOCKED and ("", node.op_type) in adapters().by_operator:
             return "ONNX Runtime has laid it out for one kind of processor; save its model at a lower level"
         return f"{node.op_type} is not decomposed" if node.op_type in NOT_TAKEN.get(domain, ()) else None
-    parameters = [name for name, attr in node.attributes.items() if attr.is_ref()]
-    if parameters:
-        return None if node.op_type == "Gather" else f"its {parameters[0]} is a parameter of the function"
-    if scope.opset < OLDEST_OPSET:
-        return None if node.op_type == "Gather" else f"opset {scope.opset} is older than {OLDEST_OPSET}"
-    return finder(node, scope)
+    reason = None
+    if parameters := [name for name, attr in node.attributes.items() if attr.is_ref()]:
+        reason = f"its {parameters[0]} is a parameter of the function"
+    elif scope.opset < OLDEST_OPSET:
+        reason = f"opset {scope.opset} is older than {OLDEST_OPSET}"
+    if reason is not None:
+        return None if adapter.optional_weight else reason
+    return adapter.match(node, scope)
 
 
 def _distinct(sites: list[Site]) -> list[Site]:

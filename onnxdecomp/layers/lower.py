@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.core.chain import (
@@ -23,12 +22,9 @@ from onnxdecomp.core.chain import (
     Transpose,
 )
 from onnxdecomp.errors import ModelError
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.conv_layout import onnx_transposed
 from onnxdecomp.layers.emitter import Emitter
-from onnxdecomp.layers.site import Fused, Site
-
-MICROSOFT = "com.microsoft"
-"""The domain of the operators that ONNX Runtime's optimizer writes."""
 
 
 def emit_conv(chain: Chain, site: Site, emit: Emitter) -> None:
@@ -39,8 +35,8 @@ def emit_conv(chain: Chain, site: Site, emit: Emitter) -> None:
     for index, (step, label) in enumerate(zip(chain.steps, names, strict=True)):
         if isinstance(step, Convolve):
             last = index == len(chain.steps) - 1
-            bias, fused = (emit.bias(chain, _own_bias(site, chain)), site.fused) if last else (None, None)
-            x = _convolve(step, x, label, emit, bias, fused)
+            bias = emit.bias(chain, own_bias(site, chain)) if last else None
+            x = _convolve(step, x, label, emit, bias)
         elif isinstance(step, Fold):
             x = emit.add(
                 "Reshape", [x, emit.integers([-1, step.channels] + [0] * rank, f"{label}.shape")], label
@@ -56,14 +52,12 @@ def emit_conv(chain: Chain, site: Site, emit: Emitter) -> None:
         else:
             raise TypeError(f"{type(step).__name__} is no step on [N, C, *spatial]")
     if chain.bias is not None and not isinstance(chain.steps[-1], Convolve):
-        bias = emit.bias(chain, _own_bias(site, chain), (-1,) + (1,) * rank)
+        bias = emit.bias(chain, own_bias(site, chain), (-1,) + (1,) * rank)
         assert bias is not None
         emit.add("Add", [x, bias], "bias")
 
 
-def _convolve(
-    step: Convolve, x: ir.Value, label: str, emit: Emitter, bias: ir.Value | None, fused: Fused | None
-) -> ir.Value:
+def _convolve(step: Convolve, x: ir.Value, label: str, emit: Emitter, bias: ir.Value | None) -> ir.Value:
     spec = step.spec
     array = onnx_transposed(step.weight, spec.groups) if spec.transposed else step.weight
     weight = emit.weight(array, label, axis=1 if spec.transposed else 0)
@@ -79,41 +73,8 @@ def _convolve(
         attributes["pads"] = spec.pads
     if spec.transposed and spec.output_padding:
         attributes["output_padding"] = spec.output_padding
-    inputs: list[ir.Value | None] = [x, weight] if bias is None else [x, weight, bias]
-    if fused is not None:
-        if fused.residual is not None:
-            inputs = [x, weight, bias, fused.residual]
-        return emit.add("FusedConv", inputs, label, MICROSOFT, **attributes, **fused.attributes)
+    inputs = [x, weight] if bias is None else [x, weight, bias]
     return emit.add("ConvTranspose" if spec.transposed else "Conv", inputs, label, **attributes)
-
-
-def emit_linear(chain: Chain, site: Site, emit: Emitter) -> None:
-    """The nodes of a chain on the features of a Gemm's or MatMul's activation."""
-    form = site.linear
-    assert form is not None
-    plain = all(isinstance(step, MatMul) for step in chain.steps)
-    x = site.x
-    rank = None if site.layer.input_shape is None else len(site.layer.input_shape)
-    multiply_left = form.left and plain
-    x = _as_multiplied(x, rank, form.rotated, form.swapped != (form.left and not plain), emit)
-    gemm_last = form.gemm and not form.left and isinstance(chain.steps[-1], MatMul)
-    names = labels(chain)
-    for index, (step, label) in enumerate(zip(chain.steps, names, strict=True)):
-        if isinstance(step, MatMul) and gemm_last and index == len(chain.steps) - 1:
-            _gemm(step, x, label, chain, site, emit)
-            return
-        x = emit_step(step, x, rank, label, emit, left=multiply_left)
-    if form.left and not plain:
-        x = _as_multiplied(x, rank, False, True, emit, "untransposed")
-    if chain.bias is not None:
-        bias = emit.bias(chain, _own_bias(site, chain), (-1, 1) if form.left else None)
-        assert bias is not None
-        x = emit.add("Add", [x, bias], "bias")
-    if form.addend is not None:
-        x = emit.add("Add", [x, _scaled(form.addend, form.scale, emit)], "addend")
-    if site.fused is not None:
-        op_type, attributes = activation(site.fused)
-        emit.add(op_type, [x], "activation", **attributes)
 
 
 def emit_step(
@@ -127,22 +88,6 @@ def emit_step(
         weight = emit.weight(array, label, axis=array.ndim - (2 if left else 1))
         return emit.add("MatMul", [weight, x] if left else [x, weight], label)
     return _rearrange(step, x, rank, label, emit)
-
-
-def _gemm(step: MatMul, x: ir.Value, label: str, chain: Chain, site: Site, emit: Emitter) -> None:
-    """The last product of a Gemm's chain, its bias or C along with it."""
-    assert site.linear is not None
-    weight = emit.weight(step.weight, label, axis=1)
-    bias = emit.bias(chain, _own_bias(site, chain))
-    last = bias if bias is not None else site.linear.addend
-    scale: dict[str, Any] = {"beta": site.linear.scale} if bias is None and last is not None else {}
-    inputs = [x, weight] if last is None else [x, weight, last]
-    if site.fused is not None:
-        emit.add("FusedGemm", inputs, label, MICROSOFT, **scale, **site.fused.attributes)
-    elif last is not None:
-        emit.add("Gemm", inputs, label, **scale)
-    else:
-        emit.add("MatMul", [x, weight], label)
 
 
 def _rearrange(step: Step, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
@@ -200,33 +145,6 @@ def _resize(step: Pad | Narrow, x: ir.Value, rank: int, label: str, emit: Emitte
     return emit.add("Slice", [x, *bounds], label)
 
 
-def _as_multiplied(
-    x: ir.Value, rank: int | None, rotate: bool, swap: bool, emit: Emitter, label: str = "transposed"
-) -> ir.Value:
-    """The activation with its axes where the product has them."""
-    if not (rotate or swap):
-        return x
-    if rank is None:
-        raise ModelError(f"{emit.name}: the rank of its activation is unknown; use a method without reshapes")
-    perm = [*range(1, rank - 1), 0, rank - 1] if rotate else list(range(rank))
-    if swap:
-        perm[-2:] = perm[:-3:-1]
-    return emit.add("Transpose", [x], label, perm=tuple(perm))
-
-
-def activation(fused: Fused) -> tuple[str, dict[str, Any]]:
-    """The operator that a FusedGemm applies to its product, and its attributes."""
-    own = {name.removeprefix("activation_"): value for name, value in fused.attributes.items()}
-    return own.pop("activation"), own
-
-
-def _scaled(value: ir.Value, scale: float, emit: Emitter) -> ir.Value:
-    if scale == 1.0:
-        return value
-    factor = emit.constant(np.array(scale, emit.dtype.numpy()), f"{emit.name}/beta", None)
-    return emit.add("Mul", [value, factor], "scaled")
-
-
 def labels(chain: Chain) -> list[str]:
     """The steps' own labels, else first, step2, …, last."""
     count = len(chain.steps)
@@ -234,15 +152,6 @@ def labels(chain: Chain) -> list[str]:
     return [step.label or name for step, name in zip(chain.steps, usual, strict=True)]
 
 
-def needs_rank(chain: Chain, site: Site) -> bool:
-    """Whether the nodes can only be written if the activation's rank is known."""
-    if chain.is_conv:
-        return False
-    plain = all(isinstance(step, MatMul) for step in chain.steps)
-    form = site.linear
-    return not plain or (form is not None and (form.swapped or form.rotated))
-
-
-def _own_bias(site: Site, chain: Chain) -> ir.Value | None:
+def own_bias(site: Site, chain: Chain) -> ir.Value | None:
     """The value of the layer's bias, where the chain has the same numbers."""
     return site.bias if chain.bias is site.layer.bias else None

@@ -8,9 +8,10 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import Chain, MatMul
 from onnxdecomp.core.layer import Layer
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import emit_step, labels
-from onnxdecomp.layers.site import Site, Snapshot
+from onnxdecomp.layers.scope import Snapshot
 
 
 def ends_in_product(chain: Chain, layer: Layer) -> bool:

@@ -8,17 +8,19 @@ operator's own still, and so are the recurrence weights R, which are not decompo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.core.chain import Chain, MatMul
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.graph.attributes import dims, node_name
+from onnxdecomp.graph.attributes import attribute, dims
+from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.projection import emit_projected, ends_in_product
-from onnxdecomp.layers.site import FLOATS, Scope, Site, Snapshot, working
+from onnxdecomp.layers.scope import Scope, Snapshot
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 """Rows of W per hidden unit."""
@@ -26,9 +28,9 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _SEQUENCE_LENS, _INITIAL_H, _INITIAL_C = 4, 5, 6
 
 
-@dataclass(frozen=True)
-class Recurrent:
-    """The form of a recurrent operator: a chain's last product becomes the operator's W [D, G H, r].
+@dataclass(frozen=True, eq=False)
+class Recurrent(LayerAdapter):
+    """The adapter of recurrent operators: a chain's last product becomes the operator's W [D, G H, r].
 
     Attributes:
         directions: D, 2 for a bidirectional operator.
@@ -37,22 +39,45 @@ class Recurrent:
             [sequence, batch, I] and [D, batch, H].
     """
 
+    operators = (("", "LSTM"), ("", "GRU"), ("", "RNN"))
+    has_rows = True
+    rounding = 5  # the state carries it from step to step
+    layout = "directions"
+
     directions: int
     hidden: int
     batch_first: bool = False
-    weight_at: int = 1
-    follow: tuple[int, ...] = (_SEQUENCE_LENS, _INITIAL_H, _INITIAL_C)
-    rows: bool = True
+    follow: tuple[int, ...] = field(default=(_SEQUENCE_LENS, _INITIAL_H, _INITIAL_C), kw_only=True)
+
+    @classmethod
+    def match(cls, node: ir.Node, scope: Scope) -> Site | str:
+        x = node.inputs[0]
+        assert x is not None
+        source = scope.weight(node.inputs[1])
+        if isinstance(source, str):
+            return source
+        if source.array.ndim != 3:
+            return f"its W has {source.array.ndim} dimensions, not 3"
+        directions, rows, features = source.array.shape
+        batch_first = int(attribute(node, "layout", 0)) == 1
+        return cls(directions, rows // GATES[node.op_type], batch_first).site(
+            node,
+            scope,
+            x,
+            source,
+            source.array.reshape(directions * rows, features),
+            input_shape=dims(x) or (None, None, features),
+        )
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
         if ends_in_product(chain, layer):
             return None
         return "its chain does not end in a product of matrices, which would become W: use svd"
 
-    def emit(self, chain: Chain, site: Site, emit: Emitter) -> None:
+    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
         def weight(step: MatMul, label: str) -> ir.Value:
             if not emit.quantize:
-                return emit.weight(self.stored(step.weight.T), label, axis=1)
+                return emit.weight(self.stored(step.weight.T, site.layer), label, axis=1)
             # a scale for each row of each direction
             shape = emit.integers([self.directions, -1, step.weight.shape[0]], f"{label}.shape")
             stacked = emit.weight(step.weight.T, label, axis=0)
@@ -60,10 +85,10 @@ class Recurrent:
 
         emit_projected(chain, site, emit, weight)
 
-    def stored(self, weight: Array) -> Array:
+    def stored(self, weight: Array, layer: Layer) -> Array:
         return weight.reshape(self.directions, -1, weight.shape[-1])
 
-    def feeds(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
+    def probe_inputs(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
         steps, batch = 5, 3
         state = (
             (batch, self.directions, self.hidden)
@@ -82,37 +107,10 @@ class Recurrent:
             7: rng.standard_normal((self.directions, 3 * self.hidden)),
         }
 
+    @classmethod
+    def parameter_roles(cls, op_type: str) -> ParameterRoles:
+        return ParameterRoles(weights=(1, 2), biases=(3,))
 
-def recurrent_site(node: ir.Node, scope: Scope) -> Site | str:
-    """The site of an LSTM, GRU or RNN node, or why it cannot be one."""
-    x, value = node.inputs[:2]
-    assert x is not None
-    assert value is not None
-    constant = scope.constant(value)
-    if isinstance(constant, str):
-        return constant
-    if constant.dtype not in FLOATS:
-        return f"its weight has element type {constant.dtype}"
-    if constant.array.ndim != 3:
-        return f"its W has {constant.array.ndim} dimensions, not 3"
-    directions, rows, features = constant.array.shape
-    layout = node.attributes.get("layout")
-    form = Recurrent(directions, rows // GATES[node.op_type], layout is not None and layout.as_int() == 1)
-    layer = Layer(
-        name=node_name(node),
-        op_type=node.op_type,
-        weight=working(constant.array.reshape(directions * rows, features)),
-        graph=scope.place.path,
-        input_shape=dims(x) or (None, None, features),
-        dtype=constant.dtype,
-    )
-    return Site(
-        layer,
-        scope.place,
-        (node,),
-        x,
-        value,
-        constant.root,
-        form=form,
-        quantized="DequantizeLinear" in constant.via,
-    )
+    @classmethod
+    def fan_in(cls, node: ir.Node, shape: Sequence[int]) -> int:
+        return shape[-1]

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import Chain, Convolve, with_lookup
+from onnxdecomp.core.chain import Chain, with_lookup
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.inherit import inherit_value
 from onnxdecomp.graph.traversal import Place, node_names, value_names
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.emitter import Emitter, Share
 from onnxdecomp.layers.int8_weights import on_grid
-from onnxdecomp.layers.lower import emit_conv, emit_linear, labels, needs_rank
-from onnxdecomp.layers.site import Site, Snapshot
+from onnxdecomp.layers.lower import labels
+from onnxdecomp.layers.scope import Snapshot
 
 LAYER = "pkg.onnxdecomp.layer"
 """The metadata of a rewritten layer's nodes that holds the layer's name."""
@@ -50,17 +51,6 @@ class Rewritten:
         if root.producer() is None and not root.is_initializer() and not root.is_graph_input():
             root.const_value = None  # nothing uses it any more
         return replace(self, site=replace(self.site, layer=replace(layer, weight=hollow)))
-
-
-def obstacle(chain: Chain, site: Site) -> str | None:
-    """Why the chain cannot be put in the site's place, a phrase for people; None where it can."""
-    if site.form is not None:
-        return site.form.obstacle(chain, site.layer)
-    if chain.is_conv and site.fused is not None and not isinstance(chain.steps[-1], Convolve):
-        return f"{site.layer.op_type} needs a chain that ends in a convolution"
-    if needs_rank(chain, site) and site.layer.input_shape is None:
-        return "the rank of its activation is unknown"
-    return None
 
 
 @dataclass(eq=False)
@@ -108,10 +98,7 @@ class Rewriter:
             storage=site.storage,
             opset=self._opset(site.place),
         )
-        if site.form is not None:
-            site.form.emit(chain, site, emit)
-        else:
-            (emit_conv if site.layer.conv is not None else emit_linear)(chain, site, emit)
+        site.adapter.lower(chain, site, emit)
         last = emit.nodes[-1]
         pairs = [(old, new) for old, new in zip(last_old.outputs, last.outputs, strict=True) if old.name]
         if not last_old.outputs[0].name:

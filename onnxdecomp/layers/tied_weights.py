@@ -17,9 +17,8 @@ import onnx_ir as ir
 from onnxdecomp.core.layer import Ranks
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.graph.attributes import node_name
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.emitter import Share
-from onnxdecomp.layers.recurrent import Recurrent
-from onnxdecomp.layers.site import Site
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,12 @@ def share_of(tie: Tie, member: int, site: Site, method: Decomposition, ranks: Ra
         method,
         ranks,
         layer.dtype,
-        isinstance(site.form, Recurrent),
+        site.adapter.layout,
     )
     # Two plain products are mirrored by exchanging them; int8 factors have their scales on one side only.
     if method.name == "svd" and layer.conv is None and layer.weight.ndim == 2 and not site.quantized:
         return Share(key, kin.flipped, kin.turned)
-    how = (method.shapes(layer, ranks), layer.groups, kin.flipped, _is_left(site))
+    how = (method.shapes(layer, ranks), layer.groups, kin.flipped, site.adapter.left)
     return Share((*key, how))
 
 
@@ -108,10 +107,6 @@ def _stored(root: ir.Value, own: Sequence[Site]) -> int:
     return math.prod(int(size) for size in tensor.shape.numpy()) * max(site.packed for site in own)
 
 
-def _is_left(site: Site) -> bool:
-    return site.linear is not None and site.linear.left
-
-
 def _kin(own: Sequence[Site]) -> tuple[Kin, ...]:
     """A lookup comes first in its family: a table is read row by row, and no transpose of it."""
     found: dict[int, Kin] = {}
@@ -121,7 +116,7 @@ def _kin(own: Sequence[Site]) -> tuple[Kin, ...]:
         for family, other in enumerate(firsts):
             flipped = _flipped(site, own[other])
             if flipped is not None:
-                found[index] = Kin(family, flipped, flipped != (_is_left(site) != _is_left(own[other])))
+                found[index] = Kin(family, flipped, flipped != (site.adapter.left != own[other].adapter.left))
                 break
         else:
             found[index] = Kin(len(firsts))

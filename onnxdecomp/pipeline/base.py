@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from onnxdecomp.calibration.statistics import Calibration
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
+    from onnxdecomp.layers.adapter import Site
     from onnxdecomp.layers.replace import Rewritten
-    from onnxdecomp.layers.site import Site
     from onnxdecomp.quantization.bounds import Memory
     from onnxdecomp.search.latency_model import Stopwatch
     from onnxdecomp.search.plan import Plan

@@ -11,8 +11,9 @@ import onnx_ir as ir
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.comparable_outputs import DRAWING
 from onnxdecomp.graph.inherit import inherit_value
-from onnxdecomp.graph.shape_inference import as_declared, infer_shapes
+from onnxdecomp.graph.shape_inference import as_declared
 from onnxdecomp.graph.traversal import node_graphs, node_names, places, unique_name, value_names
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.quantization.files import checked, load_tools, unlist_initializers
 from onnxdecomp.quantization.prepare import choose_sizes, require_float
 from onnxdecomp.quantization.schemas import Signature, Signatures

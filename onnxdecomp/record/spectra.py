@@ -11,7 +11,7 @@ import numpy as np
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.decompositions.base import Decomposition, refusal_of
 from onnxdecomp.decompositions.registry import get
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.runtime.jsonio import plain
 from onnxdecomp.search.plan import Choice, Plan
 

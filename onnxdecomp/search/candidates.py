@@ -20,8 +20,7 @@ from onnxdecomp.decompositions.registry import METHODS, get
 from onnxdecomp.fitting.fit import dense_rows, sketch
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
-from onnxdecomp.layers.replace import obstacle
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.ranks.rounding import round_to_multiple
 from onnxdecomp.search.plan import Cost, cost_of
 from onnxdecomp.search.rank_curves import exact, filled_in, scaled, shape
@@ -89,7 +88,7 @@ def methods_for(
         method = get(name, **(options or {}).get(name, {})).specialise(layer)
         if isinstance(method, Refusal) or method.name in found:
             continue
-        if obstacle(outline(method, layer, method.fraction_ranks(layer, 0.5)), site) is None:
+        if site.adapter.obstacle(outline(method, layer, method.fraction_ranks(layer, 0.5)), layer) is None:
             found[method.name] = method
     return list(found.values())
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from onnxdecomp.decompositions.base import Decomposition, outline, refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layers.replace import obstacle
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.search.plan import Choice, Plan
 
 
@@ -60,5 +59,5 @@ def _check_choice(choice: Choice, site: Site) -> None:
         if not 1 <= rank <= most:
             which = f"rank {rank}" + ("" if len(full) == 1 else f" in {','.join(map(str, choice.ranks))}")
             raise UsageError(f"{whose} has no {which} there; ranks are from 1 to {largest}")
-    if reason := obstacle(outline(method, layer, choice.ranks), site):
+    if reason := site.adapter.obstacle(outline(method, layer, choice.ranks), layer):
         raise UsageError(f"{whose} cannot stand in its place ({reason})")

@@ -11,8 +11,7 @@ from onnxdecomp.core.layer import Ranks
 from onnxdecomp.core.patterns import Named, names_of, of_layers, selected
 from onnxdecomp.decompositions.base import Decomposition, Refusal, outline
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layers.replace import obstacle
-from onnxdecomp.layers.site import Site, Skip
+from onnxdecomp.layers.adapter import Site, Skip
 from onnxdecomp.layers.tied_weights import stays, ties
 from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.search.finite_weights import unsound
@@ -119,7 +118,7 @@ def _with_method(
     if isinstance(ranks, str):
         return replace(stays, reason=ranks)
     chain = outline(fitting, layer, ranks)
-    if reason := obstacle(chain, site):
+    if reason := site.adapter.obstacle(chain, layer):
         return replace(stays, reason=reason)
     after = cost_of(chain, layer)
     if why_not := _does_not_save(request.must_save, before, after, layer.lookup):

@@ -22,9 +22,9 @@ from onnxdecomp.latency.context import neighbours
 from onnxdecomp.latency.layer_shares import Share, shares
 from onnxdecomp.latency.measure import Request, Timing, time_chains
 from onnxdecomp.latency.predict import part_of_whole
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter
-from onnxdecomp.layers.site import Site
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.runtime.timing import Ratio

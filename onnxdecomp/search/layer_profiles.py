@@ -19,7 +19,7 @@ from onnxdecomp.decompositions.base import Refusal
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import DefectError, ModelError
 from onnxdecomp.fitting.moments import Moments, together
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.tied_weights import Tie, stays, ties
 from onnxdecomp.search.candidates import (
     QUICK,

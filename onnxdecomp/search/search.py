@@ -12,7 +12,7 @@ from onnxdecomp.calibration.statistics import Calibration, parted, shortened
 from onnxdecomp.core.names import some
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layers.site import Site, Skip
+from onnxdecomp.layers.adapter import Site, Skip
 from onnxdecomp.search.file_size import file_size, fitting, width
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.latency_feedback import look

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnxdecomp.layers.site import Skip
+from onnxdecomp.layers.adapter import Skip
 from onnxdecomp.search.candidates import Candidate
 from onnxdecomp.search.fixed_ranks import method_options
 from onnxdecomp.search.keep_layers import BETTER_KEPT

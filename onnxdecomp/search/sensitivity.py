@@ -24,9 +24,9 @@ from onnxdecomp.data.comparable_outputs import Compared, unsteady
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.fitting.fit import stored
 from onnxdecomp.graph.attributes import dims
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find_again
 from onnxdecomp.layers.replace import Rewriter
-from onnxdecomp.layers.site import Site
 from onnxdecomp.runtime.metrics import Comparison
 from onnxdecomp.runtime.session import Feed
 

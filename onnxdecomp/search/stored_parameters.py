@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.registry import get
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.emitter import Share
-from onnxdecomp.layers.site import Site
 from onnxdecomp.layers.tied_weights import Tie, share_of, ties
 from onnxdecomp.search.plan import Choice, Cost, Plan, cost_of
 

@@ -15,9 +15,9 @@ from onnxdecomp.evaluate.gate import Gate, parse_gate
 from onnxdecomp.evaluate.verify import Verification
 from onnxdecomp.graph.load import load, sha256, source
 from onnxdecomp.graph.output_file import size
-from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.graph.traversal import places
 from onnxdecomp.layers.find import find
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.record.build import Origin, checked, describe_data, ratio
 from onnxdecomp.record.layers import SCHEMA_VERSION
 from onnxdecomp.record.verdict import judged, speedups

@@ -19,8 +19,8 @@ from onnxdecomp.graph.load import load
 from onnxdecomp.graph.output_file import claim, on_disk, staged
 from onnxdecomp.graph.save import check_target
 from onnxdecomp.latency.meter import Watch, timed_input
-from onnxdecomp.layers.find import FINDERS
 from onnxdecomp.layers.lowering_check import LoweringCheck
+from onnxdecomp.layers.registry import adapters
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.pipeline.base import Planner, Progress, Quantizer
 from onnxdecomp.record.build import Origin, describe_data, describe_model, describe_output, run_record
@@ -411,7 +411,7 @@ def _require_changed(plan: Plan, changed: bool) -> None:
 
 def _why_nothing(plan: Plan) -> str:
     reasons = sorted({choice.reason for choice in plan.choices if choice.reason})
-    operators = ", ".join(name for _, name in FINDERS)
+    operators = ", ".join(op_type for _, op_type in adapters().by_operator)
     return "; ".join(reasons[:3]) or f"the model has none of these with a constant weight: {operators}"
 
 

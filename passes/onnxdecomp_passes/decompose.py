@@ -17,11 +17,11 @@ from onnxdecomp.calibration.statistics import Calibration, sized
 from onnxdecomp.core.names import some
 from onnxdecomp.decompositions.registry import package_of
 from onnxdecomp.errors import DefectError, UsageError
-from onnxdecomp.graph.shape_inference import infer_shapes
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.int8_weights import OLDEST_OPSET
 from onnxdecomp.layers.replace import Rewritten
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline.base import (
     Need,
     PassContext,

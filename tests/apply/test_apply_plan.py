@@ -14,8 +14,8 @@ from onnxdecomp.apply.apply_plan import carry_out
 from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.calibration.activations import open_taps
 from onnxdecomp.core.layer import Array
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.site import Site
 from onnxdecomp.record.layers import layer_records
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.plan import Choice, Plan

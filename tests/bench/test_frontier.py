@@ -13,7 +13,7 @@ from bench.intervals import answers_changed
 from bench.rank_controls import evbmf, unaligned
 from bench.realised import Dense, realised_share
 from onnxdecomp.graph.load import load
-from onnxdecomp.graph.shape_inference import infer_shapes
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.plan import Plan

@@ -14,9 +14,9 @@ from onnxdecomp.calibration.activations import open_taps
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
-from onnxdecomp.graph.shape_inference import infer_shapes
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.shapes import infer_shapes
 from tests.runtime.small import model as make
 from tests.runtime.small import value
 

@@ -13,9 +13,9 @@ from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.calibration.measured_shapes import largest_value, shapes_in_a_run, with_seen_shapes
 from onnxdecomp.cli.show import show_plan
 from onnxdecomp.core.layer import Array
-from onnxdecomp.graph.shape_inference import infer_shapes
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.shapes import infer_shapes
 from tests.calibration.small import conv, normal
 from tests.runtime.small import model as make
 from tests.runtime.small import value

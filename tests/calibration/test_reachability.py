@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxdecomp.calibration.reachability import unreached, valueless
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import UsageError
-from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.layers.find import find
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.quantization.int8 import int8
 from onnxdecomp.quantization.scheme import scheme_for
 from onnxdecomp.workflow import compress

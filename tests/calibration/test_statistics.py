@@ -24,8 +24,8 @@ from onnxdecomp.calibration.statistics import (
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.moments import Moments, features, together
 from onnxdecomp.fitting.quadratic_loss import as_rows, problem
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.site import Site
 from tests.calibration.small import (
     MATMUL,
     PLAIN,

@@ -11,8 +11,8 @@ import pytest
 from onnxdecomp.graph import save as save_module
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
-from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.graph.traversal import places, slots
+from onnxdecomp.layers.shapes import infer_shapes
 from tests.corpus.case import Case, each
 from tests.graph import builders as b
 

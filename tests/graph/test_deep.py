@@ -16,9 +16,9 @@ from onnxdecomp import inspect
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph import constants
 from onnxdecomp.graph.constants import Constant, discard, resolve
-from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.layers import site as base
 from onnxdecomp.layers.find import find, find_again
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.training.roles import roles
 from tests.graph import builders as b
 from tests.graph.vit import vit

@@ -13,8 +13,9 @@ from onnx import helper
 
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
-from onnxdecomp.graph.shape_inference import as_declared, infer_shapes
+from onnxdecomp.graph.shape_inference import as_declared
 from onnxdecomp.graph.traversal import places
+from onnxdecomp.layers.shapes import infer_shapes
 from tests.graph import builders as b
 
 

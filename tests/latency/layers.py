@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxdecomp.core.layer import Array, ConvSpec, Layer
-from onnxdecomp.graph.shape_inference import infer_shapes
+from onnxdecomp.layers.shapes import infer_shapes
 
 
 def zeros(*shape: int) -> Array:

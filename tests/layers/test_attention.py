@@ -13,9 +13,9 @@ from onnx import helper
 
 from onnxdecomp.calibration.statistics import unobservable
 from onnxdecomp.core.layer import Array
-from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
+from onnxdecomp.layers.shapes import infer_shapes
 from tests.calibration.small import calibration
 from tests.layers.layers import Case, make, run
 from tests.layers.more_layers import MICROSOFT

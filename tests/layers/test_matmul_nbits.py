@@ -17,10 +17,10 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 )
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
 from onnxdecomp.layers.matmul_nbits import pack, unpack
+from onnxdecomp.layers.shapes import infer_shapes
 from tests.layers.layers import Case, make, run
 from tests.layers.more_layers import MICROSOFT
 from tests.layers.test_more_layers_exact import assert_kept

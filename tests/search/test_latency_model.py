@@ -12,9 +12,9 @@ import onnx_ir as ir
 import pytest
 
 from onnxdecomp.decompositions.registry import get
-from onnxdecomp.graph.shape_inference import infer_shapes
 from onnxdecomp.latency.measure import Timing
 from onnxdecomp.layers.find import find
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search import latency_model
 from onnxdecomp.search.candidates import outlines

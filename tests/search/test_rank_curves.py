@@ -14,9 +14,9 @@ from onnxdecomp.calibration.statistics import observe_unchanged
 from onnxdecomp.core.layer import Array
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.fitting.moments import Moments, together
-from onnxdecomp.graph.shape_inference import infer_shapes
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.search import candidates as module
 from onnxdecomp.search.candidates import candidates, outlines
 from onnxdecomp.search.rank_curves import filled_in

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxdecomp
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layers.site import Site
+from onnxdecomp.layers.adapter import Site
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search.candidates import Outline, dense_cost
 from onnxdecomp.search.knapsack import OutOfReach

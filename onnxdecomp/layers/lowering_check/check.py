@@ -19,16 +19,12 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.layers.lowering_check.inputs import fed, stored_type
 from onnxdecomp.layers.lowering_check.reference import reference
 from onnxdecomp.layers.lowering_check.submodel import alone, run
-from onnxdecomp.layers.recurrent import Recurrent
 from onnxdecomp.layers.replace import Rewritten
 
 _log = logging.getLogger(__name__)
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
 """Largest relative L2 difference per element type; the half types round after every step of a chain."""
-
-_STATEFUL = 5
-"""So many times as much of a recurrent layer: its state carries rounding from step to step."""
 
 SMALLEST = {"float64": 4.9e-324, "float32": 1.4e-45, "float16": 6.0e-8, "bfloat16": 9.2e-41}
 """The smallest number above zero of each element type, whose multiples the subnormal numbers are."""
@@ -79,7 +75,7 @@ def _checked(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> Lo
 
 def _check(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> LoweringCheck:
     layer = rewritten.site.layer
-    tolerance = TOLERANCE[layer.dtype] * (_STATEFUL if isinstance(rewritten.site.form, Recurrent) else 1)
+    tolerance = TOLERANCE[layer.dtype] * rewritten.site.adapter.rounding
     rng = np.random.default_rng(seed)
     given = fed(rewritten, rng)
     feeds = {value.name or "": array for value, array in given}
