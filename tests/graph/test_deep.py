@@ -16,7 +16,7 @@ from onnxdecomp import inspect
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph import constants
 from onnxdecomp.graph.constants import Constant, discard, resolve
-from onnxdecomp.layers import site as base
+from onnxdecomp.layers import scope as base
 from onnxdecomp.layers.find import find, find_again
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.training.roles import roles
