@@ -21,9 +21,10 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from onnxdecomp.calibration.input_shapes import input_shapes
-from onnxdecomp.core.chain import Chain, Shape
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer
+from onnxdecomp.core.steps import Shape
 from onnxdecomp.decompositions.base import outline
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.graph.load import load

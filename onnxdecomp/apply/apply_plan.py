@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.apply.schedule import stations
 from onnxdecomp.calibration.statistics import Calibration, unobservable
-from onnxdecomp.core.chain import WEIGHTED, Chain, mirrored
+from onnxdecomp.core.chain import Chain, mirrored
 from onnxdecomp.core.layer import Factors, Layer, Ranks
 from onnxdecomp.core.weight_error import weight_error
 from onnxdecomp.decompositions.base import Decomposition
@@ -196,7 +196,7 @@ def _plain(
 
 def _check_range(chain: Chain, site: Site) -> None:
     limit = {"float16": 65504.0}.get(site.layer.dtype, np.inf)
-    factors = [step.weight for step in chain.steps if isinstance(step, WEIGHTED)]
+    factors = [step.weight for step in chain.weighted]
     largest = max((float(np.abs(factor).max()) for factor in factors if factor.size), default=0.0)
     if not largest < limit:
         raise DefectError(f"its factors reach {largest:.3g}, too large for {site.layer.dtype}")

@@ -7,12 +7,10 @@ position, or the features of a linear layer. Everything that is fitted to activa
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 
-from onnxdecomp.core.chain import conv_output_size
 from onnxdecomp.core.layer import Array, Layer
 
 Positions: TypeAlias = tuple[Array, ...]
@@ -30,14 +28,8 @@ def output_sizes(layer: Layer, x: Array) -> tuple[int, ...]:
     """The spatial sizes of a convolution's output for this input, as ONNX Runtime has it."""
     spec = layer.conv
     assert spec is not None
-    sizes = []
-    for axis, (size, kernel) in enumerate(zip(x.shape[2:], layer.kernel, strict=True)):
-        sizes.append(conv_output_size(size, kernel, spec, axis))
-        if spec.transposed and isinstance(spec.pads, str):
-            # A kernel shorter than its stride does not reach the size that ONNX gives SAME modes.
-            unpadded = conv_output_size(size, kernel, replace(spec, pads="VALID"), axis)
-            sizes[-1] = min(sizes[-1], unpadded)
-    return tuple(sizes)
+    given = enumerate(zip(x.shape[2:], layer.kernel, strict=True))
+    return tuple(spec.output_size(size, kernel, axis) for axis, (size, kernel) in given)
 
 
 def conv_rows(layer: Layer, x: Array, at: Positions) -> Array:
@@ -96,7 +88,7 @@ def pad_begins(layer: Layer, x: Array) -> tuple[int, ...]:
             extra = spec.output_padding[axis] if spec.output_padding else 0
             total = spec.strides[axis] * (size - 1) + extra + span - size * spec.strides[axis]
         else:
-            total = (conv_output_size(size, kernel, spec, axis) - 1) * spec.strides[axis] + span - size
+            total = (spec.output_size(size, kernel, axis) - 1) * spec.strides[axis] + span - size
         total = max(0, total)
         begins.append(total // 2 if spec.pads == "SAME_UPPER" else total - total // 2)
     return tuple(begins)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxdecomp.calibration.measured_shapes import with_seen_shapes
-from onnxdecomp.core.chain import Shape
+from onnxdecomp.core.steps import Shape
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.traversal import places
 from onnxdecomp.layers.find import find

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from onnxdecomp.core.chain import Chain, Convolve, MatMul
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Layer
+from onnxdecomp.core.steps import Convolve, MatMul
 
 
 def dense_chain(layer: Layer) -> Chain:

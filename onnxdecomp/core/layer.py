@@ -43,6 +43,23 @@ class ConvSpec:
     def spatial_rank(self) -> int:
         return len(self.strides)
 
+    def output_size(self, size: int, kernel: int, axis: int) -> int:
+        """The output's size along one spatial axis, as ONNX defines it for Conv and ConvTranspose."""
+        stride, dilation = self.strides[axis], self.dilations[axis]
+        span = dilation * (kernel - 1) + 1
+        extra = self.output_padding[axis] if self.output_padding else 0
+        if isinstance(self.pads, str):
+            if self.pads.startswith("SAME"):
+                # A kernel shorter than its stride does not reach the size that ONNX gives SAME modes.
+                reached = stride * (size - 1) + extra + span
+                return min(size * stride, reached) if self.transposed else -(-size // stride)
+            padding = 0
+        else:
+            padding = self.pads[axis] + self.pads[axis + self.spatial_rank]
+        if self.transposed:
+            return stride * (size - 1) + extra + span - padding
+        return max(0, (size + padding - span) // stride + 1)
+
     def along(self, axes: Collection[int]) -> ConvSpec:
         """These attributes on some of the axes, neutral ones on the others: of one step of a split kernel.
 

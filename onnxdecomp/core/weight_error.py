@@ -25,7 +25,7 @@ def weight_error(chain: Chain, layer: Layer) -> float:
         return _ratio(chain.dense() - exact, exact)
     z = np.random.default_rng(0).standard_normal((_PROBES, weight.shape[1])).astype(weight.dtype)
     exact = z @ weight.T
-    return _ratio(chain.apply(z).reshape(exact.shape) - exact, exact)
+    return _ratio(chain.forward(z).reshape(exact.shape) - exact, exact)
 
 
 def _ratio(difference: Any, exact: Any) -> float:

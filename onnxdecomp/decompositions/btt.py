@@ -8,18 +8,18 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from onnxdecomp.core.chain import (
+from onnxdecomp.core.chain import Chain
+from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.core.steps import (
     BlockMatMul,
-    Chain,
     Convolve,
     MatMul,
-    Permute,
+    PermuteChannels,
     Reshape,
     Step,
     Transpose,
     pointwise,
 )
-from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.linalg import finite_groups, fraction_of, tail_rank
@@ -186,11 +186,11 @@ def _block_count(n: int, most: int) -> int:
     return next(d for d in range(min(most, n), 0, -1) if n % d == 0)
 
 
-def _permute(groups: int, sizes: tuple[int, ...], perm: tuple[int, ...], label: str) -> Permute:
+def _permute(groups: int, sizes: tuple[int, ...], perm: tuple[int, ...], label: str) -> PermuteChannels:
     """Per group, read the channels as axes of these sizes and transpose them."""
     channels_ = np.arange(groups * math.prod(sizes)).reshape(groups, *sizes)
     order = channels_.transpose(0, *(axis + 1 for axis in perm)).ravel()
-    return Permute(tuple(order.tolist()), label)
+    return PermuteChannels(tuple(order.tolist()), label)
 
 
 def _chunks(parts: Array) -> list[Array]:

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxdecomp.core.chain import Chain, Convolve, pointwise
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, ConvSpec, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.core.steps import Convolve, pointwise
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.decompositions.tucker import compress, hooi

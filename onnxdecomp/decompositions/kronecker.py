@@ -8,8 +8,9 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from onnxdecomp.core.chain import Chain, MatMul, Narrow, Pad, Reshape, Step, Transpose
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.core.steps import MatMul, Pad, Reshape, Slice, Step, Transpose
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.linalg import finite_groups, fraction_of, singular_values, tail_rank, two_factors
@@ -101,7 +102,7 @@ class Kronecker:
         a, b = factors
         (t1, t2), (s1, s2) = self.sizes(layer)
         before: tuple[Step, ...] = (Pad(s1 * s2 - layer.inputs, -1, "pad"),) if s1 * s2 > layer.inputs else ()
-        after: tuple[Step, ...] = (Narrow(layer.outputs, -1, "narrow"),) if t1 * t2 > layer.outputs else ()
+        after: tuple[Step, ...] = (Slice(layer.outputs, -1, "narrow"),) if t1 * t2 > layer.outputs else ()
         chains = [
             Chain((*before, *steps, *after), layer.bias, layer.inputs)
             for steps in (_inner_first(a, b), _outer_first(a, b))

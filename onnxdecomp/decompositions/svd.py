@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from onnxdecomp.core.chain import Chain, Convolve, MatMul, pointwise
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.core.steps import Convolve, MatMul, pointwise
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.tensor.linalg import (
     finite_groups,

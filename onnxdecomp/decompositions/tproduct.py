@@ -8,18 +8,18 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from onnxdecomp.core.chain import (
+from onnxdecomp.core.chain import Chain
+from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.core.steps import (
     BlockMatMul,
-    Chain,
     Convolve,
     MatMul,
+    RegroupSpatial,
     Reshape,
-    Spread,
     Step,
     Transpose,
     pointwise,
 )
-from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.linalg import (
@@ -224,7 +224,7 @@ class Tproduct:
         transform, blocks, dense = factors if self.slicing(layer).side == "in" else factors[::-1]
         middle = pointwise(blocks, g * n, d, "slices")
         sliced = layer.inputs if self.slicing(layer).side == "in" else layer.outputs
-        around = (Spread(g * n), pointwise(transform, g, d, "transform"), Spread(sliced))
+        around = (RegroupSpatial(g * n), pointwise(transform, g, d, "transform"), RegroupSpatial(sliced))
         if self.slicing(layer).side == "in":
             return (*around, middle, Convolve(dense, layer.conv, "last"))
         return (Convolve(dense, layer.conv, "first"), middle, *around)

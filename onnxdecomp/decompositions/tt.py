@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from onnxdecomp.core.chain import Chain, Convolve, Narrow, Pad, Step, pointwise
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.core.steps import Convolve, Pad, Slice, Step, pointwise
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.errors import UsageError
@@ -179,7 +180,7 @@ class Tt:
         else:
             steps += conv_steps(cores, layer.conv, conv_order(cores, layer.conv))
         if outputs > layer.outputs:
-            steps.append(Narrow(layer.outputs, axis, "narrow"))
+            steps.append(Slice(layer.outputs, axis, "narrow"))
         return Chain(tuple(steps), layer.bias, layer.inputs)
 
     def modes(self, layer: Layer) -> Modes:

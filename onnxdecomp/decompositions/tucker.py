@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from onnxdecomp.core.chain import Chain, Convolve, Step, pointwise
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.core.steps import Convolve, Step, pointwise
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.tensor.blas_threads import one_thread

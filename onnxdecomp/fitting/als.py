@@ -12,18 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxdecomp.core.chain import (
-    WEIGHTED,
-    BlockMatMul,
-    Chain,
-    Convolve,
-    LeftMatMul,
-    Lookup,
-    MatMul,
-    Step,
-)
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
-from onnxdecomp.fitting.adjoints import pull_back, weight_gradient, with_weight
+from onnxdecomp.core.steps import Step, WeightedStep
 from onnxdecomp.fitting.quadratic_loss import Problem, solved_positive
 
 ITERATIONS = 12
@@ -53,8 +44,8 @@ def alternate(
         tolerance: Ends when a round takes less than this share off the loss.
         iterations: Of conjugate gradients for one factor in one round.
     """
-    steps = _in_float64(chain)
-    weighted = [index for index, step in enumerate(steps) if isinstance(step, WEIGHTED)]
+    steps = list(chain.with_weights(lambda step: step.weight.astype(np.float64)).steps)
+    weighted = [index for index, step in enumerate(steps) if isinstance(step, WeightedStep)]
     responses = _Responses(chain, problem)
     iterations = min(iterations, _affordable(steps, responses))
     loss = problem.loss(responses.dense(steps))
@@ -72,31 +63,10 @@ def alternate(
 def _affordable(steps: Sequence[Step], responses: _Responses) -> int:
     """Iterations per factor whose work is within bounds: each goes through the chain about three times."""
     weighted = [
-        (s, x) for s, x in zip(steps, responses.inputs(steps), strict=False) if isinstance(s, WEIGHTED)
+        (s, x) for s, x in zip(steps, responses.inputs(steps), strict=False) if isinstance(s, WeightedStep)
     ]
-    once = sum(x.size * step.weight.size / _reads(step) for step, x in weighted)
+    once = sum(x.size * step.params / step.inputs for step, x in weighted)
     return max(_FEWEST, int(_WORK / (3 * once * len(weighted))))
-
-
-def _reads(step: Step) -> int:
-    """How many features a weighted step reads: each meets as many numbers of the factor as the rest makes."""
-    match step:
-        case Convolve():
-            return int(step.weight.shape[1]) * step.spec.groups
-        case LeftMatMul():
-            return int(step.weight.shape[1])
-        case BlockMatMul():
-            return int(step.weight.shape[0] * step.weight.shape[1])
-        case MatMul() | Lookup():
-            return int(step.weight.shape[-2])
-    raise NotImplementedError(type(step).__name__)
-
-
-def _in_float64(chain: Chain) -> list[Step]:
-    return [
-        with_weight(step, step.weight.astype(np.float64)) if isinstance(step, WEIGHTED) else step
-        for step in chain.steps
-    ]
 
 
 class _Responses:
@@ -105,27 +75,23 @@ class _Responses:
     def __init__(self, chain: Chain, problem: Problem) -> None:
         self.problem = problem
         self.groups, self.per_group, _ = problem.cross.shape
-        size = chain.inputs // chain.groups
-        impulse = np.eye(size)
-        if chain.is_conv:
-            spatial = next(s.spec.spatial_rank for s in chain.steps if isinstance(s, Convolve))
-            impulse = np.tile(impulse, (1, chain.groups)).reshape(size, chain.inputs, *(1,) * spatial)
-        self.impulse = impulse
+        self.impulse = chain.impulses(0, chain.inputs // chain.groups, np.float64)
 
     def inputs(self, steps: Sequence[Step]) -> list[Array]:
         """What each step gets, and the response of the last."""
         seen = [self.impulse]
         for step in steps:
-            seen.append(step.respond(seen[-1]))
+            seen.append(step.forward(seen[-1]))
         return seen
 
     def dense(self, steps: Sequence[Step]) -> Array:
         return self.rows(self.inputs(steps)[-1])
 
-    def rows(self, response: Array) -> Array:
-        """[S/g, T, *kernel] or [S, T] to [g, T/g, D]."""
-        flat = response.reshape(len(self.impulse), self.groups, self.per_group, -1)
-        return flat.transpose(1, 2, 0, 3).reshape(self.groups, self.per_group, -1)
+    def rows(self, response: Array, per_group: int | None = None) -> Array:
+        """[S/g, T, *kernel] or [S, T] to [g, T/g, D], T/g that of the layer if `per_group` says no other."""
+        per_group = self.per_group if per_group is None else per_group
+        flat = response.reshape(len(self.impulse), self.groups, per_group, -1)
+        return flat.transpose(1, 2, 0, 3).reshape(self.groups, per_group, -1)
 
     def response(self, rows: Array, shape: tuple[int, ...]) -> Array:
         """The inverse of `rows`."""
@@ -138,19 +104,19 @@ def _improved(steps: Sequence[Step], index: int, responses: _Responses, iteratio
     problem = responses.problem
     seen = responses.inputs(steps)
     step, x, after = steps[index], seen[index], steps[index + 1 :]
-    assert isinstance(step, WEIGHTED)
+    assert isinstance(step, WeightedStep)
 
     def forward(weight: Array) -> Array:
-        response = with_weight(step, weight).respond(x)
+        response = step.with_weight(weight).forward(x)
         for later in after:
-            response = later.respond(response)
+            response = later.forward(response)
         return responses.rows(response)
 
     def adjoint(rows: Array) -> Array:
         z = responses.response(rows, seen[-1].shape)
         for position in range(len(steps) - 1, index, -1):
-            z = pull_back(steps[position], z, seen[position].shape)
-        return weight_gradient(step, x, z)
+            z = steps[position].adjoint(z, seen[position].shape)
+        return step.weight_gradient(x, z)
 
     weight, single = np.array(step.weight), problem.single
     residual = -adjoint(problem.gradient(responses.rows(seen[-1])))
@@ -169,51 +135,27 @@ def _improved(steps: Sequence[Step], index: int, responses: _Responses, iteratio
         residual = residual - length * curved
         previous, size = size, float(np.vdot(residual, residual))
         direction = residual + size / previous * direction
-    return with_weight(step, weight)
+    return step.with_weight(weight)
 
 
 def _last(steps: Sequence[Step], index: int, responses: _Responses) -> Step:
-    """The best last factor: its outputs are independent of each other, so the normal equations are small."""
+    """The best last factor, by normal equations; they are small where its outputs are found one by one."""
     step = steps[index]
+    assert isinstance(step, WeightedStep)
     problem = responses.problem
-    if index != len(steps) - 1 or not isinstance(step, Convolve | MatMul) or _mixes(step, responses):
+    rows = step.rows()
+    if index != len(steps) - 1 or rows is None or len(rows) != responses.groups:
         return _improved(steps, index, responses)
     x = responses.impulse
     for earlier in steps[:-1]:
-        x = earlier.respond(x)
-    basis = _basis(step, x, responses)  # [g, q, D]
+        x = earlier.forward(x)
+    # What each number of a row adds to a row of the dense weight: the response of a factor of unit rows.
+    units = step.with_rows(np.tile(np.eye(rows.shape[2]), (len(rows), 1, 1)))
+    basis = responses.rows(units.forward(x), rows.shape[2])  # [g, q, D]
     normal = basis @ problem.second @ basis.swapaxes(1, 2)
     right = problem.cross @ basis.swapaxes(1, 2)  # [g, T/g, q]
     solved = []
     for n, r in zip(normal, right, strict=True):
         ridge = 1e-12 * float(np.trace(n)) / len(n)
         solved.append(solved_positive(n + (ridge or 1.0) * np.eye(len(n)), r.T).T)
-    factor = np.stack(solved)  # [g, T/g, q]
-    if isinstance(step, MatMul):
-        return with_weight(step, factor[0].T.copy())
-    return with_weight(step, factor.reshape(step.weight.shape))
-
-
-def _mixes(step: Convolve | MatMul, responses: _Responses) -> bool:
-    """Whether the step's groups are others than the layer's."""
-    if isinstance(step, MatMul):
-        return bool(step.weight.ndim > 2)
-    return bool(step.spec.groups != responses.groups)
-
-
-def _basis(step: Convolve | MatMul, x: Array, responses: _Responses) -> Array:
-    """What each number of a row of the factor adds to a row of the dense weight: [g, q, D]."""
-    size = len(responses.impulse)
-    if isinstance(step, MatMul):
-        return np.ascontiguousarray(x.reshape(size, -1).T)[None]
-    g = responses.groups
-    _, s, *kernel = step.weight.shape
-    count = int(np.prod(kernel, dtype=np.int64))
-    # A unit factor: output (s, q) reads input channel s through kernel position q.
-    unit = np.zeros((g, s * count, s, count))
-    for channel in range(s):
-        for position in range(count):
-            unit[:, channel * count + position, channel, position] = 1
-    probe = replace(step, weight=unit.reshape(g * s * count, s, *kernel))
-    response = probe.respond(x).reshape(size, g, s * count, -1)
-    return response.transpose(1, 2, 0, 3).reshape(g, s * count, -1)
+    return step.with_rows(np.stack(solved))

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxdecomp.core.chain import WEIGHTED, Chain
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer, Ranks
 from onnxdecomp.decompositions.base import Decomposition, outline
-from onnxdecomp.fitting.adjoints import with_weight
 from onnxdecomp.fitting.als import ITERATIONS, alternate
 from onnxdecomp.fitting.initialization import plain_start, reduced_start, whitened_start
 from onnxdecomp.fitting.moments import Moments, together
@@ -127,17 +126,11 @@ def sketch(
 def stored(chain: Chain, layer: Layer) -> Chain:
     """The chain in the layer's own working type, the norms of its factors balanced."""
     kind = layer.weight.dtype
-    weighted = [step for step in chain.steps if isinstance(step, WEIGHTED)]
-    norms = [float(np.linalg.norm(step.weight)) for step in weighted]
-    mean = float(np.exp(np.mean(np.log(norms)))) if all(norms) else 0.0
-    scales = {id(s): mean / n if mean else 1.0 for s, n in zip(weighted, norms, strict=True)}
-    steps = tuple(
-        with_weight(step, (step.weight * scales[id(step)]).astype(kind))
-        if isinstance(step, WEIGHTED)
-        else step
-        for step in chain.steps
-    )
-    return replace(chain, steps=steps, bias=None if chain.bias is None else chain.bias.astype(kind))
+    norms = {step: float(np.linalg.norm(step.weight)) for step in chain.weighted}
+    mean = float(np.exp(np.mean(np.log(list(norms.values()))))) if all(norms.values()) else 0.0
+    scales = {step: mean / norm if mean else 1.0 for step, norm in norms.items()}
+    balanced = chain.with_weights(lambda step: (step.weight * scales[step]).astype(kind))
+    return replace(balanced, bias=None if chain.bias is None else chain.bias.astype(kind))
 
 
 def _improved(chain: Chain, layer: Layer, posed: Problem, *, sweeps: int) -> Chain:

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, MatMul, Step
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer, Ranks
+from onnxdecomp.core.steps import Convolve, MatMul, Step
 from onnxdecomp.decompositions.base import Decomposition, outline
-from onnxdecomp.fitting.adjoints import with_weight
 from onnxdecomp.fitting.quadratic_loss import Problem
 
 _FLOOR = 1e-9
@@ -34,14 +34,15 @@ def whitened_start(
     moved, whiten = whitened(layer, problem)
     chain = method.assemble(moved, method.fit(moved, ranks, seed))
     first = chain.steps[0]
+    assert isinstance(first, MatMul | Convolve)
+    own = first.weight.astype(np.float64)
     if isinstance(first, MatMul):
-        weight: Array = whiten[0] @ first.weight.astype(np.float64)
+        weight: Array = whiten[0] @ own
     else:
-        assert isinstance(first, Convolve)
-        t, _, *kernel = first.weight.shape
-        own = first.weight.astype(np.float64).reshape(groups, t // groups, s, -1)
+        t, _, *kernel = own.shape
+        own = own.reshape(groups, t // groups, s, -1)
         weight = np.einsum("gtsk,gsq->gtqk", own, whiten, optimize=True).reshape(t, s, *kernel)
-    return replace(chain, steps=(with_weight(first, weight), *chain.steps[1:]))
+    return replace(chain, steps=(first.with_weight(weight), *chain.steps[1:]))
 
 
 def whitened(layer: Layer, problem: Problem) -> tuple[Layer, Array]:
@@ -71,9 +72,9 @@ def reads_channels(method: Decomposition, layer: Layer, ranks: Ranks) -> bool:
 def _reads_channels(first: Step, channels: int, groups: int) -> bool:
     """Whether a chain's first step reads all channels of each group, as they are."""
     if isinstance(first, MatMul):
-        return bool(first.weight.ndim == 2 and first.weight.shape[0] == channels)
+        return not first.is_stack and first.inputs == channels
     if isinstance(first, Convolve):
-        return bool(first.weight.shape[1] == channels and first.spec.groups == groups)
+        return first.spec.groups == groups and first.inputs == channels * groups
     return False
 
 
@@ -94,17 +95,10 @@ def reduced_start(like: Chain, layer: Layer, problem: Problem) -> Chain | None:
         return None
     basis = problem.modes[:, :, :rank]  # [g, T/g, r]
     inner = basis.swapaxes(1, 2) @ problem.best
-    first, last = like.steps
-    assert isinstance(first, WEIGHTED)
-    assert isinstance(last, WEIGHTED)
+    first, last = like.weighted
     if basis.shape[2] < rank:  # more than the outputs: nothing is gained by the rest
         return None
-    if isinstance(first, MatMul):
-        weights = inner[0].T, basis[0].T
-    else:
-        weights = inner.reshape(first.weight.shape), basis.reshape(last.weight.shape)
-    pair = tuple(with_weight(s, np.ascontiguousarray(w)) for s, w in zip((first, last), weights, strict=True))
-    return replace(like, steps=pair)
+    return replace(like, steps=(first.with_rows(inner), last.with_rows(basis)))
 
 
 def reduced_losses(like: Chain, problem: Problem) -> Array | None:
@@ -127,18 +121,11 @@ def reduced_losses(like: Chain, problem: Problem) -> Array | None:
 def _reduced_rank(like: Chain, problem: Problem) -> int | None:
     """The rank of a chain of the form of `reduced_start`, or None where it is of another."""
     groups, per_group, d = problem.cross.shape
-    if len(like.steps) != 2:
+    pair = [step.rows() for step in like.weighted]
+    if len(like.steps) != 2 or len(pair) != 2:
         return None
-    first, last = like.steps
-    if isinstance(first, Convolve) and isinstance(last, Convolve):
-        whole = first.weight.shape[0] and first.weight[0].size == d and first.spec.groups == groups
-        if not whole or last.weight[0, 0].size != 1 or last.spec.groups != groups:
-            return None
-        rank = first.weight.shape[0] // groups
-    elif isinstance(first, MatMul) and isinstance(last, MatMul) and first.weight.ndim == 2:
-        rank = first.weight.shape[1]
-    else:
+    first, last = pair
+    if first is None or last is None or first.shape[::2] != (groups, d):
         return None
-    if last.weight.size != groups * per_group * rank:
-        return None
-    return int(rank)
+    rank = int(first.shape[1])
+    return rank if last.shape == (groups, per_group, rank) else None

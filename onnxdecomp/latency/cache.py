@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, Shape, Step
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Layer
+from onnxdecomp.core.steps import Convolve, Shape, Step, WeightedStep
 from onnxdecomp.latency.context import Neighbours
 
 FILE = "latency-2.sqlite"
@@ -102,11 +103,11 @@ def _described(chain: Chain) -> list[Any]:
 
 def _step(step: Step) -> dict[str, Any]:
     known: dict[str, Any] = {"step": type(step).__name__}
-    if isinstance(step, WEIGHTED):
+    if isinstance(step, WeightedStep):
         known["weight"] = list(step.weight.shape)
     if isinstance(step, Convolve):
         known["spec"] = asdict(step.spec)
-    others = (f.name for f in fields(step) if f.name not in ("weight", "spec", "label", "params"))
+    others = (f.name for f in fields(step) if f.name not in ("weight", "spec", "label"))
     return known | {name: getattr(step, name) for name in others}
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, Shape, Step
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.steps import Shape
 from onnxdecomp.graph.attributes import as_attributes
 from onnxdecomp.graph.traversal import Place
 from onnxdecomp.latency.context import ALONE, Neighbours
@@ -94,16 +95,8 @@ def frame_model(layer: Layer, input_shape: Shape, around: Neighbours = ALONE) ->
 
 def filled(chain: Chain) -> Chain:
     """The chain with seeded random numbers that keep activations of about one: no zeros, no denormals."""
-
-    def fill(step: Step) -> Step:
-        if not isinstance(step, WEIGHTED):
-            return step
-        shape = step.weight.shape
-        summed = math.prod(shape[1:]) if isinstance(step, Convolve) else shape[-2]
-        return replace(step, weight=noise(shape, 1 / math.sqrt(summed)))
-
-    bias = None if chain.bias is None else noise(chain.bias.shape)
-    return replace(chain, steps=tuple(map(fill, chain.steps)), bias=bias)
+    drawn = chain.with_weights(lambda step: noise(step.weight.shape, 1 / math.sqrt(step.fan_in)))
+    return drawn if chain.bias is None else replace(drawn, bias=noise(chain.bias.shape))
 
 
 def noise(shape: Shape, scale: float = 1.0) -> Array:

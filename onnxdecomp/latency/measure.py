@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxdecomp.core.chain import Chain, Shape
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.steps import Shape
 from onnxdecomp.errors import ModelError
 from onnxdecomp.latency.cache import Stored, Where, key_of, load, store, where
 from onnxdecomp.latency.chain_model import Tiny, chain_model, frame_model, noise, quantized_tiny, refusal

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import Chain, Convolve, conv_output_size
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array, ConvSpec, Dim, Layer
+from onnxdecomp.core.steps import Convolve
 from onnxdecomp.graph.attributes import as_attributes, attribute, dims
 from onnxdecomp.graph.shape_inference import unfuse
 from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
@@ -214,7 +215,7 @@ def _padded_to(
     unpadded = replace(spec, pads=(0,) * (2 * d))
     begins, ends, extra = [], [], list(spec.output_padding or (0,) * d)
     for axis, (size, k, target) in enumerate(zip(fixed, kernel, wanted[-d:], strict=True)):
-        total = conv_output_size(size, k, unpadded, axis) - target
+        total = unpadded.output_size(size, k, axis) - target
         if total < 0:
             extra[axis] -= total
             total = 0

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import BlockMatMul, Chain, MatMul
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Dim, Layer
+from onnxdecomp.core.steps import BlockMatMul, MatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import Constant
 from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import BlockMatMul, Chain, Lookup, MatMul
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.steps import BlockMatMul, Lookup, MatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import OVERRIDABLE, Constant
 from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import Chain, MatMul
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
+from onnxdecomp.core.steps import MatMul
 from onnxdecomp.graph.attributes import as_attributes
 from onnxdecomp.layers.int8_weights import quantize
 from onnxdecomp.layers.storage import Storage

@@ -6,12 +6,11 @@ literature (Jacob et al. 2018, arXiv:1712.05877, with zero point 0); activations
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, LeftMatMul, MatMul, Step
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
+from onnxdecomp.core.steps import Convolve, MatMul, WeightedStep
 from onnxdecomp.layers.conv_layout import canonical_transposed, onnx_transposed
 from onnxdecomp.layers.storage import Storage
 
@@ -36,18 +35,16 @@ def dequantize(quantized: Array, scales: Array, axis: int) -> Array:
 
 def on_grid(chain: Chain, storage: Storage | None = None) -> Chain:
     """The chain with its factors as int8, or the storage, represents them: what the nodes compute."""
-    return replace(chain, steps=tuple(_rounded(step, storage) for step in chain.steps))
+    return chain.with_weights(lambda step: _rounded(step, storage))
 
 
-def _rounded(step: Step, storage: Storage | None) -> Step:
-    if not isinstance(step, WEIGHTED):
-        return step
-    if storage is not None and isinstance(step, MatMul) and step.weight.ndim == 2:
-        return storage.rounded(step)
+def _rounded(step: WeightedStep, storage: Storage | None) -> Array:
+    if storage is not None and isinstance(step, MatMul) and not step.is_stack:
+        return storage.rounded(step).weight
     dtype = step.weight.dtype
     if isinstance(step, Convolve) and step.spec.transposed:
         stored = onnx_transposed(step.weight, step.spec.groups)
         rounded = dequantize(*quantize(stored, 1), axis=1)
-        return replace(step, weight=canonical_transposed(rounded, step.spec.groups).astype(dtype))
-    axis = 0 if isinstance(step, Convolve | LeftMatMul) else -1
-    return replace(step, weight=dequantize(*quantize(step.weight, axis), axis=axis).astype(dtype))
+        return canonical_transposed(rounded, step.spec.groups).astype(dtype)
+    axis = step.output_axis
+    return dequantize(*quantize(step.weight, axis), axis=axis).astype(dtype)

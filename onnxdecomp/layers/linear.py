@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import Chain, MatMul
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Dim, Layer
+from onnxdecomp.core.steps import MatMul
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import Constant
@@ -205,7 +206,7 @@ class Linear(LayerAdapter):
 def _product(chain: Chain, layer: Layer, features: Array) -> Array:
     """The chain's weight applied to features [*lead, S]; of a very large one, step by step instead."""
     if layer.weight.size > _LARGEST_DENSE and not layer.is_stack:
-        rows = chain.apply(features.reshape(-1, features.shape[-1]))
+        rows = chain.forward(features.reshape(-1, features.shape[-1]))
         return rows.reshape(*features.shape[:-1], -1)
     return features @ chain.dense().swapaxes(-1, -2).astype(np.float64)
 

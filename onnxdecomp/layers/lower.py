@@ -6,18 +6,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import (
+from onnxdecomp.core.chain import Chain
+from onnxdecomp.core.steps import (
     BlockMatMul,
-    Chain,
     Convolve,
-    Fold,
     LeftMatMul,
     MatMul,
-    Narrow,
     Pad,
-    Permute,
+    PermuteChannels,
+    RegroupBatch,
+    RegroupSpatial,
     Reshape,
-    Spread,
+    Slice,
     Step,
     Transpose,
 )
@@ -37,16 +37,16 @@ def emit_conv(chain: Chain, site: Site, emit: Emitter) -> None:
             last = index == len(chain.steps) - 1
             bias = emit.bias(chain, own_bias(site, chain)) if last else None
             x = _convolve(step, x, label, emit, bias)
-        elif isinstance(step, Fold):
+        elif isinstance(step, RegroupBatch):
             x = emit.add(
                 "Reshape", [x, emit.integers([-1, step.channels] + [0] * rank, f"{label}.shape")], label
             )
-        elif isinstance(step, Spread):
+        elif isinstance(step, RegroupSpatial):
             shape = emit.integers([0, step.channels, -1] + [0] * (rank - 1), f"{label}.shape")
             x = emit.add("Reshape", [x, shape], label)
-        elif isinstance(step, Pad | Narrow):
+        elif isinstance(step, Pad | Slice):
             x = _resize(step, x, 2 + rank, label, emit)
-        elif isinstance(step, Permute):
+        elif isinstance(step, PermuteChannels):
             order = emit.integers(list(step.order), f"{label}.order")
             x = emit.add("Gather", [x, order], label, axis=1)
         else:
@@ -99,7 +99,7 @@ def _rearrange(step: Step, x: ir.Value, rank: int | None, label: str, emit: Emit
         return emit.add("Reshape", [x, shape], label)
     if isinstance(step, LeftMatMul):
         return emit.add("MatMul", [emit.weight(step.weight, label, axis=0), x], label)
-    if isinstance(step, Pad | Narrow):
+    if isinstance(step, Pad | Slice):
         return _resize(step, x, rank, label, emit)
     if isinstance(step, BlockMatMul):
         # One row at a time against each block would be slow: the blocks go before the last leading axis.
@@ -127,7 +127,7 @@ def _transpose(x: ir.Value, perm: tuple[int, ...], label: str, emit: Emitter) ->
     return x if perm == tuple(range(len(perm))) else emit.add("Transpose", [x], label, perm=perm)
 
 
-def _resize(step: Pad | Narrow, x: ir.Value, rank: int, label: str, emit: Emitter) -> ir.Value:
+def _resize(step: Pad | Slice, x: ir.Value, rank: int, label: str, emit: Emitter) -> ir.Value:
     """Zeros after one axis of `rank`, or its first elements only; attributes became inputs over time."""
     axis = step.axis % rank
     if isinstance(step, Pad):

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import MatMul
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.steps import MatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import Constant
 from onnxdecomp.graph.shape_inference import as_product

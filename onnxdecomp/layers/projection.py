@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import Chain, MatMul
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Layer
+from onnxdecomp.core.steps import MatMul
 from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import emit_step, labels

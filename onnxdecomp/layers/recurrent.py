@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import Chain, MatMul
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.steps import MatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
 from onnxdecomp.layers.emitter import Emitter

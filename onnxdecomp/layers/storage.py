@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from onnxdecomp.core.chain import MatMul
 from onnxdecomp.core.layer import Array
+from onnxdecomp.core.steps import MatMul
 
 
 @dataclass(frozen=True, eq=False)

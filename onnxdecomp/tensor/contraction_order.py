@@ -17,8 +17,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from onnxdecomp.core.chain import Convolve, Fold, LeftMatMul, MatMul, Reshape, Spread, Step, pointwise
 from onnxdecomp.core.layer import Array, ConvSpec, Factors
+from onnxdecomp.core.steps import (
+    Convolve,
+    LeftMatMul,
+    MatMul,
+    RegroupBatch,
+    RegroupSpatial,
+    Reshape,
+    Step,
+    pointwise,
+)
 
 CoreShape: TypeAlias = tuple[int, ...]
 """[r_{k-1}, i_k, j_k, r_k]"""
@@ -186,11 +195,11 @@ class _Channels:
                 self._spread(self.channels * self.after)
                 total = self.rows * self.channels
             self.rows, self.channels = rows, total // rows
-            self.steps.append(Fold(self.channels))
+            self.steps.append(RegroupBatch(self.channels))
         if channels != self.channels:
             self._spread(channels)
 
     def _spread(self, channels: int) -> None:
         self.after = self.channels * self.after // channels
         self.channels = channels
-        self.steps.append(Spread(channels))
+        self.steps.append(RegroupSpatial(channels))

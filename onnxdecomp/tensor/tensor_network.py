@@ -16,8 +16,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from onnxdecomp.core.chain import Chain, Convolve, Fold, MatMul, Permute, Reshape, Step, Transpose, pointwise
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.steps import (
+    Convolve,
+    MatMul,
+    PermuteChannels,
+    RegroupBatch,
+    Reshape,
+    Step,
+    Transpose,
+    pointwise,
+)
 
 KERNEL = "kernel"
 """The name of the axis that holds the kernel positions of all spatial axes together."""
@@ -164,7 +174,7 @@ class _Channels(_Walk):
             total = math.prod(sizes)
             self._fold(total)
             moved = np.arange(total).reshape(sizes).transpose(perm)
-            self.steps.append(Permute(tuple(moved.ravel().tolist())))
+            self.steps.append(PermuteChannels(tuple(moved.ravel().tolist())))
         self._fold(math.prod(self.axes[a] for a in order[rows:]))
         self.axes = {a: self.axes[a] for a in order}
 
@@ -180,5 +190,5 @@ class _Channels(_Walk):
 
     def _fold(self, channels: int) -> None:
         if self.channels != channels:
-            self.steps.append(Fold(channels))
+            self.steps.append(RegroupBatch(channels))
             self.channels = channels

@@ -9,8 +9,9 @@ import pytest
 from onnxdecomp.calibration import activation_cache as module
 from onnxdecomp.calibration.activation_cache import HELD, Window
 from onnxdecomp.calibration.activations import Taps, open_taps
-from onnxdecomp.core.chain import Chain, Convolve
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
+from onnxdecomp.core.steps import Convolve
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter

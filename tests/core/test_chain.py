@@ -7,22 +7,22 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from onnxdecomp.core.chain import (
+from onnxdecomp.core.chain import Chain
+from onnxdecomp.core.layer import Array, ConvSpec
+from onnxdecomp.core.steps import (
     BlockMatMul,
-    Chain,
     Convolve,
-    Fold,
     LeftMatMul,
     MatMul,
-    Narrow,
     Pad,
-    Permute,
+    PermuteChannels,
+    RegroupBatch,
+    RegroupSpatial,
     Reshape,
-    Spread,
+    Slice,
     Transpose,
     pointwise,
 )
-from onnxdecomp.core.layer import Array, ConvSpec
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
 from onnxdecomp.layers.replace import Rewriter
@@ -94,14 +94,14 @@ def test_folded_and_permuted_channels() -> None:
     b, a = normal(5, 3), normal(2, 4)
     chain = Chain(
         (
-            Fold(3),
+            RegroupBatch(3),
             pointwise(b, 1, 2),
-            Fold(20),
-            Permute(tuple(outer * 5 + inner for inner in range(5) for outer in range(4))),
-            Fold(4),
+            RegroupBatch(20),
+            PermuteChannels(tuple(outer * 5 + inner for inner in range(5) for outer in range(4))),
+            RegroupBatch(4),
             pointwise(a, 1, 2),
-            Fold(10),
-            Permute(tuple(inner * 2 + outer for outer in range(2) for inner in range(5))),
+            RegroupBatch(10),
+            PermuteChannels(tuple(inner * 2 + outer for outer in range(2) for inner in range(5))),
         ),
         None,
         12,
@@ -121,7 +121,18 @@ def test_outer_modes_without_a_transpose() -> None:
         Reshape((2, 5), (10,)),
     )
     linear = Chain(steps, None, 12)
-    conv = Chain((Spread(4), pointwise(b, 1, 2), Spread(6), Fold(3), pointwise(a, 1, 2), Fold(10)), None, 12)
+    conv = Chain(
+        (
+            RegroupSpatial(4),
+            pointwise(b, 1, 2),
+            RegroupSpatial(6),
+            RegroupBatch(3),
+            pointwise(a, 1, 2),
+            RegroupBatch(10),
+        ),
+        None,
+        12,
+    )
     for chain in (linear, conv):
         np.testing.assert_allclose(chain.dense().reshape(10, 12), np.kron(b, a), rtol=1e-5, atol=1e-5)
         assert chain.params == a.size + b.size
@@ -134,8 +145,8 @@ def test_outer_modes_without_a_transpose() -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_padded_and_cut(dynamic: bool) -> None:
     weight = normal(8, 6)
-    linear = Chain((Pad(3, -1), MatMul(weight), Narrow(4, -1)), None, 5)
-    conv = Chain((Pad(3, 1), pointwise(weight.T, 1, 2), Narrow(4, 1)), None, 5)
+    linear = Chain((Pad(3, -1), MatMul(weight), Slice(4, -1)), None, 5)
+    conv = Chain((Pad(3, 1), pointwise(weight.T, 1, 2), Slice(4, 1)), None, 5)
     for chain in (linear, conv):
         np.testing.assert_array_equal(chain.dense().reshape(4, 5), weight[:5, :4].T)
         assert chain.params == weight.size

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnxdecomp.core.chain import Convolve, Permute, Transpose
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.steps import Convolve, PermuteChannels, Transpose
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.btt import Btt, _block_factors
 from onnxdecomp.errors import UsageError
@@ -170,7 +170,7 @@ def test_costs_of_convolutions() -> None:
     assert last.weight.shape == (2 * 12, 4 * 2, 1, 1)
     positions = math.prod(chain.output_shape((1, 40, 9, 9))[2:])
     assert chain.macs((1, 40, 9, 9)) == positions * 2 * 2 * (4 * 12 + 3 * 20)
-    assert sum(isinstance(step, Permute) for step in chain.steps) == 2
+    assert sum(isinstance(step, PermuteChannels) for step in chain.steps) == 2
     transposed = outline(Btt(), conv_layer(12, 20, (1, 1), stride=2, transposed=True), (2,))
     specs = [step.spec for step in transposed.steps if isinstance(step, Convolve)]
     assert [spec.strides for spec in specs] == [(1, 1), (2, 2)]
@@ -212,7 +212,7 @@ def test_leading_axes_stay() -> None:
         chain = fitted(method, layer, (2,))
         x = y = np.random.default_rng(1).standard_normal((2, 3, 5, 36)).astype(np.float32)
         for step in chain.steps:
-            y = step.respond(y)
+            y = step.forward(y)
         np.testing.assert_allclose(y, x @ chain.dense().T, rtol=1e-4, atol=1e-4)
 
 

@@ -5,8 +5,8 @@ import pytest
 from tensorly.cp_tensor import cp_to_tensor
 from tensorly.decomposition import parafac
 
-from onnxdecomp.core.chain import Convolve
 from onnxdecomp.core.layer import Array
+from onnxdecomp.core.steps import Convolve
 from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.cp import Cp, _start
 from onnxdecomp.tensor.cp_als import dense

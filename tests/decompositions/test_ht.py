@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.core.chain import Convolve, Fold, MatMul
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.steps import Convolve, MatMul, RegroupBatch
 from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.ht import Ht
 from onnxdecomp.errors import UsageError
@@ -145,7 +145,14 @@ def test_the_chain_of_a_convolution() -> None:
     assert method.full_ranks(layer) == (10, 6, 12)
     assert method.edges(layer) == ("s1", "kernel", "s1 kernel")
     chain = fitted(method, layer, (4, 3, 5))
-    assert [type(s) for s in chain.steps] == [Convolve, Fold, Convolve, Fold, Convolve, Convolve]
+    assert [type(s) for s in chain.steps] == [
+        Convolve,
+        RegroupBatch,
+        Convolve,
+        RegroupBatch,
+        Convolve,
+        Convolve,
+    ]
     shapes = [s.weight.shape for s in chain.steps if isinstance(s, Convolve)]
     assert shapes == [(4, 10, 1, 1), (3, 1, 3, 2), (5, 12, 1, 1), (12, 5, 1, 1)]
     assert chain.params == 10 * 4 + 6 * 3 + 4 * 3 * 5 + 5 * 12 + 12

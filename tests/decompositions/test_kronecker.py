@@ -8,8 +8,8 @@ import scipy.linalg
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.core.chain import MatMul, Narrow, Pad, Transpose
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.steps import MatMul, Pad, Slice, Transpose
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.kronecker import Kronecker, balanced_shape
 from onnxdecomp.errors import UsageError
@@ -123,7 +123,7 @@ def test_balanced_shapes() -> None:
 
 @pytest.mark.parametrize(
     ("outputs", "inputs", "kinds"),
-    [(64, 48, set()), (61, 48, {Narrow}), (64, 53, {Pad}), (61, 53, {Pad, Narrow})],
+    [(64, 48, set()), (61, 48, {Slice}), (64, 53, {Pad}), (61, 53, {Pad, Slice})],
 )
 def test_primes_are_padded(outputs: int, inputs: int, kinds: set[type]) -> None:
     method, layer = Kronecker(), linear_layer(outputs, inputs)
@@ -131,7 +131,7 @@ def test_primes_are_padded(outputs: int, inputs: int, kinds: set[type]) -> None:
     assert outputs <= t1 * t2 <= outputs * 9 // 8
     assert inputs <= s1 * s2 <= inputs * 9 // 8
     chain = fitted(method, layer, (3,))
-    assert {type(step) for step in chain.steps if isinstance(step, Pad | Narrow)} == kinds
+    assert {type(step) for step in chain.steps if isinstance(step, Pad | Slice)} == kinds
     w = np.pad(layer.weight.astype(np.float64), ((0, t1 * t2 - outputs), (0, s1 * s2 - inputs)))
     u, values, vt = scipy.linalg.svd(rearranged(w, t1, s1), full_matrices=False)
     best = (u[:, :3] * values[:3]) @ vt[:3]
@@ -151,7 +151,7 @@ def test_leading_axes_stay() -> None:
     chain = fitted(Kronecker(), layer, (4,))
     x = y = np.random.default_rng(1).standard_normal((2, 3, 5, 36)).astype(np.float32)
     for step in chain.steps:
-        y = step.respond(y)
+        y = step.forward(y)
     np.testing.assert_allclose(y, x @ chain.dense().T, rtol=1e-4, atol=1e-4)
 
 

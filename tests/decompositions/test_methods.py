@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.core.chain import Convolve, MatMul
 from onnxdecomp.core.layer import Layer, relative_error
+from onnxdecomp.core.steps import Convolve, MatMul
 from onnxdecomp.decompositions.base import Decomposition, outline, refusal_of
 from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.errors import ModelError, UsageError

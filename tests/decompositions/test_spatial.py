@@ -10,8 +10,8 @@ import scipy.linalg
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.core.chain import Convolve
 from onnxdecomp.core.layer import Array, ConvSpec, Layer
+from onnxdecomp.core.steps import Convolve
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.spatial import Spatial
 from tests.decompositions import properties

@@ -5,8 +5,8 @@ import pytest
 import scipy.linalg
 from hypothesis import given, settings
 
-from onnxdecomp.core.chain import Convolve
 from onnxdecomp.core.layer import Layer
+from onnxdecomp.core.steps import Convolve
 from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.decompositions.svd import Svd

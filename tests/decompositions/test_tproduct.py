@@ -10,7 +10,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnxdecomp.core.chain import WEIGHTED
 from onnxdecomp.core.layer import Array, Layer, relative_error
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.svd import Svd
@@ -118,7 +117,7 @@ def test_the_cosine_transform() -> None:
 def test_everything_is_real(method: Tproduct) -> None:
     for layer in LAYERS:
         chain = fitted(method, layer, (1,))
-        assert {s.weight.dtype for s in chain.steps if isinstance(s, WEIGHTED)} == {np.dtype(np.float32)}
+        assert {step.weight.dtype for step in chain.weighted} == {np.dtype(np.float32)}
 
 
 def test_planted_tubal_rank_is_found() -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.core.chain import Convolve, Fold, MatMul, Permute
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.steps import Convolve, MatMul, PermuteChannels, RegroupBatch
 from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.tr import Tr
 from onnxdecomp.errors import UsageError
@@ -136,7 +136,7 @@ def test_never_worse_than_tensorly(sizes: tuple[int, ...], ranks: tuple[int, ...
 def test_the_chain_of_a_convolution_shares_the_core() -> None:
     layer = conv_layer(12, 10, (3, 2), stride=2)
     chain = fitted(Tr(), layer, (3, 4, 5))
-    assert [type(s) for s in chain.steps] == [Convolve, Fold, Convolve, Fold, Convolve]
+    assert [type(s) for s in chain.steps] == [Convolve, RegroupBatch, Convolve, RegroupBatch, Convolve]
     shapes = [s.weight.shape for s in chain.steps if isinstance(s, Convolve)]
     assert shapes == [(12, 10, 1, 1), (5, 4, 3, 2), (12, 15, 1, 1)]
     assert chain.params == 3 * 10 * 4 + 4 * 6 * 5 + 5 * 12 * 3 + 12
@@ -148,7 +148,15 @@ def test_the_chain_of_a_convolution_shares_the_core() -> None:
 
 def test_the_chain_of_groups_keeps_them_apart() -> None:
     chain = fitted(Tr(), conv_layer(12, 8, (3, 3), groups=2), (2, 3, 4))
-    assert [type(s) for s in chain.steps] == [Convolve, Permute, Fold, Convolve, Fold, Permute, Convolve]
+    assert [type(s) for s in chain.steps] == [
+        Convolve,
+        PermuteChannels,
+        RegroupBatch,
+        Convolve,
+        RegroupBatch,
+        PermuteChannels,
+        Convolve,
+    ]
     core = chain.steps[3]
     assert isinstance(core, Convolve)
     assert core.spec.groups == 2

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnxdecomp.core.chain import Narrow, Pad, Permute, Transpose
 from onnxdecomp.core.layer import Layer
+from onnxdecomp.core.steps import Pad, PermuteChannels, Slice, Transpose
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.tt import Tt
 from onnxdecomp.decompositions.tucker import Tucker
@@ -110,12 +110,12 @@ def test_padding_is_left_out_where_it_is_not_needed() -> None:
     for outputs, inputs, kinds in (
         (16, 16, set()),
         (16, 17, {Pad}),
-        (17, 16, {Narrow}),
-        (17, 17, {Pad, Narrow}),
+        (17, 16, {Slice}),
+        (17, 17, {Pad, Slice}),
     ):
         for layer in (linear_layer(outputs, inputs), conv_layer(outputs, inputs, (3,))):
             chain = outline(tt, layer, tt.full_ranks(layer))
-            assert {type(s) for s in chain.steps if isinstance(s, Pad | Narrow)} == kinds
+            assert {type(s) for s in chain.steps if isinstance(s, Pad | Slice)} == kinds
             assert chain.output_shape(layer.assumed_input_shape())[1 if layer.conv else -1] == outputs
 
 
@@ -123,7 +123,7 @@ def test_no_step_moves_data_about() -> None:
     for layer in (linear_layer(64, 48), conv_layer(24, 16, (3, 3))):
         tt = Tt(form="tensor", order=3)
         steps = outline(tt, layer, tt.fraction_ranks(layer, 0.5)).steps
-        assert not any(isinstance(step, Transpose | Permute) for step in steps)
+        assert not any(isinstance(step, Transpose | PermuteChannels) for step in steps)
 
 
 def test_groups_have_trains_of_their_own() -> None:

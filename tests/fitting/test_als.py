@@ -8,11 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from onnxdecomp.core.chain import WEIGHTED, Chain, Convolve, MatMul, Reshape
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Layer
+from onnxdecomp.core.steps import Convolve, MatMul, Reshape
 from onnxdecomp.decompositions.base import Decomposition, outline
 from onnxdecomp.decompositions.registry import get, names
-from onnxdecomp.fitting.adjoints import with_weight
 from onnxdecomp.fitting.als import alternate
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
 from tests.decompositions.layers import conv_layer, fitted, linear_layer, specialised
@@ -86,16 +86,15 @@ def test_it_does_not_rise_where_products_are_rounded_either(method: Decompositio
 @each(THIRDS[1])
 def test_the_form_stays(method: Decomposition, layer: Layer) -> None:
     before = at_half(method, layer)
-    numbers = [step.weight.copy() for step in before.steps if isinstance(step, WEIGHTED)]
+    numbers = [step.weight.copy() for step in before.weighted]
     after = alternate(before, posed_for(layer), sweeps=2)
     assert [type(step) for step in after.steps] == [type(step) for step in before.steps]
     assert after.bias is before.bias
     assert after.params == before.params
     shape = layer.assumed_input_shape()
     assert after.output_shape(shape) == before.output_shape(shape)
-    for step in after.steps:
-        assert not isinstance(step, WEIGHTED) or step.weight.dtype == np.float64
-    kept = [step.weight for step in before.steps if isinstance(step, WEIGHTED)]
+    assert {step.weight.dtype for step in after.weighted} == {np.dtype(np.float64)}
+    kept = [step.weight for step in before.weighted]
     assert all(np.array_equal(a, b) for a, b in zip(numbers, kept, strict=True))
 
 
@@ -127,7 +126,7 @@ def test_the_last_factor_meets_the_normal_equations(method: Decomposition, layer
         away = rng.standard_normal(best.weight.shape) * np.linalg.norm(best.weight)
         up, down = (
             loss_of(
-                replace(refitted, steps=(*others, with_weight(best, best.weight + sign * away))), layer, posed
+                replace(refitted, steps=(*others, best.with_weight(best.weight + sign * away))), layer, posed
             )
             for sign in (1, -1)
         )

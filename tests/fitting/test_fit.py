@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.core.chain import WEIGHTED, Chain
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.decompositions.base import Refusal, refusal_of
 from onnxdecomp.decompositions.registry import get
@@ -156,8 +156,8 @@ def test_twice_the_same(name: str) -> None:
     for _ in range(2):
         moments = gathered(layer, rows[:, :40], wanted[:40]), gathered(layer, rows[:, 40:], wanted[40:])
         found = fit(method, replace(layer, weight=layer.weight.copy()), ranks, *moments, seed=3)
-        steps = stored(found.chain, layer).steps
-        results.append((found.loss, [s.weight.tobytes() for s in steps if isinstance(s, WEIGHTED)]))
+        weighted = stored(found.chain, layer).weighted
+        results.append((found.loss, [step.weight.tobytes() for step in weighted]))
     assert results[0] == results[1]
 
 
@@ -202,7 +202,7 @@ def test_stored_is_balanced_and_of_the_weights_type(name: str, dtype: type) -> N
     found = fit(method, layer, method.fraction_ranks(layer, 0.5), moments, sweeps=1)
     first = found.chain.steps[0]
     kept = stored(found.chain, layer)
-    weights = [step.weight for step in kept.steps if isinstance(step, WEIGHTED)]
+    weights = [step.weight for step in kept.weighted]
     assert {w.dtype for w in weights} == {np.dtype(dtype)}
     assert kept.bias is not None
     assert kept.bias.dtype == dtype

@@ -32,7 +32,7 @@ def test_what_can_be_undone_is_undone() -> None:
     assert found.plain_loss > 0.01
     assert found.loss < 1e-6
     new = MEANT @ WEIGHT.T.astype(np.float64) + BIAS
-    np.testing.assert_allclose(found.chain.apply(SCALED) + found.chain.bias, new, atol=1e-3)
+    np.testing.assert_allclose(found.chain.forward(SCALED) + found.chain.bias, new, atol=1e-3)
 
 
 def test_without_held_out_rows_the_bias_alone_is_corrected() -> None:

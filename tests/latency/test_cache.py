@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer
+from onnxdecomp.core.steps import Convolve
 from onnxdecomp.decompositions.base import outline
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import UsageError
@@ -67,7 +68,10 @@ def test_numbers_and_names_are_not_in_the_key() -> None:
     layer = conv(24, 16)
     chain, dense = outline(get("svd"), layer, (4,)), dense_chain(layer)
     usual = key_of(chain, dense, layer, (1, 16, 8, 8), Neighbours(), ON)
-    steps = tuple(replace(step, label="other") for step in filled(chain).steps)
+    first, last = filled(chain).steps
+    assert isinstance(first, Convolve)
+    assert isinstance(last, Convolve)
+    steps = replace(first, label="one"), replace(last, label="another")
     other = replace(layer, name="other", graph="elsewhere")
     shape = tuple(np.array((1, 16, 8, 8)))
     assert key_of(replace(chain, steps=steps), dense, other, shape, Neighbours(), ON) == usual

@@ -85,13 +85,14 @@ def test_factors_have_the_chains_shapes_and_the_layers_type(dtype: str) -> None:
     proto = onnx.load_model_from_string(made.model)
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     stored = {tuple(t.dims): t.data_type for t in proto.graph.initializer if t.name.startswith("layer/")}
-    assert stored == {tuple(s.weight.shape): kind for s in chain.steps} | {(24,): kind}  # type: ignore[union-attr]
+    assert stored == {tuple(s.weight.shape): kind for s in chain.weighted} | {(24,): kind}
 
 
 def test_numbers_keep_activations_of_about_one() -> None:
     chain = filled(outline(get("tucker"), conv(64, 96), (32, 48)))
-    for step in chain.steps:
-        weight = step.weight  # type: ignore[union-attr]
+    assert len(chain.weighted) == 3
+    for step in chain.weighted:
+        weight = step.weight
         inputs = np.prod(weight.shape[1:])
         assert np.std(weight) * np.sqrt(inputs) == pytest.approx(1, rel=0.1)
         assert np.abs(weight).min() > np.finfo(np.float32).tiny

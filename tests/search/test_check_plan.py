@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnxdecomp_passes.decompose import Decompose
 
-from onnxdecomp.core.chain import Convolve
+from onnxdecomp.core.steps import Convolve
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.search.plan import Plan

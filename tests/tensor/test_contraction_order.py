@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.core.chain import Chain, Fold, LeftMatMul, MatMul, Reshape, Spread, Step
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, ConvSpec
+from onnxdecomp.core.steps import LeftMatMul, MatMul, RegroupBatch, RegroupSpatial, Reshape, Step
 from onnxdecomp.tensor.contraction_order import (
     Order,
     cheapest_order,
@@ -61,7 +62,7 @@ def test_every_order_applies_the_same_matrix(cores: tuple[Array, ...], data: st.
     x = np.random.default_rng(1).standard_normal((2, 3, inputs))
     y = x
     for step in chain.steps:
-        y = step.respond(y)
+        y = step.forward(y)
     np.testing.assert_allclose(y, x @ expected.T, atol=1e-9)
 
 
@@ -100,7 +101,7 @@ def test_every_order_applies_the_same_convolution(cores: tuple[Array, ...], data
     outputs = math.prod(core.shape[2] for core in cores)
     assert chain.output_shape(image) == (3, outputs, *(8 if transposed else 4,) * d)
     for a, b in itertools.pairwise(chain.steps):
-        assert not (type(a) is type(b) and isinstance(a, Fold | Spread))
+        assert not (type(a) is type(b) and isinstance(a, RegroupBatch | RegroupSpatial))
 
 
 @settings(max_examples=60, deadline=None)

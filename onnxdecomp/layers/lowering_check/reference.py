@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.chain import WEIGHTED, Chain
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
 from onnxdecomp.layers.lowering_check.submodel import constant, run_one
 from onnxdecomp.layers.replace import Rewritten
@@ -64,8 +62,4 @@ def _rounded(chain: Chain, dtype: str) -> Chain:
     if dtype in ("float32", "float64"):
         return chain
     half = np.dtype(ir.DataType.BFLOAT16.numpy() if dtype == "bfloat16" else dtype)
-    steps = tuple(
-        replace(s, weight=s.weight.astype(half).astype(np.float32)) if isinstance(s, WEIGHTED) else s
-        for s in chain.steps
-    )
-    return replace(chain, steps=steps)
+    return chain.with_weights(lambda step: step.weight.astype(half).astype(np.float32))

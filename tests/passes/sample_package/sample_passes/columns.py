@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import numpy as np
 import scipy.linalg
 
-from onnxdecomp.core.chain import Chain, MatMul
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, common_refusal
+from onnxdecomp.core.steps import MatMul
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.errors import ModelError
 
