@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from onnxdecomp.record.layers import Change, LayerRecord
+    from onnxdecomp.record.schema.layers import Change, LayerRecord
     from onnxdecomp.workflow.compress import Result
 
 Line = tuple[str, str]

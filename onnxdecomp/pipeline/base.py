@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.search.search import SearchResult
     from onnxdecomp.search.search_record import SearchRecord
+    from onnxdecomp.search.spectra import LayerSpectra
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all or 0 where unknown)"""
@@ -140,7 +141,7 @@ class PassResult(ir.passes.PassResult):
     plan: Plan | None = None
     search: SearchRecord | None = None
     search_notes: tuple[str, ...] = ()
-    spectra: Sequence[Mapping[str, Any]] = ()
+    spectra: Sequence[LayerSpectra] = ()
     precision: str = ""
     opset: int | None = None
 

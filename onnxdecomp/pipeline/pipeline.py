@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onnxdecomp.pipeline.base import Interface, Pass, PassContext, PassResult
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.search.search_record import SearchRecord
+    from onnxdecomp.search.spectra import LayerSpectra
 
 GROUP = "onnxdecomp.passes"
 DEFAULT = ("simplify", "normalise", "decompose", "quantize", "annotate", "check")
@@ -99,7 +100,7 @@ class PipelineResult:
     plan: Plan | None = None
     search: SearchRecord | None = None
     search_notes: tuple[str, ...] = ()
-    spectra: Sequence[Mapping[str, Any]] = ()
+    spectra: Sequence[LayerSpectra] = ()
     precisions: Mapping[str, str] = field(default_factory=dict)
     checks: tuple[LoweringCheck, ...] = ()
 

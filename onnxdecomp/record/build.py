@@ -1,23 +1,31 @@
-"""The JSON record of a run, as docs/record.md describes it."""
+"""The record of a run, from the values that the run has made."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from onnxdecomp.core.json_values import Json
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.read import describe
 from onnxdecomp.evaluate.benchmark import speedup
 from onnxdecomp.graph.load import sha256, source
 from onnxdecomp.graph.output_file import size
 from onnxdecomp.record.details import Details
-from onnxdecomp.record.layers import SCHEMA_VERSION, LayerRecord, totals
+from onnxdecomp.record.layers import totals
+from onnxdecomp.record.schema.checks import RecordedVerification
+from onnxdecomp.record.schema.origin import Environment, File, Inputs, ModelFile, Run, Tool
+from onnxdecomp.record.schema.planning import RecordedPlan, RecordedSearch
+from onnxdecomp.record.schema.reading import recorded
+from onnxdecomp.record.schema.records import RunRecord
+from onnxdecomp.record.schema.timing import Interval, Latency, RecordedLook, TimedFile, TimedSetting
+from onnxdecomp.record.schema.training import Training
 from onnxdecomp.record.verdict import verdict_on_run
 from onnxdecomp.runtime import environment, jsonio
 from onnxdecomp.search.plan import Plan
@@ -27,9 +35,10 @@ if TYPE_CHECKING:
     from onnxdecomp.data.read import Data
     from onnxdecomp.evaluate.benchmark import BenchResult, ModelTiming
     from onnxdecomp.evaluate.verify import Verification
+    from onnxdecomp.record.schema.layers import LayerRecord
 
 
-def describe_model(model: ir.Model, path: Path, *, named: bool) -> dict[str, Any]:
+def describe_model(model: ir.Model, path: Path, *, named: bool) -> ModelFile:
     """The record's `model`.
 
     Args:
@@ -37,22 +46,42 @@ def describe_model(model: ir.Model, path: Path, *, named: bool) -> dict[str, Any
         path: Its file.
         named: Whether the caller gave that file; the path of a temporary one says nothing.
     """
-    return {
-        "path": str(path) if named else None,
-        "sha256": sha256(path),
-        "bytes": size(path, source(model)),
-        "opset": int(model.opset_imports.get("", 1)),
-        "ir_version": int(model.ir_version),
-    }
+    return ModelFile(
+        path=str(path) if named else None,
+        sha256=sha256(path),
+        bytes=size(path, source(model)),
+        opset=int(model.opset_imports.get("", 1)),
+        ir_version=int(model.ir_version),
+    )
 
 
-def describe_output(written: Path, target: Path | None) -> dict[str, Any]:
+def describe_output(written: Path, target: Path | None) -> File:
     """The record's `output`: of the file `written`, which will be at `target`."""
-    return {
-        "path": None if target is None else str(target),
-        "sha256": sha256(written),
-        "bytes": size(written),
-    }
+    path = None if target is None else str(target)
+    return File(path=path, sha256=sha256(written), bytes=size(written))
+
+
+def describe_data(data: Data | None, samples: int | None = None) -> Inputs | None:
+    """Where data came from, how many samples, and the hash of the file where it is one."""
+    if data is None:
+        return None
+    source = describe(data)
+    path = Path(source)
+    return Inputs(
+        source=source,
+        samples=len(data) if isinstance(data, Feeds) else samples,
+        sha256=sha256(path) if isinstance(data, str | Path | Feeds) and path.is_file() else None,
+    )
+
+
+def describe_tool() -> Tool:
+    """The record's `tool`."""
+    return recorded(Tool, environment.tool())
+
+
+def describe_environment(provider: str | None, threads: int | None, *, ran: bool = False) -> Environment:
+    """The record's `environment`, see onnxdecomp.runtime.environment.describe."""
+    return recorded(Environment, environment.describe(provider, threads, ran=ran))
 
 
 @dataclass(frozen=True)
@@ -70,141 +99,113 @@ class Origin:
     started: float
     seconds: float
     seed: int
-    request: Mapping[str, Any]
-    data: Mapping[str, Any]
+    request: Mapping[str, Json]
+    data: Mapping[str, Inputs | None]
 
-    def ended(self, used: Mapping[str, Any] | None = None) -> Origin:
+    def ended(self, used: Inputs | None = None) -> Origin:
         """The same now that all is done, with the data that were evaluated on."""
         return replace(self, seconds=time.time() - self.started, data={**self.data, "eval": used})
 
-    def to_json(self) -> dict[str, Any]:
+    def run(self) -> Run:
         """The record's `run`; the command line is put in by the command."""
-        when = datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds")
-        return {
-            "command": None,
-            "started": when,
-            "seconds": self.seconds,
-            "seed": self.seed,
-            "request": dict(self.request),
-            "data": dict(self.data),
-        }
-
-
-def describe_data(data: Data | None, samples: int | None = None) -> dict[str, Any] | None:
-    """Where data came from, how many samples, and the hash of the file where it is one."""
-    if data is None:
-        return None
-    source = describe(data)
-    path = Path(source)
-    return {
-        "source": source,
-        "samples": len(data) if isinstance(data, Feeds) else samples,
-        "sha256": sha256(path) if isinstance(data, str | Path | Feeds) and path.is_file() else None,
-    }
+        return Run(
+            command=None,
+            started=datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
+            seconds=self.seconds,
+            seed=self.seed,
+            request=self.request,
+            data=self.data,
+        )
 
 
 def run_record(
-    model: Mapping[str, Any],
+    model: ModelFile,
     *,
     plan: Plan,
     layers: Sequence[LayerRecord],
     notes: Sequence[str],
-    passes: Mapping[str, Any],
+    passes: Mapping[str, Mapping[str, object]],
     origin: Origin,
     search: SearchRecord | None = None,
-    where: Mapping[str, Any] | None = None,
-    output: Mapping[str, Any] | None = None,
+    where: Environment | None = None,
+    output: File | None = None,
     verified: Verification | None = None,
     timed: BenchResult | None = None,
-    looks: Sequence[Mapping[str, Any]] | None = None,
-    training: Mapping[str, Any] | None = None,
+    looks: Sequence[object] | None = None,
+    training: object = None,
     details: Details | None = None,
-) -> dict[str, Any]:
-    """The record; every key is there in every run, None where it does not apply."""
-    sums: dict[str, Any] = dict(totals(layers))
-    if output is not None:
-        sums["bytes"] = {"before": model["bytes"], "after": output["bytes"]}
+) -> RunRecord:
+    """The record; what does not apply to a run is None."""
     details = details or Details()
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "plan" if output is None else "compress",
-        "tool": environment.tool(),
-        "environment": dict(where or environment.describe(None, None)),
-        "run": origin.to_json(),
-        "model": dict(model),
-        "output": None if output is None else dict(output),
-        "plan": plan.to_json(),
-        "search": None if search is None else asdict(search),
-        "layers": [{**jsonio.plain(layer), **details.of(layer)} for layer in layers],
-        "totals": {
-            **{what: {**sums[what], "ratio": ratio(**sums[what])} for what in sums},
-            "layers": {
-                "all": len(layers),
-                "decomposed": sum(layer.method is not None for layer in layers),
-            },
-        },
-        "training": None if training is None else dict(training),
-        "verify": None if verified is None else _verify(verified, model, output),
-        "latency": None if timed is None else _latency(timed),
-        "looks": None if looks is None else [dict(look) for look in looks],
-        "settings": None if timed is None else _settings(timed, model, output),
-        "profile": details.profile(),
-        "notes": list(notes),
-        "passes": dict(passes),
-    }
-    return {**record, "verdict": verdict_on_run(record)}
+    sums = totals(layers, None if output is None else (model.bytes, output.bytes))
+    files = (model.path, None if output is None else output.path)
+    checked = None if verified is None else verification(verified, *files)
+    settings = None if timed is None else timings(timed, files)
+    return RunRecord(
+        kind="plan" if output is None else "compress",
+        tool=describe_tool(),
+        environment=where or describe_environment(None, None),
+        run=origin.run(),
+        model=model,
+        output=output,
+        plan=recorded(RecordedPlan, plan.to_json()),
+        search=None if search is None else recorded(RecordedSearch, search),
+        layers=tuple(details.of(layer) for layer in layers),
+        totals=sums,
+        training=None if training is None else recorded(Training, training),
+        verify=checked,
+        latency=None if timed is None else _latency(timed),
+        looks=None if looks is None else tuple(recorded(RecordedLook, look) for look in looks),
+        settings=settings,
+        profile=details.profile(),
+        notes=tuple(notes),
+        passes=jsonio.plain(passes),
+        verdict=verdict_on_run(
+            layers, sums, checked, settings, quantized="quantize" in passes, carried_out=output is not None
+        ),
+    )
 
 
-def ratio(before: float | None, after: float | None) -> float | None:
-    """How many times less it is after; None where there is nothing to divide by."""
-    return before / after if before is not None and after else None
+def verification(verified: Verification, original: str | None, new: str | None) -> RecordedVerification:
+    """A comparison with the change of the accuracy; the files may have been compared under passing names."""
+    found = {**jsonio.plain(verified), "original": original, "new": new}
+    if (accuracy := verified.accuracy) is not None:
+        found["accuracy"] = {**found["accuracy"], "change": accuracy.new - accuracy.original}
+    return recorded(RecordedVerification, found)
 
 
-def _settings(
-    timed: BenchResult, model: Mapping[str, Any], output: Mapping[str, Any] | None
-) -> list[dict[str, Any]]:
-    """As `bench` has them, with the files' names: the models were timed under passing ones."""
-    names = (model["path"], None if output is None else output["path"])
-    settings: list[dict[str, Any]] = timed.to_json()["settings"]
-    for setting in settings:
-        for timing, name in zip(setting["models"], names, strict=True):
-            timing["model"] = name
-    return settings
+def timings(timed: BenchResult, names: Sequence[str | None] | None = None) -> tuple[TimedSetting, ...]:
+    """As `bench` has them; with the files' names where the models were timed under passing ones."""
+    found = tuple(recorded(TimedSetting, setting) for setting in timed.to_json()["settings"])
+    if names is None:
+        return found
+    return tuple(
+        replace(
+            setting,
+            models=tuple(replace(one, model=name) for one, name in zip(setting.models, names, strict=True)),
+        )
+        for setting in found
+    )
 
 
-def _verify(
-    verified: Verification, model: Mapping[str, Any], output: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    # The new model was verified under a passing name.
-    paths = {"original": model["path"], "new": None if output is None else output["path"]}
-    return {**checked(verified), **paths}
-
-
-def checked(verified: Verification) -> dict[str, Any]:
-    """A verification as JSON values, with the change of the accuracy."""
-    found = verified.to_json()
-    if verified.accuracy is not None:
-        found["accuracy"]["change"] = verified.accuracy.new - verified.accuracy.original
-    return found
-
-
-def _latency(timed: BenchResult) -> dict[str, Any]:
+def _latency(timed: BenchResult) -> Latency:
     """One setting with two models: the original and the compressed one."""
     setting = timed.settings[0]
     original, compressed = setting.models
-    return {
-        "provider": setting.provider,
-        "threads": setting.threads,
-        "batch": compressed.batch,
-        "shapes": jsonio.plain(compressed.shapes),
-        "inputs": timed.inputs,
-        "original": _timing(original),
-        "compressed": _timing(compressed),
-        "speedup": speedup(compressed.ratio),
-    }
+    gain = speedup(compressed.ratio)
+    return Latency(
+        provider=setting.provider,
+        threads=setting.threads,
+        batch=compressed.batch,
+        shapes=compressed.shapes,
+        inputs=timed.inputs,
+        original=_timed(original),
+        compressed=_timed(compressed),
+        speedup=None if gain is None else recorded(Interval, gain),
+    )
 
 
-def _timing(timing: ModelTiming) -> dict[str, Any]:
-    summary = jsonio.plain(timing.latency)
-    del summary["quantiles"]  # they are in `settings`
-    return {**summary, "throughput": timing.throughput, "nodes": dict(timing.nodes)}
+def _timed(timing: ModelTiming) -> TimedFile:
+    """Without the distribution, which is in `settings`."""
+    numbers = jsonio.plain(timing.latency)
+    return recorded(TimedFile, {**numbers, "throughput": timing.throughput, "nodes": timing.nodes})

@@ -1,61 +1,15 @@
-"""The record of a run: what happened to every layer, as values that become the JSON record."""
+"""What happened to every layer, from the plan and what was made of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
 
-from onnxdecomp.core.layer import Dim
 from onnxdecomp.layers.lowering_check import LoweringCheck
 from onnxdecomp.layers.replace import Rewritten
+from onnxdecomp.record.schema.layers import Change, LayerCount, LayerRecord, Total, Totals
 from onnxdecomp.search.plan import Choice, Cost, Plan
-
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Change:
-    """A quantity before and after; None where it is not known."""
-
-    before: int | None
-    after: int | None
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What happened to one operator.
-
-    Attributes:
-        name, graph, op: The operator.
-        status: "decomposed", "kept", or "planned" (to be decomposed, in a dry run).
-        reason: Why it was kept, or fitted to its weight alone although there was calibration.
-        method, options, ranks: What replaced it.
-        repaired: It was kept, with other numbers that make up for what layers before it have lost.
-        rel_error: ||What - W|| / ||W||, of the weights (estimated to about 1 % for very large matrices).
-        lowering: ||nodes(x) - What x|| / ||What x|| in ONNX Runtime; None where not decomposed.
-        loss: E|y - What x|² / E|y|² on the calibration inputs, y centred; None where not fitted to them.
-        params, macs: Cost before and after (after = before where it was kept); MACs are not known where the
-            size of the activation is not.
-        weight, input: Shapes of the canonical weight (see Layer) and of the activation, where known.
-    """
-
-    name: str
-    graph: str
-    op: str
-    status: Literal["decomposed", "kept", "planned"]
-    reason: str
-    method: str | None
-    options: Mapping[str, Any]
-    ranks: tuple[int, ...]
-    repaired: bool
-    rel_error: float | None
-    lowering: float | None
-    loss: float | None
-    params: Change
-    macs: Change
-    weight: tuple[int, ...]
-    input: tuple[Dim, ...] | None
 
 
 def layer_records(
@@ -113,19 +67,32 @@ def _reason(choice: Choice, result: Rewritten | None) -> str:
     return f"fitted to its weight alone: {result.unfitted}"
 
 
-def totals(layers: Sequence[LayerRecord]) -> dict[str, dict[str, int]]:
-    """Parameters and MACs of all layers whose cost is known, before and after."""
-    return {
-        what: {
-            when: sum(getattr(getattr(layer, what), when) or 0 for layer in layers)
-            for when in ("before", "after")
-        }
-        for what in ("params", "macs")
-    }
+def totals(layers: Sequence[LayerRecord], files: tuple[int, int] | None = None) -> Totals:
+    """All layers whose cost is known together, and the bytes of the files, before and after."""
+    return Totals(
+        params=_sum(layer.params for layer in layers),
+        macs=_sum(layer.macs for layer in layers),
+        bytes=None if files is None else _total(*files),
+        layers=LayerCount(all=len(layers), decomposed=sum(layer.method is not None for layer in layers)),
+    )
 
 
-def _change(before: Cost | None, after: Cost | None, what: str) -> Change:
+def _sum(changes: Iterable[Change]) -> Total:
+    known = [(change.before or 0, change.after or 0) for change in changes]
+    return _total(sum(before for before, _ in known), sum(after for _, after in known))
+
+
+def _total(before: int, after: int) -> Total:
+    return Total(before=before, after=after, ratio=ratio(before, after))
+
+
+def _change(before: Cost | None, after: Cost | None, what: Literal["params", "macs"]) -> Change:
     return Change(
         None if before is None else getattr(before, what),
         None if after is None else getattr(after, what),
     )
+
+
+def ratio(before: float | None, after: float | None) -> float | None:
+    """How many times less it is after; None where there is nothing to divide by."""
+    return before / after if before is not None and after else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import onnx_ir as ir
 
+from onnxdecomp.core.json_values import Json
 from onnxdecomp.graph.attributes import named_output, node_name
 from onnxdecomp.layers.replace import Rewritten
+from onnxdecomp.record.schema.layers import Node, Surroundings
+from onnxdecomp.runtime.jsonio import plain
 
 _SHOWN = (
     "kernel_shape",
@@ -26,45 +27,6 @@ _SHOWN = (
 """Attributes that say what a linear node does."""
 
 _CONSUMERS = 4
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node as a viewer shows it.
-
-    Attributes:
-        name, op: Its name and operator.
-        attributes: Those that say what it does.
-        weights: The shapes of its constant operands, by name.
-        inputs, outputs: Names of the values that it reads, constants apart, and writes.
-    """
-
-    name: str
-    op: str
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    weights: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """A layer's nodes before and after, what they read, and what reads them.
-
-    Attributes:
-        above: The node that computes the activation; None where it is an input of the graph.
-        input, output: The names of the activation and of the layer's result.
-        before: The layer's nodes as they were; only the first has its attributes and inputs.
-        after: The nodes that stand there now.
-        below: Nodes that read the result, the first few.
-    """
-
-    above: Node | None
-    input: str
-    output: str
-    before: tuple[Node, ...]
-    after: tuple[Node, ...]
-    below: tuple[Node, ...]
 
 
 def surroundings(rewritten: Rewritten) -> Surroundings:
@@ -128,13 +90,9 @@ def _node(node: ir.Node) -> Node:
     )
 
 
-def _attributes(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _attributes(items: Iterable[tuple[str, object]]) -> Mapping[str, Json]:
     found = dict(items)
-    return {key: _plain(found[key]) for key in _SHOWN if key in found}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | list) else value
+    return {key: plain(found[key]) for key in _SHOWN if key in found}
 
 
 def _names(values: Iterable[ir.Value]) -> tuple[str, ...]:

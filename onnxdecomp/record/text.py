@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 _LONGEST = 240
 """Characters of a name that are shown: some exporters write whole call stacks into them."""
@@ -106,25 +105,24 @@ def seconds(number: float) -> str:
     return f"{number:.3g} s" if number < 120 else f"{number / 60:.1f} min"
 
 
-def listed(values: Sequence[Any]) -> str:
+def listed(values: Sequence[object]) -> str:
     """Ranks, or a shape's dimensions."""
     return ", ".join("?" if value is None else str(value) for value in values)
 
 
-def shape(values: Sequence[Any]) -> str:
+def shape(values: Sequence[object]) -> str:
     """64×32×3×3."""
     return "×".join("?" if value is None else visible(str(value), 20) for value in values) or "scalar"
 
 
-def fed(shapes: Mapping[str, Sequence[Any]]) -> str:
+def fed(shapes: Mapping[str, Sequence[object]]) -> str:
     """What a model was fed: "x 1×3×64×64, h 1×64"; of many inputs the first ones."""
     named = [f"{visible(str(name), 40)} {shape(sizes)}" for name, sizes in shapes.items()]
     more = len(named) - _MOST_INPUTS
     return ", ".join(named) if more <= 0 else f"{', '.join(named[:_MOST_INPUTS])} and {more} more"
 
 
-def setting(value: Any) -> str:
+def setting(provider: str, batch: int, threads: int) -> str:
     """Where something was timed."""
-    threads = value["threads"]
     workers = "default threads" if not threads else f"{threads} thread{'s' if threads > 1 else ''}"
-    return f"{str(value['provider']).upper()}, batch {value['batch']}, {workers}"
+    return f"{provider.upper()}, batch {batch}, {workers}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import replace
 
+from onnxdecomp.record.schema.checks import Numbers, RecordedVerification, Verdict
+from onnxdecomp.record.schema.layers import LayerRecord, Totals
+from onnxdecomp.record.schema.timing import Interval, Speedup, TimedSetting
 from onnxdecomp.record.text import setting
-
-Record: TypeAlias = Mapping[str, Any]
 
 _WIDE = 1.25
 """An interval whose ends are further apart than by this factor is told in place of the value."""
@@ -16,68 +17,90 @@ _DEAR = 0.02
 """Accuracy, as a fraction, beyond whose loss speed alone does not make a result worth it."""
 
 
-def verdict_on_run(record: Record) -> dict[str, Any]:
+def verdict_on_run(
+    layers: Sequence[LayerRecord],
+    totals: Totals,
+    checked: RecordedVerification | None,
+    settings: Sequence[TimedSetting] | None,
+    *,
+    quantized: bool,
+    carried_out: bool,
+) -> Verdict:
     """Of a compression, from the other parts of its record.
 
-    Returns:
-        `worth`: true, false, or null where it is open (a dry run, a noisy machine); `text`: the verdict as a
-        sentence; `because`: why it is not worth it, or what else to know; and the numbers of the sentence:
-        `speedup` (the first setting's, with `provider`, `batch` and `threads`), `smaller`, `fewer_params` and
-        `fewer_macs` (factors), `accuracy` (change, as a fraction), `error` (relative L2, all outputs).
+    Args:
+        layers, totals, checked, settings: Those parts; None where it has none.
+        quantized: Whether the model was quantized.
+        carried_out: Whether there is a result, and not only a plan.
     """
-    totals, checked = record["totals"], record["verify"] or {}
-    accuracy = checked.get("accuracy")
-    numbers: dict[str, Any] = {
-        "speedup": next(iter(speedups(record["settings"] or (), 1)), None),
-        "smaller": totals.get("bytes", {}).get("ratio"),
-        "fewer_params": totals["params"]["ratio"],
-        "fewer_macs": totals["macs"]["ratio"],
-        "accuracy": None if accuracy is None else accuracy["change"],
-        "error": checked.get("rel_l2"),
-    }
-    decomposed = [layer for layer in record["layers"] if layer["method"] is not None]
-    if not decomposed and "quantize" not in record["passes"]:
-        reasons = list(dict.fromkeys(layer["reason"] for layer in record["layers"] if layer["reason"]))
-        because = reasons or ["no operator of the model has a constant weight"]
-        return {
-            "worth": False,
-            "text": "Not worth it: every layer stays as it is.",
-            "because": because,
-        } | numbers
-    if record["output"] is None:
-        fewer = _phrases({**numbers, "smaller": None})
-        text = f"A plan, not carried out: {len(decomposed)} of {len(record['layers'])} layers, {fewer}."
-        return {"worth": None, "text": text, "because": []} | numbers
-    return judged(numbers, speedups(record["settings"] or (), 1))
+    everywhere = speedups(settings or (), 1)
+    numbers = numbers_of(
+        checked,
+        everywhere,
+        smaller=None if totals.bytes is None else totals.bytes.ratio,
+        fewer_params=totals.params.ratio,
+        fewer_macs=totals.macs.ratio,
+    )
+    if not totals.layers.decomposed and not quantized:
+        reasons = tuple(dict.fromkeys(layer.reason for layer in layers if layer.reason))
+        return Verdict(
+            worth=False,
+            text="Not worth it: every layer stays as it is.",
+            because=reasons or ("no operator of the model has a constant weight",),
+            **vars(numbers),
+        )
+    if not carried_out:
+        fewer = _phrases(replace(numbers, smaller=None))
+        text = f"A plan, not carried out: {totals.layers.decomposed} of {totals.layers.all} layers, {fewer}."
+        return Verdict(worth=None, text=text, because=(), **vars(numbers))
+    return judged(numbers, everywhere)
 
 
-def speedups(settings: Sequence[Record], index: int) -> list[dict[str, Any]]:
+def numbers_of(
+    checked: RecordedVerification | None,
+    everywhere: Sequence[Speedup],
+    *,
+    smaller: float | None,
+    fewer_params: float | None,
+    fewer_macs: float | None,
+) -> Numbers:
+    """The numbers of a verdict, from the comparison and from the speedups in all settings."""
+    accuracy = checked.accuracy if checked else None
+    return Numbers(
+        speedup=everywhere[0] if everywhere else None,
+        smaller=smaller,
+        fewer_params=fewer_params,
+        fewer_macs=fewer_macs,
+        accuracy=accuracy.change if accuracy else None,
+        error=checked.rel_l2 if checked else None,
+    )
+
+
+def speedups(settings: Sequence[TimedSetting], index: int) -> tuple[Speedup, ...]:
     """How many times as fast as the first model the one at `index` is, and where, in every setting."""
-    found = []
-    for entry in settings:
-        timing = entry["models"][index]
-        if timing["speedup"] is not None:
-            where = {"provider": entry["provider"], "batch": timing["batch"], "threads": entry["threads"]}
-            found.append({**timing["speedup"], **where})
-    return found
+    return tuple(
+        Speedup(**vars(timing.speedup), provider=one.provider, batch=timing.batch, threads=one.threads)
+        for one in settings
+        if (timing := one.models[index]).speedup is not None
+    )
 
 
-def judged(numbers: dict[str, Any], everywhere: Sequence[Record] = ()) -> dict[str, Any]:
-    """The verdict that numbers as those of `verdict_on_run` give, with the speedups in all settings."""
-    speed = numbers["speedup"]
+def judged(numbers: Numbers, everywhere: Sequence[Speedup] = ()) -> Verdict:
+    """The verdict that numbers give, with the speedups in all settings."""
+    speed = numbers.speedup
     because: list[str] = []
     worth: bool | None
-    smaller = (numbers["smaller"] or numbers["fewer_params"] or 1.0) > 1.0
+    smaller = (numbers.smaller or numbers.fewer_params or 1.0) > 1.0
     if speed is None:
         worth = smaller
         because.append("latency was not measured")
-    elif speed["low"] is not None and speed["low"] > 1.0:
+    elif speed.low is not None and speed.low > 1.0:
         worth = True
-    elif _vague(speed) and speed["value"] > 1.0:
+    elif _vague(speed) and speed.value > 1.0:
         worth = None
         because.append("whether it is faster is undecided: the machine was too noisy while it was timed")
     else:
-        slower = speed["high"] is not None and speed["high"] < 1.0
+        slower = speed.high is not None and speed.high < 1.0
         worth = False
         because.append(
             "it is slower than the original"
@@ -86,47 +109,47 @@ def judged(numbers: dict[str, Any], everywhere: Sequence[Record] = ()) -> dict[s
         )
         if smaller:
             because.append("what is left is the smaller file")
-    if worth and (numbers["accuracy"] or 0.0) < -_DEAR:
+    if worth and numbers.accuracy is not None and numbers.accuracy < -_DEAR:
         worth = None
-        because.append(f"whether that is worth {-100 * numbers['accuracy']:.2f} points of accuracy is open")
+        because.append(f"whether that is worth {-100 * numbers.accuracy:.2f} points of accuracy is open")
     if worth is not None and speed is not None and _vague(speed):
         because.append("the machine was disturbed while it was timed: see how wide the interval is")
     # The first is the one that decided.
-    vain = [setting(other) for other in everywhere[1:] if _vain(other)]
+    vain = [setting(o.provider, o.batch, o.threads) for o in everywhere[1:] if _vain(o)]
     if worth is not False and vain:
         because.append(f"it is not shown to be faster on {'; nor on '.join(vain)}")
     phrases = _phrases(numbers)
     text = (
         f"{phrases[0].upper()}{phrases[1:]}." if worth is not False else f"Not worth it for speed: {phrases}."
     )
-    return {"worth": worth, "text": text, "because": because} | numbers
+    return Verdict(worth=worth, text=text, because=tuple(because), **vars(numbers))
 
 
-def _vague(speed: Record) -> bool:
+def _vague(speed: Interval) -> bool:
     """Whether a speedup's interval is too wide for its value to be named alone."""
-    return speed["low"] is not None and speed["high"] is not None and speed["high"] > _WIDE * speed["low"]
+    return speed.low is not None and speed.high is not None and speed.high > _WIDE * speed.low
 
 
-def _vain(speed: Record) -> bool:
-    return speed["low"] is None or speed["low"] <= 1.0
+def _vain(speed: Interval) -> bool:
+    return speed.low is None or speed.low <= 1.0
 
 
-def _phrases(numbers: Record) -> str:
+def _phrases(numbers: Numbers) -> str:
     """The numbers that are known: "2.41x as fast on CPU, 1.90x smaller, −0.60 points of accuracy"."""
     found = []
-    if speed := numbers["speedup"]:
-        times = f"{speed['low']:.2f} to {speed['high']:.2f}x" if _vague(speed) else f"{speed['value']:.2f}x"
-        found.append(f"{times} as fast on {speed['provider'].upper()}")
-    if numbers["smaller"]:
-        found += _times(numbers["smaller"], "smaller", "larger")
-    elif numbers["fewer_params"]:
-        found += _times(numbers["fewer_params"], "fewer parameters", "more parameters")
-    if numbers["fewer_macs"]:
-        found += _times(numbers["fewer_macs"], "fewer MACs", "more MACs")
-    if numbers["accuracy"] is not None:
-        found.append(f"{100 * numbers['accuracy']:+.2f} points of accuracy".replace("-", "−"))
-    elif numbers["error"] is not None:
-        found.append(f"output error {numbers['error']:.3g}")
+    if speed := numbers.speedup:
+        times = f"{speed.low:.2f} to {speed.high:.2f}x" if _vague(speed) else f"{speed.value:.2f}x"
+        found.append(f"{times} as fast on {speed.provider.upper()}")
+    if numbers.smaller:
+        found += _times(numbers.smaller, "smaller", "larger")
+    elif numbers.fewer_params:
+        found += _times(numbers.fewer_params, "fewer parameters", "more parameters")
+    if numbers.fewer_macs:
+        found += _times(numbers.fewer_macs, "fewer MACs", "more MACs")
+    if numbers.accuracy is not None:
+        found.append(f"{100 * numbers.accuracy:+.2f} points of accuracy".replace("-", "−"))
+    elif numbers.error is not None:
+        found.append(f"output error {numbers.error:.3g}")
     return ", ".join(found) or "nothing was measured"
 
 

@@ -55,7 +55,7 @@ def distributions(setting: Fact, labels: Sequence[str], salt: str) -> str:
         axes.locator_params(axis="y", nbins=5, integer=True)
         axes.set_ylim(bottom=0)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
-        return svg(made, f"Distribution of latencies: {text.setting(value)}", salt)
+        return svg(made, f"Distribution of latencies: {_setting(value)}", salt)
 
 
 def speedups(settings: Fact, labels: Sequence[str], salt: str) -> str:
@@ -87,7 +87,7 @@ def speedups(settings: Fact, labels: Sequence[str], salt: str) -> str:
             )
             traced(note, pointer(model["speedup"]["value"]))
             who = f"{text.shortened(labels[index], 18)}, " if len(labels) > 2 else ""
-            names.append(f"{who}{text.setting(setting)}")
+            names.append(f"{who}{_setting(setting)}")
         axes.axvline(1, color=INK, linewidth=1)
         axes.set_yticks([-row for row in range(len(rows))], names)
         axes.set_ylim(-len(rows) + 0.4, 0.6)
@@ -96,6 +96,10 @@ def speedups(settings: Fact, labels: Sequence[str], salt: str) -> str:
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("times as fast as the original")
         return svg(made, "Speed against the original in every setting, with confidence intervals", salt)
+
+
+def _setting(value: Mapping[str, Any]) -> str:
+    return text.setting(value["provider"], value["batch"], value["threads"])
 
 
 def tradeoff(record: Fact, salt: str) -> str:

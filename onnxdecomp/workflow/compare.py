@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onnxdecomp.data.read import Data, repeatable
 from onnxdecomp.errors import ModelError, UsageError
-from onnxdecomp.evaluate import verify as verification
 from onnxdecomp.evaluate.benchmark import BenchResult, bench
 from onnxdecomp.evaluate.gate import Gate, parse_gate
 from onnxdecomp.evaluate.verify import Verification
+from onnxdecomp.evaluate.verify import verify as verify_outputs
 from onnxdecomp.graph.load import load, sha256, source
 from onnxdecomp.graph.output_file import size
 from onnxdecomp.graph.traversal import places
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
-from onnxdecomp.record.build import Origin, checked, describe_data, ratio
-from onnxdecomp.record.layers import SCHEMA_VERSION
-from onnxdecomp.record.verdict import judged, speedups
-from onnxdecomp.runtime import environment
+from onnxdecomp.record.build import (
+    Origin,
+    describe_data,
+    describe_environment,
+    describe_tool,
+    timings,
+    verification,
+)
+from onnxdecomp.record.layers import ratio
+from onnxdecomp.record.schema.checks import ModelVerdict, RecordedVerification
+from onnxdecomp.record.schema.comparison import ComparedModel, GateFailure, GateResult, SizeRatios
+from onnxdecomp.record.schema.records import BenchRecord
+from onnxdecomp.record.schema.timing import Speedup, TimedModel, TimedSetting
+from onnxdecomp.record.verdict import judged, numbers_of, speedups
 from onnxdecomp.search.candidates import dense_cost
 
 VERIFIED = frozenset(("rel_l2", "drop", "agreement"))
@@ -69,10 +80,10 @@ def compare(
     options: dict[str, Any] = {"data": data, "shapes": shapes, "seed": seed}
     timed = bench(models, providers=providers, memory=memory, advance=advance, **options, **timing)
     verified = [
-        verification.verify(models[0], model, provider=providers[0], max_error=None, mask=mask, **options)
+        verify_outputs(models[0], model, provider=providers[0], max_error=None, mask=mask, **options)
         for model in (models[1:] if verify else ())
     ]
-    described = [_describe(Path(model)) for model in models]
+    described = _against_first([_describe(Path(model)) for model in models])
     origin = Origin(
         started,
         time.time() - started,
@@ -80,21 +91,23 @@ def compare(
         {"gate": gate},
         {"data": describe_data(data, verified[0].samples if verified else None)},
     )
-    settings = timed.to_json()["settings"]
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "bench",
-        "tool": environment.tool(),
-        "environment": environment.describe(providers[0], None, ran=True),
-        "run": origin.to_json(),
-        "models": [entry | _against(entry, described[0]) for entry in described],
-        "inputs": timed.inputs,
-        "settings": settings,
-        "verify": [checked(one) for one in verified],
-    }
-    record["verdicts"] = [_verdict(record, index) for index in range(1, len(models))]
-    record["gate"] = None if wanted is None else _judge(wanted, record, verified)
-    return timed, record
+    settings = timings(timed)
+    compared = tuple(verification(one, one.original, one.new) for one in verified)
+    record = BenchRecord(
+        tool=describe_tool(),
+        environment=describe_environment(providers[0], None, ran=True),
+        run=origin.run(),
+        models=described,
+        inputs=timed.inputs,
+        settings=settings,
+        verify=compared,
+        verdicts=tuple(
+            _verdict(model, speedups(settings, index), compared[index - 1] if compared else None)
+            for index, model in enumerate(described[1:], 1)
+        ),
+        gate=None if wanted is None else _judge(wanted, described, settings, verified),
+    )
+    return timed, record.to_json()
 
 
 def gate_failure(record: Mapping[str, Any]) -> str | None:
@@ -117,93 +130,116 @@ def _check(gate: Gate, models: Sequence[object], data: Data | None, memory: bool
         raise UsageError("--gate speaks of drop: give samples with labels by --data")
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _describe(path: Path) -> ComparedModel:
     """File and contents of a model; what only ONNX Runtime reads (such as .ort) has no more than a file."""
-    found: dict[str, Any] = {"path": str(path), "sha256": sha256(path), "bytes": path.stat().st_size}
-    unknown = dict.fromkeys(("opset", "ir_version", "params", "macs"))
+    same = SizeRatios(bytes=None, params=None, macs=None)
+    file = ComparedModel(
+        path=str(path),
+        sha256=sha256(path),
+        bytes=path.stat().st_size,
+        opset=None,
+        ir_version=None,
+        params=None,
+        macs=None,
+        ratio=same,
+    )
     try:
         model = load(path)
     except ModelError:
-        return found | unknown
+        return file
     infer_shapes(model)
     sites = find(model)[0]
     packed = {site.root: site.packed for site in sites}
     stored = [v for place in places(model) for v in place.graph.initializers.values()]
-    return found | {
-        "bytes": size(path, source(model)),
-        "opset": int(model.opset_imports.get("", 1)),
-        "ir_version": int(model.ir_version),
-        "params": sum(
-            int(v.const_value.size) * packed.get(v, 1) for v in stored if v.const_value is not None
-        ),
-        "macs": sum(dense_cost(site.layer).macs for site in sites),
-    }
+    return replace(
+        file,
+        bytes=size(path, source(model)),
+        opset=int(model.opset_imports.get("", 1)),
+        ir_version=int(model.ir_version),
+        params=sum(int(v.const_value.size) * packed.get(v, 1) for v in stored if v.const_value is not None),
+        macs=sum(dense_cost(site.layer).macs for site in sites),
+    )
 
 
-def _against(entry: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
-    """How many times less of everything a model has than the first."""
-    return {"ratio": {what: ratio(first[what], entry[what]) for what in ("bytes", "params", "macs")}}
+def _against_first(models: Sequence[ComparedModel]) -> tuple[ComparedModel, ...]:
+    """How many times less of everything each has than the first."""
+    first = models[0]
+    return tuple(
+        replace(
+            model,
+            ratio=SizeRatios(
+                bytes=ratio(first.bytes, model.bytes),
+                params=ratio(first.params, model.params),
+                macs=ratio(first.macs, model.macs),
+            ),
+        )
+        for model in models
+    )
 
 
-def _verdict(record: Mapping[str, Any], index: int) -> dict[str, Any]:
-    found = record["verify"][index - 1] if record["verify"] else {}
-    ratios = record["models"][index]["ratio"]
-    accuracy = found.get("accuracy")
-    everywhere = speedups(record["settings"], index)
-    numbers = {
-        "speedup": next(iter(everywhere), None),
-        "smaller": ratios["bytes"],
-        "fewer_params": ratios["params"],
-        "fewer_macs": ratios["macs"],
-        "accuracy": None if accuracy is None else accuracy["change"],
-        "error": found.get("rel_l2"),
-    }
-    return {"model": record["models"][index]["path"], **judged(numbers, everywhere)}
+def _verdict(
+    model: ComparedModel, everywhere: Sequence[Speedup], checked: RecordedVerification | None
+) -> ModelVerdict:
+    less = model.ratio
+    numbers = numbers_of(
+        checked, everywhere, smaller=less.bytes, fewer_params=less.params, fewer_macs=less.macs
+    )
+    return ModelVerdict(model=model.path, **vars(judged(numbers, everywhere)))
 
 
-def _judge(gate: Gate, record: Mapping[str, Any], verified: Sequence[Verification]) -> dict[str, Any]:
+def _judge(
+    gate: Gate,
+    models: Sequence[ComparedModel],
+    settings: Sequence[TimedSetting],
+    verified: Sequence[Verification],
+) -> GateResult:
     """The gate on every other model, in every setting."""
     failures = []
-    for setting in record["settings"]:
-        for index, timing in enumerate(setting["models"][1:], 1):
+    for setting in settings:
+        base = setting.models[0]
+        for index, timing in enumerate(setting.models[1:], 1):
             found = verified[index - 1] if verified else None
             if found is not None and not found.passed and VERIFIED & gate.names:
                 reason: str | None = f"its outputs cannot be compared with the original's: {found.reason}"
             else:
-                reason = gate.failure(_values(record, setting, index, found))
+                reason = gate.failure(_values(models[index], models[0], timing, base, found))
             if reason is not None:
-                where = {
-                    "provider": setting["provider"],
-                    "batch": timing["batch"],
-                    "threads": setting["threads"],
-                }
-                failures.append({"model": timing["model"], **where, "reason": reason})
-    return {"expression": gate.text, "passed": not failures, "failures": failures}
+                failures.append(
+                    GateFailure(
+                        model=timing.model or "",
+                        provider=setting.provider,
+                        batch=timing.batch,
+                        threads=setting.threads,
+                        reason=reason,
+                    )
+                )
+    return GateResult(expression=gate.text, passed=not failures, failures=tuple(failures))
 
 
 def _values(
-    record: Mapping[str, Any], setting: Mapping[str, Any], index: int, verified: Verification | None
+    model: ComparedModel,
+    first: ComparedModel,
+    timing: TimedModel,
+    base: TimedModel,
+    verified: Verification | None,
 ) -> dict[str, float | None]:
-    """What a gate can speak of."""
-    base, timing = setting["models"][0], setting["models"][index]
-    of_first, entry = record["models"][0], record["models"][index]
+    """What a gate can speak of: of a model and of the first, each as it is and as it was timed."""
     same = [
         out.agreement if out.top1_agreement is None else out.top1_agreement
         for out in (verified.outputs if verified else ())
     ]
     agreements = [share for share in same if share is not None]
-    accuracy = verified.accuracy if verified else None
+    accuracy, latency = verified.accuracy if verified else None, timing.ratio
     return {
-        "latency": timing["ratio"]["high"],
-        "latency_median": timing["ratio"]["value"],
-        "latency_low": timing["ratio"]["low"],
-        "latency_ms": timing["latency"]["p50"],
-        "p99_ms": timing["latency"]["p99"],
-        "memory": ratio(timing["peak_rss"], base["peak_rss"]),
-        **{
-            name: ratio(entry[what], of_first[what])
-            for name, what in (("size", "bytes"), ("params", "params"), ("macs", "macs"))
-        },
+        "latency": latency.high if latency else None,
+        "latency_median": latency.value if latency else None,
+        "latency_low": latency.low if latency else None,
+        "latency_ms": timing.latency.p50,
+        "p99_ms": timing.latency.p99,
+        "memory": ratio(timing.peak_rss, base.peak_rss),
+        "size": ratio(model.bytes, first.bytes),
+        "params": ratio(model.params, first.params),
+        "macs": ratio(model.macs, first.macs),
         "rel_l2": verified.worst if verified else None,
         "drop": None if accuracy is None else accuracy.original - accuracy.new,
         "agreement": min(agreements, default=None),

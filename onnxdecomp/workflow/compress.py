@@ -23,9 +23,18 @@ from onnxdecomp.layers.lowering_check import LoweringCheck
 from onnxdecomp.layers.registry import adapters
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.pipeline.base import Planner, Progress, Quantizer
-from onnxdecomp.record.build import Origin, describe_data, describe_model, describe_output, run_record
+from onnxdecomp.record.build import (
+    Origin,
+    describe_data,
+    describe_environment,
+    describe_model,
+    describe_output,
+    run_record,
+)
 from onnxdecomp.record.details import Details, details_of
-from onnxdecomp.record.layers import LayerRecord, layer_records
+from onnxdecomp.record.layers import layer_records
+from onnxdecomp.record.schema.layers import LayerRecord
+from onnxdecomp.record.schema.origin import ModelFile
 from onnxdecomp.runtime import environment
 from onnxdecomp.search.layer_errors import mishaps
 from onnxdecomp.search.plan import Plan
@@ -210,9 +219,10 @@ def compress(
             timed=bench,
             **how,
         )
+        request = described(stages, planned=given is not None, max_error=max_error)
         origin = Origin(
             *(started, 0.0, seed),
-            described(stages, planned=given is not None, max_error=max_error),
+            request,
             {"calib": describe_data(calib)},
         )
         if dry_run:
@@ -221,7 +231,7 @@ def compress(
                 must_change=fail_if_unchanged,
             )
 
-        run = runner(wanted, context, working, before)
+        run = runner(wanted, context, working)
         del working
 
         def again(plan: Plan | None, quantized: bool) -> PipelineResult:
@@ -235,7 +245,7 @@ def compress(
 
         watch = Watch(path, provider, cores, bench_seconds, seed, inputs)
         faster = bench and not (about_size(given, stages) if allow_slower is None else allow_slower)
-        holds = verify and origin.request["target"] is not None  # ranks given by hand are not changed
+        holds = verify and request["target"] is not None  # ranks given by hand are not changed
         first, given_up = first_run(
             lambda quantized: run(given, quantized), giving_up=holds and bool(wanted.derived)
         )
@@ -252,7 +262,7 @@ def compress(
                 threads=threads,
                 report=report,
             ),
-            origin.request["target"],
+            request["target"],
         )
         settled, changed, checked = made.settled, made.changed, None
         ran, plan_done = settled.ran, settled.plan
@@ -268,16 +278,17 @@ def compress(
                 if bench and changed
                 else (None, ())
             )
-            seen = checked.notes if checked else ()
-            ours = mishaps(plan_done)
-            notes = _together(told, given_up, settled.said, ran.notes, settled.notes, ours, remarks, seen)
+            notes = _together(
+                *(told, given_up, settled.said, ran.notes, settled.notes, mishaps(plan_done), remarks),
+                checked.notes if checked else (),
+            )
             used = None if data is calib else describe_data(data)
             record = run_record(
                 before,
                 plan=plan_done,
                 layers=layers,
                 notes=notes,
-                where=environment.describe(provider, cores, ran=bool(verify or timed)),
+                where=describe_environment(provider, cores, ran=bool(verify or timed)),
                 output=describe_output(written, file),
                 verified=checked,
                 timed=timed,
@@ -289,7 +300,9 @@ def compress(
                 details=_details(ran, layers, written, watch, timed is not None) if details else None,
             )
             report("save", 0, 0)
-        return Result(result, plan_done, layers, made.lowering, notes, changed, file, checked, timed, record)
+        return Result(
+            result, plan_done, layers, made.lowering, notes, changed, file, checked, timed, record.to_json()
+        )
 
 
 def inspect(model: ModelSource, *, simplify: str = "none", **decompose: Any) -> Result:
@@ -366,7 +379,7 @@ def _details(
 
 
 def _dry_run(
-    before: Mapping[str, Any],
+    before: ModelFile,
     working: ir.Model,
     context: RunContext,
     origin: Origin,
@@ -399,7 +412,7 @@ def _dry_run(
         search=found.record,
         origin=origin.ended(),
     )
-    return Result(ran.model, found.plan, layers, (), notes, False, None, None, None, record)
+    return Result(ran.model, found.plan, layers, (), notes, False, None, None, None, record.to_json())
 
 
 def _require_changed(plan: Plan, changed: bool) -> None:

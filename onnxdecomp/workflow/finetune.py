@@ -14,12 +14,22 @@ import onnx_ir as ir
 from onnxdecomp.data.culprit import blaming
 from onnxdecomp.errors import ModelError
 from onnxdecomp.evaluate import preflight
-from onnxdecomp.evaluate import verify as verification
+from onnxdecomp.evaluate.verify import verify
 from onnxdecomp.graph.load import content_hash, load
 from onnxdecomp.graph.output_file import claim, on_disk, staged
 from onnxdecomp.graph.save import check_target
-from onnxdecomp.record.build import Origin, checked, describe_data, describe_model, describe_output
-from onnxdecomp.record.layers import SCHEMA_VERSION
+from onnxdecomp.record.build import (
+    Origin,
+    describe_data,
+    describe_environment,
+    describe_model,
+    describe_output,
+    describe_tool,
+    verification,
+)
+from onnxdecomp.record.schema.reading import recorded
+from onnxdecomp.record.schema.records import FinetuneRecord
+from onnxdecomp.record.schema.training import Training, TrainingVerdict
 from onnxdecomp.runtime import environment
 from onnxdecomp.runtime.output_path import check_folder
 from onnxdecomp.training.settings import Settings, parse_settings, require_torch
@@ -105,7 +115,9 @@ def finetune(
         if file is not None:
             check_target(file, model=working, overwrite=overwrite)
         before = describe_model(working, path, named=isinstance(model, str | Path))
-        taught = original and describe_model(load(original), original, named=isinstance(teacher, str | Path))
+        taught = None
+        if original is not None:
+            taught = describe_model(load(original), original, named=isinstance(teacher, str | Path))
         feeds = preflight.read(path, data, samples=samples)
         preflight.check(path, provider="cpu")
         with blaming(path, feeds):
@@ -117,7 +129,7 @@ def finetune(
             if original is not None:
                 report("verify", 0, 0)
                 compared = feeds if evaluation is None else evaluation
-                found = verification.verify(
+                found = verify(
                     *(original, written),
                     data=compared,
                     max_error=None,
@@ -131,22 +143,19 @@ def finetune(
                     )
             after = describe_output(written, file)
     origin = Origin(started, 0.0, wanted.seed, {"from_scratch": from_scratch}, {"data": describe_data(feeds)})
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "finetune",
-        "tool": environment.tool(),
-        "environment": environment.describe("cpu", threads, ran=True),
-        "run": origin.ended(None if evaluation is None else describe_data(evaluation)).to_json(),
-        "model": before,
-        "teacher": taught,
-        "output": after,
-        "training": training,
-        "verdict": _verdict(training),
-        "verify": None
-        if found is None
-        else {**checked(found), "original": taught and taught["path"], "new": after["path"]},
-    }
-    return Finetuned(working, file, training, found, record)
+    learnt = recorded(Training, training)
+    record = FinetuneRecord(
+        tool=describe_tool(),
+        environment=describe_environment("cpu", threads, ran=True),
+        run=origin.ended(None if evaluation is None else describe_data(evaluation)).run(),
+        model=before,
+        teacher=taught,
+        output=after,
+        training=learnt,
+        verdict=_verdict(learnt),
+        verify=None if found is None else verification(found, taught.path if taught else None, after.path),
+    )
+    return Finetuned(working, file, training, found, record.to_json())
 
 
 def trained(
@@ -178,22 +187,21 @@ def trained(
     )
 
 
-def _verdict(training: Mapping[str, Any]) -> dict[str, Any]:
+def _verdict(training: Training) -> TrainingVerdict:
     """What the training won, as a sentence."""
-    epochs, best = training["epochs"], training["best"]
+    epochs, best = training.epochs, training.best
     first, kept = epochs[0], epochs[best]
     if not best:
         text = "no epoch was better on the held-out samples: the weights are those that came in"
-        rate = training["settings"]["rate"]
-        return {"worth": False, "text": text, "because": [f"a lower rate than {rate:g} may do it"]}
-    moved = "fell" if kept["held_out"] < first["held_out"] else "rose"
-    text = f"the loss on held-out samples {moved} from {first['held_out']:.3g} to {kept['held_out']:.3g}"
-    if kept["accuracy"] is not None:
-        text += f", their accuracy went from {first['accuracy']:.2%} to {kept['accuracy']:.2%}"
-    because = []
-    if best == len(epochs) - 1:
-        because.append("the last epoch was the best: more of them may win more")
-    return {"worth": True, "text": f"{text} (epoch {best} of {len(epochs) - 1})", "because": because}
+        rate = training.settings["rate"]
+        return TrainingVerdict(worth=False, text=text, because=(f"a lower rate than {rate:g} may do it",))
+    moved = "fell" if kept.held_out < first.held_out else "rose"
+    text = f"the loss on held-out samples {moved} from {first.held_out:.3g} to {kept.held_out:.3g}"
+    if kept.accuracy is not None and first.accuracy is not None:
+        text += f", their accuracy went from {first.accuracy:.2%} to {kept.accuracy:.2%}"
+    last = best == len(epochs) - 1
+    because = ("the last epoch was the best: more of them may win more",) if last else ()
+    return TrainingVerdict(worth=True, text=f"{text} (epoch {best} of {len(epochs) - 1})", because=because)
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def runner(
-    wanted: Requested, context: RunContext, loaded: ir.Model, facts: Mapping[str, Any]
+    wanted: Requested, context: RunContext, loaded: ir.Model
 ) -> Callable[[Plan | None, bool], PipelineResult]:
     """Runs the pipeline with a plan, or none, and quantizing or not; layers that fail their checks are kept.
 
@@ -38,13 +38,12 @@ def runner(
         wanted: The request, with the pipeline.
         context: What there is for it.
         loaded: The model, for the first run; later ones load it again.
-        facts: Of the model, see `describe_model`.
     """
     fresh = [loaded]
+    versions = {"opset": int(loaded.opset_imports.get("", 1)), "ir_version": int(loaded.ir_version)}
 
     def check(ran: PipelineResult) -> tuple[LoweringCheck, ...]:
         context.progress("check layers", 0, 0)
-        versions = {"opset": facts["opset"], "ir_version": facts["ir_version"]}
         return check_lowering(ran.rewritten, **versions, seed=context.seed)
 
     def run(plan: Plan | None, quantized: bool) -> PipelineResult:

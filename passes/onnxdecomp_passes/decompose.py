@@ -30,7 +30,6 @@ from onnxdecomp.pipeline.base import (
     Planner,
     Quantization,
 )
-from onnxdecomp.record.spectra import spectra_of
 from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.search.check_plan import check_plan
 from onnxdecomp.search.fixed_ranks import Request, Saving, plan_uniform
@@ -40,6 +39,7 @@ from onnxdecomp.search.layer_profiles import Scope
 from onnxdecomp.search.plan import Choice, Plan
 from onnxdecomp.search.rules import Defaults, make_rule, parse_rule
 from onnxdecomp.search.search import SearchResult, search_plan
+from onnxdecomp.search.spectra import spectra_of
 from onnxdecomp.search.stored_parameters import remaining, tallied
 from onnxdecomp.search.targets import parse_budgets
 from onnxdecomp.tensor.linalg import sketched
@@ -197,7 +197,7 @@ class Decompose(Planner):
         dense, large = remaining(plan, sites), tuple(_sketched(sites, plan))
         idle = () if calibration is None else tuple(_unfitted(model, sites, plan, calibration))
         # Before the dense weights are let go of.
-        spectra = spectra_of(sites, plan) if context.spectra else []
+        spectra = spectra_of(sites, plan) if context.spectra else ()
         failed: dict[Key, str] = {}
 
         def on_failure(choice: Choice, error: Exception) -> None:

@@ -17,7 +17,7 @@ from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.graph.constants import OVERRIDABLE
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.traversal import slots
-from onnxdecomp.record.layers import LayerRecord
+from onnxdecomp.record.schema.layers import LayerRecord
 from onnxdecomp.workflow import compress
 from tests.corpus.case import (
     FROZEN,

@@ -47,7 +47,7 @@ class Example(Part):
     parts: Annotated[tuple[Part, ...], Length(1, 2)]
     one: Part | None
     sizes: Mapping[str, tuple[int | str | None, ...]]
-    anything: Annotated[Mapping[str, Json], Known({"part": Part})]
+    anything: Annotated[Mapping[str, Json], Known({"part": Part, "name": str}, ("part",))]
     later: bool = field(default=False, metadata=LATER)
     absent: Part | None = field(default=None, metadata=ABSENT)
     number: float | None = field(default=None, metadata=ABSENT)
@@ -111,6 +111,7 @@ OUTSIDE: dict[str, dict[str, Json]] = {
     "bound": {"share": 1.5},
     "length": {"parts": []},
     "known": {"anything": {"part": {"share": "?"}}},
+    "required": {"anything": {}},
     "absent": {"absent": None},
 }
 

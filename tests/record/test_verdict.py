@@ -1,17 +1,27 @@
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
+from onnxdecomp.record.schema.checks import Numbers
+from onnxdecomp.record.schema.timing import Speedup
 from onnxdecomp.record.verdict import judged
 
 
-def numbers(speed: tuple[float, float, float] | None, **other: Any) -> dict[str, Any]:
-    where = {"confidence": 0.95, "provider": "cpu", "batch": 1, "threads": 2}
-    speedup = None if speed is None else dict(zip(("value", "low", "high"), speed, strict=True)) | where
-    known = {"smaller": 1.9, "fewer_params": 2.0, "fewer_macs": 3.0, "accuracy": None, "error": 0.01}
-    return {"speedup": speedup, **known, **other}
+def faster(value: float, low: float, high: float, *, batch: int = 1, threads: int = 2) -> Speedup:
+    return Speedup(
+        value=value, low=low, high=high, confidence=0.95, provider="cpu", batch=batch, threads=threads
+    )
+
+
+NUMBERS = Numbers(
+    speedup=faster(2.4, 2.3, 2.5), smaller=1.9, fewer_params=2.0, fewer_macs=3.0, accuracy=None, error=0.01
+)
+
+
+def numbers(speed: tuple[float, float, float] | None, **other: float) -> Numbers:
+    return replace(NUMBERS, speedup=None if speed is None else faster(*speed), **other)
 
 
 @pytest.mark.parametrize(
@@ -29,45 +39,44 @@ def test_what_is_worth_it(
     speed: tuple[float, float, float] | None, worth: bool | None, because: list[str]
 ) -> None:
     found = judged(numbers(speed))
-    assert found["worth"] is worth
-    assert all(given.startswith(said) for given, said in zip(found["because"], because, strict=False))
-    assert len(found["because"]) >= len(because)
-    assert found["text"].startswith("Not worth it for speed: ") is not worth
+    assert found.worth is worth
+    assert all(given.startswith(said) for given, said in zip(found.because, because, strict=False))
+    assert len(found.because) >= len(because)
+    assert found.text.startswith("Not worth it for speed: ") is not worth
 
 
 def test_the_sentence() -> None:
     found = judged(numbers((2.412, 2.3, 2.5), accuracy=-0.006))
-    assert found["text"] == "2.41x as fast on CPU, 1.90x smaller, 3.00x fewer MACs, −0.60 points of accuracy."
+    assert found.text == "2.41x as fast on CPU, 1.90x smaller, 3.00x fewer MACs, −0.60 points of accuracy."
     found = judged(numbers((2.412, 2.3, 2.5), smaller=0.5))
-    assert "2.00x larger" in found["text"]
-    assert "output error 0.01" in found["text"]
+    assert "2.00x larger" in found.text
+    assert "output error 0.01" in found.text
 
 
 def test_neither_faster_nor_smaller() -> None:
-    assert judged(numbers(None, smaller=0.9))["worth"] is False
+    assert judged(numbers(None, smaller=0.9)).worth is False
 
 
 def test_a_wide_interval_is_told_in_place_of_its_value() -> None:
     found = judged(numbers((30.7, 2.2, 34.0)))
-    assert found["worth"] is True
-    assert found["text"].startswith("2.20 to 34.00x as fast on CPU")
-    assert "disturbed" in found["because"][0]
+    assert found.worth is True
+    assert found.text.startswith("2.20 to 34.00x as fast on CPU")
+    assert "disturbed" in found.because[0]
 
 
 def test_settings_in_which_nothing_is_won_are_named() -> None:
     everywhere = [
-        {"low": low, "high": 3.0, "provider": "cpu", "batch": batch, "threads": 1}
-        for batch, low in ((1, 2.3), (4, 1.5), (16, 0.9))
+        faster(2.4, low, 3.0, batch=batch, threads=1) for batch, low in ((1, 2.3), (4, 1.5), (16, 0.9))
     ]
     found = judged(numbers((2.4, 2.3, 2.5)), everywhere)
-    assert found["because"] == ["it is not shown to be faster on CPU, batch 16, 1 thread"]
+    assert found.because == ("it is not shown to be faster on CPU, batch 16, 1 thread",)
 
 
 def test_speed_for_much_accuracy_is_left_open() -> None:
     found = judged(numbers((2.4, 2.3, 2.5), accuracy=-0.045))
-    assert (found["worth"], found["because"]) == (
+    assert (found.worth, found.because) == (
         None,
-        ["whether that is worth 4.50 points of accuracy is open"],
+        ("whether that is worth 4.50 points of accuracy is open",),
     )
-    assert found["text"].startswith("2.40x as fast")
-    assert judged(numbers((0.8, 0.7, 0.9), accuracy=-0.045))["worth"] is False
+    assert found.text.startswith("2.40x as fast")
+    assert judged(numbers((0.8, 0.7, 0.9), accuracy=-0.045)).worth is False

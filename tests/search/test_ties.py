@@ -178,7 +178,7 @@ def test_all_readers_decomposed_share_the_factors(name: str) -> None:
     assert len(stored) == 2
     bias = 160 if name == "gemm" else 0
     assert stored[1] == bias
-    assert totals(result.layers)["params"]["after"] < totals(result.layers)["params"]["before"]
+    assert totals(result.layers).params.after < totals(result.layers).params.before
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,16 @@ class Verdict(Numbers, Judgement):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelVerdict(Verdict):
-    """Of one of several models.
+class Subject:
+    """What is judged.
 
     Attributes:
-        model: Its file.
+        model: The file of one of several models.
     """
 
     model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVerdict(Verdict, Subject):
+    """What one of several models bought and cost against the first."""

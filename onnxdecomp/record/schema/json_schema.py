@@ -96,7 +96,7 @@ def _schema(hint: object, made: dict[str, Json]) -> Mapping[str, Json]:
         return {"type": [one["type"] for one in some]} if simple else {"anyOf": some}
     if isinstance(kind, type) and issubclass(kind, Mapping):
         held = _schema(parts[1], made)
-        return {"type": "object", "additionalProperties": held} if held else {"type": "object"}
+        return {"type": "object", "additionalProperties": held or True}
     raise TypeError(f"{hint} has no JSON Schema")
 
 
@@ -108,9 +108,9 @@ def _bounds(marker: object, made: dict[str, Json]) -> Mapping[str, Json]:
             return {"minItems": least}
         case Length(least, most):
             return {"minItems": least, "maxItems": most}
-        case Known(keys):
+        case Known(keys, required):
             known = {key: _schema(kind, made) for key, kind in keys.items()}
-            return {"properties": known, "additionalProperties": True}
+            return {"properties": known} | ({"required": list(required)} if required else {})
     raise TypeError(f"{marker} has no JSON Schema")
 
 

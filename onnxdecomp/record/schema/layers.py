@@ -33,7 +33,8 @@ class LayerRecord:
         rel_error: ||What - W|| / ||W||, of the weights (estimated to about 1 % for very large matrices).
         lowering: ||nodes(x) - What x|| / ||What x|| in ONNX Runtime; None where not decomposed.
         loss: E|y - What x|² / E|y|² on the calibration inputs, y centred; None where not fitted to them.
-        params, macs: Cost before and after (after = before where it was kept).
+        params, macs: Cost before and after (after = before where it was kept); MACs are not known where the
+            size of the activation is not.
         weight, input: Shapes of the canonical weight (see Layer) and of the activation, where known.
     """
 

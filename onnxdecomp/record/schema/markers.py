@@ -34,6 +34,12 @@ class Length:
 
 @dataclass(frozen=True)
 class Known:
-    """An object that may hold anything, in which some keys have a type."""
+    """An open object in which some keys have a type of their own.
 
-    keys: Mapping[str, type]
+    Attributes:
+        keys: Their types.
+        required: Those of them that are always there.
+    """
+
+    keys: Mapping[str, object]
+    required: tuple[str, ...] = ()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from onnxdecomp.core.json_values import Json
-from onnxdecomp.record.schema.markers import ABSENT, LATER
+from onnxdecomp.record.schema.markers import LATER, Known
 
 Shape: TypeAlias = tuple[int | str | None, ...]
 """Free dimensions by name, or None."""
@@ -113,21 +113,13 @@ class MeasuredPlan:
     latency: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TriedPlan:
-    """A plan that was carried out on the way to a goal of loss.
-
-    Attributes:
-        expected: Its loss, as a squared relative error.
-        latency, macs: Expected, over the original's.
-        error, drop: Measured: relative error of the worst output, or accuracy lost.
-    """
-
-    expected: float | None
-    latency: float | None
-    macs: float
-    error: float | None = field(default=None, metadata=ABSENT)
-    drop: float | None = field(default=None, metadata=ABSENT)
+TriedPlan: TypeAlias = Annotated[
+    Mapping[str, float | None],
+    Known(
+        {"expected": float | None, "latency": float | None, "macs": float}, ("expected", "latency", "macs")
+    ),
+]
+"""A plan that was carried out on the way: what was expected, and what was measured, by the target's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +162,8 @@ class RecordedSearch:
     Attributes:
         original_ms: The original's latency; null where not timed.
         weighed: Candidates in all.
-        tries: Where the goal is a loss: every plan carried out on the way.
+        tries: Where the goal is a loss: every plan carried out on the way, with its expected loss, its
+            expected latency and its macs over the original's, and what was measured, by the target's name.
         frontier: The best whole plans, from the original on.
     """
 

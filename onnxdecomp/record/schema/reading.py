@@ -9,6 +9,7 @@ from functools import cache
 from typing import Annotated, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from onnxdecomp.core.json_values import Json
+from onnxdecomp.runtime.jsonio import plain
 
 T = TypeVar("T")
 
@@ -24,6 +25,17 @@ def read(kind: type[T], value: Json) -> T:
         MalformedError: A key is missing, or a value is of another type.
     """
     return cast(T, _read(kind, value, ""))
+
+
+def recorded(kind: type[T], value: object) -> T:
+    """A value of a run as a part of the record, which has the same names.
+
+    What is not finite is None there, and fields that the part lacks are left out.
+
+    Raises:
+        MalformedError: The value lacks what the part holds.
+    """
+    return read(kind, plain(value))
 
 
 @cache

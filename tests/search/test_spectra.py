@@ -6,8 +6,8 @@ import pytest
 from onnxdecomp.core.layer import ConvSpec, Layer
 from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.registry import get, names
-from onnxdecomp.record.spectra import POINTS, spectra
 from onnxdecomp.search.plan import Choice
+from onnxdecomp.search.spectra import POINTS, spectra
 
 SPEC = ConvSpec((1, 1), (1, 1), (1, 1, 1, 1))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,6 @@ from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.decompositions.base import Decomposition, refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.layers.adapter import Site
-from onnxdecomp.runtime.jsonio import plain
 from onnxdecomp.search.plan import Choice, Plan
 
 POINTS = 48
@@ -20,7 +18,7 @@ POINTS = 48
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Truncation:
     """What one rank of a method truncates.
 
     Attributes:
@@ -40,17 +38,26 @@ class Spectrum:
     values: tuple[float, ...]
 
 
-def spectra_of(sites: Sequence[Site], plan: Plan) -> list[dict[str, Any]]:
-    """The spectra of every layer that the plan decomposes, as JSON values."""
+@dataclass(frozen=True)
+class LayerSpectra:
+    """The spectra of one layer, by its graph and its name."""
+
+    graph: str
+    layer: str
+    spectra: tuple[Truncation, ...]
+
+
+def spectra_of(sites: Sequence[Site], plan: Plan) -> tuple[LayerSpectra, ...]:
+    """The spectra of every layer that the plan decomposes."""
     layers = {(site.layer.graph, site.layer.name): site.layer for site in sites}
-    return [
-        {"graph": choice.graph, "layer": choice.layer, "spectra": plain(spectra(layers[key], choice))}
+    return tuple(
+        LayerSpectra(choice.graph, choice.layer, spectra(layers[key], choice))
         for choice in plan.decomposed
         if (key := (choice.graph, choice.layer)) in layers
-    ]
+    )
 
 
-def spectra(layer: Layer, choice: Choice) -> tuple[Spectrum, ...]:
+def spectra(layer: Layer, choice: Choice) -> tuple[Truncation, ...]:
     """One per rank; of a method with fewer ranks than spectra, all are cut at the last."""
     method = get(choice.method or "", **choice.options)
     if refusal_of(method, layer) is not None or not choice.ranks:
@@ -69,7 +76,7 @@ def _name(method: Decomposition, choice: Choice, place: int) -> str:
     return names[place] if place < len(names) and names[place] != "…" else f"rank {place + 1}"
 
 
-def _spectrum(name: str, rank: int, values: Array) -> Spectrum:
+def _spectrum(name: str, rank: int, values: Array) -> Truncation:
     full = len(values)
     squares = np.square(np.asarray(values, np.float64))
     total = float(squares.sum())
@@ -77,7 +84,7 @@ def _spectrum(name: str, rank: int, values: Array) -> Spectrum:
     places = {int(place) for place in np.geomspace(1, full, POINTS - 1).round()} | {min(rank, full)}
     index = tuple(sorted(places))
     top = float(values[0]) or 1.0
-    return Spectrum(
+    return Truncation(
         name=name,
         rank=rank,
         full=full,
