@@ -6,11 +6,11 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -50,12 +50,27 @@ class Corpus:
         count = _MOST if name in _ALL_THERE_IS else None
         return dict(self._module.calibration(self._opened, name, count))
 
-    def evaluate(self, name: str, file: Path | None = None, most: int | None = None) -> Mapping[str, Any]:
+    def evaluate(self, name: str, file: Path | None = None, most: int | None = None) -> dict[str, Any]:
         """The task's metric of a model and of the original (None: of that alone), and how far they differ.
 
-        `most` as for `paired`.
+        Under "change" is the difference of the metric with its interval (see `Difference.to_json`), or None
+        where the task has no metric of its own, but the outputs' distance. `most` as for `paired`.
         """
-        return dict(self._module.evaluate(self._opened, name, file, self._count(name, most)))
+        metric = self._opened.entry(name)["task"]["metric"]
+        score, scores = self._module.SCORES[metric], []
+
+        def kept(*sample: Any) -> Any:
+            found = score(*sample)
+            scores.append(next(iter(found.values())))
+            return found
+
+        with mock.patch.dict(self._module.SCORES, {metric: kept}):
+            found = dict(self._module.evaluate(self._opened, name, file, self._count(name, most)))
+        if file is None:
+            return found
+        # Of every sample first the original's, then the other's.
+        change = paired_difference(np.array(scores[::2]), np.array(scores[1::2]))
+        return {**found, "change": None if metric == "fidelity" else change.to_json()}
 
     def paired(
         self, name: str, file: Path, split: str = "eval", most: int | None = None
@@ -85,21 +100,6 @@ class Corpus:
             results = self._module.predictions(self._opened, entry, session, self._count(name, most))
             found.append(np.array([next(iter(score(entry["task"], *result).values())) for result in results]))
         return found[0], found[1]
-
-    def change(self, name: str, file: Path, most: int | None = None) -> dict[str, float] | None:
-        """How the metric of `file` differs from the original's, with its interval (see `Difference.to_json`).
-
-        Args:
-            name: A model.
-            file: The other model.
-            most: Samples at most; None for all of the task.
-
-        Returns:
-            None where the task has no metric of its own, but the outputs' distance.
-        """
-        if self._opened.entry(name)["task"]["metric"] == "fidelity":
-            return None
-        return paired_difference(*self.paired(name, file, most=most)).to_json()
 
     def inputs(self, name: str) -> Array:
         """The evaluation inputs of a model with one input, [n, …]."""

@@ -108,10 +108,7 @@ def carry_out(job: Job) -> None:
         search=search,
         speedup=(made.record["latency"] or {}).get("speedup"),
         notes=made.notes,
-        evaluation={
-            **corpus.evaluate(job.model, job.file(".onnx")),
-            "change": corpus.change(job.model, job.file(".onnx")),
-        },
+        evaluation=corpus.evaluate(job.model, job.file(".onnx")),
     )
 
 

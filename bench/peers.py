@@ -6,7 +6,7 @@ Needs the corpus (--corpus FOLDER, default: $ONNXDECOMP_CORPUS, else ../shared/c
 file with the same calibration inputs in a process of its own, one thread; its processor time and peak memory
 are told. The files are evaluated on the corpus' task, and timed together with their runs interleaved. FOLDER
 keeps the files between the steps, so that timing can wait for a quiet machine. Rows that a run does not make
-keep what an earlier run wrote.
+keep what an earlier run wrote, and so do latencies without the step `time`, of files of the same size.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def main() -> None:
         if "time" in options.steps:
             files = {ORIGINAL: source, **{way: _file(place, way) for way in made}}
             for way, timed in measure(files, place / "calib.npz", options.provider, options.seconds).items():
-                _keep(place, way, {f"latency_{options.provider}": timed})
+                found = {f"latency_{options.provider}": timed, "timed": provenance()["date"]}
+                _keep(place, way, found)
         rows = _merged(_rows(place, name))
         write("peers", {**provenance(), "rows": rows}, tables(rows))
 
@@ -115,10 +116,10 @@ def compress(way: str, source: Path, place: Path) -> dict[str, Any]:
 
 def evaluate(corpus: Corpus, name: str, source: Path, file: Path | None) -> dict[str, Any]:
     """The corpus' metric of a file, None for the original, and how it differs from the original's."""
-    found = dict(corpus.evaluate(name, file, _EVALUATION))
+    found = corpus.evaluate(name, file, _EVALUATION)
     if file is None:
         return {"task": found, "bytes": _bytes(source), "macs": _macs(source), "date": provenance()["date"]}
-    return {"task": {**found, "change": corpus.change(name, file, _EVALUATION)}}
+    return {"task": found, "evaluated": provenance()["date"]}
 
 
 def measure(
@@ -300,10 +301,21 @@ def _rows(place: Path, model: str) -> list[dict[str, Any]]:
 
 
 def _merged(new: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of earlier runs with the new ones in their places."""
+    """The rows of earlier runs with the new ones in their places.
+
+    What was timed stays with a row that was not timed anew, where the file is as large as it was.
+    """
     file = RESULTS / "peers.json"
     earlier = json.loads(file.read_text())["rows"] if file.exists() else []
-    rows = {(row["model"], row["way"]): dict(row) for row in (*earlier, *new)}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in (*earlier, *new):
+        old = rows.get((row["model"], row["way"]), {})
+        kept = {key: old[key] for key in old if key.startswith("latency_")}
+        if old.get("bytes") != row.get("bytes") or any(key in row for key in kept):
+            kept = {}
+        elif kept:
+            kept["timed"] = old.get("timed", old.get("date"))
+        rows[row["model"], row["way"]] = {**kept, **row}
     for row in rows.values():
         row.get("task", {}).pop("model", None)  # where the file lay
     order = [*MODELS, *(model for model, _ in rows if model not in MODELS)]

@@ -42,21 +42,17 @@ def main() -> None:
         compress(module, corpus, *files)
     if "time" not in options.steps:
         return
-    changes = [options.corpus.change(MODEL, file, _EVALUATION) for file in files]
-    accuracy = [
-        options.corpus.evaluate(MODEL, None if file == source else file, _EVALUATION)["metric"]["top1"]
-        for file in files
-    ]
+    judged = [options.corpus.evaluate(MODEL, None if file == source else file, _EVALUATION) for file in files]
     latency = {str(batch): measure(files, batch) for batch in BATCHES}
     rows = [
         {
             "way": way,
             "bytes": file.stat().st_size,
-            "top1": top1,
-            "change": change,
+            "top1": found["metric"]["top1"],
+            "change": found.get("change"),
             "latency": {batch: latency[batch][index] for batch in latency},
         }
-        for index, (way, file, top1, change) in enumerate(zip(WAYS, files, accuracy, changes, strict=True))
+        for index, (way, file, found) in enumerate(zip(WAYS, files, judged, strict=True))
     ]
     write("quantized", {**provenance(), "model": MODEL, "target": TARGET, "rows": rows}, table(rows))
 

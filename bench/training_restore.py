@@ -71,7 +71,7 @@ def run(
         )
         seconds = time.perf_counter() - began
         metric = "top1" if "cifar" in name else "psnr_y" if name == "vdsr" else "psnr"
-        before = corpus.evaluate(name, small)
+        before, after = (corpus.evaluate(name, file) for file in (small, tuned))
         yield {
             "case": "restore",
             "model": name,
@@ -79,8 +79,8 @@ def run(
             "metric": metric,
             "original": before["original"][metric],
             "compressed": before["metric"][metric],
-            "trained": corpus.evaluate(name, tuned)["metric"][metric],
-            "changes": {"compressed": corpus.change(name, small), "trained": corpus.change(name, tuned)},
+            "trained": after["metric"][metric],
+            "changes": {"compressed": before["change"], "trained": after["change"]},
             "seconds": seconds,
             "samples": done.training["samples"],
             "settings": done.training["settings"],

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 
+from bench.corpus import Corpus
 from bench.intervals import answers_changed, paired_difference, shown
 
 
@@ -59,3 +63,17 @@ def test_scores_of_other_samples_are_refused() -> None:
 def test_the_text_says_the_interval() -> None:
     found = paired_difference(np.array([1.0, 1.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0, 1.0]))
     assert found.text(100).startswith("-25.00 (")
+
+
+def test_an_evaluation_keeps_the_scores_of_every_sample_in_pairs(corpus: Path, tmp_path: Path) -> None:
+    opened = Corpus(corpus)
+    model = onnx.load(opened.model("resnet20_cifar10"))
+    classifier = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 2)
+    classifier.CopyFrom(onnx.numpy_helper.from_array(np.zeros(classifier.dims, np.float32), classifier.name))
+    onnx.save(model, tmp_path / "blind.onnx")
+    found = opened.evaluate("resnet20_cifar10", tmp_path / "blind.onnx", most=100)
+    change, before, after = found["change"], found["original"]["top1"], found["metric"]["top1"]
+    assert change["n"] == 100
+    assert change["mean"] == pytest.approx(after - before)
+    assert change["mean"] < change["high"] < -0.5
+    assert "change" not in opened.evaluate("resnet20_cifar10", most=2)

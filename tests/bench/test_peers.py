@@ -135,6 +135,16 @@ def test_the_table_says_what_was_measured() -> None:
     ]
 
 
+def test_latencies_stay_with_files_of_the_same_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "RESULTS", tmp_path)
+    row = {"model": "mlperf_ad01", "way": "original", "date": "then", "bytes": 7, "latency_cpu": [1]}
+    (tmp_path / "peers.json").write_text(json.dumps({"rows": [row]}))
+    new = {"model": "mlperf_ad01", "way": "original", "date": "now", "bytes": 7}
+    assert peers._merged([new]) == [{**new, "latency_cpu": [1], "timed": "then"}]
+    assert peers._merged([{**new, "bytes": 8}]) == [{**new, "bytes": 8}]
+    assert peers._merged([{**new, "latency_cpu": [2]}]) == [{**new, "latency_cpu": [2]}]
+
+
 def test_rows_of_earlier_runs_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "RESULTS", tmp_path)
     first, second = "vgg16_half_cifar10", "mlperf_ad01"
