@@ -27,8 +27,9 @@ from bench.decompose_speed import Case, weight_of
 from bench.provenance import markdown, provenance, write
 from onnxdecomp.core.layer import Array
 from onnxdecomp.decompositions.cp import Cp, _perturbed, _start
-from onnxdecomp.tensor.cp_als import alternate, as_double, distance, intensities, norm
+from onnxdecomp.tensor.cp_als import alternate, as_double, distance, norm
 from onnxdecomp.tensor.cp_stability import stabilise
+from onnxdecomp.tensor.tenalg import cp_weights
 
 LARGEST = ("cifar10/vgg16_half_cifar10.onnx", "imagenet/squeezenet1.1.onnx")
 SMALLEST = ("cifar10/resnet20_cifar10.onnx",)
@@ -74,7 +75,7 @@ def spread(w: Array, fit: Callable[[int], list[Array]], seeds: int) -> dict[str,
     for seed in range(seeds):
         factors = fit(seed)
         errors.append(distance(w, factors) / size)
-        cancellations.append(float(np.linalg.norm(intensities(factors))) / size)
+        cancellations.append(float(np.linalg.norm(cp_weights(factors))) / size)
     mean = float(np.mean(errors))
     return {
         "error": mean,

@@ -239,7 +239,8 @@ def child(index: int, side: str, limit: float) -> None:
     case = CASES[index]
     weight = weight_of(case)
     run = RUNNERS[side](case, weight)
-    import scipy.linalg  # its import is no part of the decomposition
+    import scipy.linalg  # the imports are no part of the decomposition
+    import tensorly  # noqa: F401
 
     scipy.linalg.eigh(np.eye(3))
     before = _restart_peak()

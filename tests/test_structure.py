@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
+
+from onnxdecomp.decompositions.registry import METHODS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -35,3 +39,36 @@ def test_every_folder_says_what_it_is_for() -> None:
 def test_the_figure_is_that_of_the_code() -> None:
     found = subprocess.run([sys.executable, "docs/rooms.py", "--check"], cwd=ROOT, check=False)
     assert found.returncode == 0, "docs/rooms.svg is out of date: python docs/rooms.py"
+
+
+def test_tensorly_is_used_and_imported_in_one_place() -> None:
+    """Its products, unfoldings and trains stand behind the methods, through one module with types."""
+    graph = grimp.build_graph(
+        "onnxdecomp", "onnxdecomp_passes", include_external_packages=True, cache_dir=None
+    )
+    facade = "onnxdecomp.tensor.tenalg"
+    assert graph.find_modules_that_directly_import("tensorly") == {facade}
+    users = graph.find_modules_that_directly_import(facade)
+    assert users >= {
+        *(f"onnxdecomp.tensor.{name}" for name in ("linalg", "hooi", "cp_als", "cp_stability")),
+        *(f"onnxdecomp.tensor.{name}" for name in ("tensor_train", "dimension_tree")),
+        *(f"onnxdecomp.decompositions.{name}" for name in ("tucker", "cp", "tproduct")),
+    }
+    below = graph.find_downstream_modules(facade)
+    assert {f"onnxdecomp.decompositions.{name}" for name in METHODS} <= below
+
+
+def test_nothing_imports_tensorly_before_a_method_works() -> None:
+    """All modules of the package and of its passes, as `compress --help` loads most of them."""
+    program = """
+import importlib, pkgutil, sys
+import onnxdecomp, onnxdecomp_passes
+for package in (onnxdecomp, onnxdecomp_passes):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__") and ".autograd" not in module.name:
+            importlib.import_module(module.name)
+assert "onnxdecomp.tensor.tenalg" in sys.modules
+sys.exit("tensorly" if "tensorly" in sys.modules else None)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

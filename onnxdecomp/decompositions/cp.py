@@ -13,10 +13,10 @@ from onnxdecomp.core.layer import Array, ConvSpec, Factors, Layer, Ranks, channe
 from onnxdecomp.core.steps import Convolve, pointwise
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.decompositions.svd import Svd
-from onnxdecomp.decompositions.tucker import compress, hooi
 from onnxdecomp.tensor.blas_threads import one_thread
-from onnxdecomp.tensor.cp_als import alternate, as_double, balanced, dense, distance
+from onnxdecomp.tensor.cp_als import alternate, as_double, balanced, distance
 from onnxdecomp.tensor.cp_stability import stabilise
+from onnxdecomp.tensor.hooi import compress_inputs, hooi
 from onnxdecomp.tensor.linalg import (
     finite_groups,
     fraction_of,
@@ -27,6 +27,7 @@ from onnxdecomp.tensor.linalg import (
     tail_rank,
     two_factors,
 )
+from onnxdecomp.tensor.tenalg import cp_to_tensor, mode_dot, unfold
 
 _MAX_FULL_RANK = 1 << 16
 _POLISH = 3
@@ -118,7 +119,7 @@ class Cp:
 
         def meets(rank: int) -> bool:
             fitted = [self._fit(w.reshape(modes), rank, full) for w in groups]
-            missed = np.stack([dense(f) for f in fitted]) - groups.reshape(-1, *modes)
+            missed = np.stack([cp_to_tensor(f) for f in fitted]) - groups.reshape(-1, *modes)
             return float(np.linalg.norm(missed)) <= error * float(np.linalg.norm(groups))
 
         if meets(low):
@@ -181,7 +182,7 @@ class Cp:
         return [
             (
                 tuple(size if axis == own else 1 for axis, size in enumerate(kernel)),
-                _along(layer.conv, [own, *(rest if own == long[0] else [])]),
+                layer.conv.along([own, *(rest if own == long[0] else [])]),
             )
             for own in long
         ]
@@ -200,7 +201,7 @@ class Cp:
             factors = min(fitted, key=lambda found: distance(w, found))
         else:
             a, b = hooi(w, inner, 1e-3, 3)
-            core = compress(compress(w, a, 0), b, 1)
+            core = compress_inputs(mode_dot(w, a, 0, transpose=True), b)
             small = self._refined(core, _perturbed(_start(core, rank), np.random.default_rng(seed)))
             factors = alternate(w, [a @ small[0], b @ small[1], *small[2:]], 0.0, _POLISH)
         return balanced(stabilise(as_double(w), factors, self._sweeps(w, rank, correction=True)))
@@ -230,30 +231,12 @@ class Cp:
         return min(most, max(least, int(self.effort * 1e9 / cost)))
 
 
-def _along(spec: ConvSpec, axes: list[int]) -> ConvSpec:
-    """The attributes restricted to some axes, neutral on the others."""
-    d = spec.spatial_rank
-
-    def pick(values: tuple[int, ...], neutral: int) -> tuple[int, ...]:
-        return tuple(v if i % d in axes else neutral for i, v in enumerate(values))
-
-    # An automatic padding pads nothing along an axis of kernel 1 and stride 1.
-    pads = spec.pads if isinstance(spec.pads, str) else pick(spec.pads, 0)
-    return replace(
-        spec,
-        strides=pick(spec.strides, 1),
-        dilations=pick(spec.dilations, 1),
-        pads=pads,
-        output_padding=pick(spec.output_padding, 0),
-    )
-
-
 def _exact(w: Array) -> list[Array]:
     """The trivial decomposition of rank size / max(n): the longest mode copied, the others one-hot."""
     longest = int(np.argmax(w.shape))
     others = [m for m in range(w.ndim) if m != longest]
     places = np.indices([w.shape[m] for m in others]).reshape(len(others), -1)
-    factors: list[Array] = [np.moveaxis(w, longest, 0).reshape(w.shape[longest], -1)] * w.ndim
+    factors = [unfold(w, longest)] * w.ndim
     for m, index in zip(others, places, strict=True):
         factors[m] = np.eye(w.shape[m], dtype=w.dtype)[:, index]
     return factors

@@ -11,10 +11,10 @@ import numpy as np
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks
 from onnxdecomp.decompositions.base import Decomposition, Refusal
+from onnxdecomp.tensor.cores import balanced
 from onnxdecomp.tensor.dimension_tree import Tree, Vertex, balanced_tree, hierarchical_svd
 from onnxdecomp.tensor.linalg import fraction_of, pooled, singular_values, tail_rank
 from onnxdecomp.tensor.tensor_network import KERNEL, Node, contract
-from onnxdecomp.tensor.tensor_ring import balanced
 from onnxdecomp.tensor.tensorization import Sides, check_options, sides_of, sides_refusal, split
 
 

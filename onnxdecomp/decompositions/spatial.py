@@ -16,6 +16,7 @@ from onnxdecomp.core.steps import Convolve
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.decompositions.tucker import Tucker
+from onnxdecomp.tensor.cores import balanced
 from onnxdecomp.tensor.linalg import fraction_of, tails
 
 Split: TypeAlias = tuple[tuple[int, ...], ...]
@@ -95,7 +96,7 @@ class Spatial:
         shapes = self.shapes(layer, ranks)
         # The last factor is [(T k), r]: its kernel goes behind the channels.
         last = np.moveaxis(last.reshape(layer.outputs, -1, ranks[-1]), 1, -1)
-        factors = _balanced((first, *middle, last))
+        factors = balanced((first, *middle, last))
         return tuple(np.ascontiguousarray(f).reshape(s) for f, s in zip(factors, shapes, strict=True))
 
     def assemble(self, layer: Layer, factors: Factors) -> Chain:
@@ -183,12 +184,3 @@ def _full_macs(layer: Layer, split: Split) -> int:
     shapes = _shapes(layer, _full_ranks(layer, split), split)
     zeros = tuple(np.broadcast_to(np.zeros((), layer.weight.dtype), shape) for shape in shapes)
     return _chain(layer, zeros, split).macs(layer.assumed_input_shape())
-
-
-def _balanced(factors: Factors) -> Factors:
-    """The same product with one norm for all factors: no half-precision intermediate overflows."""
-    norms = [float(np.linalg.norm(f.astype(np.float64))) for f in factors]
-    if not all(norms):
-        return factors
-    mean = math.exp(sum(map(math.log, norms)) / len(norms))
-    return tuple(f * f.dtype.type(mean / norm) for f, norm in zip(factors, norms, strict=True))

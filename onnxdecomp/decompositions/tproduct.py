@@ -32,6 +32,7 @@ from onnxdecomp.tensor.linalg import (
     tail_rank,
     two_factors,
 )
+from onnxdecomp.tensor.tenalg import mode_dot, partial_unfold
 
 _MOST_SLICES = 16
 """The automatic number of slices is at most this, where a dimension has such a divisor."""
@@ -253,15 +254,14 @@ class Tproduct:
         cut = self.slicing(layer)
         n, m = cut.count, cut.height
         weight = finite_groups(layer)
-        sliced = np.moveaxis(weight, 2 if cut.side == "in" else 1, 1).reshape(len(weight), n * m, -1)
+        sliced = partial_unfold(weight, 1 if cut.side == "in" else 0)
         if layer.conv is None:
             tensor = sliced.reshape(-1, m, n, cut.width).swapaxes(1, 2)
         else:
             tensor = sliced.reshape(-1, n, m, cut.width)
         transform = dct(n) if self.transform == "dct" else left_basis(tensor, 1)[0].T
         transform = transform.astype(weight.dtype)
-        hat = np.matmul(transform, tensor.reshape(len(weight), n, -1))
-        return transform, hat.reshape(tensor.shape)
+        return transform, mode_dot(tensor, transform, 1)
 
 
 def dct(n: int) -> Array:

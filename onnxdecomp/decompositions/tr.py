@@ -13,11 +13,11 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.tensor.blas_threads import one_thread
+from onnxdecomp.tensor.cores import balanced, padded
 from onnxdecomp.tensor.linalg import pooled, singular_values, tail_rank
 from onnxdecomp.tensor.tensor_network import Node, cheapest, contract
 from onnxdecomp.tensor.tensor_ring import (
     Ring,
-    balanced,
     open_at,
     random_ring,
     ring_als,
@@ -207,8 +207,8 @@ def _candidates(tensor: Array, ranks: Ranks) -> Iterator[tuple[float, Ring]]:
             # All cores but the one before the shift are isometries: that one has the norm of the whole.
             kept = float(np.linalg.norm(ring[shift - 1].astype(np.float64)))
             error = math.sqrt(max(0.0, 1 - (kept / opened.norm) ** 2)) if opened.norm else 0.0
-            padded = _padded(ring, ranks)
-            yield ring_error(tensor, padded) if error < _CANCELLED else error, padded
+            whole = padded(ring, (*ranks, ranks[0]))
+            yield ring_error(tensor, whole) if error < _CANCELLED else error, whole
 
 
 def _pairs(useful: int, before: int, after: int) -> list[tuple[int, int]]:
@@ -219,11 +219,3 @@ def _pairs(useful: int, before: int, after: int) -> list[tuple[int, int]]:
     if before * after <= 2 * useful:  # above, one of the two would be mostly zeros
         pairs.add((before, after))
     return sorted(pairs)
-
-
-def _padded(ring: Ring, ranks: Ranks) -> Ring:
-    ends = (*ranks[1:], ranks[0])
-    return [
-        np.pad(core, ((0, a - core.shape[0]), (0, 0), (0, b - core.shape[2])))
-        for core, a, b in zip(ring, ranks, ends, strict=True)
-    ]

@@ -17,9 +17,10 @@ from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor import tt_matrix_modes as matrix
 from onnxdecomp.tensor.contraction_order import conv_order, conv_steps, linear_order, linear_steps
+from onnxdecomp.tensor.cores import balanced
 from onnxdecomp.tensor.linalg import finite_groups, fraction_of, pooled, singular_values, stacked, tails
 from onnxdecomp.tensor.tensor_network import KERNEL, Node, cheapest, contract
-from onnxdecomp.tensor.tensor_train import balanced, ranks_within, tt_svd
+from onnxdecomp.tensor.tensor_train import ranks_within, tt_svd
 from onnxdecomp.tensor.tt_matrix_modes import Modes
 
 

@@ -15,6 +15,7 @@ from onnxdecomp.core.steps import Convolve, Step, pointwise
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.tensor.blas_threads import one_thread
+from onnxdecomp.tensor.hooi import compress_inputs, hooi
 from onnxdecomp.tensor.linalg import (
     finite_groups,
     fraction_of,
@@ -24,6 +25,7 @@ from onnxdecomp.tensor.linalg import (
     stacked,
     tails,
 )
+from onnxdecomp.tensor.tenalg import mode_dot, multi_mode_dot
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Tucker:
         for w in finite_groups(layer):
             # Directions beyond the other side's size have nothing in them.
             a, b = (left_basis(w, axis, min(n, w.size // n))[0] for axis, n in ((0, t), (1, s)))
-            core = compress(compress(w, a.astype(w.dtype), 0), b.astype(w.dtype), 1)
+            core = multi_mode_dot(w, [a.astype(w.dtype), b.astype(w.dtype)], modes=(0, 1), transpose=True)
             core = core.reshape(*core.shape[:2], -1)
             energy[: len(core), : core.shape[1]] += np.einsum("tsk,tsk->ts", core, core, dtype=np.float64)
         # Summed from the far end, the small losses do not drown in the large total.
@@ -126,13 +128,13 @@ class Tucker:
         for w in finite_groups(layer):
             if keep_out and keep_in:
                 a, b = hooi(w, ranks, self.tolerance, self.max_sweeps)
-                parts.append([b.T, compress(compress(w, a, 0), b, 1), a])
+                parts.append([b.T, compress_inputs(mode_dot(w, a, 0, transpose=True), b), a])
             elif keep_out:
                 a = left_basis(w, 0, ranks[0])[0].astype(w.dtype)
-                parts.append([compress(w, a, 0), a])
+                parts.append([mode_dot(w, a, 0, transpose=True), a])
             else:
                 b = left_basis(w, 1, ranks[1])[0].astype(w.dtype)
-                parts.append([b.T, compress(w, b, 1)])
+                parts.append([b.T, compress_inputs(w, b)])
         shapes = self.shapes(layer, ranks)
         return tuple(stacked(p, s) for p, s in zip(zip(*parts, strict=True), shapes, strict=True))
 
@@ -151,31 +153,3 @@ class Tucker:
         """Whether the 1x1 convolutions of the (output, input) side are there."""
         keep = tuple(r < c for r, c in zip(ranks, channels(layer), strict=True))
         return (keep[0], keep[1]) if self.sides == "auto" and any(keep) else (True, True)
-
-
-def hooi(w: Array, ranks: Ranks, tolerance: float, max_sweeps: int) -> tuple[Array, Array]:
-    """Orthonormal bases A [T, r_out] and B [S, r_in] of a tensor [T, S, *k], in its dtype.
-
-    Alternates from the HOSVD's B until the relative error falls by less than `tolerance` in a sweep.
-    """
-    total = float(np.sum(np.square(w, dtype=np.float64)))
-    r_out, r_in = ranks
-    b = left_basis(w, 1, r_in)[0].astype(w.dtype)
-    error = math.inf
-    for _ in range(max(1, max_sweeps)):
-        a = left_basis(compress(w, b, 1), 0, r_out)[0].astype(w.dtype)
-        basis, values = left_basis(compress(w, a, 0), 1, r_in)
-        b = basis.astype(w.dtype)
-        kept = float(np.sum(np.square(values, dtype=np.float64)))
-        previous, error = error, math.sqrt(max(0.0, 1 - kept / total)) if total else 0.0
-        if previous - error < tolerance:
-            break
-    return a, b
-
-
-def compress(w: Array, basis: Array, axis: int) -> Array:
-    """The mode product w ×_axis basisᵀ: [..., n, ...] to [..., r, ...]."""
-    if axis == 0:
-        return np.asarray(basis.T @ w.reshape(w.shape[0], -1)).reshape(-1, *w.shape[1:])
-    t, s, *kernel = w.shape
-    return np.asarray(np.matmul(basis.T, w.reshape(t, s, -1))).reshape(t, -1, *kernel)

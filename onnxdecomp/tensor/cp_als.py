@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.tensor.tenalg import khatri_rao
 
 _DOUBLE = 1 << 18
 """Elements of a tensor up to which the alternation works on a float64 copy of it."""
@@ -84,25 +85,6 @@ def distance(w: Array, factors: list[Array]) -> float:
     step = max(1, _DOUBLE // flat.shape[1])
     blocks = (norm(flat[i : i + step] - a[i : i + step] @ right) for i in range(0, len(w), step))
     return math.hypot(*blocks)
-
-
-def dense(factors: list[Array]) -> Array:
-    """The tensor [n_0, n_1, …] of these factors."""
-    a, *others = factors
-    return (a @ khatri_rao(others).T).reshape([f.shape[0] for f in factors])
-
-
-def khatri_rao(factors: list[Array]) -> Array:
-    """Column-wise Kronecker product [Π n_m, R], the first factor's index the slowest."""
-    product = factors[0]
-    for factor in factors[1:]:
-        product = (product[:, None, :] * factor[None]).reshape(-1, factor.shape[1])
-    return product
-
-
-def intensities(factors: list[Array]) -> Array:
-    """The norms [R] of the components."""
-    return np.asarray(np.prod([np.linalg.norm(f, axis=0) for f in factors], axis=0))
 
 
 def balanced(factors: list[Array], shares: Array | None = None) -> list[Array]:

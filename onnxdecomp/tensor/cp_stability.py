@@ -15,7 +15,8 @@ import math
 import numpy as np
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.tensor.cp_als import balanced, distance, intensities, norm, sweep
+from onnxdecomp.tensor.cp_als import balanced, distance, norm, sweep
+from onnxdecomp.tensor.tenalg import cp_weights
 
 _SLACK = 0.01
 """What the correction may add to the squared error, relative to it or to the squared norm explained."""
@@ -44,7 +45,7 @@ def stabilise(w: Array, factors: list[Array], max_sweeps: int) -> list[Array]:
     bound = max(math.sqrt(squared + _SLACK * min(squared, max(0.0, size**2 - squared))), floor)
     while bound < size:
         corrected = correct(w, factors, bound, max_sweeps, _STALLED)
-        if np.linalg.norm(intensities(corrected)) <= _CANCELLATION * size:
+        if np.linalg.norm(cp_weights(corrected)) <= _CANCELLATION * size:
             return corrected
         bound *= _WIDER
     return factors

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.tensor.linalg import column_basis
+from onnxdecomp.tensor.tenalg import unfold
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def hierarchical_svd(tensor: Array, tree: Tree, rank: Mapping[Vertex, int]) -> d
         count = max(1, len(v.children))
         inner = tuple(state[at : at + count])
         cube = rest.reshape(math.prod(state[:at]), math.prod(inner), -1)
-        basis = column_basis(cube.swapaxes(0, 1).reshape(cube.shape[1], -1), rank[v])
+        basis = column_basis(unfold(cube, 1), rank[v])
         found[v] = basis.reshape(*inner, rank[v])
         # A batch of columns would be slow.
         rest = cube[:, :, 0] @ basis if cube.shape[2] == 1 else basis.T @ cube

@@ -26,6 +26,7 @@ from onnxdecomp.tensor.randomized_svd import (
     leading_vectors,
     worthwhile,
 )
+from onnxdecomp.tensor.tenalg import unfold
 
 _BLOCK_ELEMENTS = 1 << 20
 """Elements of a weight that are in float64 at a time, if that makes blocks of at least _BLOCK_COLUMNS."""
@@ -68,11 +69,6 @@ def finite_groups(layer: Layer) -> Array:
     if layer.is_stack:
         return layer.weight.reshape(-1, *layer.weight.shape[-2:])
     return layer.group_weights()
-
-
-def unfold(tensor: Array, axis: int) -> Array:
-    """The mode unfolding [n_axis, rest] (Kolda and Bader 2009, with the rest in C order)."""
-    return np.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1)
 
 
 def gram(tensor: Array, axis: int, dtype: type[np.floating[Any]] = np.float64) -> Array:

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.tensor.cores import balanced
 from onnxdecomp.tensor.linalg import column_basis, pooled, singular_values, tail_rank
 
 Ring: TypeAlias = list[Array]
@@ -252,15 +253,6 @@ def random_ring(tensor: Array, ranks: Sequence[int], rng: np.random.Generator) -
     """Normal cores of these bonds."""
     ends = (*ranks[1:], ranks[0])
     return [rng.standard_normal(s) for s in zip(ranks, tensor.shape, ends, strict=True)]
-
-
-def balanced(cores: Sequence[Array]) -> Ring:
-    """The same tensor with one norm for all cores: no half-precision intermediate overflows."""
-    norms = [float(np.linalg.norm(c.astype(np.float64))) for c in cores]
-    if not all(norms):
-        return list(cores)
-    mean = math.exp(sum(map(math.log, norms)) / len(norms))
-    return [c * np.asarray(mean / n, c.dtype) for c, n in zip(cores, norms, strict=True)]
 
 
 def splits(rank: int, most: tuple[int, int]) -> Iterator[tuple[int, int]]:

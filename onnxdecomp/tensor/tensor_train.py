@@ -8,29 +8,29 @@ from typing import TypeAlias
 import numpy as np
 
 from onnxdecomp.core.layer import Array, Ranks
+from onnxdecomp.tensor.cores import padded
 from onnxdecomp.tensor.linalg import column_basis, singular_values, tail_rank
+from onnxdecomp.tensor.tenalg import tensor_train
 
 Train: TypeAlias = list[Array]
 """Cores [r_{k-1}, n_k, r_k] with r_0 = r_d = 1."""
 
 
 def tt_svd(tensor: Array, ranks: Ranks) -> Train:
-    """The train of these bond ranks: √(d-1) times the least error at most."""
-    cores: Train = []
+    """The train of these bond ranks: √(d-1) times the least error at most, padded with zeros."""
     shift = _exponent(tensor)
-    rest, left = np.ldexp(tensor, -shift) if shift else tensor, 1
-    for rank, size in zip(ranks, tensor.shape, strict=False):
-        rest = rest.reshape(left * size, -1)
-        core = column_basis(rest, rank)
-        rest = core.T @ rest
-        cores.append(core.reshape(left, size, rank))
-        left = rank
-    cores.append(rest.reshape(left, tensor.shape[-1], 1))
+    scaled = np.ldexp(tensor, -shift) if shift else tensor
+    cores = padded(tensor_train(scaled, ranks, _truncated), (1, *ranks, 1))
     if shift:
         each = shift // tensor.ndim
         cores = [np.ldexp(core, each) for core in cores]
         cores[-1] = np.ldexp(cores[-1], shift - each * tensor.ndim)
     return cores
+
+
+def _truncated(matrix: Array, rank: int) -> tuple[Array, Array]:
+    basis = column_basis(matrix, rank)
+    return basis, np.asarray(basis.T @ matrix)
 
 
 def _exponent(tensor: Array) -> int:
@@ -54,12 +54,3 @@ def ranks_within(tensor: Array, error: float) -> Ranks:
         ranks.append(left)
         rest = column_basis(rest, left).T @ rest
     return tuple(ranks)
-
-
-def balanced(cores: Train) -> Train:
-    """The same tensor with one norm for all cores: no half-precision intermediate overflows."""
-    norms = [float(np.linalg.norm(c.astype(np.float64))) for c in cores]
-    if not all(norms):
-        return cores
-    mean = math.exp(sum(map(math.log, norms)) / len(norms))
-    return [c * np.asarray(mean / n, c.dtype) for c, n in zip(cores, norms, strict=True)]

@@ -10,7 +10,8 @@ from onnxdecomp.core.steps import Convolve
 from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.decompositions.svd import Svd
-from onnxdecomp.tensor.linalg import left_basis, singular_values, tail_rank, two_factors, unfold
+from onnxdecomp.tensor.linalg import left_basis, singular_values, tail_rank, two_factors
+from onnxdecomp.tensor.tenalg import unfold
 from tests.decompositions.layers import conv_layer, error_of, fitted, linear_layer, matrices
 
 

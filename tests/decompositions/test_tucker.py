@@ -6,19 +6,18 @@ import tensorly
 from tensorly.decomposition import partial_tucker
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.decompositions.tucker import Tucker, compress, hooi
+from onnxdecomp.decompositions.tucker import Tucker
+from onnxdecomp.tensor.hooi import hooi
 from onnxdecomp.tensor.linalg import left_basis
+from onnxdecomp.tensor.tenalg import mode_dot, multi_mode_dot
 from tests.decompositions.layers import conv_layer, error_of, fitted
 
 
 def low_rank_and_noise(shape: tuple[int, ...], ranks: tuple[int, int], noise: float, seed: int) -> Array:
     rng = np.random.default_rng(seed)
     core = rng.standard_normal((*ranks, *shape[2:]))
-    w = compress(
-        compress(core, rng.standard_normal((ranks[0], shape[0])), 0),
-        rng.standard_normal((ranks[1], shape[1])),
-        1,
-    )
+    bases = [rng.standard_normal((rank, size)) for rank, size in zip(ranks, shape, strict=False)]
+    w = multi_mode_dot(core, bases, modes=(0, 1), transpose=True)
     w /= np.std(w)
     return (w + noise * rng.standard_normal(shape)).astype(np.float32)
 
@@ -32,7 +31,7 @@ def test_no_worse_than_hosvd_and_tensorly(shape: tuple[int, ...], noise: float) 
     bases = [left_basis(w, axis)[0][:, : ranks[axis]] for axis in (0, 1)]
     hosvd = w
     for axis, basis in enumerate(bases):
-        hosvd = compress(compress(hosvd, basis, axis), basis.T, axis)
+        hosvd = mode_dot(mode_dot(hosvd, basis, axis, transpose=True), basis, axis)
     (core, factors), _ = partial_tucker(w, rank=list(ranks), modes=[0, 1], init="svd")
     theirs = tensorly.tenalg.multi_mode_dot(core, factors, modes=[0, 1])
     norm = np.linalg.norm(w)

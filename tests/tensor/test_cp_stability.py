@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.decompositions.cp import Cp
-from onnxdecomp.tensor.cp_als import alternate, balanced, dense, distance, intensities, norm
+from onnxdecomp.tensor.cp_als import alternate, balanced, distance, norm
 from onnxdecomp.tensor.cp_stability import correct, sensitivity, stabilise
+from onnxdecomp.tensor.tenalg import cp_to_tensor, cp_weights
 from tests.decompositions.layers import conv_layer, error_of
 
 
@@ -29,7 +30,8 @@ def test_sensitivity_is_the_mean_change_under_noise(sizes: list[int], seed: int)
     factors = [rng.standard_normal((n, 3)) for n in sizes]
     step, trials = 1e-4, 300
     changed = [
-        norm(dense([f + step * rng.standard_normal(f.shape) for f in factors]) - dense(factors)) ** 2
+        norm(cp_to_tensor([f + step * rng.standard_normal(f.shape) for f in factors]) - cp_to_tensor(factors))
+        ** 2
         for _ in range(trials)
     ]
     assert np.mean(changed) / step**2 == pytest.approx(sensitivity(factors), rel=0.35)
@@ -83,9 +85,9 @@ def test_degenerate_tensor_gets_bounded_components(sizes: tuple[int, int, int]) 
     near = [np.stack([basis @ (a + b / n), basis @ a], 1) * np.cbrt(n) for basis in q]
     near[0] = near[0] * [1, -1]
     assert distance(w, near) < 0.01 * norm(w)
-    assert np.linalg.norm(intensities(near)) > 500 * norm(w)
+    assert np.linalg.norm(cp_weights(near)) > 500 * norm(w)
     bounded = stabilise(w, near, 20)
-    assert np.linalg.norm(intensities(bounded)) <= 4 * norm(w)
+    assert np.linalg.norm(cp_weights(bounded)) <= 4 * norm(w)
     assert distance(w, bounded) < 0.5 * norm(w)
 
 
@@ -103,7 +105,7 @@ def test_cp_of_a_degenerate_kernel_is_bounded() -> None:
 @pytest.mark.parametrize("exact_rank", [1, 3])
 def test_more_components_than_the_tensor_has_stay_finite(exact_rank: int) -> None:
     rng = np.random.default_rng(1)
-    w = dense([rng.standard_normal((n, exact_rank)) for n in (12, 10, 9)])
+    w = cp_to_tensor([rng.standard_normal((n, exact_rank)) for n in (12, 10, 9)])
     layer = conv_layer(12, 10, (3, 3), weight=w.reshape(12, 10, 3, 3))
     factors = Cp().fit(layer, (20,))
     assert all(np.isfinite(f).all() for f in factors)

@@ -6,7 +6,8 @@ import scipy.linalg
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.tensor import linalg, randomized_svd
-from onnxdecomp.tensor.linalg import column_basis, gram, left_basis, singular_values, two_factors, unfold
+from onnxdecomp.tensor.linalg import column_basis, gram, left_basis, singular_values, two_factors
+from onnxdecomp.tensor.tenalg import unfold
 
 
 def with_spectrum(rows: int, columns: int, values: Array, seed: int = 0) -> Array:
