@@ -72,6 +72,8 @@ PROVIDERS: tuple[Provider, ...] = (
     Provider("vitisai", "VitisAIExecutionProvider"),
     Provider("acl", "ACLExecutionProvider", "processor"),
     Provider("nnapi", "NnapiExecutionProvider"),
+    Provider("rknpu", "RknpuExecutionProvider"),
+    Provider("vsinpu", "VSINPUExecutionProvider"),
     Provider("azure", "AzureExecutionProvider", local=False),
 )
 
