@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +77,7 @@ class Candidate:
 
 
 def methods_for(
-    names: Sequence[str], site: Site, options: Mapping[str, Mapping[str, Any]] | None = None
+    names: Sequence[str], site: Site, options: Mapping[str, Mapping[str, object]] | None = None
 ) -> list[Decomposition]:
     """The methods among `names` ("auto": all that are worth trying) that take this layer, each once."""
     layer = site.layer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Ranks
@@ -157,7 +157,7 @@ def _needs_params(choice: Choice, site: Site, must_save: Saving) -> bool:
     return must_save in ("params", "both") or (must_save == "macs" and site.layer.lookup)
 
 
-def method_options(method: Decomposition) -> dict[str, Any]:
+def method_options(method: Decomposition) -> dict[str, object]:
     """The method's fields and their values."""
     return asdict(method)  # type: ignore[call-overload,no-any-return]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import onnx_ir as ir
 
@@ -64,7 +63,7 @@ class Scope:
     what: What = "macs"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     skip_below: float = 0.1
     worse: float = 1.3
     seed: int = 0
@@ -245,8 +244,14 @@ def _weighed(
     scope: Scope,
     price: Callable[[Outline], float] | None,
 ) -> list[Candidate]:
-    more: dict[str, Any] = {"worse": scope.worse, "seed": scope.seed, "price": price}
-    return list(candidates(site, options, moments, what=_what(site, scope), **more))
+    found = candidates(
+        *(site, options, moments),
+        what=_what(site, scope),
+        worse=scope.worse,
+        seed=scope.seed,
+        price=price,
+    )
+    return list(found)
 
 
 def _measured(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from onnxdecomp.core.chain import Chain, with_lookup
 from onnxdecomp.core.layer import Dim, Layer
@@ -41,7 +40,7 @@ class Choice:
     graph: str
     op_type: str
     method: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     ranks: tuple[int, ...] = ()
     reason: str = ""
     before: Cost | None = None
@@ -69,21 +68,22 @@ class Plan:
     def decomposed(self) -> tuple[Choice, ...]:
         return tuple(choice for choice in self.choices if choice.method is not None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         choices = [asdict(choice) for choice in self.choices]
         return {"version": 1, "repair": self.repair, "choices": choices}
 
     @staticmethod
-    def from_json(value: Mapping[str, Any]) -> Plan:
+    def from_json(value: Mapping[str, object]) -> Plan:
         """The plan that `to_json` wrote.
 
         Raises:
             UsageError: The value is no plan of a version that this release reads.
         """
-        if value.get("version") != 1 or not isinstance(value.get("choices"), list):
+        entries = value.get("choices")
+        if value.get("version") != 1 or not isinstance(entries, list):
             raise UsageError("this is no onnxdecomp plan of version 1")
         try:
-            choices = tuple(_choice(entry) for entry in value["choices"])
+            choices = tuple(_choice(entry) for entry in entries)
             return Plan(choices, repair=bool(value.get("repair", False)))
         except KeyError as error:
             raise UsageError(f"the plan is damaged: a choice lacks {error}") from error
@@ -91,10 +91,7 @@ class Plan:
             raise UsageError(f"the plan is damaged: {error}") from error
 
 
-def _choice(entry: Mapping[str, Any]) -> Choice:
-    def cost(value: Mapping[str, Any] | None) -> Cost | None:
-        return None if value is None else Cost(int(value["params"]), int(value["macs"]))
-
+def _choice(entry: Mapping[str, object]) -> Choice:
     method, ranks = entry["method"], entry["ranks"]
     if method is not None and not isinstance(method, str):
         raise ValueError(f"layer {entry['layer']!r}: {method!r} is no name of a method")
@@ -103,21 +100,53 @@ def _choice(entry: Mapping[str, Any]) -> Choice:
     for rank in ranks:
         if not isinstance(rank, int) or isinstance(rank, bool):
             raise ValueError(f"layer {entry['layer']!r}: the rank {rank!r} is no whole number")
+    shape = entry.get("input")
     return Choice(
         layer=str(entry["layer"]),
         graph=str(entry["graph"]),
         op_type=str(entry["op_type"]),
         method=method,
-        options=dict(entry["options"]),
+        options=_mapping(entry["options"]),
         ranks=tuple(ranks),
         reason=str(entry["reason"]),
-        before=cost(entry["before"]),
-        after=cost(entry["after"]),
-        weight=tuple(int(size) for size in entry.get("weight", ())),
-        input=None if entry.get("input") is None else tuple(entry["input"]),
+        before=_cost(entry["before"]),
+        after=_cost(entry["after"]),
+        weight=tuple(_whole(size) for size in _list(entry.get("weight", ()))),
+        input=None if shape is None else tuple(_dimension(size) for size in _list(shape)),
         fixed=bool(entry.get("fixed", False)),
         sized=bool(entry.get("sized", True)),
     )
+
+
+def _cost(value: object) -> Cost | None:
+    if value is None:
+        return None
+    held = _mapping(value)
+    return Cost(_whole(held["params"]), _whole(held["macs"]))
+
+
+def _mapping(value: object) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{value!r} is no table")
+    return {str(key): item for key, item in value.items()}
+
+
+def _list(value: object) -> Sequence[object]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{value!r} is no list")
+    return value
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is no number")
+    return int(value)
+
+
+def _dimension(value: object) -> Dim:
+    if value is not None and not isinstance(value, int | str):
+        raise ValueError(f"{value!r} is no dimension")
+    return value
 
 
 def kept(layer: Layer, before: Cost, reason: str = "") -> Choice:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from onnxdecomp.core.patterns import Names, matches
 from onnxdecomp.decompositions.base import Decomposition
@@ -43,7 +42,7 @@ class Defaults:
     """What a rule leaves open: the methods' options by method, and the rank."""
 
     rank: str
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 def make_rule(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -121,15 +120,15 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
         for value in model.graph.outputs
         if value.dtype is None or value.dtype.is_floating_point()
     ]
-    where: dict[str, Any] = {"provider": calibration.provider, "threads": calibration.threads}
     names = floats or outputs
-    first = open_taps(model, names, **where).run(calibration.feeds.largest())
+    provider, threads = calibration.provider, calibration.threads
+    first = open_taps(model, names, provider=provider, threads=threads).run(calibration.feeds.largest())
     held = HELD // max(1, sum(getattr(value, "nbytes", 0) for value in first))
     count = int(np.clip(_WORK / max(macs, 1), _FEWEST, max(_FEWEST, min(_MOST, held))))
     some = replace(calibration, feeds=calibration.feeds.first(count))
     feeds = tuple(some.feeds.batches(calibration.batch))
-    pins = pins_of(model, some.feeds, batch=calibration.batch, **where)
-    taps = open_taps(model, names, known=pins[0] if pins else {}, **where)
+    pins = pins_of(model, some.feeds, batch=calibration.batch, provider=provider, threads=threads)
+    taps = open_taps(model, names, known=pins[0] if pins else {}, provider=provider, threads=threads)
     values = [
         tuple(taps.run(feed | own)) for feed, own in zip(feeds, pins or ({},) * len(feeds), strict=True)
     ]

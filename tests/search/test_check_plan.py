@@ -11,10 +11,13 @@ from onnxdecomp_passes.decompose import Decompose
 from onnxdecomp.core.steps import Convolve
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline.base import PassContext
+from onnxdecomp.runtime import jsonio
 from onnxdecomp.search.plan import Plan
 from tests.search.test_select import net
 
-PLAN = Decompose(rank="3", method="svd", skip_below=0.0).plan(ir.from_proto(net()))[0].plan.to_json()
+PLAN: dict[str, Any] = jsonio.plain(
+    Decompose(rank="3", method="svd", skip_below=0.0).plan(ir.from_proto(net()))[0].plan.to_json()
+)
 
 
 def changed(**choice: Any) -> dict[str, Any]:
