@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.json_values import Json
 from onnxdecomp.core.layer import Ranks
 from onnxdecomp.core.patterns import Named, names_of, of_layers, selected
 from onnxdecomp.decompositions.base import Decomposition, Refusal, outline
@@ -157,7 +158,7 @@ def _needs_params(choice: Choice, site: Site, must_save: Saving) -> bool:
     return must_save in ("params", "both") or (must_save == "macs" and site.layer.lookup)
 
 
-def method_options(method: Decomposition) -> dict[str, object]:
+def method_options(method: Decomposition) -> dict[str, Json]:
     """The method's fields and their values."""
     return asdict(method)  # type: ignore[call-overload,no-any-return]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from onnxdecomp.core.chain import Chain, with_lookup
+from onnxdecomp.core.json_values import Json
 from onnxdecomp.core.layer import Dim, Layer
 from onnxdecomp.errors import UsageError
 
@@ -40,7 +41,7 @@ class Choice:
     graph: str
     op_type: str
     method: str | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, Json] = field(default_factory=dict)
     ranks: tuple[int, ...] = ()
     reason: str = ""
     before: Cost | None = None
@@ -68,12 +69,12 @@ class Plan:
     def decomposed(self) -> tuple[Choice, ...]:
         return tuple(choice for choice in self.choices if choice.method is not None)
 
-    def to_json(self) -> dict[str, object]:
-        choices = [asdict(choice) for choice in self.choices]
+    def to_json(self) -> dict[str, Json]:
+        choices: list[Json] = [asdict(choice) for choice in self.choices]
         return {"version": 1, "repair": self.repair, "choices": choices}
 
     @staticmethod
-    def from_json(value: Mapping[str, object]) -> Plan:
+    def from_json(value: Mapping[str, Json]) -> Plan:
         """The plan that `to_json` wrote.
 
         Raises:
@@ -91,7 +92,7 @@ class Plan:
             raise UsageError(f"the plan is damaged: {error}") from error
 
 
-def _choice(entry: Mapping[str, object]) -> Choice:
+def _choice(entry: Mapping[str, Json]) -> Choice:
     method, ranks = entry["method"], entry["ranks"]
     if method is not None and not isinstance(method, str):
         raise ValueError(f"layer {entry['layer']!r}: {method!r} is no name of a method")
@@ -118,32 +119,32 @@ def _choice(entry: Mapping[str, object]) -> Choice:
     )
 
 
-def _cost(value: object) -> Cost | None:
+def _cost(value: Json) -> Cost | None:
     if value is None:
         return None
     held = _mapping(value)
     return Cost(_whole(held["params"]), _whole(held["macs"]))
 
 
-def _mapping(value: object) -> dict[str, object]:
+def _mapping(value: Json) -> dict[str, Json]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{value!r} is no table")
     return {str(key): item for key, item in value.items()}
 
 
-def _list(value: object) -> Sequence[object]:
+def _list(value: Json) -> Sequence[Json]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{value!r} is no list")
     return value
 
 
-def _whole(value: object) -> int:
+def _whole(value: Json) -> int:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{value!r} is no number")
     return int(value)
 
 
-def _dimension(value: object) -> Dim:
+def _dimension(value: Json) -> Dim:
     if value is not None and not isinstance(value, int | str):
         raise ValueError(f"{value!r} is no dimension")
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from onnxdecomp.core.json_values import Json
 from onnxdecomp.search.fixed_ranks import method_options
 from onnxdecomp.search.layer_profiles import Survey, Surveyed
 from onnxdecomp.search.pareto import Point, frontier
@@ -41,7 +42,7 @@ class CandidateRecord:
     """
 
     method: str
-    options: Mapping[str, object]
+    options: Mapping[str, Json]
     ranks: tuple[int, ...]
     params: int
     macs: int
