@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxdecomp.core.names import some
 from onnxdecomp.errors import ModelError
+from onnxdecomp.layers.registry import per_channel
 from onnxdecomp.quantization.bounds import HARMED, Bounds, Judged, Memory
 from onnxdecomp.quantization.distance import distance
 from onnxdecomp.quantization.fragile_nodes import crushed, faint, of_other_types, of_types, overflowing, seen
@@ -23,8 +24,6 @@ from onnxdecomp.runtime import temporary_files
 
 if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
-
-_PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
 _DELICATE = frozenset(
     """
@@ -110,13 +109,13 @@ def guarded(
     require_float(model, "int8")
     with temporary_files.folder() as folder:
         ranges = folder / "ranges.json"
-        others = operators() - _PRODUCTS
+        others = operators() - per_channel()
 
         @cache
         def uneven() -> Mapping[str, str]:
             found = crushed(model, seen(model, feeds))
             # With all products among them what is left would be slower, and no smaller.
-            return {} if of_types(model, _PRODUCTS).keys() <= found.keys() else found
+            return {} if of_types(model, per_channel()).keys() <= found.keys() else found
 
         def rung(kept: Mapping[str, str], rest: str = "") -> _Try:
             leave = scheme.leave | others if rest else scheme.leave
@@ -176,7 +175,7 @@ def guarded_half(
         "whole": lambda: rung(large),
         "distinct": lambda: rung(lost) if lost.keys() - large.keys() else None,
         "robust": without_delicate,
-        "products": lambda: rung(lost, _REST, of_other_types(model, _PRODUCTS)),
+        "products": lambda: rung(lost, _REST, of_other_types(model, per_channel())),
     }
     return _Ladder("fp16", model, feeds, rungs, bounds or Bounds()).best(memory or Memory(), trial=trial)
 

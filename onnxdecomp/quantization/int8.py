@@ -11,12 +11,13 @@ import onnx_ir as ir
 
 from onnxdecomp.calibration.reachability import valueless
 from onnxdecomp.graph.traversal import operands
-from onnxdecomp.graph.unshare_biases import own_biases
 from onnxdecomp.layers.int8_weights import OLDEST_OPSET
+from onnxdecomp.layers.registry import adapter_of, per_channel
 from onnxdecomp.quantization.files import converted, load_tools, silent
 from onnxdecomp.quantization.neutral_names import Neutral
 from onnxdecomp.quantization.prepare import choose_sizes, raised, require_float
 from onnxdecomp.quantization.scheme import Scheme
+from onnxdecomp.quantization.unshare_biases import own_biases
 
 if TYPE_CHECKING:
     import onnx
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 _STACKED = 1 << 15
 """Numbers of inputs that run together: all activations of a run are in memory until its end."""
-
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators whose weights the quantizer may give a scale for each channel."""
 
 _LARGE = 1_800_000_000
 """Bytes of a file from which the quantizer is asked for external data; protobuf ends at 2 GiB."""
@@ -188,9 +186,14 @@ def _arguments(model: ir.Model, scheme: Scheme, exclude: Iterable[str]) -> dict[
 
 def _stacks(model: ir.Model) -> set[str]:
     """Weights that are several matrices: ONNX Runtime's kernel has no scale for each of their columns."""
-    read = (node.inputs[1] for node in model.graph if node.op_type == "MatMul")
+    read = (node.inputs[1] for node in model.graph if _is_product(node))
     known = model.graph.initializers
     return {str(v.name) for v in read if v is not None and v.name in known and len(v.shape or ()) > 2}
+
+
+def _is_product(node: ir.Node) -> bool:
+    adapter = adapter_of(node)
+    return adapter is not None and node.op_type in adapter.per_channel and adapter.feature_axis == -1
 
 
 def _bound(model: ir.Model) -> set[str]:
@@ -211,14 +214,15 @@ def _bound(model: ir.Model) -> set[str]:
         if node.op_type == "Identity" and node.outputs[0].is_graph_output():
             kept |= {*operands(node)}
     constants = kept & set(graph.initializers.values())
-    weights = {value for node in graph if node.op_type in _LAYERS for value in node.inputs[:2]}
+    layers = per_channel()
+    weights = {value for node in graph if node.op_type in layers for value in node.inputs[:2]}
     weights &= set(graph.initializers.values())
     return {
         str(node.name)
         for node in graph
         if constants & {*node.inputs}
         or (node.op_type in ("Relu", "Clip") and node.inputs[0] in seen)
-        or (node.op_type not in _LAYERS and weights & {*node.inputs})
+        or (node.op_type not in layers and weights & {*node.inputs})
     }
 
 

@@ -6,8 +6,7 @@ import onnx_ir as ir
 
 from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.traversal import unique_name, value_names
-
-_BIASED = ("Conv", "ConvTranspose", "Gemm")
+from onnxdecomp.layers.registry import adapter_of
 
 
 def own_biases(model: ir.Model) -> int:
@@ -23,14 +22,23 @@ def own_biases(model: ir.Model) -> int:
     taken = value_names(model)
     changed = 0
     for node in graph:
-        bias = node.inputs[2] if node.op_type in _BIASED and len(node.inputs) > 2 else None
-        if bias is None or bias.is_graph_input():
+        at = _bias_at(node)
+        bias = node.inputs[at] if at is not None and len(node.inputs) > at else None
+        if at is None or bias is None or bias.is_graph_input():
             continue
         tensor = ir.convenience.get_const_tensor(bias)
         if tensor is None or (bias.name in graph.initializers and len(bias.uses()) == 1):
             continue
         name = unique_name(f"{bias.name}/{node.name}", taken)
-        node.replace_input_with(2, initializer(graph, tensor, name))
+        node.replace_input_with(at, initializer(graph, tensor, name))
         changed += 1
         discard(bias)
     return changed
+
+
+def _bias_at(node: ir.Node) -> int | None:
+    """The position of the bias of an operator that the quantizer takes."""
+    adapter = adapter_of(node)
+    if adapter is None or node.op_type not in adapter.per_channel:
+        return None
+    return next(iter(adapter.parameter_roles(node.op_type).biases), None)

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 import torch
 
+from onnxdecomp.layers.registry import adapter_of
 from onnxdecomp.layers.replace import LAYER
 from onnxdecomp.training.autograd.network import Network
 
@@ -38,7 +39,8 @@ class Composed:
         The mean over the rows; for a recurrent layer's projection of one time step.
         """
         made = self._of_noise(network, generator)
-        axis = 1 if any("Conv" in node.op_type for node in self.nodes) else -1
+        adapters = filter(None, map(adapter_of, self.nodes))
+        axis = 1 if any(adapter.feature_axis == 1 for adapter in adapters) else -1
         return made.square().sum(axis).mean()
 
     def variance(self, network: Network, generator: torch.Generator) -> Tensor:

@@ -8,31 +8,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.layers.adapter import ParameterRoles
+from onnxdecomp.layers.registry import adapter_of
 from onnxdecomp.layers.replace import LAYER
 
-_WEIGHTS = {
-    "Conv": (1,),
-    "ConvTranspose": (1,),
-    "FusedConv": (1,),
-    "FusedGemm": (0, 1),
-    "FusedMatMul": (0, 1),
-    "Gemm": (0, 1),
-    "MatMul": (0, 1),
-    "Einsum": (0, 1, 2, 3),
-    "Gather": (0,),
-    "LSTM": (1, 2),
-    "GRU": (1, 2),
-    "RNN": (1, 2),
-}
 _BIASES = {
-    "Conv": (2,),
-    "ConvTranspose": (2,),
-    "FusedConv": (2,),
-    "FusedGemm": (2,),
-    "Gemm": (2,),
-    "LSTM": (3,),
-    "GRU": (3,),
-    "RNN": (3,),
     "Add": (0, 1),
     "PRelu": (1,),
     "BatchNormalization": (1, 2),
@@ -40,10 +20,7 @@ _BIASES = {
     "InstanceNormalization": (1, 2),
     "LayerNormalization": (1, 2),
 }
-"""Additive numbers, and those of the normalisation but its statistics."""
-
-_PRODUCTS = frozenset(("Gemm", "MatMul", "FusedGemm", "FusedMatMul"))
-_CONVOLUTIONS = frozenset(("Conv", "ConvTranspose", "FusedConv"))
+"""Additive numbers of operators that are no layers, and those of the normalisation but its statistics."""
 
 _VIEWS = frozenset(("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Cast"))
 """Operators through which an initializer reaches its reader unchanged."""
@@ -87,11 +64,8 @@ def _is_matrix(value: ir.Value) -> bool:
     shape = () if value.const_value is None else value.const_value.shape.numpy()
     if len(shape) < 2 or min(shape[:2]) < 2:
         return False
-    return all(
-        (len(shape) == 2 and node.op_type in _PRODUCTS)
-        or (node.op_type in _CONVOLUTIONS and node.attributes.get_int("group", 1) == 1)
-        for node, _ in value.uses()
-    )
+    readers = [(node, adapter_of(node)) for node, _ in value.uses()]
+    return all(adapter is not None and adapter.is_matrix(node, shape) for node, adapter in readers)
 
 
 def _readers(value: ir.Value) -> list[tuple[str, str] | None]:
@@ -99,12 +73,12 @@ def _readers(value: ir.Value) -> list[tuple[str, str] | None]:
     found: list[tuple[str, str] | None] = []
     todo = list(value.uses())
     for node, index in todo:  # grows
-        layer = node.metadata_props.get(LAYER, "")
-        if index in _WEIGHTS.get(node.op_type, ()):
+        layer, adapter = node.metadata_props.get(LAYER, ""), adapter_of(node)
+        own = ParameterRoles() if adapter is None else adapter.parameter_roles(node.op_type)
+        is_bias = index in own.biases or index in _BIASES.get(node.op_type, ())
+        if index in own.weights:
             found.append(("weight", layer))
-        elif index in _BIASES.get(node.op_type, ()) and len(
-            value.const_value.shape if value.const_value else (1,)
-        ):
+        elif is_bias and len(value.const_value.shape if value.const_value else (1,)):
             found.append(("bias", layer))
         elif node.op_type in _VIEWS and index == 0:
             todo += node.outputs[0].uses()

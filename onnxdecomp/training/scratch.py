@@ -9,6 +9,7 @@ from typing import TypeAlias
 import onnx_ir as ir
 import torch
 
+from onnxdecomp.layers.registry import adapter_of
 from onnxdecomp.training.autograd.network import Network
 from onnxdecomp.training.composed import Composed
 from onnxdecomp.training.roles import Role
@@ -79,18 +80,8 @@ def _fan_in(node: ir.Node | None, weight: Tensor) -> int:
     shape = tuple(int(size) for size in weight.shape)
     if node is None or len(shape) < 2:
         return max(1, math.prod(shape[:1]))
-    match node.op_type:
-        case "Conv" | "FusedConv":
-            return math.prod(shape[1:])
-        case "ConvTranspose":
-            return max(1, shape[0] // node.attributes.get_int("group", 1) * math.prod(shape[2:]))
-        case "LSTM" | "GRU" | "RNN":
-            return shape[-1]
-        case "Gemm" | "FusedGemm":
-            return shape[1] if node.attributes.get_int("transB", 0) else shape[0]
-        case "Gather":
-            return 1
-    return shape[-2]
+    adapter = adapter_of(node)
+    return shape[-2] if adapter is None else adapter.fan_in(node, shape)
 
 
 def _measure(network: Network, node: ir.Node, feed: Mapping[str, Tensor]) -> None:

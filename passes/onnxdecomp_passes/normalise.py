@@ -18,9 +18,9 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import Constant, discard, initializer, resolve
 from onnxdecomp.graph.inherit import inherit_node, inherit_value
 from onnxdecomp.graph.traversal import Place, places, unique_name, value_names
-from onnxdecomp.graph.unshare_biases import own_biases
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline.base import Pass, PassContext, PassResult, option
+from onnxdecomp.quantization.unshare_biases import own_biases
 
 _STANDARD = ("", "ai.onnx")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
