@@ -1,7 +1,7 @@
 """What ends the whole process inside ONNX Runtime, where nobody can catch it: told before it runs.
 
-Found by running the operators of ONNX's own tests on tensors without numbers, and with attributes out of
-range.
+Found by running the operators of ONNX's own tests on tensors without numbers, with attributes out of range,
+and with inputs and outputs left out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _EMPTY = {"LSTM": 0, "GRU": 0, "ConvTranspose": 0, "STFT": 2}
 """Operators that do not survive an input without numbers, and which."""
+_NAMED_INPUTS = {"Sum": 0, "Min": 0, "Max": 0, "Mean": 0, "LayerNormalization": 2}
+_NAMED_OUTPUTS = {"Split": 0, "Loop": 0, "BatchNormalization": 1}
+"""Operators whose inputs or outputs, from that one on, may not be there under an empty name."""
 
 
 def fatal(model: ModelProto) -> str | None:
@@ -25,16 +28,30 @@ def fatal(model: ModelProto) -> str | None:
     bodies = [body for whole in (model.graph, *model.functions) for body in _bodies(whole)]
     for body in bodies:
         for node in body.node:
-            low = [a.i for a in node.attribute if a.name == "batch_dims" and a.i < 0]
-            if low and _is(node, "GatherND"):
-                what = f"batch_dims of GatherND {node.name!r} is {low[0]}"
-                return f"{what}, and ONNX Runtime ends the process then"
+            if (reason := _fatal_alone(node)) is not None:
+                return f"{node.op_type} {node.name!r} {reason}, and ONNX Runtime ends the process then"
     if not any(_is(node, *_EMPTY) for body in bodies for node in body.node):
         return None
     found = _empty_operand(model)
     if found is None and any(map(_is_empty, model.graph.input)):
         found = _empty_operand(_inferred(model))
     return found
+
+
+def _fatal_alone(node: NodeProto) -> str | None:
+    """What is fatal about a node, whatever its inputs hold."""
+    if not _is(node, "GatherND", *_NAMED_INPUTS, *_NAMED_OUTPUTS):
+        return None
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "GatherND" and attributes.get("batch_dims", 0) < 0:
+        return f"has batch_dims {attributes['batch_dims']}"
+    if (first := _NAMED_INPUTS.get(node.op_type)) is not None and "" in node.input[first:]:
+        return "has an input without a name (leave it out)"
+    if node.op_type == "BatchNormalization" and not attributes.get("training_mode"):
+        return None
+    if (first := _NAMED_OUTPUTS.get(node.op_type)) is not None and "" in node.output[first:]:
+        return "has an output without a name (give it one)"
+    return None
 
 
 def refuse_fatal_on_cpu(model: str | Path | bytes) -> None:
@@ -95,8 +112,8 @@ def _empty_operand(model: ModelProto) -> str | None:
             at = _EMPTY.get(node.op_type)
             if at is not None and _is(node, *_EMPTY) and empty.intersection(node.input[at : at + 1]):
                 return (
-                    f"the input {node.input[at]!r} of {node.op_type} {node.name!r} has a size of 0, and ONNX "
-                    "Runtime ends the process then"
+                    f"{node.op_type} {node.name!r} has an input, {node.input[at]!r}, with a size of 0, and "
+                    "ONNX Runtime ends the process then"
                 )
     return None
 

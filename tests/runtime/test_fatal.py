@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -54,6 +55,11 @@ def spectrogram(window: int) -> onnx.ModelProto:
     return model([node], (1, 32, 1), step=np.asarray(4, np.int64), window=np.ones(window, np.float32))
 
 
+def unnamed(operator: str, inputs: list[str], outputs: list[str], **attributes: Any) -> onnx.ModelProto:
+    node = helper.make_node(operator, inputs, outputs, "node", **attributes)
+    return model([node], (2, 4, 3), a=np.ones(4, np.float32))
+
+
 def in_a_function(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same nodes as the body of a function."""
     opsets = list(proto.opset_import)
@@ -76,14 +82,31 @@ def in_a_branch(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "lstm": (lambda: recurrent("LSTM", (0, 3, 4)), "LSTM 'cell' has a size of 0"),
-    "gru": (lambda: recurrent("GRU", (2, 0, 4)), "GRU 'cell' has a size of 0"),
-    "deconvolution": (lambda: deconvolution((1, 4, 0, 4)), "ConvTranspose 'up' has a size of 0"),
-    "branch": (lambda: in_a_branch(recurrent("GRU", (0, 3, 4))), "GRU 'cell' has a size of 0"),
-    "gather": (lambda: gather(-7), "batch_dims of GatherND 'pick' is -7"),
-    "spectrogram": (lambda: spectrogram(0), "STFT 'stft' has a size of 0"),
-    "gather in a function": (lambda: in_a_function(gather(-1)), "batch_dims of GatherND 'pick' is -1"),
-    "gather in a branch": (lambda: in_a_branch(gather(-1)), "batch_dims of GatherND 'pick' is -1"),
+    "lstm": (lambda: recurrent("LSTM", (0, 3, 4)), "LSTM 'cell' has an input, 't', with a size of 0"),
+    "gru": (lambda: recurrent("GRU", (2, 0, 4)), "GRU 'cell' has an input, 't', with a size of 0"),
+    "deconvolution": (
+        lambda: deconvolution((1, 4, 0, 4)),
+        "ConvTranspose 'up' has an input, 'x', with a size of 0",
+    ),
+    "branch": (
+        lambda: in_a_branch(recurrent("GRU", (0, 3, 4))),
+        "GRU 'cell' has an input, 't', with a size of 0",
+    ),
+    "gather": (lambda: gather(-7), "GatherND 'pick' has batch_dims -7"),
+    "sum": (lambda: unnamed("Sum", ["x", ""], ["y"]), "Sum 'node' has an input without a name"),
+    "max": (lambda: unnamed("Max", ["x", "x", ""], ["y"]), "Max 'node' has an input without a name"),
+    "normalisation": (
+        lambda: unnamed("LayerNormalization", ["x", "a", ""], ["y"], axis=1),
+        "LayerNormalization 'node' has an input without a name",
+    ),
+    "split": (lambda: unnamed("Split", ["x"], ["y", ""]), "Split 'node' has an output without a name"),
+    "training": (
+        lambda: unnamed("BatchNormalization", ["x", *"aaaa"], ["y", "", ""], training_mode=1),
+        "BatchNormalization 'node' has an output without a name",
+    ),
+    "spectrogram": (lambda: spectrogram(0), "STFT 'stft' has an input, 'window', with a size of 0"),
+    "gather in a function": (lambda: in_a_function(gather(-1)), "GatherND 'pick' has batch_dims -1"),
+    "gather in a branch": (lambda: in_a_branch(gather(-1)), "GatherND 'pick' has batch_dims -1"),
 }
 
 
@@ -99,6 +122,10 @@ def test_models_that_are_not() -> None:
     assert fatal(deconvolution((1, 4, 4, 4))) is None
     assert fatal(gather(1)) is None
     assert fatal(spectrogram(16)) is None
+    assert fatal(unnamed("Sum", ["x", "x"], ["y"])) is None
+    assert fatal(unnamed("LayerNormalization", ["x", "a"], ["y", "", "deviation"], axis=1)) is None
+    assert fatal(unnamed("Clip", ["x", "", "a"], ["y"])) is None
+    assert fatal(unnamed("BatchNormalization", ["x", *"aaaa"], ["y", "", ""])) is None
     proto = recurrent("LSTM", (1, 3, 4))  # another input may well be empty, as a cache is at first
     proto.graph.input.append(helper.make_tensor_value_info("cache", TensorProto.FLOAT, [1, 0, 4]))
     assert fatal(proto) is None
@@ -116,7 +143,7 @@ def test_every_command(
         ("verify", "m.onnx", "m.onnx"),
         ("bench", "m.onnx"),
     ):
-        command(capsys, *line).is_error(3, "m.onnx", "has a size of 0")
+        command(capsys, *line).is_error(3, "m.onnx", "a size of 0")
     assert files() == ["m.onnx"]
 
 
