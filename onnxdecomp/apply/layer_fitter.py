@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from onnxdecomp.calibration.nonlinearity import activation, aim
 from onnxdecomp.calibration.pinned_values import pins_of
 from onnxdecomp.calibration.reachability import UNREACHED
 from onnxdecomp.calibration.statistics import Calibration, centred, observe, window
-from onnxdecomp.core.layer import Ranks
+from onnxdecomp.core.layer import Array, Ranks
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
 from onnxdecomp.fitting.moments import Moments, together
@@ -55,7 +55,9 @@ class Fitter:
             provider=calibration.provider,
             threads=calibration.threads,
         )
-        return Fitter(calibration, model, *(window(of, calibration, pins) for of in (seen, original)))
+        return Fitter(
+            calibration, model, *(window(of, calibration, pins, beside=2) for of in (seen, original))
+        )
 
     def fit(
         self, site: Site, method: Decomposition, ranks: Ranks, seed: int, pending: Collection[ir.Node]
@@ -65,10 +67,10 @@ class Fitter:
         `pending` as for `Window.look`.
         """
         train, held = observe(site, self.now, self.original, self.calibration, pending)
-        both = together(train, held)
-        if not both.count:
+        halves = _present(train, held)
+        if not any(half.count for half in halves):
             return UNREACHED
-        if not both.finite:
+        if not all(half.finite for half in halves):
             return "what it sees or makes is not finite"
         found = fit(
             method,
@@ -80,24 +82,25 @@ class Fitter:
             shrinkages=self.calibration.shrinkages,
             centred=centred(site),
         )
-        return self._rectified(site, found, both, pending)
+        return self._rectified(site, found, _second(halves), pending)
 
     def repair(self, site: Site, pending: Collection[ir.Node]) -> Fit | None:
         """Other numbers for a layer that is kept, or None where they would be of no use."""
         train, held = observe(site, self.now, self.original, self.calibration, pending)
-        if not together(train, held).usable:
+        halves = _present(train, held)
+        if not any(half.count for half in halves) or not all(half.finite for half in halves):
             return None
         found = repair(site.layer, train, held, shrinkages=self.calibration.shrinkages, centred=centred(site))
         if found is None or not found.shrinkage:
             return found
-        return self._rectified(site, found, together(train, held), pending)
+        return self._rectified(site, found, _second(halves), pending)
 
     def renormalise(self, node: ir.Node, pending: Collection[ir.Node]) -> bool:
         """Other statistics for a BatchNormalization."""
         return renormalise(self.model, node, self.now, self.original, pending, self.calibration)
 
-    def _rectified(self, site: Site, found: Fit, moments: Moments, pending: Collection[ir.Node]) -> Fit:
-        """The fit carried on with what the activation behind the layer forgives."""
+    def _rectified(self, site: Site, found: Fit, second: Array, pending: Collection[ir.Node]) -> Fit:
+        """The fit carried on with what the activation behind the layer forgives; `second` is all rows' xx."""
         act = activation(site)
         # Where the fit does worse on rows that it has not seen, it would learn which of its own are cut off.
         trusted = found.held_out is None or found.held_out <= _TRUSTED * found.loss
@@ -108,5 +111,14 @@ class Fitter:
             wanted = aim(act, dense_rows(found.chain, site.layer), bias)
             train, held = observe(site, self.now, self.original, self.calibration, pending, wanted)
             both = together(train, held)
-            found = refit(found, site.layer, replace(both, xx=moments.xx), centred=centred(site))
+            found = refit(found, site.layer, replace(both, xx=second), centred=centred(site))
         return found
+
+
+def _present(train: Moments, held: Moments | None) -> list[Moments]:
+    return [train] if held is None else [train, held]
+
+
+def _second(halves: Sequence[Moments]) -> Array:
+    """The sum of x xT over all rows: alone, since what belongs to outputs may be as large as a vocabulary."""
+    return halves[0].xx if len(halves) == 1 else halves[0].xx + halves[1].xx

@@ -15,10 +15,11 @@ from onnxdecomp.calibration.activations import Taps, open_taps
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.graph.traversal import node_graphs, operands, upstream
+from onnxdecomp.runtime.memory_budget import KEPT
 from onnxdecomp.runtime.session import Feed
 
-HELD = 512 << 20
-"""Bytes of activations that a window holds. A cut that takes more is not moved to: the old one stays."""
+HELD = KEPT
+"""Bytes of activations that a lone window holds. A cut that takes more is not moved to: the old one stays."""
 
 
 class Window:

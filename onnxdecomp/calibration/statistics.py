@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibration.activation_cache import Window
+from onnxdecomp.calibration.activation_cache import HELD, Window
 from onnxdecomp.calibration.activations import open_taps
 from onnxdecomp.calibration.im2col import Positions, at_positions, conv_rows, draw_positions, output_sizes
 from onnxdecomp.calibration.nonlinearity import Aim
@@ -139,14 +139,20 @@ def centred(site: Site) -> bool:
     return site.adapter.takes_bias(site.layer)
 
 
-def window(model: ir.Model, calibration: Calibration, pins: Sequence[Feed] = ()) -> Window:
-    """A window of the model's activations on the calibration inputs, with some values pinned."""
+def window(
+    model: ir.Model, calibration: Calibration, pins: Sequence[Feed] = (), *, beside: int = 1
+) -> Window:
+    """A window of the model's activations on the calibration inputs, with some values pinned.
+
+    It is one of `beside` windows that are held at the same time and share the memory for it.
+    """
     return Window(
         model,
         calibration.feeds,
         batch=calibration.batch,
         provider=calibration.provider,
         threads=calibration.threads,
+        held=HELD // beside,
         pins=pins,
     )
 

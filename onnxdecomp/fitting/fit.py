@@ -72,28 +72,32 @@ def fit(
         onnxdecomp.errors.ModelError: The weight holds NaN or infinite values.
     """
     weight = as_rows(layer.weight, layer)
-    everything = together(train, held_out)
     plain = plain_start(method, layer, ranks, weight, seed)
     strength, outside = shrinkages[0], None
+
+    def improved(moments: Moments, shrinkage: float, start: Chain | None, sweeps: int) -> Chain:
+        # What is solved on the way may be as large as a vocabulary, and is let go of.
+        posed = problem(moments, weight, shrinkage, centred=centred)
+        start = start or _start(method, layer, ranks, posed, plain, seed)
+        return _improved(start, layer, posed, sweeps=sweeps)
+
     if held_out is not None:
         judge = problem(held_out, weight, centred=centred)
         # What was fitted at one strength starts the fit at the next.
         chain = None
         for candidate in shrinkages:
-            posed = problem(train, weight, candidate, centred=centred)
-            start = chain or _start(method, layer, ranks, posed, plain, seed)
-            chain = _improved(start, layer, posed, sweeps=1)
+            chain = improved(train, candidate, chain, 1)
             found = judge.relative(dense_rows(chain, layer))
             if outside is None or found < outside:
                 strength, outside = candidate, found
-    posed = problem(everything, weight, strength, centred=centred)
-    start = _start(method, layer, ranks, posed, plain, seed)
-    fitted = _improved(start, layer, posed, sweeps=sweeps)
+        del judge
+    everything = together(train, held_out)
+    fitted = improved(everything, strength, None, sweeps)
     judged = problem(everything, weight, centred=centred)
-    dense, plain_dense = (dense_rows(chain, layer) for chain in (fitted, plain))
-    loss, plain_loss = judged.relative(dense), judged.relative(plain_dense)
+    dense, plain_loss = dense_rows(fitted, layer), judged.relative(dense_rows(plain, layer))
+    loss = judged.relative(dense)
     if not loss <= plain_loss:
-        fitted, dense, loss = plain, plain_dense, plain_loss
+        fitted, dense, loss = plain, dense_rows(plain, layer), plain_loss
     if centred:
         fitted = replace(fitted, bias=judged.bias(dense))
     return Fit(fitted, loss, plain_loss, outside, strength)

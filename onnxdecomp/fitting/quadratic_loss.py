@@ -26,6 +26,9 @@ _FLOOR = 1e-7
 
 _LARGE = 512
 
+_BLOCK = 1 << 20
+"""Numbers that are made at once beside C."""
+
 _ROUNDING = 1e-12
 """Of the mean square: what the sums' rounding may leave of a variance of nothing."""
 
@@ -99,18 +102,27 @@ def problem(moments: Moments, weight: Array, shrinkage: float = 0.0, *, centred:
     share = 1 / n if centred else 0.0
     mean_in, mean_out = moments.x * share, moments.y * share
     second = moments.xx / n - mean_in[:, :, None] * mean_in[:, None, :]
-    outputs = mean_out.reshape(len(mean_in), -1)
-    cross = moments.yx / n - outputs[:, :, None] * mean_in[:, None, :]
     d = second.shape[-1]
     scale = float(np.trace(second, axis1=1, axis2=2).mean()) / d
     square = float(np.trace(moments.xx, axis1=1, axis2=2).mean()) / d / n
     strength = (max(shrinkage, 0.0) + _FLOOR) * max(scale, 0.0) + _ROUNDING * square or 1.0
     second[:, np.arange(d), np.arange(d)] += strength
-    cross += strength * weight
+    cross = _cross(moments.yx / n, mean_out.reshape(len(mean_in), -1), mean_in, weight, strength)
     energy = float(np.sum(moments.yy / n - mean_out**2))
     if energy <= _ROUNDING * float(np.sum(moments.yy)) / n:
         energy = 0.0
     return Problem(second, cross, energy, mean_in, mean_out, strength * float(np.sum(np.square(weight))))
+
+
+def _cross(yx: Array, mean_out: Array, mean_in: Array, weight: Array, strength: float) -> Array:
+    """C from E[y xT], in place and some rows at a time: of a vocabulary it is large."""
+    step = max(1, _BLOCK // yx.shape[2])
+    for group in range(len(yx)):
+        for start in range(0, yx.shape[1], step):
+            rows = slice(start, start + step)
+            yx[group, rows] -= mean_out[group, rows, None] * mean_in[group]
+            yx[group, rows] += strength * weight[group, rows]
+    return yx
 
 
 def _solved(second: Array, cross: Array) -> Array:
@@ -148,7 +160,8 @@ def _modes(best: Array, second: Array) -> Array:
         return _eigenvectors((spread + spread.T) / 2)
     values, vectors = _eigh(second)
     spread = best @ (vectors * np.sqrt(np.maximum(values, 0)))  # [T, D]
-    return np.asarray(np.linalg.qr(spread @ _eigenvectors(spread.T @ spread))[0])
+    spread = spread @ _eigenvectors(spread.T @ spread)
+    return np.asarray(np.linalg.qr(spread)[0])
 
 
 def _eigenvectors(matrix: Array) -> Array:

@@ -39,11 +39,16 @@ def repair(
         layer, train, held_out, shrinkages, centred: As for `fit`.
     """
     weight = as_rows(layer.weight, layer)
-    everything = together(train, held_out)
-    judged = problem(everything, weight, centred=centred)
+
+    def of_all(shrinkage: float = 0.0) -> Problem:
+        # Made anew each time: it may be as large as a vocabulary, and little is needed of it at once.
+        return problem(together(train, held_out), weight, shrinkage, centred=centred)
+
+    judged = of_all()
     lost = judged.relative(weight)
     if lost + (_moved(judged, weight, layer) if centred else 0.0) <= _UNHARMED:
         return None
+    del judged
     strength, outside = None, None
     if held_out is not None:
         judge = problem(held_out, weight, centred=centred)
@@ -53,9 +58,11 @@ def repair(
             found = judge.relative(problem(train, weight, candidate, centred=centred).best)
             if found < least:
                 strength, outside, least = candidate, found, found
+        del judge
     if strength is None and not centred:
         return None
-    fitted = weight if strength is None else problem(everything, weight, strength, centred=centred).best
+    fitted = weight if strength is None else of_all(strength).best
+    judged = of_all()
     bias = judged.bias(fitted) if centred else layer.bias
     chain = dense_chain(replace(layer, weight=_in_place(fitted, layer), bias=bias))
     return Fit(chain, judged.relative(fitted), lost, outside, 0.0 if strength is None else strength)

@@ -13,6 +13,9 @@ _GROUPS = (
 _SHARE = 0.5
 """Of what is left: the rest is for what stands beside the step, and for other programs."""
 
+KEPT = 512 << 20
+"""Bytes that values may take together which are kept only to save time, as activations at a cut."""
+
 
 def budget() -> int:
     """Bytes that a single step may allocate: half of what the machine, and limits on the process, leave."""

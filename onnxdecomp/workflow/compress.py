@@ -280,7 +280,7 @@ def compress(
             )
             notes = _together(
                 *(told, given_up, settled.said, ran.notes, settled.notes, mishaps(plan_done), remarks),
-                checked.notes if checked else (),
+                _said_of_check(checked, layers, fitted=data is calib, trained=made.learnt is not None),
             )
             used = None if data is calib else describe_data(data)
             record = run_record(
@@ -316,6 +316,22 @@ def inspect(model: ModelSource, *, simplify: str = "none", **decompose: Any) -> 
     if not any(decompose.get(name) for name in ("rank", "target", "layers", "plan", "config")):
         decompose["rank"] = "0.5"
     return compress(model, simplify=simplify, dry_run=True, **decompose)
+
+
+_SEEN = (
+    "the error is that on the calibration inputs, which the numbers were fitted to: on others it is larger, "
+    "give some with --eval to know it"
+)
+
+
+def _said_of_check(
+    checked: Verification | None, layers: Sequence[LayerRecord], *, fitted: bool, trained: bool
+) -> tuple[str, ...]:
+    """What a verification says, and that it was done on what the layers were fitted to, where it was."""
+    if checked is None:
+        return ()
+    own = fitted and (trained or any(layer.loss is not None for layer in layers))
+    return (*checked.notes, _SEEN) if own else checked.notes
 
 
 def _silent(what: str, done: int, total: int) -> None:

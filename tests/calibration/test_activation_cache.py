@@ -6,9 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.calibration import activation_cache as module
 from onnxdecomp.calibration.activation_cache import HELD, Window
 from onnxdecomp.calibration.activations import Taps, open_taps
+from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
 from onnxdecomp.core.steps import Convolve
@@ -143,3 +145,20 @@ def test_an_input_that_outgrows_the_cut_loses_nothing() -> None:
     for found, feed in zip(window.look(["r"]), feeds, strict=True):
         np.testing.assert_allclose(found[0], values(model, ["r"], [feed])[0], rtol=1e-5, atol=1e-6)
     assert window.held() == []
+
+
+def test_windows_that_are_held_together_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fit's two hold as much as the search's one: what both hold is never more than the budget."""
+    model = loaded(residual())
+    feeds = Feeds(tuple(FEEDS), "the test", stackable=True)
+    size = sum(array.nbytes for array in values(model, ["s"], FEEDS))
+    monkeypatch.setattr("onnxdecomp.calibration.statistics.HELD", 2 * size)
+    fitter = Fitter.of(model, Calibration(feeds, batch=4, threads=1))
+    for both in zip(fitter.now.look(["s"]), fitter.original.look(["s"]), strict=True):
+        assert len(both) == 2
+    for window in (fitter.now, fitter.original):
+        assert sum(array.nbytes for own in window.held() for array in own.values()) == size
+    monkeypatch.setattr("onnxdecomp.calibration.statistics.HELD", 2 * size - 2)
+    fitter = Fitter.of(model, Calibration(feeds, batch=4, threads=1))
+    list(fitter.now.look(["s"]))
+    assert fitter.now.held() == []

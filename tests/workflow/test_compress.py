@@ -185,3 +185,21 @@ def test_a_model_that_calls_the_default_domain_by_its_long_name(model: Path) -> 
     assert [layer.method for layer in result.layers] == ["tucker", "tucker"]
     assert result.record["model"]["opset"] == 17
     onnx.checker.check_model(onnx.load(model.with_name("out.onnx")))
+
+
+def test_an_error_on_what_the_fit_has_seen_is_told_as_that(model: Path) -> None:
+    rng = np.random.default_rng(0)
+    fitted, others = (
+        [{"x": rng.standard_normal((1, 8, 8, 8)).astype(np.float32)} for _ in range(8)] for _ in range(2)
+    )
+    said = "the error is that on the calibration inputs, which the numbers were fitted to"
+
+    def told(**more: Any) -> bool:
+        notes = onnxdecomp.compress(model, **{**QUICK, **more}).record["notes"]
+        return any(note.startswith(said) for note in notes)
+
+    assert told(calib=fitted)
+    assert not told(calib=fitted, data=others)
+    assert not told(calib=fitted, verify=False)
+    assert not told(calib=fitted, exclude=("c*",))
+    assert not told(data=others)
