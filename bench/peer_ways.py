@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import onnx
 
@@ -140,7 +140,7 @@ def main() -> None:
     Path(facts).write_text(json.dumps(found))
 
 
-def _ours(source: Path, target: Path, calib: Path, quantize: str) -> dict[str, Any]:
+def _ours(source: Path, target: Path, calib: Path, quantize: Literal["none", "int8"]) -> dict[str, Any]:
     import onnxdecomp
 
     done = onnxdecomp.compress(

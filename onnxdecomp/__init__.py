@@ -13,14 +13,27 @@ from onnxdecomp._version import __version__
 if TYPE_CHECKING:
     from onnxdecomp.evaluate.benchmark import bench
     from onnxdecomp.evaluate.verify import verify
-    from onnxdecomp.workflow.compress import Result, compress, inspect
+    from onnxdecomp.workflow.compress import compress, inspect
+    from onnxdecomp.workflow.config import CompressConfig
     from onnxdecomp.workflow.finetune import Finetuned, finetune
+    from onnxdecomp.workflow.result import Result
 
-__all__ = ["Finetuned", "Result", "__version__", "bench", "compress", "finetune", "inspect", "verify"]
+__all__ = [
+    "CompressConfig",
+    "Finetuned",
+    "Result",
+    "__version__",
+    "bench",
+    "compress",
+    "finetune",
+    "inspect",
+    "verify",
+]
 
 _HOME = {
+    "CompressConfig": "onnxdecomp.workflow.config",
     "Finetuned": "onnxdecomp.workflow.finetune",
-    "Result": "onnxdecomp.workflow.compress",
+    "Result": "onnxdecomp.workflow.result",
     "compress": "onnxdecomp.workflow.compress",
     "finetune": "onnxdecomp.workflow.finetune",
     "inspect": "onnxdecomp.workflow.compress",

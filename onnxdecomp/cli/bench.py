@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxdecomp.cli.inputs import data_options, parse_shapes
+from onnxdecomp.cli.inputs import data_options
 from onnxdecomp.cli.output import check_files, json_option, report_options, write_record
+from onnxdecomp.cli.shapes import parse_shapes
 
 if TYPE_CHECKING:
     from onnxdecomp.evaluate.benchmark import Setting

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from onnxdecomp.core.options import help_of
 from onnxdecomp.data.preprocess import NAMES
+from onnxdecomp.workflow.config import CompressConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_HELP = {name: help_of(CompressConfig, name) for name in ("seed", "input_shapes", "mask")}
+
 seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, metavar="N", show_default=True, help="Of all randomness."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    show_default=True,
+    help=f"{_HELP['seed']}.",
 )
 input_shape_option = click.option(
-    "--input-shape",
-    multiple=True,
-    metavar="NAME:1x3x224x224",
-    help="Shape of an input whose dimensions the model leaves free. Repeatable.",
+    "--input-shape", multiple=True, metavar="NAME:1x3x224x224", help=f"{_HELP['input_shapes']}."
 )
 preprocess_option = click.option(
     "--preprocess",
@@ -33,8 +39,7 @@ mask_option = click.option(
     "--mask",
     default="",
     metavar="NAME",
-    help="Input that is 0 where a position is padding, which counts neither in fits nor in errors. Several "
-    "with commas; none: no input is  [default: attention_mask, input_mask and their like].",
+    help=f"{_HELP['mask']}  [default: attention_mask, input_mask and their like].",
 )
 
 
@@ -53,24 +58,3 @@ def data_options(function: F) -> F:
     ):
         function = option(function)
     return function
-
-
-def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """{"x": (1, 3, 224, 224)} from ["x:1x3x224x224"]; names may hold colons, a scalar is "x:".
-
-    Raises:
-        UsageError: A text is not of that form.
-    """
-    from onnxdecomp.errors import UsageError
-
-    shapes = {}
-    for text in texts:
-        name, colon, sizes = text.rpartition(":")
-        try:
-            shape = tuple(int(size) for size in sizes.replace(",", "x").split("x") if size)
-        except ValueError:
-            colon = ""
-        if not colon or not name:
-            raise UsageError(f"--input-shape {text!r} is not of the form NAME:1x3x224x224")
-        shapes[name] = shape
-    return shapes

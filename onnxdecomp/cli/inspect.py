@@ -12,7 +12,11 @@ from onnxdecomp.cli.output import check_files, json_option, write_record
 
 @click.command()
 @click.argument("model", type=click.Path())
-@options.decomposition
+@options.decomposition("goal")
+@options.decomposition("methods")
+@options.config_option
+@options.decomposition("data")
+@options.decomposition("runtime")
 @options.methods
 @json_option("the plan")
 @click.pass_context
@@ -28,9 +32,8 @@ def command(
     from onnxdecomp.workflow.compress import inspect
 
     check_files(context, {"MODEL": model, "--config": config})
-    given = {"simplify": "none", **options.given(context, (*options.DECOMPOSE, "seed"))}
     with console.progress("load") as advance:
-        result = inspect(model, config=config, progress=advance, **given)
+        result = inspect(model, config=config, progress=advance, **options.said(context))
     for note in result.notes:
         console.note(f"note: {note}")
     write_record(context, result.record, json_target)

@@ -1,123 +1,76 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that are made from dataclasses: those of CompressConfig, and those of the methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import dataclasses
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
 
 import click
 
-from onnxdecomp.cli.inputs import mask_option, seed_option
+from onnxdecomp.cli.shapes import parse_shapes
+from onnxdecomp.core.options import Described, default_of, described, option_fields, spelled
+from onnxdecomp.search.plan_options import PlanOptions
+from onnxdecomp.workflow.config import CompressConfig, Group, hints
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _METAVAR = {str: "TEXT", int: "N", float: "NUMBER", bool: "true|false"}
 
-SAVINGS = ("macs", "params", "both", "either", "none")
+
+def configured(group: Group, names: Iterable[str] = ()) -> Callable[[F], F]:
+    """The options of CompressConfig that belong to a group; only these names, where some are given."""
+    chosen = set(names)
+    fields = [
+        field
+        for field in option_fields(CompressConfig)
+        if described(field).group == group and (not chosen or field.name in chosen)
+    ]
+
+    def decorate(function: F) -> F:
+        for field in reversed(fields):
+            if described(field).flag is not None:
+                function = option_of(field, hints()[field.name])(function)
+        return function
+
+    return decorate
 
 
-def decomposition(function: F) -> F:
-    """The options that say what is decomposed, and how: of compress and inspect."""
-    for option in reversed(
-        (
-            click.option(
-                "--method",
-                default="auto",
-                show_default=True,
-                metavar="NAME",
-                help="Decomposition; see 'onnxdecomp methods'. Several with commas: with --rank a layer gets "
-                "the first that fits, else the best. auto: the best of all (with --rank: tucker).",
-            ),
-            click.option(
-                "--target",
-                metavar="BUDGET",
-                help="What to reach; the ranks are searched for: macs=2x | params=4x | size=3x | "
-                "latency=1.5x | error=0.05 (of the output) | drop=0.01 (of the accuracy on --eval); several "
-                "with commas  [default: the fastest within error=0.05].",
-            ),
-            click.option(
-                "--rank",
-                metavar="SPEC",
-                help="In place of a target, ranks: 16 | 16,32 | 0.5 (of full) | energy=0.95 | error=0.05 (of "
-                "the weight) | evbmf.",
-            ),
-            click.option(
-                "--layer",
-                "layers",
-                multiple=True,
-                metavar="RULE",
-                help="Other ways for some layers: PATTERN=METHOD[:rank=SPEC][:option=value] or PATTERN=keep. "
-                "Repeatable; the first that fits wins.",
-            ),
-            click.option(
-                "--rank-multiple",
-                metavar="N|auto",
-                help="Round ranks to multiples of N; auto: of what the provider's kernels block by  "
-                "[default: auto where latency counts, else 1].",
-            ),
-            click.option(
-                "--include",
-                multiple=True,
-                metavar="PATTERN",
-                help="Only layers of that name, or whose name matches, such as 'conv3*'; repeatable.",
-            ),
-            click.option(
-                "--exclude",
-                multiple=True,
-                metavar="PATTERN",
-                help="No layer of that name, or whose name matches; repeatable.",
-            ),
-            click.option(
-                "--must-save",
-                type=click.Choice(SAVINGS),
-                default="macs",
-                show_default=True,
-                help="What a chain must need less of than its layer, or the layer stays. 'none' decomposes "
-                "every layer at any rank, full ranks (--rank 1.0) included.",
-            ),
-            click.option(
-                "--skip-below",
-                type=click.FloatRange(min=0),
-                default=0.1,
-                show_default=True,
-                metavar="SHARE",
-                help="A layer stays if both its MACs and its parameters are below this share of the average.",
-            ),
-            click.option(
-                "--freeze-initializers",
-                is_flag=True,
-                help="Treat initializers that are also graph inputs as constants.",
-            ),
-            click.option(
-                "--repair/--no-repair",
-                default=True,
-                show_default=True,
-                help="Give layers that are kept (and not excluded) numbers that make up for what those "
-                "before them have lost; with --calib.",
-            ),
-            click.option(
-                "--requantize",
-                is_flag=True,
-                help="Store the factors of quantized weights as int8 again, or as MatMulNBits.",
-            ),
-            click.option(
-                "--simplify",
-                type=click.Choice(("onnxsim", "onnxscript", "none")),
-                default=None,
-                help="Simplifier to run first  [default: onnxsim].",
-            ),
-            click.option(
-                "--config",
-                type=click.Path(dir_okay=False),
-                metavar="FILE",
-                help="Pipeline as TOML: which passes, with which options. Options given here win.",
-            ),
-            mask_option,
-            seed_option,
-        )
-    ):
-        function = option(function)
-    return function
+def decomposition(group: Group) -> Callable[[F], F]:
+    """Those of a group that say what is decomposed, and how: of inspect."""
+    return configured(group, (*(field.name for field in option_fields(PlanOptions)), "simplify"))
+
+
+def option_of(field: dataclasses.Field[Any], hint: object) -> Callable[[F], F]:
+    """A field as an option of the command line."""
+    known, default = described(field), default_of(field)
+    flag = known.flag if known.flag and "/" in known.flag else spelled(field)
+    otherwise = f"  [default: {known.otherwise}]" if known.otherwise else ""
+    shown = not known.otherwise and default is not False and default not in (None, "", ())
+    several = isinstance(default, tuple) or field.name == "input_shapes"
+    return click.option(
+        flag,
+        field.name,
+        is_flag=True if isinstance(default, bool) and "/" not in flag else None,
+        type=_type(known, hint),
+        multiple=several,
+        default=() if several else default,
+        show_default=shown,
+        metavar=known.metavar,
+        help=f"{known.help}{otherwise}.",
+    )
+
+
+def _type(known: Described, hint: object) -> click.ParamType[Any] | None:
+    (kind, *_) = [one for one in typing.get_args(hint) or (hint,) if one not in (type(None), Ellipsis)]
+    if typing.get_origin(hint) is Literal:
+        return click.Choice(typing.get_args(hint))
+    if kind is int:
+        return click.IntRange(min=None if known.at_least is None else int(known.at_least))
+    if kind is float:
+        return click.FloatRange(min=known.at_least)
+    return click.Path() if known.metavar in ("FILE", "DATA") else None
 
 
 def methods(function: F) -> F:
@@ -146,8 +99,8 @@ def _parameter(method: str, option: str) -> str:
     return f"{method}__{option}"
 
 
-def given(context: click.Context, names: Sequence[str]) -> dict[str, Any]:
-    """The parameters among `names` that the user gave: defaults must not override a configuration file.
+def said(context: click.Context) -> dict[str, Any]:
+    """The options of CompressConfig that the user gave: defaults must not override a pipeline's file.
 
     The methods' own options come as {"options": {method: {option: text}}}.
     """
@@ -155,10 +108,12 @@ def given(context: click.Context, names: Sequence[str]) -> dict[str, Any]:
 
     default = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
     found = {
-        name: context.params[name]
-        for name in names
-        if name in context.params and context.get_parameter_source(name) not in default
+        field.name: context.params[field.name]
+        for field in option_fields(CompressConfig)
+        if field.name in context.params and context.get_parameter_source(field.name) not in default
     }
+    if "input_shapes" in found:
+        found["input_shapes"] = parse_shapes(found["input_shapes"])
     own: dict[str, dict[str, str]] = {}
     for name, value in context.params.items():
         method, separator, option = name.partition("__")
@@ -167,20 +122,9 @@ def given(context: click.Context, names: Sequence[str]) -> dict[str, Any]:
     return {**found, "options": own} if own else found
 
 
-DECOMPOSE = (
-    "method",
-    "options",
-    "rank",
-    "target",
-    "layers",
-    "rank_multiple",
-    "include",
-    "exclude",
-    "must_save",
-    "skip_below",
-    "freeze_initializers",
-    "repair",
-    "requantize",
-    "simplify",
-    "mask",
+config_option = click.option(
+    "--config",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Pipeline as TOML: which passes, with which options. Options given here win.",
 )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from onnxdecomp.record.schema.layers import Change, LayerRecord
-    from onnxdecomp.workflow.compress import Result
+    from onnxdecomp.workflow.result import Result
 
 Line = tuple[str, str]
 

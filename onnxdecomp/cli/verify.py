@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxdecomp.cli.inputs import data_options, parse_shapes
+from onnxdecomp.cli.inputs import data_options
 from onnxdecomp.cli.output import check_files, json_option
+from onnxdecomp.cli.shapes import parse_shapes
 
 if TYPE_CHECKING:
     from onnxdecomp.evaluate.verify import Verification

@@ -1,4 +1,4 @@
-"""Fields of dataclasses as options: their types checked, read from text, described to people."""
+"""Fields of dataclasses as options: described once, their types checked, read from text, shown to people."""
 
 from __future__ import annotations
 
@@ -7,8 +7,97 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is said of an option, once: for the command line, the checks, the reference page.
+
+    Attributes:
+        help: What it does, without a full stop.
+        group: What it is about.
+        flag: On the command line, such as "--layer" or "--bench/--no-bench"; "" if it is spelled as its name
+            is, None where there is none.
+        metavar: What stands for its value there.
+        at_least, above: The range of a number, or of each of several.
+        otherwise: What holds where it is not given, if the default does not say it.
+        places: Options of passes that it sets, as (pass, option).
+    """
+
+    help: str
+    group: str = ""
+    flag: str | None = ""
+    metavar: str | None = None
+    at_least: float | None = None
+    above: float | None = None
+    otherwise: str = ""
+    places: tuple[tuple[str, str], ...] = ()
+
+    def problem(self, value: object) -> str:
+        """Why a value is out of range, as the end of a sentence about it; "" where it is not."""
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if not isinstance(number, int | float):
+                continue
+            if self.at_least is not None and not number >= self.at_least:
+                return f"must be {self.at_least:g} or more, not {number}"
+            if self.above is not None and not self.above < number < float("inf"):
+                return f"must be a number above {self.above:g}, not {number}"
+        return ""
+
+
+def option(
+    default: T,
+    help: str,
+    *,
+    group: str = "",
+    flag: str | None = "",
+    metavar: str | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    otherwise: str = "",
+    places: tuple[tuple[str, str], ...] = (),
+) -> T:
+    """A field of a dataclass that is an option; see `Described`. A mapping as default is copied."""
+    described = Described(help, group, flag, metavar, at_least, above, otherwise, places)
+    metadata = {"help": help, "described": described}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)  # type: ignore[return-value]
+    return field(default=default, metadata=metadata)
+
+
+def described(field: dataclasses.Field[Any]) -> Described:
+    """What is said of a field; of those without `option` no more than a help text."""
+    known = field.metadata.get("described")
+    return known if isinstance(known, Described) else Described(str(field.metadata.get("help", "")))
+
+
+def option_fields(of: type) -> tuple[dataclasses.Field[Any], ...]:
+    """The fields of a dataclass that have a help text."""
+    return tuple(f for f in dataclasses.fields(of) if "help" in f.metadata)
+
+
+def help_of(of: type, name: str) -> str:
+    """What an option of a dataclass does: for another that is the same."""
+    return next(described(field).help for field in option_fields(of) if field.name == name)
+
+
+def spelled(field: dataclasses.Field[Any]) -> str:
+    """The option as messages call it: its flag, or its name in Python where it has none."""
+    flag = described(field).flag
+    if flag is None:
+        return field.name
+    return flag.partition("/")[0] or f"--{field.name.replace('_', '-')}"
+
+
+def is_default(field: dataclasses.Field[Any], value: object) -> bool:
+    """Whether a value says nothing: it is the default, or as empty as that."""
+    default = default_of(field)
+    return value is None or value == default or (not value and not default and value is not False)
 
 
 def from_text(text: str, hint: Any) -> object:

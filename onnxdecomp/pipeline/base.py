@@ -10,11 +10,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import onnx_ir as ir
 
+from onnxdecomp.core.options import option
 from onnxdecomp.errors import DefectError
+from onnxdecomp.search.plan_options import PlanOptions
 
 if TYPE_CHECKING:
     from onnxdecomp.calibration.statistics import Calibration
@@ -28,6 +30,20 @@ if TYPE_CHECKING:
     from onnxdecomp.search.search import SearchResult
     from onnxdecomp.search.search_record import SearchRecord
     from onnxdecomp.search.spectra import LayerSpectra
+
+__all__ = [
+    "Interface",
+    "Need",
+    "Pass",
+    "PassContext",
+    "PassResult",
+    "PlanFailedError",
+    "Planner",
+    "Progress",
+    "Quantization",
+    "Quantizer",
+    "option",
+]
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all or 0 where unknown)"""
@@ -215,28 +231,12 @@ class _InContext(ir.passes.InPlacePass):
         self.inner.ensures(model)
 
 
-class Planner(Pass):
-    """A pass that decides which layers are replaced.
+@dataclass(frozen=True)
+class Planner(PlanOptions, Pass):
+    """A pass that decides which layers are replaced, as its options say.
 
     What a run asks of it is declared by this class: an option of another pass may have any name.
     """
-
-    method: str
-    rank: str
-    target: str
-    layers: tuple[str, ...]
-    mask: str
-    seed: int
-
-    @property
-    @abstractmethod
-    def searches(self) -> bool:
-        """Whether ranks are found for a target, and not given."""
-
-    @property
-    @abstractmethod
-    def goal(self) -> str:
-        """The target, or what it is where none is named."""
 
     @abstractmethod
     def plan(self, model: ir.Model, context: PassContext) -> tuple[SearchResult, Sequence[Site]]:
@@ -254,8 +254,3 @@ class Quantizer(Pass):
     @abstractmethod
     def quantized(self, model: ir.Model, context: PassContext) -> ir.Model:
         """A quantized copy; a plain one where quantization breaks the model."""
-
-
-def option(default: Any, help: str) -> Any:
-    """A field of a pass or a method with the help text that the command line and `passes` show."""
-    return field(default=default, metadata={"help": help})

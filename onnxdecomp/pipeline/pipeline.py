@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from onnxdecomp.core import plugins
-from onnxdecomp.core.options import convert, default_of, describe, suggest
+from onnxdecomp.core.options import convert, default_of, describe, option_fields, suggest
 from onnxdecomp.core.plugins import Plugin, line
 from onnxdecomp.errors import DefectError, OnnxDecompError, UsageError
 from onnxdecomp.runtime.regular_files import require_text
@@ -125,35 +125,42 @@ def options(kind: type[Pass]) -> tuple[OptionInfo, ...]:
     hints = typing.get_type_hints(kind)
     return tuple(
         OptionInfo(f.name, describe(hints[f.name]), default_of(f), str(f.metadata["help"]))
-        for f in dataclasses.fields(kind)
-        if "help" in f.metadata
+        for f in option_fields(kind)
     )
 
 
-def build(
-    config: Mapping[str, Any] | str | Path | None = None,
-    overrides: Mapping[str, Mapping[str, Any]] | None = None,
-) -> tuple[Pass, ...]:
-    """The passes of a pipeline with their options set.
+@dataclass(frozen=True)
+class PipelineConfig:
+    """What stands in a pipeline's file.
 
-    Args:
-        config: A TOML file, or what stands in one: `pipeline`, a list of names (DEFAULT if absent), and
-            a table of options per pass.
-        overrides: Options by pass that win over the configuration's (the command line's); those of
-            passes that the pipeline lacks are ignored.
+    Attributes:
+        passes: The passes that run, by name.
+        options: What was set of their options, by pass.
+    """
+
+    passes: tuple[str, ...] = DEFAULT
+    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+PipelineSource: TypeAlias = PipelineConfig | Mapping[str, object] | str | Path | None
+"""A TOML file, or what stands in one: `pipeline`, a list of names (DEFAULT if absent), and a table of options
+per pass."""
+
+
+def read(source: PipelineSource = None) -> PipelineConfig:
+    """What a pipeline's file says, checked.
 
     Raises:
         UsageError: The file cannot be read, or a pass, an option or a value is not valid.
     """
-    settings = _read(Path(config)) if isinstance(config, str | Path) else dict(config or {})
+    if isinstance(source, PipelineConfig):
+        return source
+    settings = _read(Path(source)) if isinstance(source, str | Path) else dict(source or {})
     names = settings.pop("pipeline", list(DEFAULT))
     if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) for n in names):
         raise UsageError("'pipeline' must be a list of pass names, such as " + repr(list(DEFAULT)))
-    passes, problems = discover()
-    for name in (*names, *settings, *(overrides or {})):
-        if name not in passes:
-            broken = f" ({'; '.join(problems)})" if problems else ""
-            raise UsageError(f"unknown pass {name!r}{suggest(name, passes)}{broken}")
+    found = _known((*names, *settings))
+    options = {}
     for name, table in settings.items():
         if not isinstance(table, Mapping):
             raise UsageError(f"'{name}' must be a table of options: [{name}]")
@@ -161,8 +168,41 @@ def build(
             raise UsageError(
                 f"options are given for pass {name!r}, which the pipeline lacks: {', '.join(names)}"
             )
-    chosen = {name: {**settings.get(name, {}), **(overrides or {}).get(name, {})} for name in names}
-    return tuple(_instantiate(passes[name], chosen[name]) for name in names)
+        options[name] = _converted(found[name], table)
+    return PipelineConfig(tuple(names), options)
+
+
+def build(
+    source: PipelineSource = None, overrides: Mapping[str, Mapping[str, object]] | None = None
+) -> tuple[Pass, ...]:
+    """The passes of a pipeline with their options set.
+
+    Args:
+        source: What its file says.
+        overrides: Options by pass that win over the file's (the command line's); those of passes that the
+            pipeline lacks are ignored.
+
+    Raises:
+        UsageError: As `read`.
+    """
+    config, said = read(source), overrides or {}
+    passes = _known((*config.passes, *said))
+    return tuple(
+        _instantiate(
+            passes[name], {**config.options.get(name, {}), **_converted(passes[name], said.get(name, {}))}
+        )
+        for name in config.passes
+    )
+
+
+def _known(names: Iterable[str]) -> Mapping[str, PassInfo]:
+    """The passes that are installed, these among them."""
+    passes, problems = discover()
+    for name in names:
+        if name not in passes:
+            broken = f" ({'; '.join(problems)})" if problems else ""
+            raise UsageError(f"unknown pass {name!r}{suggest(name, passes)}{broken}")
+    return passes
 
 
 def run(
@@ -260,7 +300,7 @@ def _translated(name: str, error: Exception) -> OnnxDecompError:
     return DefectError(f"pass {name} failed: {line(error)} (run with --debug for the traceback)")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, object]:
     try:
         require_text(path, "a configuration")
         with path.open("rb") as file:
@@ -271,22 +311,30 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 
-def _instantiate(info: PassInfo, values: Mapping[str, object]) -> Pass:
-    made = info.load()
-    hints = typing.get_type_hints(made)
-    known = [f.name for f in dataclasses.fields(made) if f.init and "help" in f.metadata]
-    arguments: dict[str, object] = {}
+def _converted(info: PassInfo, values: Mapping[str, object]) -> dict[str, object]:
+    """Options of a pass as their types say."""
+    if not values:
+        return {}
+    kind = info.load()
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in option_fields(kind)]
+    converted: dict[str, object] = {}
     for name, value in values.items():
         if name not in known:
             raise UsageError(f"pass {info.name!r} has no option {name!r}{suggest(name, known)}")
         try:
-            arguments[name] = convert(value, hints[name])
+            converted[name] = convert(value, hints[name])
         except ValueError:
             expected = describe(hints[name])
             raise UsageError(
                 f"option {name!r} of pass {info.name!r} must be {expected}, not {value!r}"
             ) from None
+    return converted
+
+
+def _instantiate(info: PassInfo, options: Mapping[str, object]) -> Pass:
+    kind = info.load()
     try:
-        return made(**arguments)
+        return kind(**options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"pass {info.name!r}: {line(error)}") from error

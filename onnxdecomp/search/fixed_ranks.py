@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.json_values import Json
@@ -18,10 +17,9 @@ from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.search.finite_weights import unsound
 from onnxdecomp.search.layer_errors import foreseen, mishap
 from onnxdecomp.search.plan import Choice, Cost, Plan, cost_of, kept
+from onnxdecomp.search.plan_options import Saving
 from onnxdecomp.search.rules import Rule
 from onnxdecomp.search.stored_parameters import tallied
-
-Saving = Literal["macs", "params", "both", "either", "none"]
 
 
 @dataclass(frozen=True)

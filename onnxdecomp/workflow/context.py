@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.load import load, source
 from onnxdecomp.graph.output_file import size
 from onnxdecomp.pipeline.base import Pass, PassContext, Planner, Progress, Quantization, Quantizer
 from onnxdecomp.quantization.bounds import Memory
-from onnxdecomp.runtime.regular_files import require_text
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.targets import parse_budgets
 
@@ -22,66 +19,40 @@ if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
     from onnxdecomp.search.latency_model import Stopwatch
-
-
-def read_plan(plan: Plan | Mapping[str, Any] | str | Path) -> Plan:
-    """A plan, as it is, as `Plan.to_json` wrote it, or in a file; the record of a run holds one too.
-
-    Raises:
-        UsageError: The file cannot be read, or holds no plan.
-    """
-    if isinstance(plan, Plan):
-        return plan
-    if isinstance(plan, Mapping):
-        held = plan.get("plan", plan)
-        return Plan.from_json(held if isinstance(held, Mapping) else {})
-    try:
-        require_text(Path(plan), "a plan")
-        value = json.loads(Path(plan).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the plan {plan}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{plan} is no JSON: {error}") from error
-    if not isinstance(value, Mapping):
-        raise UsageError(f"{plan} holds no plan")
-    return read_plan(value)
+    from onnxdecomp.workflow.config import CompressConfig
 
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """What a run has: where it is measured, on what, and what it may lose.
+    """What a run has: what it is asked for, and on which inputs and machine it works.
 
     Attributes:
+        config: What is asked for.
         original: The file that came in.
-        calib: Calibration inputs, or None.
-        data: Inputs with labels, or None.
-        samples: At most so many of the labelled ones are used.
-        inputs: Gives what latency is measured on (see onnxdecomp.latency.meter); None where it is not to be.
+        inputs: Gives what latency is measured on, see onnxdecomp.latency.meter.
+        threads: Within an operator.
         progress: Called as the work goes on.
-        provider, threads, seed: Where, and of what is random.
-        shapes: Shapes of inputs by name, for random inputs.
-        details: Whether the spectra of what is decomposed are recorded.
+        plan: The plan to carry out, or None.
+        calib: Calibration inputs, or None.
+        data: Inputs to verify with, and labels where they have some, or None.
         mask: The inputs that say what is padding, or None.
-        timed: Whether latency counts where no target is on it; a target of latency is always measured.
-        max_error: The error that the result may have, or None.
         memory: How much of the model survives quantization, as far as the run has found out.
     """
 
+    config: CompressConfig
     original: Path
-    calib: Feeds | None
-    data: Feeds | None
-    samples: int | None
-    inputs: Callable[[], Feeds] | None
-    progress: Progress
-    provider: str
+    inputs: Callable[[], Feeds]
     threads: int
-    seed: int
-    shapes: Mapping[str, Sequence[int]] | None
-    details: bool = False
+    progress: Progress
+    plan: Plan | None = None
+    calib: Feeds | None = None
+    data: Feeds | None = None
     mask: Mask | None = None
-    timed: bool = True
-    max_error: float | None = None
     memory: Memory = field(default_factory=Memory)
+
+    def report(self, what: str) -> None:
+        """Say what is being done now."""
+        self.progress(what, 0, 0)
 
 
 def pass_context(passes: Sequence[Pass], run: RunContext, plan: Plan | None) -> PassContext:
@@ -103,15 +74,15 @@ def pass_context(passes: Sequence[Pass], run: RunContext, plan: Plan | None) -> 
     context = PassContext(
         plan=plan,
         calibration=_calibration(run),
-        evaluation=None if run.data is None else run.data.first(run.samples),
+        evaluation=None if run.data is None else run.data.first(run.config.samples),
         memory=run.memory,
         max_error=error,
         max_drop=drop,
         mask=run.mask,
-        shapes=run.shapes,
-        provider=run.provider,
-        seed=run.seed,
-        spectra=run.details,
+        shapes=run.config.input_shapes,
+        provider=run.config.provider,
+        seed=run.config.seed,
+        spectra=run.config.details,
         progress=run.progress,
     )
     if quantizer is not None:
@@ -120,7 +91,7 @@ def pass_context(passes: Sequence[Pass], run: RunContext, plan: Plan | None) -> 
         return context
     if "original_bytes" in needed:
         context = replace(context, original_bytes=size(run.original, source(load(run.original))))
-    if "latency" in needed or ("latency" in used and run.timed):
+    if "latency" in needed or ("latency" in used and run.config.bench):
         context = replace(context, latency=_latency(run, context.quantization))
     return context
 
@@ -131,7 +102,7 @@ def _calibration(run: RunContext) -> Calibration | None:
 
     if run.calib is None:
         return None
-    return Calibration(run.calib, threads=run.threads, seed=run.seed, mask=run.mask)
+    return Calibration(run.calib, threads=run.threads, seed=run.config.seed, mask=run.mask)
 
 
 def _ahead(quantizer: Quantizer, context: PassContext) -> Quantization:
@@ -140,13 +111,11 @@ def _ahead(quantizer: Quantizer, context: PassContext) -> Quantization:
     return Quantization(quantizer.precision, lambda model: quantizer.quantized(model, own))
 
 
-def _latency(run: RunContext, quantization: Quantization | None) -> Stopwatch | None:
+def _latency(run: RunContext, quantization: Quantization | None) -> Stopwatch:
     from onnxdecomp.search.latency_model import Stopwatch
 
-    if run.inputs is None:
-        return None
     precision = "float" if quantization is None else quantization.precision
-    return Stopwatch(run.original, run.inputs()[0], run.provider, run.threads, precision)
+    return Stopwatch(run.original, run.inputs()[0], run.config.provider, run.threads, precision)
 
 
 def _allowed(passes: Sequence[Pass], run: RunContext) -> tuple[float | None, float | None]:
@@ -155,5 +124,5 @@ def _allowed(passes: Sequence[Pass], run: RunContext) -> tuple[float | None, flo
     budgets = [budget for text in targets for budget in parse_budgets(text)]
     errors = [budget.limit for budget in budgets if budget.quantity == "error"]
     drops = [budget.limit for budget in budgets if budget.quantity == "drop"]
-    errors += [] if run.max_error is None else [run.max_error]
+    errors += [] if run.config.max_error is None else [run.config.max_error]
     return min(errors, default=None), min(drops, default=None)

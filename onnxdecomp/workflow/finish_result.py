@@ -16,6 +16,7 @@ from onnxdecomp.pipeline.base import Quantizer
 from onnxdecomp.workflow.context import RunContext, pass_context
 from onnxdecomp.workflow.never_slower import Settled, settle
 from onnxdecomp.workflow.recovery import rescued
+from onnxdecomp.workflow.request import quoting
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,34 +27,29 @@ if TYPE_CHECKING:
     from onnxdecomp.pipeline.pipeline import PipelineResult
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.training.settings import Settings
-    from onnxdecomp.workflow.request import Requested
 
 
-def runner(
-    wanted: Requested, context: RunContext, loaded: ir.Model
-) -> Callable[[Plan | None, bool], PipelineResult]:
+def runner(context: RunContext, loaded: ir.Model) -> Callable[[Plan | None, bool], PipelineResult]:
     """Runs the pipeline with a plan, or none, and quantizing or not; layers that fail their checks are kept.
 
     Args:
-        wanted: The request, with the pipeline.
-        context: What there is for it.
+        context: What is asked for, and what there is for it.
         loaded: The model, for the first run; later ones load it again.
     """
     fresh = [loaded]
     versions = {"opset": int(loaded.opset_imports.get("", 1)), "ir_version": int(loaded.ir_version)}
 
     def check(ran: PipelineResult) -> tuple[LoweringCheck, ...]:
-        context.progress("check layers", 0, 0)
-        return check_lowering(ran.rewritten, **versions, seed=context.seed)
+        context.report("check layers")
+        return check_lowering(ran.rewritten, **versions, seed=context.config.seed)
 
     def run(plan: Plan | None, quantized: bool) -> PipelineResult:
-        chosen = [each for each in wanted.stages if quantized or not isinstance(each, Quantizer)]
+        passes = [each for each in context.config.passes if quantized or not isinstance(each, Quantizer)]
 
         def once(plan: Plan | None) -> PipelineResult:
             model = fresh.pop() if fresh else load(context.original)
-            with blaming(context.original, context.calib), wanted.quoting():
-                given = pass_context(chosen, context, plan)
-                return pipeline.run(model, chosen, given, lambda name: context.progress(name, 0, 0))
+            with blaming(context.original, context.calib), quoting(context.config):
+                return pipeline.run(model, passes, pass_context(passes, context, plan), context.report)
 
         return rescued(once, check, plan)
 
@@ -70,6 +66,7 @@ class Made:
         learnt: The record of its training, or None.
         checked: The comparison with the original, or None where that was not made.
         sha256: Of the file that was compared.
+        faster: Whether it was asked not to be slower than the original.
     """
 
     settled: Settled
@@ -77,6 +74,7 @@ class Made:
     learnt: dict[str, Any] | None
     checked: Verification | None = None
     sha256: str = ""
+    faster: bool = False
 
     @property
     def changed(self) -> bool:
@@ -114,7 +112,7 @@ class Maker:
     def make(self, ran: PipelineResult, before: Settled | None = None) -> Made:
         """The result made ready, in place of the one before."""
         settled = settle(ran, self.again, self.watch, enabled=self.faster, before=before)
-        made = Made(settled, settled.ran.checks, self._trained(settled.ran))
+        made = Made(settled, settled.ran.checks, self._trained(settled.ran), faster=self.faster)
         if self.verify is None or not made.changed:
             return made
         with staged(settled.ran.model, None, None) as file:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import onnx_ir as ir
 
@@ -29,10 +29,11 @@ from onnxdecomp.pipeline.base import (
     PlanFailedError,
     Planner,
     Quantization,
+    option,
 )
 from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.search.check_plan import check_plan
-from onnxdecomp.search.fixed_ranks import Request, Saving, plan_uniform
+from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.keep_layers import Key, key_of
 from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, mishap
 from onnxdecomp.search.layer_profiles import Scope
@@ -52,74 +53,7 @@ class Decompose(Planner):
     name: ClassVar[str] = "decompose"
     summary: ClassVar[str] = "replace layers by chains of smaller ones"
 
-    method: str = field(
-        default="auto",
-        metadata={
-            "help": "see 'onnxdecomp methods'; several with commas: with a rank a layer gets the first that "
-            "fits, else the best; auto: all (with a rank tucker)"
-        },
-    )
-    options: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=dict, metadata={"help": "a table of options for each method"}
-    )
-    layers: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "rules for single layers, PATTERN=METHOD[:rank=SPEC][:option=value] or PATTERN=keep"
-        },
-    )
-    rank: str = field(
-        default="",
-        metadata={"help": "16 | 16,32 | 0.5 (of full) | energy=0.95 | error=0.05 | evbmf; none: see target"},
-    )
-    target: str = field(
-        default="",
-        metadata={
-            "help": "macs=2x | params=4x | size=3x | latency=1.5x | error=0.05 | drop=0.01: ranks are "
-            "searched for (with neither rank nor target: error=0.05)"
-        },
-    )
-    rank_multiple: str = field(
-        default="",
-        metadata={
-            "help": "round ranks to multiples of N; auto: what the provider's kernels block by (default: 1, "
-            "and auto where latency counts)"
-        },
-    )
-    include: tuple[str, ...] = field(
-        default=(), metadata={"help": "only layers whose name matches a pattern"}
-    )
-    exclude: tuple[str, ...] = field(default=(), metadata={"help": "no layer whose name matches a pattern"})
-    must_save: Saving = field(
-        default="macs",
-        metadata={
-            "help": "what a chain must need less of than its layer: macs, params, both, either or none"
-        },
-    )
-    skip_below: float = field(
-        default=0.1,
-        metadata={"help": "a layer stays if its MACs and parameters are below this share of the average's"},
-    )
-    freeze_initializers: bool = field(
-        default=False, metadata={"help": "treat initializers that are also graph inputs as constants"}
-    )
-    repair: bool = field(
-        default=True,
-        metadata={"help": "with calibration inputs, kept layers make up for what others have lost"},
-    )
-    requantize: bool = field(
-        default=False,
-        metadata={"help": "store the factors of quantized layers as int8 (activations stay floating point)"},
-    )
-    mask: str = field(
-        default="",
-        metadata={
-            "help": "inputs that are 0 where a position is padding, which counts neither in fits nor in "
-            "errors; none: no input is (default: attention_mask, input_mask and their like)"
-        },
-    )
-    provider: str = field(default="cpu", metadata={"help": "the provider that rank_multiple=auto aligns to"})
-    seed: int = field(default=0, metadata={"help": "seed of everything random"})
+    provider: str = option("", "the provider that rank_multiple=auto aligns to (default: the run's)")
 
     def __post_init__(self) -> None:
         # A mistake in the request is known before anything starts.
@@ -129,16 +63,6 @@ class Decompose(Planner):
                 what = "a rank" if self.rank else "rules for single layers"
                 raise UsageError(f"{what} and a target exclude each other: the target finds the ranks")
             parse_budgets(self.target)
-
-    @property
-    def searches(self) -> bool:
-        """Whether ranks are found for a target, and not given."""
-        return not self.rank and not self.layers
-
-    @property
-    def goal(self) -> str:
-        """The target, or what it is where none is named."""
-        return self.target or "error=0.05"
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -163,7 +87,7 @@ class Decompose(Planner):
             check_plan(context.plan, sites)
             return SearchResult(tallied(context.plan, sites)), sites
         if not self.searches:
-            plan = tallied(plan_uniform(sites, skips, self._request()), sites)
+            plan = tallied(plan_uniform(sites, skips, self._request(context.provider)), sites)
             return SearchResult(replace(plan, repair=self.repair)), sites
         calibration, notes = self._calibration(model, sites, context)
         latency = context.latency if self._counts_latency() else None
@@ -172,7 +96,7 @@ class Decompose(Planner):
             model,
             sites,
             skips,
-            self._scope(timed=latency is not None),
+            self._scope(context.provider, timed=latency is not None),
             parse_budgets(self.goal),
             calibration,
             lambda plan, brief: self._trial(model, plan, brief, quantization),
@@ -276,11 +200,11 @@ class Decompose(Planner):
         """Whether the goal is about latency, or a loss that buys some."""
         return not {budget.quantity for budget in parse_budgets(self.goal)} <= {"macs", "params", "size"}
 
-    def _scope(self, *, timed: bool) -> Scope:
+    def _scope(self, provider: str, *, timed: bool) -> Scope:
         quantities = {budget.quantity for budget in parse_budgets(self.goal)}
         return Scope(
             methods=tuple(self.method.split(",")),
-            multiple=self._multiple("auto" if timed else "1"),
+            multiple=self._multiple("auto" if timed else "1", provider),
             what="params" if quantities <= {"params", "size"} else "macs",
             include=tuple(self.include),
             exclude=tuple(self.exclude),
@@ -290,7 +214,7 @@ class Decompose(Planner):
             seed=self.seed,
         )
 
-    def _request(self) -> Request:
+    def _request(self, provider: str = "") -> Request:
         defaults = Defaults(self.rank or "0.5", self.options)
         method = "tucker" if self.method == "auto" else self.method
         rules = (*(parse_rule(text, defaults) for text in self.layers), make_rule(method, defaults))
@@ -299,17 +223,17 @@ class Decompose(Planner):
             raise UsageError(f"options are given for method {unused[0]!r}, which no layer is given")
         return Request(
             rules=rules,
-            multiple=self._multiple("1"),
+            multiple=self._multiple("1", provider),
             include=tuple(self.include),
             exclude=tuple(self.exclude),
             must_save=self.must_save,
             skip_below=self.skip_below,
         )
 
-    def _multiple(self, default: str) -> int:
+    def _multiple(self, default: str, provider: str) -> int:
         text = self.rank_multiple or default
         if text == "auto":
-            return quantum(self.provider)
+            return quantum(self.provider or provider or "cpu")
         try:
             multiple = int(text)
         except ValueError:

@@ -15,12 +15,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.core.options import help_of
 from onnxdecomp.graph.constants import Constant, discard, initializer, resolve
 from onnxdecomp.graph.inherit import inherit_node, inherit_value
 from onnxdecomp.graph.traversal import Place, places, unique_name, value_names
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline.base import Pass, PassContext, PassResult, option
 from onnxdecomp.quantization.unshare_biases import own_biases
+from onnxdecomp.search.plan_options import PlanOptions
 
 _STANDARD = ("", "ai.onnx")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -51,7 +53,7 @@ class Normalise(Pass):
     name: ClassVar[str] = "normalise"
     summary: ClassVar[str] = "Fold BatchNormalization, scales and biases into the layer before them"
 
-    freeze_initializers: bool = option(False, "treat initializers that are also graph inputs as constants")
+    freeze_initializers: bool = option(False, help_of(PlanOptions, "freeze_initializers"))
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         # A MatMul's rank says whether it can be a Gemm, a CastLike's type what it casts to.

@@ -18,6 +18,7 @@ from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.quantization.int8 import int8
 from onnxdecomp.quantization.scheme import scheme_for
 from onnxdecomp.workflow import compress
+from onnxdecomp.workflow.result import Result
 from tests.calibration.small import calibration, loaded, normal
 from tests.runtime.small import model as make
 from tests.runtime.small import value
@@ -174,7 +175,7 @@ def test_layers_that_no_input_reaches_are_found(name: str) -> None:
     assert {n.name for n in model.graph} == {n.name for n in proto.graph.node}
 
 
-def compressed(name: str, **options: Any) -> compress.Result:
+def compressed(name: str, **options: Any) -> Result:
     proto, feeds, _ = CASES[name]
     calib = list(feeds)
     return compress.compress(proto, calib=calib, bench=False, simplify="none", skip_below=0, **options)

@@ -44,7 +44,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def kept(result: onnxdecomp.workflow.compress.Result) -> set[str]:
+def kept(result: onnxdecomp.Result) -> set[str]:
     return {layer.name for layer in result.layers if layer.method is None}
 
 

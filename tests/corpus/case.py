@@ -25,6 +25,7 @@ from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.workflow import compress as api
+from onnxdecomp.workflow.result import Result
 from tests.conftest import ROOT, corpus_root
 
 FROZEN = "+frozen"
@@ -107,7 +108,7 @@ class Case:
         folder.mkdir()
         return save(model, folder / "model.onnx")
 
-    def compress(self, method: str, rank: str, **options: Any) -> api.Result:
+    def compress(self, method: str, rank: str, **options: Any) -> Result:
         """The prepared model, compressed."""
         target = self.target("here", method, rank)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ class Case:
             **self._options(method, rank, **options),
         )
 
-    def inspect(self, method: str, rank: str, **options: Any) -> api.Result:
+    def inspect(self, method: str, rank: str, **options: Any) -> Result:
         """What would be done to the prepared model."""
         return api.inspect(self.prepared, **self._options(method, rank, **options))
 

@@ -18,7 +18,7 @@ from onnxdecomp.graph.constants import OVERRIDABLE
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.traversal import slots
 from onnxdecomp.record.schema.layers import LayerRecord
-from onnxdecomp.workflow import compress
+from onnxdecomp.workflow.result import Result
 from tests.corpus.case import (
     FROZEN,
     Case,
@@ -196,7 +196,7 @@ def _full_rank(case: Case, method: str, **options: Any) -> Iterator[str]:
                 yield f"output {index} of sample {sample} is off by {error_:.3g}, above {limit:.3g}"
 
 
-def _undocumented(result: compress.Result, documented: tuple[str, ...]) -> Iterator[str]:
+def _undocumented(result: Result, documented: tuple[str, ...]) -> Iterator[str]:
     for layer in result.layers:
         if layer.status == "decomposed":
             if layer.reason:
@@ -205,7 +205,7 @@ def _undocumented(result: compress.Result, documented: tuple[str, ...]) -> Itera
             yield f"{layer.name} stays for a reason that is not documented: {layer.reason!r}"
 
 
-def _not_lowered(case: Case, result: compress.Result) -> Iterator[str]:
+def _not_lowered(case: Case, result: Result) -> Iterator[str]:
     limit = LOWERED["float16" if "fp16" in case.name else "float32"]
     for layer in result.layers:
         if layer.status == "decomposed" and not (layer.lowering is not None and layer.lowering <= limit):
@@ -214,7 +214,7 @@ def _not_lowered(case: Case, result: compress.Result) -> Iterator[str]:
         yield f"{len(result.lowering)} layers were checked"
 
 
-def _not_valid(case: Case, result: compress.Result) -> Iterator[str]:
+def _not_valid(case: Case, result: Result) -> Iterator[str]:
     path = result.path
     assert path is not None
     if objection(path) and not objection(case.original):
@@ -247,7 +247,7 @@ def _lost(original: Path, path: Path) -> Iterator[str]:
         yield f"its graph is named {after.graph.name!r} and was {before.graph.name!r}"
 
 
-def _not_smaller(case: Case, result: compress.Result) -> Iterator[str]:
+def _not_smaller(case: Case, result: Result) -> Iterator[str]:
     """The dense weights are gone from the file, and nothing but the factors came."""
     # A quantized weight held no floating point numbers.
     if case.name in QUANTIZED:

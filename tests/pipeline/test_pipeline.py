@@ -41,7 +41,7 @@ class Probe(Pass):
     flag: bool = option(False, "yes or no")
     text: str | None = option(None, "a word")
     many: tuple[str, ...] = option((), "several words")
-    file: Path = option(NOWHERE, "a path")  # noqa: RUF009
+    file: Path = option(NOWHERE, "a path")
     fail: Exception | None = None
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:

@@ -8,7 +8,7 @@ from onnx import helper
 
 import onnxdecomp
 from onnxdecomp.graph.load import load
-from onnxdecomp.workflow.compress import Result
+from onnxdecomp.workflow.result import Result
 from tests.cli.small import network, write
 
 

@@ -16,6 +16,7 @@ from onnxdecomp.graph.load import load
 from onnxdecomp.graph.traversal import slots
 from onnxdecomp.record.layers import totals
 from onnxdecomp.workflow import compress
+from onnxdecomp.workflow.result import Result
 from tests.layers.layers import run
 from tests.runtime.small import model as make
 from tests.runtime.small import value
@@ -142,7 +143,7 @@ def feeds(model: onnx.ModelProto, count: int = 2) -> dict[str, Array]:
     return found
 
 
-def compressed(model: onnx.ModelProto, **options: Any) -> compress.Result:
+def compressed(model: onnx.ModelProto, **options: Any) -> Result:
     return compress.compress(model, bench=False, verify=False, simplify="none", skip_below=0, **options)
 
 

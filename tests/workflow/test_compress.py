@@ -17,7 +17,7 @@ import pytest
 
 import onnxdecomp
 from onnxdecomp.errors import GateError, UnchangedError, UsageError
-from onnxdecomp.workflow.compress import Result
+from onnxdecomp.workflow.result import Result
 from tests.cli.small import environment, files, network
 
 QUICK: dict[str, Any] = {"simplify": "none", "rank": "4", "bench": False}
@@ -113,7 +113,7 @@ def test_gates(model: Path) -> None:
     with pytest.raises(UnchangedError, match="nothing was decomposed"):
         onnxdecomp.compress(model, output, fail_if_unchanged=True, **{**QUICK, "exclude": ("c*",)})
     with pytest.raises(UsageError, match="no option 'rnak'"):
-        onnxdecomp.compress(model, output, rnak="4")
+        onnxdecomp.compress(model, output, rnak="4")  # type: ignore[call-arg]
     assert files(model.parent) == ["net.onnx"]
 
 

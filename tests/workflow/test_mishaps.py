@@ -20,6 +20,7 @@ from onnxdecomp.layers.lowering_check import check as lowering
 from onnxdecomp.layers.replace import Rewriter
 from onnxdecomp.search import fixed_ranks, layer_profiles, sensitivity
 from onnxdecomp.workflow import compress
+from onnxdecomp.workflow.result import Result
 from tests.cli.small import command, network, samples
 
 BAD = "c2"
@@ -62,7 +63,7 @@ ERRORS = [
 ]
 
 
-def ran(tmp_path: Path, **options: Any) -> compress.Result:
+def ran(tmp_path: Path, **options: Any) -> Result:
     """Both convolutions as chains, where nothing goes wrong."""
     model = network(tmp_path / "net.onnx")
     options = {"simplify": "none", "bench": False, "method": "tucker", **options}

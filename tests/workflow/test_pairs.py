@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +15,13 @@ import onnx
 import pytest
 from allpairspy import AllPairs  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
-from onnxdecomp_passes.decompose import Decompose
 
 import onnxdecomp
+from onnxdecomp.core.options import option_fields
 from onnxdecomp.errors import GateError, OnnxDecompError, UnchangedError, UsageError
 from onnxdecomp.runtime.session import inputs_of, open_session, outputs_of
-from onnxdecomp.workflow.compress import Result
+from onnxdecomp.workflow.config import CompressConfig
+from onnxdecomp.workflow.result import Result
 from tests.cli.small import files
 
 SEARCHES = ("error=0.4", "params=1.1x", "drop=0.9")
@@ -385,7 +384,6 @@ def test_the_table_has_every_pair() -> None:
 def test_the_table_has_every_keyword() -> None:
     """But what is of the machine (provider), of other programs (simplify) or the subject itself."""
     ways = {name for way in WAYS.values() for name in way}
-    own = set(inspect.signature(onnxdecomp.compress).parameters) - {"decompose"}
-    stage = {option.name for option in dataclasses.fields(Decompose) if "help" in option.metadata}
-    apart = {"model", "output", "provider", "simplify", "bench_seconds"}
-    assert (own | stage) - apart == (set(KEYWORDS) - {"way"}) | ways
+    options = {field.name for field in option_fields(CompressConfig)} | {"config", "progress"}
+    apart = {"provider", "simplify", "bench_seconds"}
+    assert options - apart == (set(KEYWORDS) - {"way"}) | ways

@@ -24,6 +24,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.workflow import compress
+from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.context import RunContext, pass_context
 from tests.cli.small import Outcome, command, files, process
 from tests.workflow.test_never_slower import FASTER, SLOWER, Fake, result
@@ -279,9 +280,9 @@ def test_an_initializer_that_is_an_output_stays_as_it_is(folder: Path) -> None:
 
 def test_what_is_asked_reaches_the_quantizer_and_what_it_finds_the_next_run() -> None:
     data = Feeds(({"x": np.zeros((1, 4), np.float32)},) * 2, "test", labels=np.zeros(2, np.int64))
-    run = RunContext(
-        *(Path("net.onnx"), data, data, 1, None, lambda *_: None, "cpu", 1, 0, None), max_error=0.2
-    )
+    asked = {"max_error": 0.2, "samples": 1, "bench": False}
+    config = CompressConfig.of(None, asked)
+    run = RunContext(config, Path("net.onnx"), lambda: data, 1, lambda *_: None, calib=data, data=data)
     quantize = Quantize(kind="int8")
     passes = (quantize, Decompose(target="drop=0.1,error=0.3"))
     first, second = (pass_context(passes, run, None).only(quantize.uses) for _ in range(2))

@@ -244,7 +244,8 @@ def test_inspect_shows_what_a_target_would_do(folder: Path) -> None:
     found = onnxdecomp.inspect("net.onnx", target="macs=4x", method="svd", bench=False)
     assert saved(found.record, "macs") >= 4
     # With neither a target nor a rank it shows half of the ranks, and searches nothing.
-    plain, halves = (onnxdecomp.inspect("net.onnx", method="svd", **given) for given in ({}, {"rank": "0.5"}))
+    plain = onnxdecomp.inspect("net.onnx", method="svd")
+    halves = onnxdecomp.inspect("net.onnx", method="svd", rank="0.5")
     assert plain.plan == halves.plan
     assert files() == ["calib.npz", "net.onnx"]
 

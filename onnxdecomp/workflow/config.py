@@ -1,0 +1,324 @@
+"""CompressConfig: every option of `compress`, described once.
+
+From it come the options of the command line, the keywords of `compress`, the options that passes are given,
+the record's `request` and docs/options.md. Importing it imports nothing slow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from onnxdecomp.core.options import (
+    convert,
+    default_of,
+    describe,
+    described,
+    is_default,
+    option,
+    option_fields,
+    suggest,
+)
+from onnxdecomp.errors import UsageError
+from onnxdecomp.pipeline.pipeline import PipelineConfig, PipelineSource, build, read
+from onnxdecomp.search.plan_options import PlanOptions
+
+if TYPE_CHECKING:
+    from onnxdecomp.data.read import Data
+    from onnxdecomp.pipeline.base import Pass
+    from onnxdecomp.search.plan import Plan
+    from onnxdecomp.training.settings import Settings
+
+    PlanSource: TypeAlias = Plan | Mapping[str, object] | str | Path
+    Training: TypeAlias = Settings | Mapping[str, object] | str
+
+Group: TypeAlias = Literal["goal", "methods", "data", "runtime", "after", "output"]
+
+GROUPS: Mapping[Group, str] = {
+    "goal": "How far to go",
+    "methods": "By which methods, in which layers",
+    "data": "Inputs",
+    "runtime": "Where it is measured",
+    "after": "What is done with the result",
+    "output": "What is written",
+}
+"""The groups of the options, in the order in which they are shown."""
+
+_LARGE_TYPES = ("Data", "PlanSource", "Training")
+"""Types whose modules are slow to import; they take too many forms to be checked here."""
+
+
+@dataclass(frozen=True)
+class CompressConfig(PlanOptions):
+    """What `compress` is asked for.
+
+    Attributes:
+        pipeline: Which passes run, and options of theirs that are none of these.
+        origins: Where an option was said: by the caller, or in the pipeline's file. One that is in neither,
+            and not its default, is the caller's too.
+    """
+
+    max_error: float | None = option(
+        None,
+        "Largest relative L2 error of an output. Where ranks are searched for, layers give way until it "
+        "holds; with ranks given: exit with 1, writing nothing, if it is above this. With neither --rank nor "
+        "--target also what the search may use up",
+        group="goal",
+        metavar="ERROR",
+        at_least=0,
+    )
+    plan: PlanSource | None = option(
+        None,
+        "Carry out the plan in this file: the --json of a --dry-run or of another run",
+        group="goal",
+        metavar="FILE",
+    )
+    allow_slower: bool | None = option(
+        None,
+        "Whether the result may be no faster than the original; else layers are put back",
+        group="goal",
+        flag="--allow-slower/--never-slower",
+        otherwise="only if --rank, --plan, or a target of MACs, parameters or size asks for it",
+    )
+    simplify: Literal["onnxsim", "onnxscript", "none"] = option(
+        "onnxsim",
+        "Simplifier to run first",
+        group="methods",
+        otherwise="onnxsim; inspect: none",
+        places=(("simplify", "tool"),),
+    )
+    calib: Data | None = option(
+        None,
+        "Inputs without labels that factors are fitted to, of the same forms as --eval",
+        group="data",
+        metavar="DATA",
+    )
+    data: Data | None = option(
+        None,
+        "Inputs to verify with, and labels for accuracy: a .npz file, a folder of them, ONNX test data "
+        "(test_data_set_*), a folder of images, or module:callable. Those of --calib, or random ones, if not "
+        "given",
+        group="data",
+        flag="--eval",
+        metavar="DATA",
+    )
+    samples: int | None = option(
+        None, "Use at most so many samples of the data", group="data", metavar="N", at_least=1
+    )
+    input_shapes: Mapping[str, Sequence[int]] | None = option(
+        None,
+        "Shape of an input whose dimensions the model leaves free. Repeatable",
+        group="data",
+        flag="--input-shape",
+        metavar="NAME:1x3x224x224",
+    )
+    provider: str = option(
+        "cpu",
+        "Execution provider to verify and time on; 'onnxdecomp doctor' lists them",
+        group="runtime",
+        metavar="NAME",
+    )
+    threads: int | None = option(
+        None,
+        "Threads within an operator",
+        group="runtime",
+        metavar="N",
+        at_least=1,
+        otherwise="all cores",
+    )
+    quantize: Literal["int8", "fp16", "none"] = option(
+        "none",
+        "After the decomposition make the model int8 (needs --calib) or fp16; a target is then one for the "
+        "quantized model",
+        group="after",
+        places=(("quantize", "kind"),),
+    )
+    finetune: Training | None = option(
+        None,
+        "Train the result on --calib against the original: settings of 'onnxdecomp finetune', such as "
+        "'epochs=2,train=all'. Needs the extra 'train' (torch)",
+        group="after",
+        metavar="SETTINGS",
+    )
+    verify: bool = option(
+        True, "Compare the outputs with the original's", group="after", flag="--verify/--no-verify"
+    )
+    bench: bool = option(
+        True, "Time the result against the original", group="after", flag="--bench/--no-bench"
+    )
+    bench_seconds: float = option(
+        2.0, "Seconds that timing may take, roughly", group="after", flag=None, above=0
+    )
+    bench_batches: tuple[int, ...] = option(
+        (1,),
+        "Time the result at this batch size too; repeatable. What decides is one sample",
+        group="after",
+        flag="--bench-batch",
+        metavar="N",
+        at_least=1,
+        otherwise="with a report 1 and 16",
+    )
+    bench_threads: tuple[int, ...] = option(
+        (),
+        "Time the result with so many threads too; repeatable. What decides is --threads",
+        group="after",
+        metavar="N",
+        at_least=1,
+        otherwise="with a report 1 and --threads",
+    )
+    dry_run: bool = option(False, "Show the plan and write nothing", group="output")
+    details: bool = option(
+        False,
+        "Put into the record what a report shows: spectra, the graph around every rewritten layer, where the "
+        "time goes",
+        group="output",
+        flag=None,
+    )
+    overwrite: bool = option(False, "Replace the output if it exists", group="output")
+    fail_if_unchanged: bool = option(False, "Exit with 5 if nothing was decomposed", group="output")
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    origins: Mapping[str, Literal["caller", "file"]] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, source: CompressConfig | PipelineSource, options: Mapping[str, object]) -> CompressConfig:
+        """What a caller asks for: a configuration, and options that win over it.
+
+        What a pipeline's file says of ranks gives way to a target that the caller names.
+
+        Args:
+            source: Another configuration, or a pipeline's file.
+            options: By name; None says nothing.
+
+        Raises:
+            UsageError: The file or an option is not valid. Whether they go together says
+                onnxdecomp.workflow.config_checks.checked.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        known = {f.name for f in option_fields(cls)}
+        for name in given:
+            if name not in known:
+                raise UsageError(f"compress has no option {name!r}{suggest(name, known)}")
+        base = source if isinstance(source, CompressConfig) else _of_file(read(source))
+        if "target" in given:
+            in_file = [name for name, origin in base.origins.items() if origin == "file"]
+            reset = [name for name in ("rank", "layers", "must_save") if name in in_file]
+            given = {f.name: default_of(f) for f in option_fields(cls) if f.name in reset} | given
+        values = {name: _converted(name, value) for name, value in given.items()}
+        origins = {**base.origins, **dict.fromkeys(values, "caller")}
+        return _made({**_values(base), **values, "origins": origins})
+
+    @cached_property
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes with their options; a quantizer that is to do nothing is left out.
+
+        Raises:
+            UsageError: An option is not valid.
+        """
+        from onnxdecomp.pipeline.base import Quantizer
+
+        passes = build(self.pipeline, self._overrides())
+        if self.quantize != "none" and not any(isinstance(each, Quantizer) for each in passes):
+            raise UsageError("the pipeline has no quantize pass: name it in 'pipeline', after decompose")
+        idle = [each for each in passes if isinstance(each, Quantizer) and each.precision == "none"]
+        return tuple(each for each in passes if each not in idle)
+
+    @property
+    def plans(self) -> bool:
+        """Whether a pass decides which layers are decomposed."""
+        from onnxdecomp.pipeline.base import Planner
+
+        return any(isinstance(each, Planner) for each in self.passes)
+
+    @property
+    def precision(self) -> str:
+        """What the result is stored in: "int8", "fp16", or "" as the original."""
+        from onnxdecomp.pipeline.base import Quantizer
+
+        return next((each.precision for each in self.passes if isinstance(each, Quantizer)), "")
+
+    @property
+    def derived_target(self) -> str:
+        """The target that stands for the largest error where nothing says how far to go; else ""."""
+        if self.max_error is None or self.plan is not None or self.target or not self.searches:
+            return ""
+        return f"error={self.max_error}"
+
+    @property
+    def sought(self) -> str | None:
+        """The target that ranks are searched for; None where they are given."""
+        if self.plan is not None or not self.searches or not self.plans:
+            return None
+        return self.derived_target or self.goal
+
+    @property
+    def about_size(self) -> bool:
+        """Whether what is asked for is ranks, a plan, or a target of MACs, parameters or bytes: not speed."""
+        from onnxdecomp.search.targets import about_size
+
+        return self.sought is None or about_size(self.sought)
+
+    def said(self, name: str) -> bool:
+        """Whether the caller has set an option to something else than its default."""
+        known = next(f for f in option_fields(CompressConfig) if f.name == name)
+        return self.origins.get(name) != "file" and not is_default(known, getattr(self, name))
+
+    def in_file(self, name: str) -> bool:
+        """Whether the pipeline's file has set an option to something else than its default."""
+        known = next(f for f in option_fields(CompressConfig) if f.name == name)
+        return self.origins.get(name) == "file" and not is_default(known, getattr(self, name))
+
+    def _overrides(self) -> dict[str, dict[str, object]]:
+        """The options of passes that the pipeline's file does not say itself."""
+        found: dict[str, dict[str, object]] = {}
+        for known in option_fields(CompressConfig):
+            value = getattr(self, known.name)
+            for name, own in described(known).places:
+                written = own in self.pipeline.options.get(name, {})
+                if self.origins.get(known.name) != "file" and (written or value != default_of(known)):
+                    found.setdefault(name, {})[own] = value
+        if self.derived_target:
+            found.setdefault("decompose", {})["target"] = self.derived_target
+        return found
+
+
+@cache
+def hints() -> Mapping[str, object]:
+    """The types of the options; those that take many forms are `object`."""
+    names: dict[str, object] = dict.fromkeys(_LARGE_TYPES, object)
+    return typing.get_type_hints(CompressConfig, localns=names)
+
+
+def _of_file(pipeline: PipelineConfig) -> CompressConfig:
+    """What a pipeline's file says of the options, and the rest of it."""
+    found: dict[str, object] = {}
+    for known in option_fields(CompressConfig):
+        for name, own in described(known).places[:1]:
+            if own in pipeline.options.get(name, {}):
+                found[known.name] = pipeline.options[name][own]
+    return _made({**found, "pipeline": pipeline, "origins": dict.fromkeys(found, "file")})
+
+
+def _values(config: CompressConfig) -> dict[str, object]:
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+def _made(values: Mapping[str, object]) -> CompressConfig:
+    make: Callable[..., CompressConfig] = CompressConfig
+    return make(**values)
+
+
+def _converted(name: str, value: object) -> object:
+    """An option's value as its type says; what is wrong with one of a pass is said with the pass's name."""
+    known = next(f for f in option_fields(CompressConfig) if f.name == name)
+    hint = hints()[name]
+    try:
+        return convert(value, hint)
+    except ValueError:
+        if described(known).places:
+            return value
+        raise UsageError(f"{name} must be {describe(hint)}, not {value!r}") from None

@@ -1,0 +1,96 @@
+"""Options that exclude each other, or that nothing would heed: found before the work, named both.
+
+Every way to ask (Python, the command line, a pipeline's file) comes through here. What stands in a file gives
+way to what a caller says; what a caller says is never dropped without a word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from onnxdecomp.core.options import described, option_fields, spelled
+from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.environment import check_threads
+from onnxdecomp.workflow.config import CompressConfig
+
+IN_A_PLAN = (
+    *("rank", "layers", "target", "method", "options", "include", "exclude"),
+    *("rank_multiple", "must_save", "skip_below"),
+)
+"""Options that a plan has already answered."""
+
+
+def checked(config: CompressConfig) -> CompressConfig:
+    """The configuration, once it is clear that all that it asks for can be heeded.
+
+    Raises:
+        UsageError: Two options contradict each other, or a number is out of its range.
+    """
+    check_threads(config.threads, *config.bench_threads)
+    for problem in chain(_answered(config), _ranges(config), _contradictions(config)):
+        raise UsageError(problem)
+    return config
+
+
+def overruled(config: CompressConfig) -> tuple[str, ...]:
+    """A note where the plan that is carried out leaves options of the pipeline's file without effect."""
+    unused = [name for name in (*IN_A_PLAN, "repair") if config.in_file(name)]
+    if config.plan is None or not unused:
+        return ()
+    return (f"the plan decides: of the configuration {', '.join(unused)} counts for nothing",)
+
+
+def _ranges(config: CompressConfig) -> Iterator[str]:
+    for known in option_fields(type(config)):
+        if problem := described(known).problem(getattr(config, known.name)):
+            yield f"{spelled(known)} {problem}"
+    if config.derived_target and not (config.max_error is not None and config.max_error < 1):
+        yield (
+            f"--max-error {config.max_error:g}: the search may use up a fraction from 0 to below 1 of the "
+            "outputs; give a target, or ranks"
+        )
+
+
+def _answered(config: CompressConfig) -> Iterator[str]:
+    """What the caller says although a plan has answered it: named before what else may be wrong with it."""
+    said = [name for name in IN_A_PLAN if config.said(name)]
+    if config.plan is not None and said:
+        yield f"--plan and {_named(config, said)} exclude each other: a plan says what every layer gets"
+
+
+def _contradictions(config: CompressConfig) -> Iterator[str]:
+    """What does not go together, in a pipeline whose options are valid.
+
+    Raises:
+        UsageError: An option of a pass is not.
+    """
+    searches, precision = config.sought is not None, config.precision
+    if config.max_error is not None and not config.verify:
+        yield "--max-error and --no-verify exclude each other: the verification measures the error"
+    if not config.bench:
+        if config.allow_slower is False:
+            yield "--never-slower and --no-bench exclude each other: only timing shows what is slower"
+        if any(batch != 1 for batch in config.bench_batches):
+            yield "--bench-batch and --no-bench exclude each other"
+        if config.bench_threads:
+            yield "--bench-threads and --no-bench exclude each other"
+    if searches and (config.said("must_save") or config.in_file("must_save")):
+        yield "--must-save goes with ranks (--rank, --layer): a target itself says what must be saved"
+    if config.calib is None and precision == "int8":
+        yield "--quantize int8 needs inputs to find the ranges of activations on: give --calib"
+    if config.finetune is not None:
+        if config.calib is None:
+            yield "finetune trains on the calibration inputs: give them with --calib"
+        if precision:
+            yield (
+                "finetune comes before quantization: write the fine-tuned model first, then compress that "
+                "with --quantize, --rank 1.0 and --exclude '*'"
+            )
+
+
+def _named(config: CompressConfig, names: Sequence[str]) -> str:
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    spelled_out = ["a method's options" if name == "options" else spelled(fields[name]) for name in names]
+    return " and ".join(spelled_out)

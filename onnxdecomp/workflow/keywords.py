@@ -1,0 +1,53 @@
+"""The keywords of `compress` for type checkers: the options of CompressConfig, held to them by a test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from onnxdecomp.search.plan_options import Saving
+
+if TYPE_CHECKING:
+    from onnxdecomp.data.read import Data
+    from onnxdecomp.workflow.config import PlanSource, Training
+
+
+class CompressOptions(TypedDict, total=False):
+    """None says nothing: the pipeline's file decides, else the default."""
+
+    target: str | None
+    rank: str | None
+    layers: Sequence[str] | None
+    method: str | None
+    options: Mapping[str, Mapping[str, object]] | None
+    rank_multiple: str | None
+    include: Sequence[str] | None
+    exclude: Sequence[str] | None
+    must_save: Saving | None
+    skip_below: float | None
+    freeze_initializers: bool | None
+    repair: bool | None
+    requantize: bool | None
+    mask: str | None
+    seed: int | None
+    max_error: float | None
+    plan: PlanSource | None
+    allow_slower: bool | None
+    simplify: Literal["onnxsim", "onnxscript", "none"] | None
+    calib: Data | None
+    data: Data | None
+    samples: int | None
+    input_shapes: Mapping[str, Sequence[int]] | None
+    provider: str | None
+    threads: int | None
+    quantize: Literal["int8", "fp16", "none"] | None
+    finetune: Training | None
+    verify: bool | None
+    bench: bool | None
+    bench_seconds: float | None
+    bench_batches: Sequence[int] | None
+    bench_threads: Sequence[int] | None
+    dry_run: bool | None
+    details: bool | None
+    overwrite: bool | None
+    fail_if_unchanged: bool | None
