@@ -42,6 +42,11 @@ class Chain:
         return any(isinstance(step, Convolve) for step in self.steps)
 
     @property
+    def any_rank(self) -> bool:
+        """Whether it can be applied without knowing how many axes the activation has."""
+        return all(step.any_rank for step in self.steps)
+
+    @property
     def weighted(self) -> list[WeightedStep]:
         """The steps that hold numbers, in order."""
         return [step for step in self.steps if isinstance(step, WeightedStep)]

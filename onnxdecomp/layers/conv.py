@@ -20,7 +20,7 @@ from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
 from onnxdecomp.layers.conv_layout import canonical_transposed, onnx_transposed
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.fused import Fused
-from onnxdecomp.layers.lower import emit_conv
+from onnxdecomp.layers.lower import lower_conv
 from onnxdecomp.layers.scope import MICROSOFT, Scope, Snapshot, working
 
 _RESIDUAL = 3
@@ -85,7 +85,7 @@ class Conv(LayerAdapter):
         return None
 
     def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
-        emit_conv(chain, site, emit)
+        lower_conv(chain, site, emit)
         if self.fused is None:
             return
         last = emit.nodes[-1]

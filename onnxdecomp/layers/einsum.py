@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Dim, Layer
-from onnxdecomp.core.steps import BlockMatMul, MatMul
+from onnxdecomp.core.steps import BlockMatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import Constant
 from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
 from onnxdecomp.layers.emitter import Emitter
-from onnxdecomp.layers.lower import emit_step, labels
+from onnxdecomp.layers.lower import labels, lower
 from onnxdecomp.layers.scope import Scope, Snapshot
 
 NO_PRODUCT = "its equation is no product of matrices with the constant"
@@ -83,7 +83,7 @@ class Contraction(LayerAdapter):
         return split.transpose(np.argsort(self.weight_perm))
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
-        if layer.input_shape is None and not all(isinstance(step, MatMul) for step in chain.steps):
+        if layer.input_shape is None and not chain.any_rank:
             return "the rank of its activation is unknown"
         vector = layer.input_shape is not None and len(layer.input_shape) == 1
         if vector and any(isinstance(step, BlockMatMul) for step in chain.steps):
@@ -100,7 +100,7 @@ class Contraction(LayerAdapter):
             flat = emit.integers([0] * self.lead + [site.layer.inputs], "flat.shape")
             x = emit.add("Reshape", [x, flat], "flat")
         for step, label in zip(chain.steps, labels(chain), strict=True):
-            x = emit_step(step, x, rank, label, emit)
+            x = lower(step, x, rank, label, emit)
         if len(self.outputs) > 1:
             split = emit.integers([0] * self.lead + list(self.outputs), "split.shape")
             x = emit.add("Reshape", [x, split], "split")

@@ -21,7 +21,7 @@ from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import OVERRIDABLE, Constant
 from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
 from onnxdecomp.layers.emitter import Emitter
-from onnxdecomp.layers.lower import emit_step, labels
+from onnxdecomp.layers.lower import labels, lower
 from onnxdecomp.layers.scope import Scope, Snapshot, Weight
 
 SMALLEST = 4096
@@ -73,12 +73,13 @@ class Embedding(LayerAdapter):
         )
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
-        first, *rest = chain.steps
+        first = chain.steps[0]
         if not isinstance(first, MatMul | Lookup) or first.weight.ndim != 2:
             return "its chain does not begin with a product of matrices, which would become a table: use svd"
-        if layer.input_shape is None and not all(isinstance(step, MatMul) for step in rest):
+        if layer.input_shape is None and not chain.any_rank:
             return "the rank of its indices is unknown"
-        if layer.input_shape == (layer.inputs,) and any(isinstance(step, BlockMatMul) for step in rest):
+        scalar = layer.input_shape == (layer.inputs,)
+        if scalar and any(isinstance(step, BlockMatMul) for step in chain.steps):
             return "its index is a scalar"
         return None
 
@@ -86,16 +87,7 @@ class Embedding(LayerAdapter):
         shape = site.layer.input_shape
         x = site.x
         for step, label in zip(chain.steps, labels(chain), strict=True):
-            if isinstance(step, Lookup) and emit.quantize:
-                # The rows that are read are dequantized, not the table.
-                table, scales = emit.quantized(step.weight, label, axis=1)
-                rows = emit.add("Gather", [table, x], label, axis=0)
-                rows.dtype = ir.DataType.INT8
-                x = emit.dequantized(rows, scales, label, axis=-1)
-            elif isinstance(step, Lookup):
-                x = emit.add("Gather", [emit.weight(step.weight, label, axis=1), x], label, axis=0)
-            else:
-                x = emit_step(step, x, None if shape is None else len(shape), label, emit)
+            x = lower(step, x, None if shape is None else len(shape), label, emit)
 
     def stored(self, weight: Array, layer: Layer) -> Array:
         return weight.T

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Dim, Layer
-from onnxdecomp.core.steps import MatMul
+from onnxdecomp.core.steps import LeftMatMul, MatMul, Step
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import Constant
@@ -19,7 +19,7 @@ from onnxdecomp.graph.shape_inference import unfuse
 from onnxdecomp.layers.adapter import LayerAdapter, Operator, ParameterRoles, Site
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.fused import Fused
-from onnxdecomp.layers.lower import emit_step, labels, own_bias
+from onnxdecomp.layers.lower import labels, lower, own_bias
 from onnxdecomp.layers.lowering_check.submodel import run_one
 from onnxdecomp.layers.scope import MICROSOFT, Scope, Snapshot, Weight, working
 
@@ -68,8 +68,7 @@ class Linear(LayerAdapter):
         return _gemm_site(node, scope) if node.op_type in _GEMMS else _matmul_site(node, scope)
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
-        plain = all(isinstance(step, MatMul) for step in chain.steps)
-        needs_rank = not plain or self.swapped or self.rotated
+        needs_rank = not chain.any_rank or self.swapped or self.rotated
         return "the rank of its activation is unknown" if needs_rank and layer.input_shape is None else None
 
     def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
@@ -84,7 +83,7 @@ class Linear(LayerAdapter):
             if isinstance(step, MatMul) and gemm_last and index == len(chain.steps) - 1:
                 self._gemm(step, x, label, chain, site, emit)
                 return
-            x = emit_step(step, x, rank, label, emit, left=multiply_left)
+            x = lower(_from_the_left(step) if multiply_left else step, x, rank, label, emit)
         if self.left and not plain:
             x = _as_multiplied(x, rank, False, True, emit, "untransposed")
         if chain.bias is not None:
@@ -373,6 +372,11 @@ def _feature_vector(array: Array, outputs: int) -> Array | None:
 
 def _swap(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return (*shape[:-2], shape[-1], shape[-2])
+
+
+def _from_the_left(step: Step) -> Step:
+    """The product with the operands exchanged, for an activation that is transposed."""
+    return LeftMatMul(step.weight.swapaxes(-1, -2)) if isinstance(step, MatMul) else step
 
 
 def _as_multiplied(

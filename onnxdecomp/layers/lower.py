@@ -1,7 +1,8 @@
-"""The one place where a chain becomes ONNX nodes."""
+"""The one place where the steps of a chain become ONNX nodes: one function for each kind of step."""
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any
 
 import onnx_ir as ir
@@ -11,6 +12,7 @@ from onnxdecomp.core.steps import (
     BlockMatMul,
     Convolve,
     LeftMatMul,
+    Lookup,
     MatMul,
     Pad,
     PermuteChannels,
@@ -27,37 +29,50 @@ from onnxdecomp.layers.conv_layout import onnx_transposed
 from onnxdecomp.layers.emitter import Emitter
 
 
-def emit_conv(chain: Chain, site: Site, emit: Emitter) -> None:
-    """The nodes of a chain on [N, C, *spatial]."""
-    x = site.x
-    rank = len(site.layer.kernel)
-    names = labels(chain)
-    for index, (step, label) in enumerate(zip(chain.steps, names, strict=True)):
-        if isinstance(step, Convolve):
-            last = index == len(chain.steps) - 1
-            bias = emit.bias(chain, own_bias(site, chain)) if last else None
-            x = _convolve(step, x, label, emit, bias)
-        elif isinstance(step, RegroupBatch):
-            x = emit.add(
-                "Reshape", [x, emit.integers([-1, step.channels] + [0] * rank, f"{label}.shape")], label
-            )
-        elif isinstance(step, RegroupSpatial):
-            shape = emit.integers([0, step.channels, -1] + [0] * (rank - 1), f"{label}.shape")
-            x = emit.add("Reshape", [x, shape], label)
-        elif isinstance(step, Pad | Slice):
-            x = _resize(step, x, 2 + rank, label, emit)
-        elif isinstance(step, PermuteChannels):
-            order = emit.integers(list(step.order), f"{label}.order")
-            x = emit.add("Gather", [x, order], label, axis=1)
-        else:
-            raise TypeError(f"{type(step).__name__} is no step on [N, C, *spatial]")
-    if chain.bias is not None and not isinstance(chain.steps[-1], Convolve):
-        bias = emit.bias(chain, own_bias(site, chain), (-1,) + (1,) * rank)
-        assert bias is not None
+def lower_conv(chain: Chain, site: Site, emit: Emitter) -> None:
+    """The nodes of a chain on [N, C, *spatial]; a convolution that comes last takes the bias."""
+    x, d = site.x, len(site.layer.kernel)
+    *before, (last, name) = zip(chain.steps, labels(chain), strict=True)
+    for step, label in before:
+        x = lower(step, x, 2 + d, label, emit)
+    if isinstance(last, Convolve):
+        convolve(last, x, name, emit, emit.bias(chain, own_bias(site, chain)))
+        return
+    x = lower(last, x, 2 + d, name, emit)
+    bias = emit.bias(chain, own_bias(site, chain), (-1,) + (1,) * d)
+    if bias is not None:
         emit.add("Add", [x, bias], "bias")
 
 
-def _convolve(step: Convolve, x: ir.Value, label: str, emit: Emitter, bias: ir.Value | None) -> ir.Value:
+@singledispatch
+def lower(step: Step, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    """Emit the nodes of one step.
+
+    Args:
+        step: The step.
+        x: The activation that it is applied to.
+        rank: The axes of [N, C, *spatial], or of an activation with one axis of features; None: not known.
+        label: What its nodes and its factor are called after the layer.
+        emit: What takes the nodes.
+
+    Returns:
+        The last node's output.
+
+    Raises:
+        ModelError: The step needs the rank, which is not known.
+    """
+    raise NotImplementedError(f"no nodes for {type(step).__name__}")
+
+
+@lower.register
+def _(step: Convolve, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    return convolve(step, x, label, emit)
+
+
+def convolve(
+    step: Convolve, x: ir.Value, label: str, emit: Emitter, bias: ir.Value | None = None
+) -> ir.Value:
+    """Emit a convolution with its bias."""
     spec = step.spec
     array = onnx_transposed(step.weight, spec.groups) if spec.transposed else step.weight
     weight = emit.weight(array, label, axis=1 if spec.transposed else 0)
@@ -77,40 +92,95 @@ def _convolve(step: Convolve, x: ir.Value, label: str, emit: Emitter, bias: ir.V
     return emit.add("ConvTranspose" if spec.transposed else "Conv", inputs, label, **attributes)
 
 
-def emit_step(
-    step: Step, x: ir.Value, rank: int | None, label: str, emit: Emitter, left: bool = False
-) -> ir.Value:
-    """The node of one step on features; `rank` counts the axes of an activation with one feature axis."""
-    if isinstance(step, MatMul):
-        if not left and (made := emit.product(step, x, label)) is not None:
-            return made
-        array = step.weight.swapaxes(-1, -2) if left else step.weight
-        weight = emit.weight(array, label, axis=array.ndim - (2 if left else 1))
-        return emit.add("MatMul", [weight, x] if left else [x, weight], label)
-    return _rearrange(step, x, rank, label, emit)
+@lower.register
+def _(step: RegroupBatch, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    shape = [-1, step.channels] + [0] * (_known(rank, emit) - 2)
+    return emit.add("Reshape", [x, emit.integers(shape, f"{label}.shape")], label)
 
 
-def _rearrange(step: Step, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+@lower.register
+def _(step: RegroupSpatial, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    shape = [0, step.channels, -1] + [0] * (_known(rank, emit) - 3)
+    return emit.add("Reshape", [x, emit.integers(shape, f"{label}.shape")], label)
+
+
+@lower.register
+def _(step: PermuteChannels, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    return emit.add("Gather", [x, emit.integers(list(step.order), f"{label}.order")], label, axis=1)
+
+
+@lower.register
+def _(step: MatMul, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    stored = emit.product(step, x, label)
+    if stored is not None:
+        return stored
+    return emit.add("MatMul", [x, emit.weight(step.weight, label, axis=step.weight.ndim - 1)], label)
+
+
+@lower.register
+def _(step: LeftMatMul, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    return emit.add("MatMul", [emit.weight(step.weight, label, axis=step.weight.ndim - 2), x], label)
+
+
+@lower.register
+def _(step: BlockMatMul, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    # One row at a time against each block would be slow: the blocks go before the last leading axis.
+    lead = _known(rank, emit) - 1
+    perm = (*range(lead - 1), lead, lead - 1, lead + 1)
+    weight = emit.weight(step.weight, label, axis=2)
+    x = _transpose(x, perm, f"{label}_blocks", emit)
+    x = emit.add("MatMul", [x, weight], label)
+    return _transpose(x, perm, f"{label}_rows", emit)
+
+
+@lower.register
+def _(step: Lookup, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    if not emit.quantize:
+        return emit.add("Gather", [emit.weight(step.weight, label, axis=1), x], label, axis=0)
+    # The rows that are read are dequantized, not the table.
+    table, scales = emit.quantized(step.weight, label, axis=1)
+    rows = emit.add("Gather", [table, x], label, axis=0)
+    rows.dtype = ir.DataType.INT8
+    return emit.dequantized(rows, scales, label, axis=-1)
+
+
+@lower.register
+def _(step: Reshape, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    shape = [0] * (_known(rank, emit) - 1) + list(step.target)
+    return emit.add("Reshape", [x, emit.integers(shape, f"{label}.shape")], label)
+
+
+@lower.register
+def _(step: Transpose, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    return _transpose(x, step.axes(_known(rank, emit) - 1 + len(step.perm)), label, emit)
+
+
+@lower.register
+def _(step: Pad, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    rank = _known(rank, emit)
+    pads = [0] * (2 * rank)
+    pads[rank + step.axis % rank] = step.missing
+    if emit.opset < 11:
+        return emit.add("Pad", [x], label, pads=tuple(pads))
+    return emit.add("Pad", [x, emit.integers(pads, f"{label}.pads")], label)
+
+
+@lower.register
+def _(step: Slice, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    axis = step.axis % _known(rank, emit)
+    if emit.opset < 10:
+        return emit.add("Slice", [x], label, axes=(axis,), starts=(0,), ends=(step.size,))
+    bounds = [
+        emit.integers([value], f"{label}.{name}")
+        for name, value in (("starts", 0), ("ends", step.size), ("axes", axis))
+    ]
+    return emit.add("Slice", [x, *bounds], label)
+
+
+def _known(rank: int | None, emit: Emitter) -> int:
     if rank is None:
         raise ModelError(f"{emit.name}: the rank of its activation is unknown; use a method without reshapes")
-    lead = rank - 1
-    if isinstance(step, Reshape):
-        shape = emit.integers([0] * lead + list(step.target), f"{label}.shape")
-        return emit.add("Reshape", [x, shape], label)
-    if isinstance(step, LeftMatMul):
-        return emit.add("MatMul", [emit.weight(step.weight, label, axis=0), x], label)
-    if isinstance(step, Pad | Slice):
-        return _resize(step, x, rank, label, emit)
-    if isinstance(step, BlockMatMul):
-        # One row at a time against each block would be slow: the blocks go before the last leading axis.
-        perm = (*range(lead - 1), lead, lead - 1, lead + 1)
-        weight = emit.weight(step.weight, label, axis=2)
-        x = _transpose(x, perm, f"{label}_blocks", emit)
-        x = emit.add("MatMul", [x, weight], label)
-        return _transpose(x, perm, f"{label}_rows", emit)
-    if isinstance(step, Transpose):
-        return _transpose(x, step.axes(lead + len(step.perm)), label, emit)
-    raise TypeError(f"{type(step).__name__} is no step on features")
+    return rank
 
 
 def _transpose(x: ir.Value, perm: tuple[int, ...], label: str, emit: Emitter) -> ir.Value:
@@ -125,24 +195,6 @@ def _transpose(x: ir.Value, perm: tuple[int, ...], label: str, emit: Emitter) ->
         emit.nodes.pop()
         x = inner
     return x if perm == tuple(range(len(perm))) else emit.add("Transpose", [x], label, perm=perm)
-
-
-def _resize(step: Pad | Slice, x: ir.Value, rank: int, label: str, emit: Emitter) -> ir.Value:
-    """Zeros after one axis of `rank`, or its first elements only; attributes became inputs over time."""
-    axis = step.axis % rank
-    if isinstance(step, Pad):
-        pads = [0] * (2 * rank)
-        pads[rank + axis] = step.missing
-        if emit.opset < 11:
-            return emit.add("Pad", [x], label, pads=tuple(pads))
-        return emit.add("Pad", [x, emit.integers(pads, f"{label}.pads")], label)
-    if emit.opset < 10:
-        return emit.add("Slice", [x], label, axes=(axis,), starts=(0,), ends=(step.size,))
-    bounds = [
-        emit.integers([value], f"{label}.{name}")
-        for name, value in (("starts", 0), ("ends", step.size), ("axes", axis))
-    ]
-    return emit.add("Slice", [x, *bounds], label)
 
 
 def labels(chain: Chain) -> list[str]:

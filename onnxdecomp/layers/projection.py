@@ -11,7 +11,7 @@ from onnxdecomp.core.layer import Layer
 from onnxdecomp.core.steps import MatMul
 from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.emitter import Emitter
-from onnxdecomp.layers.lower import emit_step, labels
+from onnxdecomp.layers.lower import labels, lower
 from onnxdecomp.layers.scope import Snapshot
 
 
@@ -28,7 +28,7 @@ def emit_projected(
     x = site.x
     *before, last = zip(chain.steps, labels(chain), strict=True)
     for step, label in before:
-        x = emit_step(step, x, 3, label, emit)
+        x = lower(step, x, 3, label, emit)
     step, label = last
     assert isinstance(step, MatMul)
     made = weight(step, label)

@@ -26,7 +26,13 @@ Shape: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Step(ABC):
-    """A linear map A of activations: <A x, z> = <x, AT z> for all x and z."""
+    """A linear map A of activations: <A x, z> = <x, AT z> for all x and z.
+
+    Attributes:
+        any_rank: Its nodes are the same for any number of axes before those that it speaks of.
+    """
+
+    any_rank: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -15,6 +15,8 @@ from onnxdecomp.core.steps.base import Shape, WeightedStep
 class MatMul(WeightedStep):
     """x @ weight on the last axis; weight [..., S, T], stacked as ONNX MatMul broadcasts stacks."""
 
+    any_rank: ClassVar[bool] = True
+
     label: str = ""
 
     @property
@@ -121,6 +123,8 @@ class BlockMatMul(WeightedStep):
 @dataclass(frozen=True, eq=False)
 class Lookup(WeightedStep):
     """x @ weight for one-hot x, given as indices: rows of the table `weight` [S, T] are read, not summed."""
+
+    any_rank: ClassVar[bool] = True
 
     label: str = ""
 
