@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from onnxdecomp.runtime.timing import NEGLIGIBLE, Ratio
 
@@ -67,16 +67,3 @@ class Finding:
         if self.ratio.value < 1:
             return f"gains less than {NEGLIGIBLE:.0%} ({low:.3f} to {high:.3f} times {self.against})"
         return f"takes {self.took}"
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        ratio = self.ratio
-        return {
-            "outcome": self.outcome,
-            "pays": self.pays,
-            "against": self.against,
-            "ratio": None
-            if ratio is None
-            else {"value": ratio.value, "low": ratio.low, "high": ratio.high, "confidence": ratio.confidence},
-            "limit_s": self.limit,
-        }

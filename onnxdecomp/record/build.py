@@ -131,8 +131,8 @@ def run_record(
     output: File | None = None,
     verified: Verification | None = None,
     timed: BenchResult | None = None,
-    looks: Sequence[object] | None = None,
-    training: object = None,
+    looks: Sequence[RecordedLook] | None = None,
+    training: Training | None = None,
     details: Details | None = None,
 ) -> RunRecord:
     """The record; what does not apply to a run is None."""
@@ -152,10 +152,10 @@ def run_record(
         search=None if search is None else recorded(RecordedSearch, search),
         layers=tuple(details.of(layer) for layer in layers),
         totals=sums,
-        training=None if training is None else recorded(Training, training),
+        training=training,
         verify=checked,
         latency=None if timed is None else _latency(timed),
-        looks=None if looks is None else tuple(recorded(RecordedLook, look) for look in looks),
+        looks=None if looks is None else tuple(looks),
         settings=settings,
         profile=details.profile(),
         notes=tuple(notes),
@@ -168,7 +168,7 @@ def run_record(
 
 def verification(verified: Verification, original: str | None, new: str | None) -> RecordedVerification:
     """A comparison with the change of the accuracy; the files may have been compared under passing names."""
-    found = {**jsonio.plain(verified), "original": original, "new": new}
+    found = {**jsonio.plain(verified, finite=False), "original": original, "new": new}
     if (accuracy := verified.accuracy) is not None:
         found["accuracy"] = {**found["accuracy"], "change": accuracy.new - accuracy.original}
     return recorded(RecordedVerification, found)
@@ -207,5 +207,5 @@ def _latency(timed: BenchResult) -> Latency:
 
 def _timed(timing: ModelTiming) -> TimedFile:
     """Without the distribution, which is in `settings`."""
-    numbers = jsonio.plain(timing.latency)
+    numbers = jsonio.plain(timing.latency, finite=False)
     return recorded(TimedFile, {**numbers, "throughput": timing.throughput, "nodes": timing.nodes})

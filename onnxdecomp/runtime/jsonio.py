@@ -23,26 +23,32 @@ LEFT_OUT = "left_out"
 """In the metadata of a dataclass's field: the JSON has no key where the value is None."""
 
 
-def plain(value: object) -> Any:
-    """`value` as dictionaries, lists, strings, finite numbers, booleans and None."""
+def plain(value: object, *, finite: bool = True) -> Any:
+    """`value` as dictionaries, lists, strings, finite numbers, booleans and None.
+
+    Args:
+        value: Of what the module's docstring lists, in any depth.
+        finite: Whether numbers that are not finite become None, as JSON wants it; else they stay.
+    """
     match value:
         case None | bool() | int() | str():
             return value
         case float() | np.floating():
-            return float(value) if math.isfinite(value) else None
+            return float(value) if math.isfinite(value) or not finite else None
         case np.integer() | np.bool_():
             return value.item()
         case np.ndarray():
-            return plain(value.tolist())
+            return plain(value.tolist(), finite=finite)
         case os.PathLike():
             return os.fspath(value)
         case Mapping():
-            return {str(key): plain(item) for key, item in value.items()}
+            return {str(key): plain(item, finite=finite) for key, item in value.items()}
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             held = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
-            return {f.name: plain(v) for f, v in held if v is not None or not f.metadata.get(LEFT_OUT)}
+            there = {f.name: v for f, v in held if v is not None or not f.metadata.get(LEFT_OUT)}
+            return plain(there, finite=finite)
         case Iterable():
-            return [plain(item) for item in value]
+            return [plain(item, finite=finite) for item in value]
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 

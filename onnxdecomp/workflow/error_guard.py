@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from onnxdecomp.workflow.never_slower import Settled
 if TYPE_CHECKING:
     from onnxdecomp.evaluate.verify import Verification
     from onnxdecomp.pipeline.pipeline import PipelineResult
+    from onnxdecomp.record.schema.timing import RecordedLook
 
 _TRIES = 5
 """Plans that are tried after the first, before every layer is put back."""
@@ -66,7 +67,7 @@ def hold(ran: PipelineResult, maker: Maker, goal: str | None) -> Made:
     """
     made = maker.make(ran)
     notes: list[str] = []
-    looks: list[dict[str, Any]] = []
+    looks: list[RecordedLook] = []
     tries, floor = 0, None
     while (checked := _missed(made)) is not None:
         settled = made.settled

@@ -30,7 +30,7 @@ from onnxdecomp.record.build import (
 from onnxdecomp.record.schema.reading import recorded
 from onnxdecomp.record.schema.records import FinetuneRecord
 from onnxdecomp.record.schema.training import Training, TrainingVerdict
-from onnxdecomp.runtime import environment
+from onnxdecomp.runtime import environment, jsonio
 from onnxdecomp.runtime.output_path import check_folder
 from onnxdecomp.training.settings import Settings, parse_settings, require_torch
 
@@ -143,7 +143,6 @@ def finetune(
                     )
             after = describe_output(written, file)
     origin = Origin(started, 0.0, wanted.seed, {"from_scratch": from_scratch}, {"data": describe_data(feeds)})
-    learnt = recorded(Training, training)
     record = FinetuneRecord(
         tool=describe_tool(),
         environment=describe_environment("cpu", threads, ran=True),
@@ -151,11 +150,11 @@ def finetune(
         model=before,
         teacher=taught,
         output=after,
-        training=learnt,
-        verdict=_verdict(learnt),
+        training=training,
+        verdict=_verdict(training),
         verify=None if found is None else verification(found, taught.path if taught else None, after.path),
     )
-    return Finetuned(working, file, training, found, record.to_json())
+    return Finetuned(working, file, jsonio.plain(training), found, record.to_json())
 
 
 def trained(
@@ -169,12 +168,12 @@ def trained(
     checkpoint: str | Path | None = None,
     device: str = "auto",
     threads: int | None = None,
-) -> dict[str, Any]:
+) -> Training:
     """Train a model in place: `path` is its file, `original` the teacher's. The record's `training`."""
     from onnxdecomp.training.train import File, train
 
     teacher = None if original is None else File(load(original), original, content_hash(original))
-    return train(
+    made = train(
         File(working, path, content_hash(path)),
         teacher,
         feeds,
@@ -185,6 +184,7 @@ def trained(
         from_scratch=from_scratch,
         path=None if checkpoint is None else Path(checkpoint),
     )
+    return recorded(Training, made)
 
 
 def _verdict(training: Training) -> TrainingVerdict:

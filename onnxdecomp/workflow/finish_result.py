@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onnxdecomp.evaluate.verify import Verification
     from onnxdecomp.latency.meter import Watch
     from onnxdecomp.pipeline.pipeline import PipelineResult
+    from onnxdecomp.record.schema.training import Training
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.training.settings import Settings
 
@@ -71,7 +72,7 @@ class Made:
 
     settled: Settled
     lowering: tuple[LoweringCheck, ...]
-    learnt: dict[str, Any] | None
+    learnt: Training | None
     checked: Verification | None = None
     sha256: str = ""
     faster: bool = False
@@ -118,7 +119,7 @@ class Maker:
         with staged(settled.ran.model, None, None) as file:
             return replace(made, checked=self.verify(file), sha256=sha256(file))
 
-    def _trained(self, ran: PipelineResult) -> dict[str, Any] | None:
+    def _trained(self, ran: PipelineResult) -> Training | None:
         """Train the result in place; the record's `training`, or None where there is nothing to train."""
         if self.training is None or not ran.rewritten:
             return None

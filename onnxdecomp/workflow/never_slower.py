@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 from onnxdecomp.core.names import some
 from onnxdecomp.evaluate import benchmark
@@ -13,6 +13,8 @@ from onnxdecomp.evaluate.timing_verdict import Finding
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency.meter import Watch
 from onnxdecomp.pipeline.pipeline import PipelineResult
+from onnxdecomp.record.schema.reading import recorded
+from onnxdecomp.record.schema.timing import Interval, RecordedLook
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.search.keep_layers import Key, key_of, nothing_of, without
 from onnxdecomp.search.plan import Choice, Cost, Plan
@@ -35,7 +37,7 @@ class Settled:
         said: What that search has said, a sentence each.
         timed: The timing that shows it, or None where nothing is left to time.
         notes: What was put back, and what was kept without being sure.
-        looks: What was timed on the way, JSON values.
+        looks: What was timed on the way.
     """
 
     ran: PipelineResult
@@ -44,7 +46,7 @@ class Settled:
     said: tuple[str, ...] = ()
     timed: BenchResult | None = None
     notes: tuple[str, ...] = ()
-    looks: tuple[dict[str, Any], ...] = ()
+    looks: tuple[RecordedLook, ...] = ()
 
 
 def settle(
@@ -143,8 +145,16 @@ def _finding(timed: BenchResult, against: str, watch: Watch) -> Finding:
     return Finding(timed.settings[0].models[1].ratio, against, watch.limit)
 
 
-def _look(what: str, decomposed: int, found: Finding) -> dict[str, Any]:
-    return {"what": what, "decomposed": decomposed, **found.to_json()}
+def _look(what: Literal["layers", "quantization"], decomposed: int, found: Finding) -> RecordedLook:
+    return RecordedLook(
+        what=what,
+        decomposed=decomposed,
+        outcome=found.outcome,
+        pays=found.pays,
+        against=found.against,
+        ratio=None if found.ratio is None else recorded(Interval, found.ratio),
+        limit_s=found.limit,
+    )
 
 
 def _kept_unsure(found: Finding, what: str) -> tuple[str, ...]:

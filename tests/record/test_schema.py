@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import pkgutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from onnxdecomp.core.json_values import Json
 from onnxdecomp.record import schema
 from onnxdecomp.record.schema.json_schema import define, definition
 from onnxdecomp.record.schema.markers import ABSENT, LATER, Between, Known, Length
-from onnxdecomp.record.schema.reading import MalformedError, read
+from onnxdecomp.record.schema.reading import MalformedError, read, recorded
 from onnxdecomp.record.schema.records import RECORDS, RunRecord
 from onnxdecomp.runtime.jsonio import plain
 from tests.conftest import ROOT
@@ -78,6 +79,14 @@ def test_a_value_is_what_its_json_was() -> None:
     assert value.sizes == {"x": (1, "N", None)}
     assert plain(value) == EXAMPLE
     assert read(Example, plain(value)) == value
+
+
+def test_what_is_not_finite_ends_no_run() -> None:
+    """It becomes None where that may be, and stays elsewhere; JSON has null for both."""
+    value = recorded(Part, {"share": float("nan"), "rest": float("inf"), "more": 1})
+    assert math.isnan(value.share)
+    assert value.rest is None
+    assert plain(value) == {"share": None, "rest": None}
 
 
 def test_keys_may_lack_and_others_may_come() -> None:

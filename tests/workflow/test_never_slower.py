@@ -133,8 +133,8 @@ def test_it_ends_as_soon_as_the_rest_pays() -> None:
     assert "takes 1.20x the original's time" in settled.notes[0]
     assert "undecided within 30 s: the difference is too small (0.97 to 1.01 times" in settled.notes[1]
     assert "1.20x" in settled.plan.choices[0].reason
-    assert [look["outcome"] for look in settled.looks] == ["no faster", "undecided", "faster"]
-    assert [look["decomposed"] for look in settled.looks] == [8, 4, 2]
+    assert [look.outcome for look in settled.looks] == ["no faster", "undecided", "faster"]
+    assert [look.decomposed for look in settled.looks] == [8, 4, 2]
 
 
 def test_a_gain_that_a_noisy_machine_leaves_open_is_kept_and_said_to_be_open() -> None:
@@ -146,7 +146,8 @@ def test_a_gain_that_a_noisy_machine_leaves_open_is_kept_and_said_to_be_open() -
     assert "undecided within 30 s: the machine is too noisy (0.72 to 1.08 times the original's time)" in note
     assert "kept, for the middle, 0.86, is a gain" in note
     (look,) = settled.looks
-    assert (look["outcome"], look["pays"], look["ratio"]["high"]) == ("undecided", True, 1.08)
+    assert look.ratio is not None
+    assert (look.outcome, look.pays, look.ratio.high) == ("undecided", True, 1.08)
 
 
 @pytest.mark.parametrize(

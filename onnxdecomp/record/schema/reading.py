@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -30,12 +31,12 @@ def read(kind: type[T], value: Json) -> T:
 def recorded(kind: type[T], value: object) -> T:
     """A value of a run as a part of the record, which has the same names.
 
-    What is not finite is None there, and fields that the part lacks are left out.
+    A number that is not finite is None where the part may have that, and fields that it lacks are left out.
 
     Raises:
         MalformedError: The value lacks what the part holds.
     """
-    return read(kind, plain(value))
+    return read(kind, plain(value, finite=False))
 
 
 @cache
@@ -76,8 +77,8 @@ def _fields(kind: type, value: object, place: str) -> Iterator[tuple[str, object
 
 
 def _any_of(kinds: Sequence[object], value: object, place: str) -> object:
-    """The value as the last of the types that are not None; None first."""
-    if value is None and type(None) in kinds:
+    """The value as one of the types; where None is among them it stands for numbers that are not finite."""
+    if type(None) in kinds and (value is None or (isinstance(value, float) and not math.isfinite(value))):
         return None
     others = [kind for kind in kinds if kind is not type(None)]
     if len(others) == 1:
