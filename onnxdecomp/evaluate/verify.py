@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from onnxdecomp.runtime.fatal import refuse_fatal_feed, refuse_fatal_on_cpu
 from onnxdecomp.runtime.interface import Port, differences, interface_of, lost_defaults
 from onnxdecomp.runtime.metrics import OutputError, ratio, score_rows
 from onnxdecomp.runtime.session import inputs_of, open_session, outputs_of, run
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 Status: TypeAlias = Literal["passed", "failed", "skipped"]
 Model: TypeAlias = str | Path | bytes
@@ -272,7 +275,7 @@ def _record(
     if data is not None:
         feeds = read_feeds(data, inputs, samples=samples)
         refuse_fatal_feed(original, next(iter(feeds)))
-        size = batch if feeds.stackable and trial(next(feeds.batches(batch))) is None else 1
+        size = batch if feeds.stackable and _run_apart(session, feeds, batch) else 1
     else:
         made = random_feeds(inputs, trial, seed=seed, shapes=shapes, per_binding=samples)
         if isinstance(made, str):
@@ -296,6 +299,22 @@ def _record(
         pickle.dump(outputs, spool, pickle.HIGHEST_PROTOCOL)
         advance()
     return _Recorded(feeds, size, masked, differing, frozenset(varying))
+
+
+def _run_apart(session: InferenceSession, feeds: Feeds, batch: int) -> bool:
+    """Whether samples can run together: the model takes them, and no output is reduced over the batch.
+
+    Such an output has the same shape however many samples there are, as a constant has, but other values.
+    """
+    try:
+        many, one = (run(session, next(feeds.batches(count))) for count in (batch, 1))
+    except ModelError:
+        return False
+    return all(
+        a.shape != b.shape or np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        for a, b in zip(many, one, strict=True)
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+    )
 
 
 def _compare(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,44 @@ def test_a_batch_that_the_model_does_not_take_is_not_forced_on_it(tmp_path: Path
     path = saved(made, tmp_path / "m.onnx")
     np.savez(tmp_path / "data.npz", x=np.ones((5, 6), np.float32))
     assert verify(path, path, data=tmp_path / "data.npz").samples == 5
+
+
+def reduced(path: Path, sign: float) -> Path:
+    """The mean over the batch of x times a sign, beside x and a constant."""
+    nodes = [
+        helper.make_node("Mul", ["x", "sign"], ["signed"]),
+        helper.make_node("Mul", ["signed", "x"], ["square"]),
+        helper.make_node("ReduceMean", ["signed"], ["mean"], axes=[0], keepdims=0),
+        helper.make_node("Identity", ["sign"], ["constant"]),
+    ]
+    outputs = [value("mean", [2]), value("square", ["N", 2]), value("constant", [1])]
+    made = model(nodes, [value("x", ["N", 2])], outputs, {"sign": np.array([sign], np.float32)})
+    return saved(made, path)
+
+
+def test_outputs_that_are_reduced_over_the_batch_are_compared_sample_by_sample(tmp_path: Path) -> None:
+    """Stacked, samples of both signs would cancel out."""
+    x = np.array([[1, 2], [-1, -2], [3, 4], [-3, -4]], np.float32)
+    np.savez(tmp_path / "data.npz", x=x)
+    original, new = reduced(tmp_path / "a.onnx", 1.0), reduced(tmp_path / "b.onnx", 1.5)
+    mean, square, constant = verify(original, new, data=tmp_path / "data.npz", max_error=None).outputs
+    assert (mean.values, square.values, constant.values) == (8, 8, 4)
+    assert mean.rel_l2 == pytest.approx(0.5)
+
+
+def test_a_constant_output_does_not_keep_samples_apart(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Neg", ["x"], ["y"]), helper.make_node("Identity", ["c"], ["constant"])]
+    made = model(
+        nodes,
+        [value("x", ["N", 2])],
+        [value("y", ["N", 2]), value("constant", [1])],
+        {"c": np.ones(1, np.float32)},
+    )
+    path = saved(made, tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", x=np.ones((6, 2), np.float32))
+    ran: list[int] = []
+    result = verify(path, path, data=tmp_path / "data.npz", advance=partial(ran.append, 1))
+    assert (result.samples, len(ran)) == (6, 2)  # one run of each model
 
 
 def test_outputs_that_do_not_fit_into_memory_are_compared_too(
