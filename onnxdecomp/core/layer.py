@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[Any]
+Array: TypeAlias = NDArray[Any]  # type: ignore[explicit-any]
+"""Numbers of any element type, which only runs tell: float32, float64, int8, indices."""
 Ranks: TypeAlias = tuple[int, ...]
 Factors: TypeAlias = tuple[Array, ...]
 Dim: TypeAlias = int | str | None

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -70,13 +70,13 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def described(field: dataclasses.Field[Any]) -> Described:
+def described(field: dataclasses.Field[object]) -> Described:
     """What is said of a field; of those without `option` no more than a help text."""
     known = field.metadata.get("described")
     return known if isinstance(known, Described) else Described(str(field.metadata.get("help", "")))
 
 
-def option_fields(of: type) -> tuple[dataclasses.Field[Any], ...]:
+def option_fields(of: type) -> tuple[dataclasses.Field[object], ...]:
     """The fields of a dataclass that have a help text."""
     return tuple(f for f in dataclasses.fields(of) if "help" in f.metadata)
 
@@ -86,7 +86,7 @@ def help_of(of: type, name: str) -> str:
     return next(described(field).help for field in option_fields(of) if field.name == name)
 
 
-def spelled(field: dataclasses.Field[Any]) -> str:
+def spelled(field: dataclasses.Field[object]) -> str:
     """The option as messages call it: its flag, or its name in Python where it has none."""
     flag = described(field).flag
     if flag is None:
@@ -94,13 +94,13 @@ def spelled(field: dataclasses.Field[Any]) -> str:
     return flag.partition("/")[0] or f"--{field.name.replace('_', '-')}"
 
 
-def is_default(field: dataclasses.Field[Any], value: object) -> bool:
+def is_default(field: dataclasses.Field[object], value: object) -> bool:
     """Whether a value says nothing: it is the default, or as empty as that."""
     default = default_of(field)
     return value is None or value == default or (not value and not default and value is not False)
 
 
-def from_text(text: str, hint: Any) -> object:
+def from_text(text: str, hint: object) -> object:
     """The value that a command line's text stands for under a type; ValueError where it is none."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is bool:
@@ -108,8 +108,10 @@ def from_text(text: str, hint: Any) -> object:
         if text.lower() not in known:
             raise ValueError(text)
         return known[text.lower()]
-    if hint in (int, float):
-        return hint(text)
+    if hint is int:
+        return int(text)
+    if hint is float:
+        return float(text)
     if origin is Literal:
         for value in arguments:
             if text == str(value):
@@ -118,7 +120,7 @@ def from_text(text: str, hint: Any) -> object:
     return convert(text, hint)
 
 
-def convert(value: object, hint: Any) -> object:
+def convert(value: object, hint: object) -> object:
     """`value` as the type says; ValueError where it is not one. Types unknown here take anything."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -151,7 +153,7 @@ def convert(value: object, hint: Any) -> object:
     return value
 
 
-def describe(hint: Any) -> str:
+def describe(hint: object) -> str:
     """The type in words for people: "a whole number", "left|right"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -162,7 +164,7 @@ def describe(hint: Any) -> str:
         return "a list of " + describe(arguments[0])
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a table"
-    words = {
+    words: dict[object, str] = {
         str: "text",
         int: "a whole number",
         float: "a number",
@@ -172,7 +174,7 @@ def describe(hint: Any) -> str:
     return words.get(hint) or str(getattr(hint, "__name__", hint))
 
 
-def default_of(option: dataclasses.Field[Any]) -> object:
+def default_of(option: dataclasses.Field[object]) -> object:
     """A field's default; None where it has none."""
     if option.default is not dataclasses.MISSING:
         return option.default

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from onnxdecomp.core.chain import Chain
-from onnxdecomp.core.layer import Layer
+from onnxdecomp.core.layer import Array, Layer
 
 _EXACT_ELEMENTS = 2**22
 _PROBES = 64
@@ -28,6 +26,6 @@ def weight_error(chain: Chain, layer: Layer) -> float:
     return _ratio(chain.forward(z).reshape(exact.shape) - exact, exact)
 
 
-def _ratio(difference: Any, exact: Any) -> float:
+def _ratio(difference: Array, exact: Array) -> float:
     norm = float(np.linalg.norm(exact))
     return float(np.linalg.norm(difference)) / norm if norm else 0.0

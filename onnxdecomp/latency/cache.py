@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxdecomp.core.chain import Chain
-from onnxdecomp.core.layer import Layer
-from onnxdecomp.core.steps import Convolve, Shape, Step, WeightedStep
+from onnxdecomp.core.layer import ConvSpec, Layer
+from onnxdecomp.core.steps import Shape, Step
 from onnxdecomp.latency.context import Neighbours
 
 FILE = "latency-2.sqlite"
@@ -102,13 +104,14 @@ def _described(chain: Chain) -> list[Any]:
 
 
 def _step(step: Step) -> dict[str, Any]:
+    """The step's fields but its label, of its weight the shape."""
     known: dict[str, Any] = {"step": type(step).__name__}
-    if isinstance(step, WeightedStep):
-        known["weight"] = list(step.weight.shape)
-    if isinstance(step, Convolve):
-        known["spec"] = asdict(step.spec)
-    others = (f.name for f in fields(step) if f.name not in ("weight", "spec", "label"))
-    return known | {name: getattr(step, name) for name in others}
+    for name in (option.name for option in fields(step) if option.name != "label"):
+        value = getattr(step, name)
+        if isinstance(value, np.ndarray):
+            value = list(value.shape)
+        known[name] = asdict(value) if isinstance(value, ConvSpec) else value
+    return known
 
 
 def load(keys: Iterable[str], file: Path) -> tuple[dict[str, Stored], str | None]:
