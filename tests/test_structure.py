@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +11,28 @@ from pathlib import Path
 import grimp
 
 from onnxdecomp.decompositions.registry import METHODS
+from onnxdecomp.layers.registry import ADAPTERS, adapters
 
 ROOT = Path(__file__).resolve().parent.parent
+
+KNOWING = {
+    "cli/options.py": "the help of --requantize, for people",
+    "core/steps/__init__.py": "names of steps, one of which is called as an operator is",
+    "graph/constants.py": "how large the results of all kinds of operators on constants are",
+    "graph/shape_inference.py": "what stands in for operators that the inference does not know",
+    "latency/chain_model.py": "the neighbours of a chain that is timed",
+    "latency/context.py": "which activations ONNX Runtime keeps in blocks of channels",
+    "layers/lower.py": "the nodes that steps become",
+    "quantization/scheme.py": "operators of all kinds that have no integer kernel",
+    "runtime/fatal.py": "nodes of all kinds on which ONNX Runtime ends the process",
+    **{f"decompositions/{name}.py": "the kinds of layers it takes, for people" for name in METHODS},
+    **{
+        f"training/autograd/operators/{name}.py": "a table of all operators"
+        for name in ("convolution", "fused", "indexing", "products", "recurrent")
+    },
+    "passes/onnxdecomp_passes/normalise.py": "a pass that rewrites operators of ONNX",
+}
+"""Modules that name an operator of layers, and why; all others ask the adapters."""
 
 
 def test_imports_keep_the_contracts() -> None:
@@ -72,3 +94,29 @@ sys.exit("tensorly" if "tensorly" in sys.modules else None)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def operators_in(source: str) -> set[str]:
+    """The operators of layers that are named in the strings of a module, docstrings left out."""
+    known = {op_type for _, op_type in adapters().by_operator}
+    tree = ast.parse(source)
+    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    strings = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in told)
+    words = (re.findall(r"\w+", node.value) for node in strings if isinstance(node.value, str))
+    return known & {word for found in words for word in found}
+
+
+def test_only_its_adapter_knows_an_operator_of_layers() -> None:
+    folder = ROOT / "onnxdecomp"
+    own = {folder / "layers" / "registry.py"}
+    own |= {ROOT / f"{target.partition(':')[0].replace('.', '/')}.py" for target in ADAPTERS.values()}
+    modules = {*folder.rglob("*.py"), *(ROOT / "passes").rglob("*.py")} - own
+    naming = {path for path in modules if operators_in(path.read_text(encoding="utf-8"))}
+    allowed = {(ROOT if name.startswith("passes") else folder) / name for name in KNOWING}
+    assert {str(path) for path in naming - allowed} == set()
+    assert {str(path) for path in allowed - naming} == set(), "these need no leave any more"
+
+
+def test_an_operator_that_is_named_elsewhere_is_found() -> None:
+    source = '"""Of Gemm."""\nTABLE = {"LSTM": 1}\nif node.op_type == "MatMul": x = f"{y} Einsum"\n'
+    assert operators_in(source) == {"LSTM", "MatMul", "Einsum"}

@@ -20,6 +20,7 @@ from onnxdecomp.errors import DefectError, UsageError
 from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.int8_weights import OLDEST_OPSET
+from onnxdecomp.layers.registry import adapters
 from onnxdecomp.layers.replace import Rewritten
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline.base import (
@@ -249,10 +250,16 @@ def _sized(calibration: Calibration, model: ir.Model, sites: Sequence[Site]) -> 
 
 
 def _origins(plan: Plan) -> Iterator[str]:
-    """A note on every method that comes from another package."""
+    """A note on every method and every kind of layer that comes from another package, and on broken ones."""
     for name in sorted({choice.method for choice in plan.decomposed if choice.method is not None}):
         if (package := package_of(name)) is not None:
             yield f"{name} is a method of {package}"
+    found = adapters()
+    kinds = {choice.op_type for choice in plan.decomposed}
+    for (_, op_type), package in found.packages.items():
+        if op_type in kinds:
+            yield f"{op_type} is a kind of layer of {package}"
+    yield from found.problems
 
 
 def _stays(dense: Mapping[tuple[str, str], str]) -> Iterator[str]:

@@ -1,0 +1,155 @@
+"""The adapters of layers: which are installed, and that every one has cases and keeps its layers' outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from typing import ClassVar
+
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxdecomp.core import plugins
+from onnxdecomp.layers import registry
+from onnxdecomp.layers.adapter import LayerAdapter
+from onnxdecomp.layers.linear import Linear
+from onnxdecomp.layers.registry import adapter_of, adapters
+from tests.layers.layers import Case, convolutions, gemms, matmuls
+from tests.layers.more_layers import MICROSOFT, einsums, embeddings, fused, fused_matmuls, recurrent
+from tests.layers.test_attention import attentions
+from tests.layers.test_matmul_nbits import layers as blocks
+from tests.layers.test_more_layers_exact import assert_kept
+
+HERE = __name__
+
+CASES: dict[tuple[str, str], st.SearchStrategy[Case]] = {
+    ("", "Conv"): convolutions(),
+    ("", "ConvTranspose"): convolutions(transposed=True),
+    ("", "Gemm"): gemms(),
+    ("", "MatMul"): matmuls(),
+    ("", "LSTM"): recurrent("LSTM"),
+    ("", "GRU"): recurrent("GRU"),
+    ("", "RNN"): recurrent("RNN"),
+    ("", "Gather"): embeddings(),
+    ("", "Einsum"): einsums(),
+    (MICROSOFT, "FusedConv"): fused(convolutions()),
+    (MICROSOFT, "FusedGemm"): fused(gemms()),
+    (MICROSOFT, "FusedMatMul"): fused_matmuls(),
+    (MICROSOFT, "MatMulNBits"): blocks(),
+    (MICROSOFT, "Attention"): attentions(),
+}
+"""A one-layer model of every operator, over its attributes. A new adapter adds its operators."""
+
+SOME = settings(max_examples=max(4, settings().max_examples // 12))
+
+
+def test_every_operator_of_an_adapter_has_a_case() -> None:
+    assert list(adapters().by_operator) == list(CASES)
+
+
+@pytest.mark.parametrize("operator", CASES)
+@SOME
+@given(data=st.data())
+def test_the_nodes_are_the_layer_at_full_rank_and_what_the_chain_says_below(
+    operator: tuple[str, str], data: st.DataObject
+) -> None:
+    case = data.draw(CASES[operator])
+    node = case.model.graph.node[0]
+    assert (node.domain, node.op_type) == operator
+    assert_kept(case, "svd")
+
+
+@pytest.mark.parametrize(("domain", "op_type"), CASES)
+def test_an_operator_is_known_by_its_domain_and_type(domain: str, op_type: str) -> None:
+    known = adapters().by_operator[domain, op_type]
+    assert (domain, op_type) in known.operators
+    assert adapter_of(ir.node(op_type, [], domain=domain)) is known
+    assert adapter_of(ir.node(op_type, [], domain="another.domain")) is None
+    if not domain:
+        assert adapter_of(ir.node(op_type, [], domain="ai.onnx")) is known
+
+
+class Dist:
+    """As much of a distribution as an entry point is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.version = name, "1.0"
+
+
+class Another(Linear):
+    operators: ClassVar[tuple[tuple[str, str], ...]] = (("my.domain", "Product"),)
+
+
+class Taken(Linear):
+    operators: ClassVar[tuple[tuple[str, str], ...]] = (("", "Gemm"), ("my.domain", "Other"))
+
+
+class Unfinished(LayerAdapter):
+    operators = (("my.domain", "Nothing"),)
+
+
+class Nameless(Linear):
+    operators = ()
+
+
+GOOD = {"another": f"{HERE}:Another"}
+RIVAL = {"another": f"{HERE}:Another"}
+BROKEN = {
+    "lost": "no_such_module:Class",
+    "plain": f"{HERE}:Dist",
+    "unfinished": f"{HERE}:Unfinished",
+    "nameless": f"{HERE}:Nameless",
+    "taken": f"{HERE}:Taken",
+}
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Register entry points: register(first="GOOD", second="RIVAL")."""
+
+    def apply(**mappings: str) -> None:
+        points = []
+        for name, attribute in mappings.items():
+            point = EntryPoint(name, f"{HERE}:{attribute}", registry.GROUP)
+            vars(point).update(dist=Dist(name))
+            points.append(point)
+        monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+        registry._adapters.cache_clear()
+
+    yield apply
+    registry._adapters.cache_clear()
+
+
+def test_another_packages_adapter_comes_behind_ours(register: Callable[..., None]) -> None:
+    register(first="GOOD")
+    assert list(adapters().by_operator) == [*CASES, ("my.domain", "Product")]
+    assert adapters().packages == {("my.domain", "Product"): "first 1.0"}
+    assert adapters().problems == ()
+    assert adapter_of(ir.node("Product", [], domain="my.domain")) is Another
+
+
+def test_a_broken_package_harms_nobody_and_is_named(register: Callable[..., None]) -> None:
+    register(first="GOOD", third="BROKEN")
+    known = adapters().by_operator
+    assert list(known) == [*CASES, ("my.domain", "Product"), ("my.domain", "Other")]
+    assert known["", "Gemm"] is Linear
+    assert adapters().problems == (
+        "layer adapter 'lost' of third 1.0 cannot be imported: No module named 'no_such_module'",
+        "layer adapter 'plain' of third 1.0 is not derived from onnxdecomp.layers.adapter.LayerAdapter: "
+        f"{HERE}:Dist",
+        "layer adapter 'unfinished' of third 1.0 lacks lower, match, obstacle, probe_inputs, stored: "
+        f"{HERE}:Unfinished",
+        f"layer adapter 'nameless' of third 1.0 lacks operators: {HERE}:Nameless",
+        "layer adapter 'taken' of third 1.0 is for Gemm, which another one has already",
+    )
+
+
+def test_rivals_are_named_and_left_out(register: Callable[..., None]) -> None:
+    register(first="GOOD", second="RIVAL")
+    assert list(adapters().by_operator) == list(CASES)
+    (problem,) = adapters().problems
+    assert problem == (
+        "layer adapter 'another' is registered by first 1.0 and second 1.0: uninstall one of them"
+    )
