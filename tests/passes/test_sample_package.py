@@ -1,4 +1,4 @@
-"""A pass and a decomposition of somebody else's package: built, found by their entry points, used."""
+"""A pass, a decomposition and a kind of layer of somebody else's package: found by entry points, used."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from onnx import helper
 
 from onnxdecomp.decompositions.registry import METHODS, names
 from onnxdecomp.errors import UsageError
+from onnxdecomp.graph.shape_inference import as_declared
+from onnxdecomp.layers.find import find
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.workflow.compress import compress
 from tests.passes.graphs import model, op_types
 
+MICROSOFT = "com.microsoft"
 SOURCE = Path(__file__).parent / "sample_package"
 
 
@@ -171,3 +175,83 @@ def test_without_the_package_its_method_is_unknown() -> None:
     assert names() == tuple(METHODS)
     with pytest.raises(UsageError, match="unknown method 'columns'"):
         compress(two_layers(), method="columns", rank="6", dry_run=True)
+
+
+def three_layers(trans_b: int = 1) -> onnx.ModelProto:
+    """A TransposeMatMul, a Dropout and a MatMul, the first with its operands' sizes unequal."""
+    rng = np.random.default_rng(1)
+    first = rng.standard_normal((20, 24) if trans_b else (24, 20)).astype(np.float32)
+    weights = {"w1": first, "w2": rng.standard_normal((20, 16)).astype(np.float32)}
+    nodes = [
+        helper.make_node(
+            "TransposeMatMul", ["x", "w1"], ["h"], name="one", domain=MICROSOFT, transB=trans_b, alpha=0.5
+        ),
+        helper.make_node("Dropout", ["h"], ["r"], name="drop"),
+        helper.make_node("MatMul", ["r", "w2"], ["y"], name="two"),
+    ]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid(MICROSOFT, 1)]
+    return model(nodes, {"x": [2, 3, 24]}, ["y"], weights, opset_imports=imports)
+
+
+def test_one_run_uses_its_pass_its_decomposition_and_its_kind_of_layer(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(installed))
+    stages = ["drop-dropout", "normalise", "decompose", "annotate", "check"]
+    options: dict[str, Any] = {
+        "bench": False,
+        "simplify": "none",
+        "must_save": "none",
+        "config": {"pipeline": stages},
+    }
+    found = compress(three_layers(), method="columns", rank="1.0", **options)
+    choices = {choice.layer: (choice.op_type, choice.method) for choice in found.plan.choices}
+    assert choices == {"one": ("TransposeMatMul", "columns"), "two": ("MatMul", "columns")}
+    assert op_types(found.model) == {"MatMul": 4}
+    assert "drop-dropout: 1 Dropout nodes removed" in found.notes
+    assert "decompose: TransposeMatMul is a kind of layer of sample-passes 1.2.3" in found.notes
+    assert [check.passed for check in found.lowering] == [True, True]
+    assert found.verification is not None
+    assert found.verification.worst is not None
+    assert found.verification.worst < 1e-4  # at full rank nothing is lost
+
+
+@pytest.mark.parametrize("trans_b", [0, 1])
+def test_its_kind_of_layer_is_like_ours_in_a_search(
+    trans_b: int, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fitted to what it sees; the nodes do what the chain says at any rank."""
+    monkeypatch.syspath_prepend(str(installed))
+    rows = np.random.default_rng(2).standard_normal((8, 2, 3, 24)).astype(np.float32)
+    searched = compress(
+        three_layers(trans_b),
+        target="params=1.5x",
+        calib=[{"x": sample} for sample in rows],
+        bench=False,
+        simplify="none",
+    )
+    assert "one" in {choice.layer for choice in searched.plan.decomposed}
+    assert searched.lowering != ()
+    assert all(check.passed and check.rel_error is not None for check in searched.lowering)
+    losses = [layer.loss for layer in searched.layers if layer.name == "one"]
+    assert losses != [None]
+
+
+def test_shapes_behind_its_kind_of_layer_are_known(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = ir.from_proto(three_layers())
+    infer_shapes(subject)
+    h = subject.graph[0].outputs[0]
+    assert h.shape is None
+    as_declared(subject)
+    monkeypatch.syspath_prepend(str(installed))
+    infer_shapes(subject)
+    assert h.shape is not None
+    assert h.shape.dims == (2, 3, 20)
+    sites, skips = find(subject)
+    assert ([site.layer.op_type for site in sites], skips) == (["TransposeMatMul", "MatMul"], [])
+
+
+def test_without_the_package_its_kind_of_layer_is_named_and_stays() -> None:
+    sites, skips = find(ir.from_proto(three_layers()))
+    assert [site.layer.name for site in sites] == ["two"]
+    assert [(skip.name, skip.reason) for skip in skips] == [("one", "TransposeMatMul is not decomposed")]
