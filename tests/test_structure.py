@@ -16,7 +16,7 @@ from onnxdecomp.layers.registry import ADAPTERS, adapters
 ROOT = Path(__file__).resolve().parent.parent
 
 KNOWING = {
-    "cli/options.py": "the help of --requantize, for people",
+    "search/plan_options.py": "the help of --requantize, for people",
     "core/steps/__init__.py": "names of steps, one of which is called as an operator is",
     "graph/constants.py": "how large the results of all kinds of operators on constants are",
     "graph/shape_inference.py": "what stands in for operators that the inference does not know",

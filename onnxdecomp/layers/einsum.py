@@ -15,7 +15,7 @@ from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import Constant
 from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
 from onnxdecomp.layers.emitter import Emitter
-from onnxdecomp.layers.lower import labels, lower
+from onnxdecomp.layers.lower import lower_linear
 from onnxdecomp.layers.scope import Scope, Snapshot
 
 NO_PRODUCT = "its equation is no product of matrices with the constant"
@@ -92,15 +92,12 @@ class Contraction(LayerAdapter):
 
     def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
         x = site.x
-        shape = site.layer.input_shape
-        rank = None if shape is None else len(shape)
         if self.perm is not None:
             x = emit.add("Transpose", [x], "transposed", perm=self.perm)
         if len(self.features) > 1:
             flat = emit.integers([0] * self.lead + [site.layer.inputs], "flat.shape")
             x = emit.add("Reshape", [x, flat], "flat")
-        for step, label in zip(chain.steps, labels(chain), strict=True):
-            x = lower(step, x, rank, label, emit)
+        x = lower_linear(chain, site.layer, x, emit)
         if len(self.outputs) > 1:
             split = emit.integers([0] * self.lead + list(self.outputs), "split.shape")
             x = emit.add("Reshape", [x, split], "split")

@@ -21,7 +21,7 @@ from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import OVERRIDABLE, Constant
 from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
 from onnxdecomp.layers.emitter import Emitter
-from onnxdecomp.layers.lower import labels, lower
+from onnxdecomp.layers.lower import lower_linear
 from onnxdecomp.layers.scope import Scope, Snapshot, Weight
 
 SMALLEST = 4096
@@ -84,10 +84,7 @@ class Embedding(LayerAdapter):
         return None
 
     def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
-        shape = site.layer.input_shape
-        x = site.x
-        for step, label in zip(chain.steps, labels(chain), strict=True):
-            x = lower(step, x, None if shape is None else len(shape), label, emit)
+        lower_linear(chain, site.layer, site.x, emit)
 
     def stored(self, weight: Array, layer: Layer) -> Array:
         return weight.T

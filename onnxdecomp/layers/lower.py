@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxdecomp.core.chain import Chain
+from onnxdecomp.core.layer import Layer
 from onnxdecomp.core.steps import (
     BlockMatMul,
     Convolve,
@@ -42,6 +43,14 @@ def lower_conv(chain: Chain, site: Site, emit: Emitter) -> None:
     bias = emit.bias(chain, own_bias(site, chain), (-1,) + (1,) * d)
     if bias is not None:
         emit.add("Add", [x, bias], "bias")
+
+
+def lower_linear(chain: Chain, layer: Layer, x: ir.Value, emit: Emitter) -> ir.Value:
+    """Emit a chain on `x`, its features on the last axis, without the bias; what the last node gives."""
+    rank = None if layer.input_shape is None else len(layer.input_shape)
+    for step, label in zip(chain.steps, labels(chain), strict=True):
+        x = lower(step, x, rank, label, emit)
+    return x
 
 
 @singledispatch

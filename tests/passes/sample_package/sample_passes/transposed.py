@@ -9,12 +9,11 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.core.steps import MatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.shape_inference import as_product
 from onnxdecomp.layers.adapter import LayerAdapter, Site
 from onnxdecomp.layers.emitter import Emitter
-from onnxdecomp.layers.lower import emit_step, labels
+from onnxdecomp.layers.lower import lower_linear
 from onnxdecomp.layers.scope import Scope, Snapshot, working
 
 
@@ -54,14 +53,11 @@ class TransposeMatMul(LayerAdapter):
         )
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
-        if layer.input_shape is None and not all(isinstance(step, MatMul) for step in chain.steps):
-            return "the rank of its activation is unknown"
-        return None
+        known = layer.input_shape is not None or chain.any_rank
+        return None if known else "the rank of its activation is unknown"
 
     def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
-        x, shape = site.x, site.layer.input_shape
-        for step, label in zip(chain.steps, labels(chain), strict=True):
-            x = emit_step(step, x, None if shape is None else len(shape), label, emit)
+        lower_linear(chain, site.layer, site.x, emit)
 
     def stored(self, weight: Array, layer: Layer) -> Array:
         own: Array = (weight if self.transposed else weight.T) / weight.dtype.type(self.alpha)
