@@ -1,4 +1,4 @@
-"""The watch: models timed against the original, on one and the same input from the search to the page."""
+"""The latency meter: models timed against the original, on one input from the search to the page."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def timed_input(
 
 
 @dataclass(frozen=True, eq=False)
-class Watch:
+class LatencyMeter:
     """How models are timed against the original.
 
     Attributes:
@@ -76,7 +76,7 @@ class Watch:
 
         Args:
             new: The file to compare with the original.
-            threads, batch: In place of the watch's threads and the input's own rows.
+            threads, batch: In place of the meter's threads and the input's own rows.
             decide: Go on up to the limit until it is known whether the new one is faster.
         """
         return benchmark.bench(
@@ -98,6 +98,6 @@ class Watch:
             save(model, new)
             return self.time(new, decide=True)
 
-    def against(self, original: Path) -> Watch:
+    def against(self, original: Path) -> LatencyMeter:
         """The same with another model to compare with."""
         return replace(self, original=original)

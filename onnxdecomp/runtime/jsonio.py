@@ -10,7 +10,7 @@ import secrets
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from onnxdecomp.runtime.regular_files import require_text
 
 LEFT_OUT = "left_out"
 """In the metadata of a dataclass's field: the JSON has no key where the value is None."""
+
+
+Document: TypeAlias = dict[str, Any]
+"""A record as JSON values, for readers that know what stands where."""
 
 
 def plain(value: object, *, finite: bool = True) -> Any:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from onnxdecomp.data.read import Data, repeatable
 from onnxdecomp.errors import ModelError, UsageError
@@ -33,6 +32,7 @@ from onnxdecomp.record.schema.comparison import ComparedModel, GateFailure, Gate
 from onnxdecomp.record.schema.records import BenchRecord
 from onnxdecomp.record.schema.timing import Speedup, TimedModel, TimedSetting
 from onnxdecomp.record.verdict import judged, numbers_of, speedups
+from onnxdecomp.runtime.jsonio import Document
 from onnxdecomp.search.candidates import dense_cost
 
 VERIFIED = frozenset(("rel_l2", "drop", "agreement"))
@@ -51,8 +51,12 @@ def compare(
     memory: bool = True,
     mask: str = "",
     advance: Callable[[], object] = lambda: None,
-    **timing: Any,
-) -> tuple[BenchResult, dict[str, Any]]:
+    batch_sizes: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    duration: float = 2.0,
+    iterations: int | None = None,
+    warmup: int = 3,
+) -> tuple[BenchResult, Document]:
     """Time models and compare the others with the first.
 
     Args:
@@ -60,7 +64,8 @@ def compare(
         gate: A condition that every other model has to keep in every setting (see onnxdecomp.evaluate.gate).
         verify: Compare outputs too, on `data` or random inputs; None: where the gate needs it.
         mask: Which positions of `data` no error counts, see onnxdecomp.evaluate.verify.verify.
-        providers, data, shapes, seed, memory, advance, timing: See onnxdecomp.evaluate.benchmark.bench.
+        providers, data, shapes, seed, memory, advance: See onnxdecomp.evaluate.benchmark.bench.
+        batch_sizes, threads, duration, iterations, warmup: Likewise.
 
     Returns:
         The timings, and the record of the run. That a gate failed is in its `gate`.
@@ -77,10 +82,30 @@ def compare(
         verify = wanted is not None and bool(VERIFIED & wanted.names)
     if data is not None and verify:
         data = repeatable(data, 1 << 30)
-    options: dict[str, Any] = {"data": data, "shapes": shapes, "seed": seed}
-    timed = bench(models, providers=providers, memory=memory, advance=advance, **options, **timing)
+    timed = bench(
+        models,
+        providers=providers,
+        batch_sizes=batch_sizes,
+        threads=threads,
+        duration=duration,
+        iterations=iterations,
+        warmup=warmup,
+        data=data,
+        shapes=shapes,
+        seed=seed,
+        memory=memory,
+        advance=advance,
+    )
     verified = [
-        verify_outputs(models[0], model, provider=providers[0], max_error=None, mask=mask, **options)
+        verify_outputs(
+            *(models[0], model),
+            data=data,
+            shapes=shapes,
+            seed=seed,
+            provider=providers[0],
+            max_error=None,
+            mask=mask,
+        )
         for model in (models[1:] if verify else ())
     ]
     described = _against_first([_describe(Path(model)) for model in models])
@@ -110,7 +135,7 @@ def compare(
     return timed, record.to_json()
 
 
-def gate_failure(record: Mapping[str, Any]) -> str | None:
+def gate_failure(record: Document) -> str | None:
     """Why the gate of a record did not pass, in a line; None where it did, or where there was none."""
     gate = record["gate"]
     if gate is None or gate["passed"]:

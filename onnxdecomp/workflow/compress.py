@@ -13,7 +13,7 @@ from onnxdecomp.evaluate import verify as verification
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.output_file import claim, on_disk, staged
 from onnxdecomp.graph.save import check_target
-from onnxdecomp.latency.meter import Watch, timed_input
+from onnxdecomp.latency.meter import LatencyMeter, timed_input
 from onnxdecomp.record.build import (
     Origin,
     describe_data,
@@ -33,9 +33,9 @@ from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.config_checks import checked, overruled
 from onnxdecomp.workflow.context import RunContext
 from onnxdecomp.workflow.dry_run import dry_run
-from onnxdecomp.workflow.error_guard import first_run, hold
+from onnxdecomp.workflow.error_guard import first_run, guard_error
 from onnxdecomp.workflow.final_timing import profiles, timed_elsewhere
-from onnxdecomp.workflow.finish_result import Made, Maker, runner
+from onnxdecomp.workflow.finish_result import FinishedResult, Finisher, runner
 from onnxdecomp.workflow.request import plan_of, request_of, training_of
 from onnxdecomp.workflow.result import Result, require_changed, require_verified
 
@@ -97,10 +97,10 @@ def compress(
         origin = Origin(started, 0.0, asked.seed, request_of(asked), {"calib": describe_data(run.calib)})
         if asked.dry_run:
             return dry_run(run, loaded, before, origin, told)
-        watch = Watch(path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs)
-        made, given_up = _made(run, loaded, watch, training)
+        meter = LatencyMeter(path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs)
+        made, given_up = _made(run, loaded, meter, training)
         del loaded
-        return _written(run, file, before, origin, made, watch, (*told, *given_up))
+        return _written(run, file, before, origin, made, meter, (*told, *given_up))
 
 
 def inspect(
@@ -160,8 +160,8 @@ def _said_of_mask(run: RunContext) -> tuple[str, ...]:
 
 
 def _made(
-    run: RunContext, loaded: ir.Model, watch: Watch, training: Settings | None
-) -> tuple[Made, tuple[str, ...]]:
+    run: RunContext, loaded: ir.Model, meter: LatencyMeter, training: Settings | None
+) -> tuple[FinishedResult, tuple[str, ...]]:
     """The result that is fast enough and loses little enough, and a note on what was given up for it."""
     config = run.config
     carry_out = runner(run, loaded)
@@ -174,10 +174,10 @@ def _made(
     first, given_up = first_run(
         lambda quantized: carry_out(run.plan, quantized), giving_up=holds and bool(config.derived_target)
     )
-    maker = Maker(
+    finisher = Finisher(
         run.original,
         again,
-        watch,
+        meter,
         config.bench and not allow,
         verify=(lambda new: _compared(run, new)) if holds else None,
         calib=run.calib,
@@ -185,7 +185,7 @@ def _made(
         threads=config.threads,
         report=run.progress,
     )
-    return hold(first, maker, config.sought), given_up
+    return guard_error(first, finisher, config.sought), given_up
 
 
 def _compared(run: RunContext, new: Path) -> Verification:
@@ -210,13 +210,13 @@ def _written(
     file: Path | None,
     before: ModelFile,
     origin: Origin,
-    made: Made,
-    watch: Watch,
+    made: FinishedResult,
+    meter: LatencyMeter,
     told: Sequence[str],
 ) -> Result:
     """The result compared, timed, put in place and recorded."""
-    config, settled, changed, verified = run.config, made.settled, made.changed, None
-    ran, plan = settled.ran, settled.plan
+    config, chosen, changed, verified = run.config, made.chosen, made.changed, None
+    ran, plan = chosen.ran, chosen.plan
     layers = layer_records(plan, ran.rewritten, made.lowering)
     require_changed(plan, changed or not config.fail_if_unchanged)
     result = ran.model if changed else load(run.original)
@@ -224,9 +224,9 @@ def _written(
         if config.verify:
             verified = made.compared(written) or _compared(run, written)
             require_verified(verified)
-        timed, remarks = _timed(run, made, written, watch) if config.bench and changed else (None, ())
+        timed, remarks = _timed(run, made, written, meter) if config.bench and changed else (None, ())
         seen = _said_of_check(verified, layers, fitted=run.data is run.calib, trained=made.learnt is not None)
-        notes = _together(told, settled.said, ran.notes, settled.notes, mishaps(plan), remarks, seen)
+        notes = _together(told, chosen.said, ran.notes, chosen.notes, mishaps(plan), remarks, seen)
         record = run_record(
             before,
             plan=plan,
@@ -236,12 +236,12 @@ def _written(
             output=describe_output(written, file),
             verified=verified,
             timed=timed,
-            looks=settled.looks if made.faster else None,
-            search=settled.search,
+            looks=chosen.looks if made.faster else None,
+            search=chosen.search,
             passes=ran.record,
             origin=origin.ended(None if run.data is run.calib else describe_data(run.data)),
             training=made.learnt,
-            details=_details(ran, layers, written, watch, timed is not None) if config.details else None,
+            details=_details(ran, layers, written, meter, timed is not None) if config.details else None,
         )
         run.report("save")
     return Result(
@@ -270,14 +270,16 @@ def _together(*notes: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(note for some in notes for note in some))
 
 
-def _timed(run: RunContext, made: Made, written: Path, watch: Watch) -> tuple[BenchResult, tuple[str, ...]]:
+def _timed(
+    run: RunContext, made: FinishedResult, written: Path, meter: LatencyMeter
+) -> tuple[BenchResult, tuple[str, ...]]:
     run.report("time")
     batches, threads = run.config.bench_batches, run.config.bench_threads
-    return timed_elsewhere(made.settled.timed, written, watch, batches, threads, decide=made.faster)
+    return timed_elsewhere(made.chosen.timed, written, meter, batches, threads, decide=made.faster)
 
 
 def _details(
-    ran: PipelineResult, layers: Sequence[LayerRecord], written: Path, watch: Watch, timed: bool
+    ran: PipelineResult, layers: Sequence[LayerRecord], written: Path, meter: LatencyMeter, timed: bool
 ) -> Details:
-    spent = profiles(written, [layer.name for layer in layers], watch) if timed else None
+    spent = profiles(written, [layer.name for layer in layers], meter) if timed else None
     return details_of(ran.rewritten, ran.spectra, layers, spent)

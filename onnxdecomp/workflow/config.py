@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -308,8 +308,10 @@ def _values(config: CompressConfig) -> dict[str, object]:
 
 
 def _made(values: Mapping[str, object]) -> CompressConfig:
-    make: Callable[..., CompressConfig] = CompressConfig
-    return make(**values)
+    kind: type = CompressConfig  # its types were checked, by names that only a run knows
+    made = kind(**values)
+    assert isinstance(made, CompressConfig)
+    return made
 
 
 def _converted(name: str, value: object) -> object:

@@ -14,8 +14,8 @@ from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.plan_trials import QuantizedTooFarError
 from onnxdecomp.search.targets import parse_budgets
 from onnxdecomp.search.tighten import tighter
-from onnxdecomp.workflow.finish_result import Made, Maker
-from onnxdecomp.workflow.never_slower import Settled
+from onnxdecomp.workflow.finish_result import FinishedResult, Finisher
+from onnxdecomp.workflow.latency_guard import TimedResult
 
 if TYPE_CHECKING:
     from onnxdecomp.evaluate.verify import Verification
@@ -53,46 +53,46 @@ def first_run(
     return run(False), (note,)
 
 
-def hold(ran: PipelineResult, maker: Maker, goal: str | None) -> Made:
+def guard_error(ran: PipelineResult, finisher: Finisher, goal: str | None) -> FinishedResult:
     """Make the result ready; give layers higher ranks, or put them back, until the verification passes.
 
     How much less the next plan may lose follows from the error that was measured. If even quantization
     alone fails, it is undone, and the ranks are searched for anew. The last resort is the original. Where the
-    maker compares nothing yet the result is the first.
+    finisher compares nothing yet the result is the first.
 
     Args:
         ran: What the search has made.
-        maker: Makes results ready.
+        finisher: Makes results ready.
         goal: The target; where it is one of cost it gives way too.
     """
-    made = maker.make(ran)
+    made = finisher.finish(ran)
     notes: list[str] = []
     looks: list[RecordedLook] = []
     tries, floor = 0, None
     while (checked := _missed(made)) is not None:
-        settled = made.settled
-        quantized = bool(settled.ran.precision)
-        notes += settled.notes
-        looks += settled.looks
-        if not settled.ran.rewritten:
+        chosen = made.chosen
+        quantized = bool(chosen.ran.precision)
+        notes += chosen.notes
+        looks += chosen.looks
+        if not chosen.ran.rewritten:
             notes.append(f"not quantized, for with that alone {checked.reason}")
-            made, tries = maker.make(maker.again(None, False)), 0
+            made, tries = finisher.finish(finisher.again(None, False)), 0
             continue
         if quantized and floor is None:
             # No plan is of use where quantization alone loses too much; else it has its share of the error.
-            alone = maker.make(maker.again(nothing_of(settled.plan, _reason(checked)), True), settled)
-            if _missed(alone) is not None or not alone.settled.ran.precision:
+            alone = finisher.finish(finisher.again(nothing_of(chosen.plan, _reason(checked)), True), chosen)
+            if _missed(alone) is not None or not alone.chosen.ran.precision:
                 made = alone
                 continue
             floor = alone.checked.worst if alone.checked is not None else None
-        plan = _next_plan(settled, checked, floor or 0.0, tries)
+        plan = _next_plan(chosen, checked, floor or 0.0, tries)
         tries += 1
-        notes.append(_changes(settled.plan, plan, checked))
-        made = maker.make(maker.again(plan, quantized), settled)
+        notes.append(_changes(chosen.plan, plan, checked))
+        made = finisher.finish(finisher.again(plan, quantized), chosen)
     if tries:
         notes += _given_way(goal)
-    told = replace(made.settled, notes=(*notes, *made.settled.notes), looks=(*looks, *made.settled.looks))
-    return replace(made, settled=told)
+    told = replace(made.chosen, notes=(*notes, *made.chosen.notes), looks=(*looks, *made.chosen.looks))
+    return replace(made, chosen=told)
 
 
 def _given_way(goal: str | None) -> list[str]:
@@ -101,7 +101,7 @@ def _given_way(goal: str | None) -> list[str]:
     return [f"the target {','.join(costs)} gives way to the largest error"] if costs else []
 
 
-def _missed(made: Made) -> Verification | None:
+def _missed(made: FinishedResult) -> Verification | None:
     """The comparison that failed by its numbers; None where none did."""
     checked = made.checked
     failed = checked is not None and checked.status == "failed" and not checked.interface
@@ -112,24 +112,24 @@ def _reason(checked: Verification) -> str:
     return f"put back: with it {checked.reason}"
 
 
-def _next_plan(settled: Settled, checked: Verification, floor: float, tries: int) -> Plan:
+def _next_plan(chosen: TimedResult, checked: Verification, floor: float, tries: int) -> Plan:
     """A plan that loses so much less that the error will do; with every try a little less than that.
 
     Args:
-        settled: What was tried last.
+        chosen: What was tried last.
         checked: How it was found to fail.
         floor: The part of the error that is none of the plan's: of quantization alone.
         tries: How many plans were tried.
     """
     reason = _reason(checked)
-    if tries >= _TRIES or settled.search is None:
-        return nothing_of(settled.plan, reason)
+    if tries >= _TRIES or chosen.search is None:
+        return nothing_of(chosen.plan, reason)
     share = 0.25
     if checked.max_error is not None and checked.worst is not None and np.isfinite(checked.worst):
         # The error goes with the root of the loss, and independent errors add up by their squares.
         wanted = (_AIM ** (1 + tries) * checked.max_error) ** 2 - floor**2
         share = float(np.clip(wanted / max(checked.worst**2 - floor**2, 1e-24), 0.01, 0.9))
-    return tighter(settled.plan, settled.search, share, reason)
+    return tighter(chosen.plan, chosen.search, share, reason)
 
 
 def _changes(before: Plan, after: Plan, checked: Verification) -> str:

@@ -10,11 +10,11 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.evaluate.benchmark import BenchResult
 from onnxdecomp.graph.load import load
 from onnxdecomp.latency.kernel_profile import Profile, profile
-from onnxdecomp.latency.meter import Watch
+from onnxdecomp.latency.meter import LatencyMeter
 from onnxdecomp.runtime.providers import provider_of
 
 
-def profiles(new: Path, names: Sequence[str], watch: Watch) -> tuple[Profile, Profile] | None:
+def profiles(new: Path, names: Sequence[str], meter: LatencyMeter) -> tuple[Profile, Profile] | None:
     """The time that every layer takes in one run, in the original and in the new model; only on the CPU.
 
     Elsewhere a kernel returns before its work is done, and its time says nothing.
@@ -22,21 +22,21 @@ def profiles(new: Path, names: Sequence[str], watch: Watch) -> tuple[Profile, Pr
     Args:
         new: The result's file.
         names: Of the layers.
-        watch: Says where, and on what.
+        meter: Says where, and on what.
     """
-    if not provider_of(watch.provider).synchronous:
+    if not provider_of(meter.provider).synchronous:
         return None
 
     def of(path: Path) -> Profile:
-        return profile(path, load(path), names, watch.inputs()[0], threads=watch.threads)
+        return profile(path, load(path), names, meter.inputs()[0], threads=meter.threads)
 
-    return of(watch.original), of(new)
+    return of(meter.original), of(new)
 
 
 def timed_elsewhere(
     first: BenchResult | None,
     new: Path,
-    watch: Watch,
+    meter: LatencyMeter,
     batches: Sequence[int],
     threads: Sequence[int],
     *,
@@ -47,22 +47,22 @@ def timed_elsewhere(
     Args:
         first: The timing that decided, at batch 1; made now where there is none.
         new: The result's file.
-        watch: Times.
+        meter: Times.
         batches, threads: Every further combination is timed.
         decide: The first goes on until it is known whether the result is faster.
 
     Returns:
         All timings, and notes on what could not be timed.
     """
-    first = first or watch.time(new, decide=decide)
+    first = first or meter.time(new, decide=decide)
     settings, notes = list(first.settings), []
-    known = {(watch.threads, 1), (watch.threads, first.settings[0].models[0].batch)}
-    for count in threads or (watch.threads,):
+    known = {(meter.threads, 1), (meter.threads, first.settings[0].models[0].batch)}
+    for count in threads or (meter.threads,):
         for batch in batches:
             if (count, batch) in known:
                 continue
             try:
-                found = watch.time(new, threads=count, batch=batch).settings
+                found = meter.time(new, threads=count, batch=batch).settings
             except ModelError as error:
                 notes.append(f"not timed at batch {batch}: {error}")
                 break

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -31,6 +31,7 @@ from onnxdecomp.record.schema.reading import recorded
 from onnxdecomp.record.schema.records import FinetuneRecord
 from onnxdecomp.record.schema.training import Training, TrainingVerdict
 from onnxdecomp.runtime import environment, jsonio
+from onnxdecomp.runtime.jsonio import Document
 from onnxdecomp.runtime.output_path import check_folder
 from onnxdecomp.training.settings import Settings, parse_settings, require_torch
 
@@ -57,9 +58,9 @@ class Finetuned:
 
     model: ir.Model
     path: Path | None
-    training: dict[str, Any]
+    training: Document
     verification: Verification | None
-    record: dict[str, Any]
+    record: Document
 
 
 def finetune(
@@ -68,7 +69,7 @@ def finetune(
     *,
     data: Data,
     teacher: ModelSource | None = None,
-    settings: Settings | Mapping[str, Any] | str = "",
+    settings: Settings | Mapping[str, object] | str = "",
     evaluation: Data | None = None,
     samples: int | None = None,
     from_scratch: bool = False,

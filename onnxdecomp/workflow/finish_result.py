@@ -1,11 +1,11 @@
-"""Making a result ready to be written: settled, its layers checked, trained, compared with the original."""
+"""Making a result ready to be written: chosen, its layers checked, trained, compared with the original."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onnxdecomp.data.culprit import blaming
 from onnxdecomp.graph.load import load, sha256
@@ -14,7 +14,7 @@ from onnxdecomp.layers.lowering_check import LoweringCheck, check_lowering
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.pipeline.base import Quantizer
 from onnxdecomp.workflow.context import RunContext, pass_context
-from onnxdecomp.workflow.never_slower import Settled, settle
+from onnxdecomp.workflow.latency_guard import TimedResult, guard_latency
 from onnxdecomp.workflow.recovery import rescued
 from onnxdecomp.workflow.request import quoting
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.evaluate.verify import Verification
-    from onnxdecomp.latency.meter import Watch
+    from onnxdecomp.latency.meter import LatencyMeter
     from onnxdecomp.pipeline.pipeline import PipelineResult
     from onnxdecomp.record.schema.training import Training
     from onnxdecomp.search.plan import Plan
@@ -58,11 +58,11 @@ def runner(context: RunContext, loaded: ir.Model) -> Callable[[Plan | None, bool
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class FinishedResult:
     """A result that is ready to be written.
 
     Attributes:
-        settled: The pipeline's result, not slower than the original where that was asked for.
+        chosen: The pipeline's result, not slower than the original where that was asked for.
         lowering: The lowering checks, all of them passed.
         learnt: The record of its training, or None.
         checked: The comparison with the original, or None where that was not made.
@@ -70,7 +70,7 @@ class Made:
         faster: Whether it was asked not to be slower than the original.
     """
 
-    settled: Settled
+    chosen: TimedResult
     lowering: tuple[LoweringCheck, ...]
     learnt: Training | None
     checked: Verification | None = None
@@ -80,7 +80,7 @@ class Made:
     @property
     def changed(self) -> bool:
         """Whether any layer was decomposed, or the model quantized."""
-        return bool(self.settled.ran.rewritten) or bool(self.settled.ran.precision)
+        return bool(self.chosen.ran.rewritten) or bool(self.chosen.ran.precision)
 
     def compared(self, file: Path) -> Verification | None:
         """The comparison, if it was made of just this file."""
@@ -88,13 +88,13 @@ class Made:
 
 
 @dataclass(frozen=True, eq=False)
-class Maker:
+class Finisher:
     """What makes results.
 
     Attributes:
         original: The file that came in.
         again: Runs the pipeline with another plan, quantizing or not; with None it plans anew.
-        watch, faster: Times; whether the result must not be slower.
+        meter, faster: Times; whether the result must not be slower.
         verify: Compares a file with the original; None where that can wait until it is written.
         calib, training: How to train afterwards, and on what; None for no training.
         threads, report: Of the training.
@@ -102,7 +102,7 @@ class Maker:
 
     original: Path
     again: Callable[[Plan | None, bool], PipelineResult]
-    watch: Watch
+    meter: LatencyMeter
     faster: bool
     verify: Callable[[Path], Verification] | None
     calib: Feeds | None
@@ -110,13 +110,13 @@ class Maker:
     threads: int | None
     report: Callable[[str, int, int], None]
 
-    def make(self, ran: PipelineResult, before: Settled | None = None) -> Made:
+    def finish(self, ran: PipelineResult, before: TimedResult | None = None) -> FinishedResult:
         """The result made ready, in place of the one before."""
-        settled = settle(ran, self.again, self.watch, enabled=self.faster, before=before)
-        made = Made(settled, settled.ran.checks, self._trained(settled.ran), faster=self.faster)
+        chosen = guard_latency(ran, self.again, self.meter, enabled=self.faster, before=before)
+        made = FinishedResult(chosen, chosen.ran.checks, self._trained(chosen.ran), faster=self.faster)
         if self.verify is None or not made.changed:
             return made
-        with staged(settled.ran.model, None, None) as file:
+        with staged(chosen.ran.model, None, None) as file:
             return replace(made, checked=self.verify(file), sha256=sha256(file))
 
     def _trained(self, ran: PipelineResult) -> Training | None:
@@ -125,8 +125,9 @@ class Maker:
             return None
         from onnxdecomp.workflow.finetune import trained
 
-        calib: Any = self.calib
-        with on_disk(ran.model) as passing, blaming(self.original, calib):
+        assert self.calib is not None  # it is required beforehand
+        with on_disk(ran.model) as passing, blaming(self.original, self.calib):
             return trained(
-                *(ran.model, passing, self.original, calib, self.training, self.report), threads=self.threads
+                *(ran.model, passing, self.original, self.calib, self.training, self.report),
+                threads=self.threads,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -12,6 +12,7 @@ from onnxdecomp.errors import GateError, ModelError, UnchangedError
 from onnxdecomp.layers.lowering_check import LoweringCheck
 from onnxdecomp.layers.registry import adapters
 from onnxdecomp.record.schema.layers import LayerRecord
+from onnxdecomp.runtime.jsonio import Document
 from onnxdecomp.search.plan import Plan
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Result:
     path: Path | None
     verification: Verification | None
     latency: BenchResult | None
-    record: dict[str, Any]
+    record: Document
 
 
 def require_changed(plan: Plan, changed: bool) -> None:

@@ -27,7 +27,7 @@ from onnxdecomp.workflow import compress
 from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.context import RunContext, pass_context
 from tests.cli.small import Outcome, command, files, process
-from tests.workflow.test_never_slower import FASTER, SLOWER, Fake, result
+from tests.workflow.test_latency_guard import FASTER, SLOWER, Fake, result
 from tests.workflow.test_targets import filled
 
 Run = Callable[..., Outcome]
@@ -178,7 +178,7 @@ def timed_as(monkeypatch: pytest.MonkeyPatch, *ratios: Ratio) -> None:
     def made(*given: Any) -> Fake:
         return replace(Fake(*given), ratios=ratios, looks=looks)
 
-    monkeypatch.setattr(compress, "Watch", made)
+    monkeypatch.setattr(compress, "LatencyMeter", made)
     monkeypatch.setattr(Fake, "time", lambda self, new, decide: result(FASTER))
 
 

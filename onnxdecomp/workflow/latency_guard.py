@@ -11,7 +11,7 @@ from onnxdecomp.evaluate import benchmark
 from onnxdecomp.evaluate.benchmark import BenchResult
 from onnxdecomp.evaluate.timing_verdict import Finding
 from onnxdecomp.graph.save import save
-from onnxdecomp.latency.meter import Watch
+from onnxdecomp.latency.meter import LatencyMeter
 from onnxdecomp.pipeline.pipeline import PipelineResult
 from onnxdecomp.record.schema.reading import recorded
 from onnxdecomp.record.schema.timing import Interval, RecordedLook
@@ -27,7 +27,7 @@ _ORIGINAL, _QUANTIZED = "the original's time", "the time of the original quantiz
 
 
 @dataclass(frozen=True, eq=False)
-class Settled:
+class TimedResult:
     """The result that is not slower than the original.
 
     Attributes:
@@ -49,14 +49,14 @@ class Settled:
     looks: tuple[RecordedLook, ...] = ()
 
 
-def settle(
+def guard_latency(
     ran: PipelineResult,
     again: Callable[[Plan | None, bool], PipelineResult],
-    watch: Watch,
+    meter: LatencyMeter,
     *,
     enabled: bool,
-    before: Settled | None = None,
-) -> Settled:
+    before: TimedResult | None = None,
+) -> TimedResult:
     """Time the result against the original, and undo what does not pay.
 
     Of a result that was quantized, quantization alone must be faster than the original, or it is undone;
@@ -65,7 +65,7 @@ def settle(
     Args:
         ran: What the pipeline made of the original.
         again: Runs the pipeline with another plan, quantizing or not; with None it plans anew.
-        watch: Times.
+        meter: Times.
         enabled: Else the result is taken as it is.
         before: What this result was made in place of: the search that it goes back to is that one's.
     """
@@ -75,19 +75,19 @@ def settle(
     if not enabled:
         return first
     if not ran.precision:
-        return _settle_layers(first, lambda plan: again(plan, False), watch, _ORIGINAL)
+        return _guard_layers(first, lambda plan: again(plan, False), meter, _ORIGINAL)
     alone = again(nothing_of(first.plan), True) if ran.rewritten else ran
-    timed = watch.time_model(alone.model)
-    found = _finding(timed, _ORIGINAL, watch)
+    timed = meter.time_model(alone.model)
+    found = _finding(timed, _ORIGINAL, meter)
     looks = (_look("quantization", 0, found),)
     kind = ran.precision
     if not found.pays:
-        note = f"not quantized, for {kind} alone {found.why} on {watch.provider}"
+        note = f"not quantized, for {kind} alone {found.why} on {meter.provider}"
         if found.outcome == "undecided":
-            note = f"not quantized, for whether {kind} alone is faster on {watch.provider} is {found.why}"
+            note = f"not quantized, for whether {kind} alone is faster on {meter.provider} is {found.why}"
         # What pays in floating point is another question than the one that the plan answers.
         fresh = again(None, False)
-        undone = _settle_layers(_of(fresh), lambda plan: again(plan, False), watch, _ORIGINAL)
+        undone = _guard_layers(_of(fresh), lambda plan: again(plan, False), meter, _ORIGINAL)
         return replace(undone, notes=(note, *undone.notes), looks=(*looks, *undone.looks))
     notes = _kept_unsure(found, f"{kind} alone")
     if not ran.rewritten:
@@ -95,54 +95,54 @@ def settle(
     with temporary_files.folder() as folder:
         file = folder / "quantized.onnx"
         save(alone.model, file)
-        settled = _settle_layers(first, lambda plan: again(plan, True), watch.against(file), _QUANTIZED)
-    gain = None if settled.timed is None else settled.timed.settings[0].models[1].ratio
-    facts = {name: {"gain": benchmark.speedup(gain)} for name in settled.ran.precisions}
-    record = {name: {**own, **facts.get(name, {})} for name, own in settled.ran.record.items()}
+        chosen = _guard_layers(first, lambda plan: again(plan, True), meter.against(file), _QUANTIZED)
+    gain = None if chosen.timed is None else chosen.timed.settings[0].models[1].ratio
+    facts = {name: {"gain": benchmark.speedup(gain)} for name in chosen.ran.precisions}
+    record = {name: {**own, **facts.get(name, {})} for name, own in chosen.ran.record.items()}
     return replace(
-        settled,
-        ran=replace(settled.ran, record=record),
+        chosen,
+        ran=replace(chosen.ran, record=record),
         timed=None,  # what it was timed against is not the original
-        notes=(*notes, *settled.notes),
-        looks=(*looks, *settled.looks),
+        notes=(*notes, *chosen.notes),
+        looks=(*looks, *chosen.looks),
     )
 
 
-def _of(ran: PipelineResult) -> Settled:
+def _of(ran: PipelineResult) -> TimedResult:
     """A result as it is, with its plan, and the search for that where it was not given."""
-    return Settled(ran, ran.plan or Plan(()), ran.search, ran.search_notes)
+    return TimedResult(ran, ran.plan or Plan(()), ran.search, ran.search_notes)
 
 
-def _settle_layers(
-    settled: Settled, again: Callable[[Plan], PipelineResult], watch: Watch, against: str
-) -> Settled:
-    """Put layers back until the result is faster than what the watch compares it with."""
-    gains = _gains(settled.search, settled.plan)
+def _guard_layers(
+    chosen: TimedResult, again: Callable[[Plan], PipelineResult], meter: LatencyMeter, against: str
+) -> TimedResult:
+    """Put layers back until the result is faster than what the meter compares it with."""
+    gains = _gains(chosen.search, chosen.plan)
     for left in reversed(range(_ROUNDS + 1)):
-        if not settled.ran.rewritten:
+        if not chosen.ran.rewritten:
             break
-        timed = watch.time_model(settled.ran.model)
-        found = _finding(timed, against, watch)
-        looks = (*settled.looks, _look("layers", len(settled.plan.decomposed), found))
+        timed = meter.time_model(chosen.ran.model)
+        found = _finding(timed, against, meter)
+        looks = (*chosen.looks, _look("layers", len(chosen.plan.decomposed), found))
         if found.pays:
-            notes = (*settled.notes, *_kept_unsure(found, "the result"))
-            return replace(settled, timed=timed, notes=notes, looks=looks)
-        worst = _worst(settled.plan, gains, everything=left == 0)
+            notes = (*chosen.notes, *_kept_unsure(found, "the result"))
+            return replace(chosen, timed=timed, notes=notes, looks=looks)
+        worst = _worst(chosen.plan, gains, everything=left == 0)
         names = some([choice.layer for choice in worst])
         if found.outcome == "undecided":
-            reason = f"not shown to pay on {watch.provider}: with it {found.why}"
+            reason = f"not shown to pay on {meter.provider}: with it {found.why}"
             note = f"put back, for whether the model is faster with them is {found.why}: {names}"
         else:
-            reason = f"does not pay on {watch.provider}: with it the model {found.why}"
+            reason = f"does not pay on {meter.provider}: with it the model {found.why}"
             note = f"put back, for with them the model {found.why}: {names}"
-        plan = without(settled.plan, {key_of(choice) for choice in worst}, reason)
+        plan = without(chosen.plan, {key_of(choice) for choice in worst}, reason)
         ran = again(plan)
-        settled = replace(settled, ran=ran, plan=_of(ran).plan, notes=(*settled.notes, note), looks=looks)
-    return replace(settled, timed=None)
+        chosen = replace(chosen, ran=ran, plan=_of(ran).plan, notes=(*chosen.notes, note), looks=looks)
+    return replace(chosen, timed=None)
 
 
-def _finding(timed: BenchResult, against: str, watch: Watch) -> Finding:
-    return Finding(timed.settings[0].models[1].ratio, against, watch.limit)
+def _finding(timed: BenchResult, against: str, meter: LatencyMeter) -> Finding:
+    return Finding(timed.settings[0].models[1].ratio, against, meter.limit)
 
 
 def _look(what: Literal["layers", "quantization"], decomposed: int, found: Finding) -> RecordedLook:

@@ -14,12 +14,12 @@ import onnxdecomp
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.evaluate.benchmark import BenchResult, ModelTiming, Setting
 from onnxdecomp.evaluate.timing_verdict import Finding
-from onnxdecomp.latency.meter import Watch
+from onnxdecomp.latency.meter import LatencyMeter
 from onnxdecomp.pipeline.pipeline import PipelineResult
 from onnxdecomp.runtime.timing import Ratio, Summary
 from onnxdecomp.search.plan import Choice, Cost, Plan
 from onnxdecomp.search.search_record import CandidateRecord, Expected, LayerCandidates, Measured, SearchRecord
-from onnxdecomp.workflow import compress, never_slower
+from onnxdecomp.workflow import compress, latency_guard
 from tests.cli.small import command, files, network
 
 SLOWER = Ratio(1.2, 1.1, 1.3, 0.95)
@@ -40,7 +40,7 @@ def result(ratio: Ratio | None) -> BenchResult:
 
 
 @dataclass(frozen=True, eq=False)
-class Fake(Watch):
+class Fake(LatencyMeter):
     """Gives ratios in turn, then the last one for ever."""
 
     ratios: tuple[Ratio | None, ...] = ()
@@ -79,8 +79,8 @@ class Runs:
         done = cast(Any, plan.decomposed)
         return PipelineResult(model, rewritten=done, plan=plan, search=self.search)
 
-    def settle(self, plan: Plan, timer: Fake, *, enabled: bool = True) -> never_slower.Settled:
-        return never_slower.settle(self(plan), self, timer, enabled=enabled)
+    def guarded(self, plan: Plan, timer: Fake, *, enabled: bool = True) -> latency_guard.TimedResult:
+        return latency_guard.guard_latency(self(plan), self, timer, enabled=enabled)
 
     @property
     def left(self) -> list[list[str]]:
@@ -90,7 +90,7 @@ class Runs:
 
 def test_a_faster_result_is_kept() -> None:
     runs, timer, plan = Runs(), watch(FASTER), plan_of([5, 4, 3])
-    settled = runs.settle(plan, timer)
+    settled = runs.guarded(plan, timer)
     assert (settled.plan, settled.notes) == (plan, ())
     assert runs.plans == [plan]
     assert timer.looks == [settled.ran.model]
@@ -101,7 +101,7 @@ def test_a_faster_result_is_kept() -> None:
 @pytest.mark.parametrize("ratio", [SLOWER, UNSURE, NOTHING, None])
 def test_layers_are_put_back_half_by_half_until_all_are(ratio: Ratio | None) -> None:
     runs, timer = Runs(), watch(ratio)
-    settled = runs.settle(plan_of([10, 80, 30, 40, 50, 60, 70, 20]), timer)
+    settled = runs.guarded(plan_of([10, 80, 30, 40, 50, 60, 70, 20]), timer)
     assert runs.left == [list("01234567"), list("1456"), list("16"), list("1"), []]
     assert len(timer.looks) == 4
     assert settled.ran.rewritten == ()
@@ -119,14 +119,14 @@ def test_layers_are_put_back_half_by_half_until_all_are(ratio: Ratio | None) -> 
 
 def test_after_some_rounds_all_are_put_back_at_once() -> None:
     runs, timer = Runs(), watch(SLOWER)
-    settled = runs.settle(plan_of(range(100, 164)), timer)
+    settled = runs.guarded(plan_of(range(100, 164)), timer)
     assert [len(names) for names in runs.left] == [64, 32, 16, 8, 0]
     assert settled.ran.rewritten == ()
 
 
 def test_it_ends_as_soon_as_the_rest_pays() -> None:
     runs, timer = Runs(), watch(SLOWER, UNSURE, FASTER)
-    settled = runs.settle(plan_of([1, 2, 3, 4, 5, 6, 7, 8]), timer)
+    settled = runs.guarded(plan_of([1, 2, 3, 4, 5, 6, 7, 8]), timer)
     assert runs.left == [list("01234567"), list("4567"), list("67")]
     assert settled.ran.model is timer.looks[-1]
     assert settled.timed is not None
@@ -139,7 +139,7 @@ def test_it_ends_as_soon_as_the_rest_pays() -> None:
 
 def test_a_gain_that_a_noisy_machine_leaves_open_is_kept_and_said_to_be_open() -> None:
     runs, timer = Runs(), watch(NOISY)
-    settled = runs.settle(plan_of([5, 4, 3]), timer)
+    settled = runs.guarded(plan_of([5, 4, 3]), timer)
     assert runs.left == [["0", "1", "2"]]
     assert settled.timed is not None
     (note,) = settled.notes
@@ -181,14 +181,14 @@ def test_the_gain_of_what_was_chosen_decides_and_neither_the_macs_nor_the_fastes
     layers = (weighed("0", 0.5, r2=0.45, r1=0.01), weighed("1", 0.4, r2=0.3, r1=0.2))
     expected, measured = Expected(0.2, 0.2, 0.0, 0.75), Measured(None)
     runs = Runs(SearchRecord(expected, measured, 1.0, 4, (), (), layers))
-    runs.settle(plan_of([900, 100]), watch(SLOWER, FASTER))
+    runs.guarded(plan_of([900, 100]), watch(SLOWER, FASTER))
     assert runs.left == [["0", "1"], ["1"]]
 
 
 def test_nothing_is_timed_where_it_is_not_wanted_or_nothing_was_done() -> None:
     plan, empty, timer = plan_of([1]), plan_of([]), watch(SLOWER)
-    assert Runs().settle(plan, timer, enabled=False).plan == plan
-    assert Runs().settle(empty, timer).plan == empty
+    assert Runs().guarded(plan, timer, enabled=False).plan == plan
+    assert Runs().guarded(empty, timer).plan == empty
     assert timer.looks == []
 
 
@@ -198,7 +198,7 @@ def timed_as(monkeypatch: pytest.MonkeyPatch, *ratios: Ratio) -> None:
     def made(*given: Any) -> Fake:
         return replace(Fake(*given), ratios=ratios)
 
-    monkeypatch.setattr(compress, "Watch", made)
+    monkeypatch.setattr(compress, "LatencyMeter", made)
 
 
 LINE = ("--simplify", "none", "--method", "svd", "--rank", "4", "--never-slower")
