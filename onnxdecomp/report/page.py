@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).with_name("templates")
 
+SECTIONS = TEMPLATES / "sections"
+"""What a page consists of: the template "20-settings.html" shows the field `settings` of any record that has
+it, in the order of the numbers; in Markdown "20-settings.md"."""
+
+KINDS: Mapping[str, str] = {
+    "compress": "compression",
+    "plan": "plan",
+    "bench": "comparison",
+    "finetune": "training",
+    "trainings": "trainings",
+}
+"""What a page is about."""
+
 SHOWN_LAYERS = 24
 """Rewritten layers whose spectra and nodes are drawn: a page of a hundred would be too large to send."""
 
@@ -52,11 +65,18 @@ def render_html(record: Mapping[str, Any]) -> str:
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         **_context(record),
+        sections=sections(record, "html"),
         charts=charts,
         script=_safe(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=_safe((TEMPLATES / "page.css").read_text(encoding="utf-8")),
     )
+
+
+def sections(record: Mapping[str, Any], form: str) -> list[str]:
+    """The templates of what a record has, in their order; `form` is "html" or "md"."""
+    found = ((path, path.stem.partition("-")[2]) for path in sorted(SECTIONS.glob(f"*.{form}")))
+    return [f"{SECTIONS.name}/{path.name}" for path, field in found if record.get(field) is not None]
 
 
 def render_markdown(record: Mapping[str, Any]) -> str:
@@ -66,7 +86,7 @@ def render_markdown(record: Mapping[str, Any]) -> str:
         environment.filters[name] = _text_filter(form)
     environment.filters["code"] = lambda fact: code(str(raw(fact)))
     environment.filters["prose"] = lambda fact: prose(str(raw(fact)))
-    filled = environment.get_template("report.md").render(**_context(record))
+    filled = environment.get_template("report.md").render(**_context(record), sections=sections(record, "md"))
     return "\n".join(line.rstrip() for line in filled.splitlines()).strip() + "\n"
 
 
@@ -115,6 +135,7 @@ def _context(record: Mapping[str, Any]) -> dict[str, Any]:
     changed.sort(key=lambda layer: -(raw(layer["macs"])["before"] or 0))
     return {
         "record": facts,
+        "what": KINDS[record["kind"]],
         "labels": labels,
         "title": _title(record, labels),
         "heading": _heading(facts, labels),

@@ -133,14 +133,20 @@ def bench_record(models: tuple[Path, Path, Record]) -> Record:
     return through_json(record)
 
 
-@pytest.fixture(
-    scope="session",
-    params=(
-        *("ranks_record", "search_record", "quantized_record", "plan_record"),
-        *("unchanged_record", "bench_record", "finetuned_record", "training_record"),
-        "trainings_record",
-    ),
+RECORDED = (
+    *("ranks_record", "search_record", "quantized_record", "plan_record"),
+    *("unchanged_record", "bench_record", "finetuned_record", "training_record"),
+    "trainings_record",
 )
+
+
+@pytest.fixture(scope="session")
+def every_record(request: pytest.FixtureRequest) -> list[Record]:
+    """All of them."""
+    return [request.getfixturevalue(name) for name in RECORDED]
+
+
+@pytest.fixture(scope="session", params=RECORDED)
 def record(request: pytest.FixtureRequest) -> Record:
     """Each of them."""
     found: Record = request.getfixturevalue(request.param)

@@ -7,13 +7,15 @@ import json
 import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from onnxdecomp.record.schema.records import RECORDS
 from onnxdecomp.record.text import visible
 from onnxdecomp.report import html, markdown
-from onnxdecomp.report.page import code, prose, short_names
+from onnxdecomp.report.page import SECTIONS, code, prose, sections, short_names
 from tests.report.conftest import Record
 
 VOID = frozenset(("meta", "link", "br", "input"))
@@ -112,6 +114,16 @@ def test_every_number_on_the_page_stands_in_the_record(record: Record) -> None:
     # What is not traced holds no number.
     rest = re.sub(r"sha256|\bL2\b|Top-1", "", page.rest)
     assert re.findall(r".{0,20}\d.{0,20}", rest) == []
+
+
+@pytest.mark.parametrize("path", sorted(SECTIONS.iterdir()), ids=lambda path: path.name)
+def test_a_section_shows_a_field_of_a_record(path: Path, every_record: list[Record]) -> None:
+    field = path.stem.partition("-")[2]
+    assert any(field in kind.__annotations__ for kind in RECORDS.values())
+    shown = [record for record in every_record if record.get(field) is not None]
+    assert shown
+    name = f"{SECTIONS.name}/{path.name}"
+    assert all(name in sections(record, path.suffix[1:]) for record in shown)
 
 
 def test_figures_trace_their_numbers_and_keep_their_text(search_record: Record, ranks_record: Record) -> None:
