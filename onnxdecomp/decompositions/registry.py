@@ -33,6 +33,7 @@ METHODS: Mapping[str, str] = {
     "kronecker": "onnxdecomp.decompositions.kronecker:Kronecker",
     "btt": "onnxdecomp.decompositions.btt:Btt",
     "tproduct": "onnxdecomp.decompositions.tproduct:Tproduct",
+    "btd": "onnxdecomp.decompositions.btd:Btd",
 }
 """Name to "module:Class" of our own; imported on use. They are what "auto" chooses from: what a run does by
 default does not depend on what else is installed."""

@@ -47,6 +47,7 @@ _METHODS = (
     "kronecker",
     "btt",
     "tproduct",
+    "btd",
 )
 _NUMBERS = (
     ("--rank", "0.5"),
