@@ -6,6 +6,7 @@ configuration and the JSON record. It never sees a graph.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
@@ -14,6 +15,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks
+from onnxdecomp.tensor.linalg import fraction_of, tail_rank
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,26 @@ class Decomposition(Protocol):
     def assemble(self, layer: Layer, factors: Factors) -> Chain:
         """The chain of these factors with the layer's strides, pads, groups and bias."""
         ...
+
+
+class SingleRank(ABC):
+    """What methods have in common that cut one spectrum off at one rank: its tail is their error, exactly."""
+
+    @abstractmethod
+    def full_ranks(self, layer: Layer) -> Ranks:
+        """See Decomposition."""
+
+    @abstractmethod
+    def spectra(self, layer: Layer) -> tuple[Array, ...]:
+        """See Decomposition."""
+
+    def fraction_ranks(self, layer: Layer, fraction: float) -> Ranks:
+        (full,) = self.full_ranks(layer)
+        return (fraction_of(full, fraction),)
+
+    def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
+        (values,) = self.spectra(layer)
+        return (tail_rank(values, error),)
 
 
 @runtime_checkable

@@ -20,16 +20,16 @@ from onnxdecomp.core.steps import (
     Transpose,
     pointwise,
 )
-from onnxdecomp.decompositions.base import Decomposition, Refusal
+from onnxdecomp.decompositions.base import Decomposition, Refusal, SingleRank
 from onnxdecomp.errors import UsageError
-from onnxdecomp.tensor.linalg import finite_groups, fraction_of, tail_rank
+from onnxdecomp.tensor.linalg import finite_groups
 
 _AT_ONCE = 1 << 20
 """Elements of the blocks that are in float64 at a time."""
 
 
 @dataclass(frozen=True)
-class Btt:
+class Btt(SingleRank):
     """W = L P R with block-diagonal L and R and a permutation P of what is between them.
 
     The block tensor train of Qiu et al. (2024); at rank 1 the Monarch matrix of Dao et al. (2022). The T
@@ -84,9 +84,6 @@ class Btt:
         _, q, _, p = self.sizes(layer)
         return (min(p, q),)
 
-    def fraction_ranks(self, layer: Layer, fraction: float) -> Ranks:
-        return (fraction_of(self.full_ranks(layer)[0], fraction),)
-
     def spectra(self, layer: Layer) -> tuple[Array, ...]:
         """The blocks' singular values, root sums of squares over all blocks."""
         parts = self._parts(layer)
@@ -98,9 +95,6 @@ class Btt:
     def parts(self, layer: Layer) -> int:
         b, _, c, _ = self.sizes(layer)
         return b * c
-
-    def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
-        return (tail_rank(self.spectra(layer)[0], error),)
 
     def shapes(self, layer: Layer, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         (r,), (b, q, c, p) = ranks, self.sizes(layer)

@@ -29,7 +29,7 @@ class Ht:
     children before parents, first the inputs' side. The root's tensor is part of the last one. A leaf
     whose rank is its size would be a mere rotation and is left out. The chain runs up the inputs' side
     and down the outputs'. A convolution of unsplit channels: 1x1 from S to r_in, the kernel's basis as a
-    convolution of one channel to r_kernel with the r_in folded into the batch, 1x1 from r_in r_kernel to
+    convolution of one channel to r_kernel with the r_in regrouped with the batch, 1x1 from r_in r_kernel to
     r_out, 1x1 to T; with the kernel's basis left out, the k-sized step from r_in to r_out.
 
     Ranks are one number per edge of the tree, the leaves' and the inner ones', in the order of the

@@ -11,9 +11,9 @@ import numpy as np
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
 from onnxdecomp.core.steps import MatMul, Pad, Reshape, Slice, Step, Transpose
-from onnxdecomp.decompositions.base import Decomposition, Refusal
+from onnxdecomp.decompositions.base import Decomposition, Refusal, SingleRank
 from onnxdecomp.errors import UsageError
-from onnxdecomp.tensor.linalg import finite_groups, fraction_of, singular_values, tail_rank, two_factors
+from onnxdecomp.tensor.linalg import finite_groups, singular_values, two_factors
 from onnxdecomp.tensor.tt_matrix_modes import most_padded, padded_factors
 
 Split: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
@@ -24,7 +24,7 @@ _PAYS = 1.5
 
 
 @dataclass(frozen=True)
-class Kronecker:
+class Kronecker(SingleRank):
     """W = Σ_k A_k ⊗ B_k, by the SVD of the rearranged matrix (Van Loan and Pitsianis 1993).
 
     T = t1 t2 and S = s1 s2; factors A [r, t1, s1] and B [r, t2, s2]. The rearrangement [(t1 s1), (t2 s2)]
@@ -80,14 +80,8 @@ class Kronecker:
         (t1, t2), (s1, s2) = self.sizes(layer)
         return (min(t1 * s1, t2 * s2),)
 
-    def fraction_ranks(self, layer: Layer, fraction: float) -> Ranks:
-        return (fraction_of(self.full_ranks(layer)[0], fraction),)
-
     def spectra(self, layer: Layer) -> tuple[Array, ...]:
         return (singular_values(self._rearranged(layer)),)
-
-    def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
-        return (tail_rank(self.spectra(layer)[0], error),)
 
     def shapes(self, layer: Layer, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         (t1, t2), (s1, s2) = self.sizes(layer)

@@ -12,14 +12,12 @@ import numpy as np
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
 from onnxdecomp.core.steps import Convolve, MatMul, pointwise
-from onnxdecomp.decompositions.base import Decomposition, Refusal
+from onnxdecomp.decompositions.base import Decomposition, Refusal, SingleRank
 from onnxdecomp.tensor.linalg import (
     finite_groups,
-    fraction_of,
     pooled,
     singular_values,
     stacked,
-    tail_rank,
     tails,
     two_factors,
 )
@@ -28,7 +26,7 @@ Order = Literal["kernel-first", "channel-first"]
 
 
 @dataclass(frozen=True)
-class Svd:
+class Svd(SingleRank):
     """Truncated singular value decomposition of the weight as a matrix.
 
     Linear [T, S]: factors [S, r] and [r, T], two MatMuls (Girshick 2015). A stack of matrices [*stack, T, S]
@@ -73,18 +71,12 @@ class Svd:
     def full_ranks(self, layer: Layer) -> Ranks:
         return (self._full(layer),)
 
-    def fraction_ranks(self, layer: Layer, fraction: float) -> Ranks:
-        return (fraction_of(self._full(layer), fraction),)
-
     def spectra(self, layer: Layer) -> tuple[Array, ...]:
         axis = 0 if self.order_for(layer) == "kernel-first" else 1
         return (pooled(singular_values(w, axis) for w in finite_groups(layer)),)
 
     def rank_curve(self, layer: Layer, ranks: Sequence[Ranks]) -> Array:
         return tails(self.spectra(layer), ranks)
-
-    def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
-        return (tail_rank(self.spectra(layer)[0], error),)
 
     def shapes(self, layer: Layer, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         (r,) = ranks

@@ -20,16 +20,14 @@ from onnxdecomp.core.steps import (
     Transpose,
     pointwise,
 )
-from onnxdecomp.decompositions.base import Decomposition, Refusal
+from onnxdecomp.decompositions.base import Decomposition, Refusal, SingleRank
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.linalg import (
     finite_groups,
-    fraction_of,
     left_basis,
     pooled,
     singular_values,
     stacked,
-    tail_rank,
     two_factors,
 )
 from onnxdecomp.tensor.tenalg import mode_dot, partial_unfold
@@ -68,7 +66,7 @@ class Slicing:
 
 
 @dataclass(frozen=True)
-class Tproduct:
+class Tproduct(SingleRank):
     """Truncated t-SVD of the weight as a third-order tensor (Kilmer and Martin 2011, Kilmer et al. 2013).
 
     One side's channels are sliced: S = m n (or T = m n), and the weight is the tensor [m, T K, n] (or
@@ -138,19 +136,12 @@ class Tproduct:
     def full_ranks(self, layer: Layer) -> Ranks:
         return (self.slicing(layer).full,)
 
-    def fraction_ranks(self, layer: Layer, fraction: float) -> Ranks:
-        return (fraction_of(self.slicing(layer).full, fraction),)
-
     def spectra(self, layer: Layer) -> tuple[Array, ...]:
         slices = self._frontal(layer)[1]
         return (pooled(singular_values(slab) for slab in slices.reshape(-1, *slices.shape[2:])),)
 
     def parts(self, layer: Layer) -> int:
         return self.slicing(layer).count
-
-    def ranks_for_error(self, layer: Layer, error: float) -> Ranks:
-        """The smallest rank that meets the error: the slices' tails are the error, exactly."""
-        return (tail_rank(self.spectra(layer)[0], error),)
 
     def shapes(self, layer: Layer, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         (r,), g, cut = ranks, layer.groups, self.slicing(layer)

@@ -45,7 +45,7 @@ class Tr:
     The weight of each group is a tensor over the input modes s_1…s_p (S = Π s_k), the kernel as one mode
     K, and the output modes t_1…t_q (T = Π t_k). Core k has the shape [groups, r_k, n_k, r_{k+1}] and the
     last one ends in r_0. A convolution of unsplit channels is a 1x1 one to r_0 r_1 channels, the k-sized
-    one from r_1 to r_2 with the r_0 folded into the batch (its weights serve them all), and a 1x1 one
+    one from r_1 to r_2 with the r_0 regrouped with the batch (its weights serve them all), and a 1x1 one
     from r_0 r_2 to T. A linear layer contracts its input cores, then its output cores, the ring being
     closed by the last; of the orders to do so the one with the fewest multiplications is taken.
 

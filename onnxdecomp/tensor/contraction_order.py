@@ -162,7 +162,7 @@ def conv_steps(cores: Factors, spec: ConvSpec, order: Order) -> list[Step]:
     """The steps of a train whose last core [r, *kernel] holds the kernel, from channels Π i_k to Π j_k.
 
     The channel modes are contracted by 1x1 convolutions: modes before the one that is contracted are
-    folded into the batch, modes after it are spread over the first spatial axis. The kernel's core is a
+    regrouped with the batch, modes after it with the first spatial axis. The kernel's core is a
     convolution from one channel to r, or back, shared by all channels; it has the layer's attributes.
     """
     *channel_cores, kernel = cores
@@ -192,14 +192,14 @@ class _Channels:
         if rows != self.rows:
             total = self.rows * self.channels
             if total % rows:
-                self._spread(self.channels * self.after)
+                self._regroup_spatial(self.channels * self.after)
                 total = self.rows * self.channels
             self.rows, self.channels = rows, total // rows
             self.steps.append(RegroupBatch(self.channels))
         if channels != self.channels:
-            self._spread(channels)
+            self._regroup_spatial(channels)
 
-    def _spread(self, channels: int) -> None:
+    def _regroup_spatial(self, channels: int) -> None:
         self.after = self.channels * self.after // channels
         self.channels = channels
         self.steps.append(RegroupSpatial(channels))

@@ -3,8 +3,9 @@
 The activation has a named axis for each mode. A tensor takes those of its axes that the activation has,
 and gives it the others; an axis that a tensor gives stands until another takes it. Each tensor is one
 product: the taken axes go last (a Transpose, only if they are not there already), everything else becomes
-rows. On [N, C, *spatial] the axes are folded into channels and rows into the batch, so that a convolution
-serves all rows with one set of weights; the tensor with the kernel's axis is the layer's convolution.
+rows. On [N, C, *spatial] the axes are channels and the rows are regrouped with the batch, so that a
+convolution serves all rows with one set of weights; the tensor with the kernel's axis is the layer's
+convolution.
 """
 
 from __future__ import annotations
@@ -172,10 +173,10 @@ class _Channels(_Walk):
         sizes, perm = self.moved(order)
         if perm != sorted(perm):
             total = math.prod(sizes)
-            self._fold(total)
+            self._regroup(total)
             moved = np.arange(total).reshape(sizes).transpose(perm)
             self.steps.append(PermuteChannels(tuple(moved.ravel().tolist())))
-        self._fold(math.prod(self.axes[a] for a in order[rows:]))
+        self._regroup(math.prod(self.axes[a] for a in order[rows:]))
         self.axes = {a: self.axes[a] for a in order}
 
     def apply(self, weight: Array, label: str, spatial: bool) -> None:
@@ -188,7 +189,7 @@ class _Channels(_Walk):
             self.steps.append(pointwise(matrix, groups, len(self.kernel), label))
         self.channels = groups * given
 
-    def _fold(self, channels: int) -> None:
+    def _regroup(self, channels: int) -> None:
         if self.channels != channels:
             self.steps.append(RegroupBatch(channels))
             self.channels = channels

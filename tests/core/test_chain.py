@@ -89,7 +89,7 @@ def test_a_block_diagonal_product(lead: tuple[int, ...]) -> None:
     lowers(linear_case(12, 15, lead), chain)
 
 
-def test_folded_and_permuted_channels() -> None:
+def test_regrouped_and_permuted_channels() -> None:
     """(A kron B) on channels: B over the inner mode of every outer one, then A over the outer."""
     b, a = normal(5, 3), normal(2, 4)
     chain = Chain(
@@ -112,7 +112,7 @@ def test_folded_and_permuted_channels() -> None:
 
 
 def test_outer_modes_without_a_transpose() -> None:
-    """A middle feature mode by a product from the left, an outermost channel mode by spreading the others."""
+    """A middle feature mode by a product from the left, an outermost channel mode with the rest in space."""
     a, b = normal(5, 3), normal(2, 4)
     steps = (
         Reshape((12,), (4, 3)),
