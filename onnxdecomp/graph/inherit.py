@@ -10,6 +10,8 @@ import onnx_ir as ir
 from onnxdecomp.graph.load import inherit
 from onnxdecomp.graph.traversal import node_graphs
 
+_ORIGIN = "onnxdecomp.origin"
+
 
 def inherit_value(new: ir.Value, old: ir.Value) -> None:
     """Give a value the doc string, metadata, quantization annotation, type and shape of the one before it.
@@ -75,3 +77,13 @@ def _inner(graph: ir.Graph) -> Iterator[tuple[ir.Node, str, ir.Graph]]:
     for node in graph:
         for key, inner in node_graphs(node):
             yield node, key, inner
+
+
+def copied(copy: ir.Value, original: ir.Value) -> None:
+    """Have a value say that it was another one as the model came in."""
+    copy.meta[_ORIGIN] = origin(original)
+
+
+def origin(value: ir.Value) -> str:
+    """The name that a value had before there were copies of it."""
+    return str(value.meta.get(_ORIGIN, value.name))

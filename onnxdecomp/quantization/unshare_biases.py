@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxdecomp.graph.constants import discard, initializer
+from onnxdecomp.graph.inherit import copied
 from onnxdecomp.graph.traversal import unique_name, value_names
 from onnxdecomp.layers.registry import adapter_of
 
@@ -30,7 +31,9 @@ def own_biases(model: ir.Model) -> int:
         if tensor is None or (bias.name in graph.initializers and len(bias.uses()) == 1):
             continue
         name = unique_name(f"{bias.name}/{node.name}", taken)
-        node.replace_input_with(at, initializer(graph, tensor, name))
+        own = initializer(graph, tensor, name)
+        copied(own, bias)
+        node.replace_input_with(at, own)
         changed += 1
         discard(bias)
     return changed

@@ -46,13 +46,18 @@ def layer_records(
                 rel_error=result.rel_error if result else None,
                 lowering=check.rel_error if check else None,
                 loss=result.loss if result else None,
-                params=_change(choice.before, after, "params"),
+                params=_uncopied(_change(choice.before, after, "params"), choice.copied),
                 macs=_change(choice.before, after, "macs") if choice.sized else Change(None, None),
                 weight=choice.weight,
                 input=choice.input,
             )
         )
     return tuple(records)
+
+
+def _uncopied(params: Change, copied: int) -> Change:
+    """Without what the original stores with another layer."""
+    return params if params.before is None else replace(params, before=params.before - copied)
 
 
 def _new_bias(result: Rewritten) -> int:

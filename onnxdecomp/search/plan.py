@@ -34,6 +34,7 @@ class Choice:
         weight: The canonical weight's shape (see Layer); () where it could not be read.
         input: The activation's shape as far as it is known, or None.
         fixed: It was asked to stay: its numbers are not repaired either.
+        copied: Numbers of its bias, where that is a copy of another layer's: the original stores them once.
         sized: The size of the activation is known (see Layer), and so are MACs: else they are a guess.
     """
 
@@ -49,6 +50,7 @@ class Choice:
     weight: tuple[int, ...] = ()
     input: tuple[Dim, ...] | None = None
     fixed: bool = False
+    copied: int = 0
     sized: bool = True
 
 
@@ -115,6 +117,7 @@ def _choice(entry: Mapping[str, Json]) -> Choice:
         weight=tuple(_whole(size) for size in _list(entry.get("weight", ()))),
         input=None if shape is None else tuple(_dimension(size) for size in _list(shape)),
         fixed=bool(entry.get("fixed", False)),
+        copied=_whole(entry.get("copied", 0)),
         sized=bool(entry.get("sized", True)),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.registry import get
+from onnxdecomp.graph.inherit import origin
 from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.tied_weights import Tie, share_of, ties
@@ -33,7 +34,8 @@ def tallied(plan: Plan, sites: Sequence[Site]) -> Plan:
 
     A weight that several layers read is the first one's; it is counted afterwards, too, unless all of its
     readers are decomposed, and none of them is anything but a layer. Factors that several layers share are
-    the first one's as well, and so is a bias.
+    the first one's as well, and so is a bias. Copies of one, which layers have only since they were given
+    their own, are told apart: they are stored afterwards, and were not before.
 
     Args:
         plan: For these layers; choices for others stay as they are.
@@ -47,6 +49,7 @@ def tallied(plan: Plan, sites: Sequence[Site]) -> Plan:
     found = ties(sites)
     shares = shares_of(sites, found, plan)
     biases: set[int] = set()
+    origins: set[tuple[str, str]] = set()
     seen = set()
     for tie in found:
         stays = bool(tie.other) or any(choices[index].method is None for index in tie.members)
@@ -55,6 +58,8 @@ def tallied(plan: Plan, sites: Sequence[Site]) -> Plan:
             assert choice.before is not None
             bias = 0 if layer.bias is None or _bias(sites[index]) in biases else int(layer.bias.size)
             biases.add(_bias(sites[index]))
+            first = _origin(sites[index]) not in origins
+            origins.add(_origin(sites[index]))
             before = replace(choice.before, params=numbers + bias)
             after = choice.after
             if choice.method is not None:
@@ -64,7 +69,7 @@ def tallied(plan: Plan, sites: Sequence[Site]) -> Plan:
                 after = Cost((numbers if stays else 0) + factors + bias, cost.macs)
             if share is not None:
                 seen.add(share.key)
-            by_name[keys[index]] = replace(choice, before=before, after=after)
+            by_name[keys[index]] = replace(choice, before=before, after=after, copied=0 if first else bias)
     ordered = tuple(by_name[choice.graph, choice.layer] for choice in plan.choices)
     return replace(plan, choices=ordered)
 
@@ -86,6 +91,12 @@ def remaining(plan: Plan, sites: Sequence[Site]) -> dict[tuple[str, str], str]:
 def _bias(site: Site) -> int:
     """What tells biases apart: the value that stores one, or the layer where it has its own."""
     return id(site.layer) if site.bias is None else id(site.bias)
+
+
+def _origin(site: Site) -> tuple[str, str]:
+    """What tells biases apart as the model came in."""
+    own = f"the bias of {site.layer.name}"
+    return site.layer.graph, own if site.bias is None else origin(site.bias)
 
 
 def _fits(sites: Sequence[Site], choices: Sequence[Choice]) -> bool:

@@ -33,6 +33,7 @@ class PlannedLayer:
         before, after: Cost of the operator, and of its chain.
         weight, input: Shapes of the weight, and of the activation where it is known.
         fixed: It was asked to stay.
+        copied: Numbers of its bias that the original stores with another layer, whose bias it reads as well.
         sized: The size of the activation is known; else the MACs are those of one row.
     """
 
@@ -48,6 +49,7 @@ class PlannedLayer:
     weight: tuple[int, ...]
     input: Shape | None
     fixed: bool = field(default=False, metadata=LATER)
+    copied: int = field(default=0, metadata=LATER)
     sized: bool = field(default=True, metadata=LATER)
 
 
