@@ -30,7 +30,6 @@ KNOWING = {
         f"training/autograd/operators/{name}.py": "a table of all operators"
         for name in ("convolution", "fused", "indexing", "products", "recurrent")
     },
-    "passes/onnxdecomp_passes/normalise.py": "a pass that rewrites operators of ONNX",
 }
 """Modules that name an operator of layers, and why; all others ask the adapters."""
 

@@ -41,6 +41,23 @@ class ParameterRoles:
     biases: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class OutputChannels:
+    """Where an operator's stored weight has its output channels, which are axis 1 of the output.
+
+    Attributes:
+        count: How many.
+        rank: Axes of the output.
+        split: The shape that the weight is looked at in.
+        along: The shape of a number for each channel beside it.
+    """
+
+    count: int
+    rank: int
+    split: tuple[int, ...]
+    along: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class LayerAdapter(ABC):
     """A family of operators, each linear in a constant weight.
@@ -144,7 +161,17 @@ class LayerAdapter(ABC):
         """The adapter of such a layer alone, nothing else about it; None where that cannot be timed."""
         return None
 
-    # Shapes, quantization and training.
+    # Folding what follows into the layer, shapes, and training.
+
+    @classmethod
+    def output_channels(cls, node: ir.Node, shape: tuple[int, ...]) -> OutputChannels | None:
+        """Where a weight of this shape has them; None where it cannot be scaled channel by channel."""
+        return None
+
+    @classmethod
+    def with_bias(cls, node: ir.Node) -> ir.Node:
+        """The node, whose third input is a bias, or one that has such an input, put in its place."""
+        return node
 
     @classmethod  # noqa: B027 - ONNX's inference knows most
     def stand_in(cls, node: ir.Node) -> None:

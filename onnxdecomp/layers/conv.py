@@ -16,7 +16,7 @@ from onnxdecomp.core.layer import Array, ConvSpec, Dim, Layer
 from onnxdecomp.core.steps import Convolve
 from onnxdecomp.graph.attributes import as_attributes, attribute, dims
 from onnxdecomp.graph.shape_inference import unfuse
-from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
+from onnxdecomp.layers.adapter import LayerAdapter, OutputChannels, ParameterRoles, Site
 from onnxdecomp.layers.conv_layout import canonical_transposed, onnx_transposed
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.fused import Fused
@@ -134,6 +134,18 @@ class Conv(LayerAdapter):
     @classmethod
     def timed(cls, layer: Layer) -> Conv:
         return cls()
+
+    @classmethod
+    def output_channels(cls, node: ir.Node, shape: tuple[int, ...]) -> OutputChannels | None:
+        if node.domain == MICROSOFT or len(shape) < 3:
+            return None
+        ones = (1,) * (len(shape) - 2)
+        if node.op_type == "Conv":
+            return OutputChannels(shape[0], len(shape), shape, (shape[0], 1, *ones))
+        # [S, T/groups, *kernel]: the output channels of one group after those of another.
+        groups = int(attribute(node, "group", 1))
+        split = (groups, shape[0] // groups, *shape[1:])
+        return OutputChannels(shape[1] * groups, len(shape), split, (groups, 1, shape[1], *ones))
 
     @classmethod
     def stand_in(cls, node: ir.Node) -> None:

@@ -14,14 +14,15 @@ from onnxdecomp.core.layer import Array, Dim, Layer
 from onnxdecomp.core.steps import LeftMatMul, MatMul, Step
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.attributes import attribute, dims
-from onnxdecomp.graph.constants import Constant
+from onnxdecomp.graph.inherit import inherit_node, inherit_value
 from onnxdecomp.graph.shape_inference import unfuse
-from onnxdecomp.layers.adapter import LayerAdapter, Operator, ParameterRoles, Site
+from onnxdecomp.layers.adapter import LayerAdapter, Operator, OutputChannels, ParameterRoles, Site
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.fused import Fused
 from onnxdecomp.layers.lower import labels, lower, own_bias
 from onnxdecomp.layers.lowering_check.submodel import run_one
-from onnxdecomp.layers.scope import MICROSOFT, Scope, Snapshot, Weight, working
+from onnxdecomp.layers.operands import bias_after, gemm_bias, operands
+from onnxdecomp.layers.scope import MICROSOFT, Scope, Snapshot, working
 
 _GEMMS = ("Gemm", "FusedGemm")
 _ADDEND = 2
@@ -180,6 +181,21 @@ class Linear(LayerAdapter):
         return cls(gemm=layer.op_type in _GEMMS)
 
     @classmethod
+    def output_channels(cls, node: ir.Node, shape: tuple[int, ...]) -> OutputChannels | None:
+        # Of more than two dimensions, a Gemm could not take it; and axis 1 is not the features.
+        if node.domain == MICROSOFT or len(shape) != 2:
+            return None
+        if node.op_type == "MatMul" and (node.inputs[0] is None or len(dims(node.inputs[0]) or ()) != 2):
+            return None
+        if node.op_type in _GEMMS and attribute(node, "transB", 0):
+            return OutputChannels(shape[0], 2, shape, (shape[0], 1))
+        return OutputChannels(shape[1], 2, shape, (1, shape[1]))
+
+    @classmethod
+    def with_bias(cls, node: ir.Node) -> ir.Node:
+        return _as_gemm(node) if node.op_type == "MatMul" else node
+
+    @classmethod
     def stand_in(cls, node: ir.Node) -> None:
         turned = any(attr.value for name, attr in node.attributes.items() if name.startswith("trans"))
         if node.op_type == "FusedGemm":
@@ -212,7 +228,7 @@ def _product(chain: Chain, layer: Layer, features: Array) -> Array:
 
 def _gemm_site(node: ir.Node, scope: Scope) -> Site | str:
     """The site of a Gemm or FusedGemm, alpha folded into the weight, beta into a [T] bias; or why not."""
-    operand = _operands(node, scope)
+    operand = operands(node, scope)
     if isinstance(operand, str):
         return operand
     alpha = float(attribute(node, "alpha", 1.0))
@@ -226,7 +242,7 @@ def _gemm_site(node: ir.Node, scope: Scope) -> Site | str:
         weight = weight * weight.dtype.type(alpha)
     swapped = trans[1] if operand.left else trans[0]
     bias_value = node.inputs[2] if len(node.inputs) > 2 else None
-    bias, addend = _gemm_bias(bias_value, beta, weight.shape[0], operand.left, scope)
+    bias, addend = gemm_bias(bias_value, beta, weight.shape[0], operand.left, scope)
     shape = dims(operand.x)
     if swapped != operand.left and shape is not None:
         shape = _swap(shape)
@@ -257,7 +273,7 @@ def _matmul_site(node: ir.Node, scope: Scope) -> Site | str:
 
     FusedMatMul's alpha is folded into the weight; what it transposes of the constant is transposed here.
     """
-    operand = _operands(node, scope)
+    operand = operands(node, scope)
     if isinstance(operand, str):
         return operand
     array = operand.source.array
@@ -306,70 +322,6 @@ def _matmul_site(node: ir.Node, scope: Scope) -> Site | str:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Operands:
-    source: Weight
-    x: ir.Value
-    left: bool
-
-
-def _operands(node: ir.Node, scope: Scope) -> _Operands | str:
-    """Which of the two operands is the weight."""
-    a, b = node.inputs[:2]
-    assert a is not None
-    assert b is not None
-    right, left = scope.constant(b), scope.constant(a)
-    if isinstance(right, Constant) and isinstance(left, Constant):
-        return "both operands are constant"
-    if isinstance(right, str) and isinstance(left, str):
-        return f"no operand is constant: {right}"
-    is_left = isinstance(left, Constant)
-    source = scope.weight(a if is_left else b)
-    return source if isinstance(source, str) else _Operands(source, b if is_left else a, is_left)
-
-
-def _gemm_bias(
-    value: ir.Value | None, beta: float, outputs: int, left: bool, scope: Scope
-) -> tuple[Array | None, ir.Value | None]:
-    """C as a [T] bias (beta folded in) if it is one, else as a value that is added at the end."""
-    if value is None or beta == 0.0:
-        return None, None
-    constant = scope.constant(value)
-    if isinstance(constant, str) or left:
-        return None, value
-    vector = _feature_vector(constant.array, outputs)
-    if vector is None:
-        return None, value
-    return working(vector) * working(vector).dtype.type(beta), None
-
-
-def bias_after(node: ir.Node, outputs: int, scope: Scope) -> tuple[ir.Node, ir.Value, Array] | None:
-    """The Add of a constant [T] that alone reads the node's output."""
-    out = node.outputs[0]
-    uses = list(out.uses())
-    if len(uses) != 1 or out.is_graph_output():
-        return None
-    add = uses[0].node
-    if add.op_type != "Add" or add.domain != "" or add.graph is not node.graph:
-        return None
-    other = add.inputs[1 - uses[0].idx]
-    constant = scope.constant(other)
-    rank = None if out.shape is None else len(out.shape)
-    if other is None or isinstance(constant, str) or rank is None or constant.array.ndim > rank:
-        return None
-    vector = _feature_vector(constant.array, outputs)
-    return None if vector is None else (add, other, vector)
-
-
-def _feature_vector(array: Array, outputs: int) -> Array | None:
-    """The array as [outputs] if it broadcasts along the features only."""
-    if array.size == 1:
-        return np.broadcast_to(array.reshape(()), (outputs,))
-    if array.size == outputs and array.shape[-1] == outputs:
-        return array.reshape(outputs)
-    return None
-
-
 def _swap(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return (*shape[:-2], shape[-1], shape[-2])
 
@@ -398,3 +350,17 @@ def _scaled(value: ir.Value, scale: float, emit: Emitter) -> ir.Value:
         return value
     factor = emit.constant(np.array(scale, emit.dtype.numpy()), f"{emit.name}/beta", None)
     return emit.add("Mul", [value, factor], "scaled")
+
+
+def _as_gemm(matmul: ir.Node) -> ir.Node:
+    """A Gemm in the place of a MatMul of two-dimensional operands, under its name."""
+    gemm = ir.node("Gemm", list(matmul.inputs), name=matmul.name)
+    inherit_node(gemm, matmul)
+    new, old, graph = gemm.outputs[0], matmul.outputs[0], matmul.graph
+    assert graph is not None
+    graph.insert_before(matmul, gemm)
+    new.name = old.name
+    inherit_value(new, old)
+    old.replace_all_uses_with(new)
+    graph.remove(matmul, safe=True)
+    return gemm

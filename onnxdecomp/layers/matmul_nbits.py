@@ -18,7 +18,8 @@ from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import Constant
 from onnxdecomp.graph.shape_inference import as_product
 from onnxdecomp.layers.adapter import ParameterRoles, Site
-from onnxdecomp.layers.linear import Linear, bias_after
+from onnxdecomp.layers.linear import Linear
+from onnxdecomp.layers.operands import bias_after
 from onnxdecomp.layers.scope import FLOATS, MICROSOFT, Scope, Weight, working
 from onnxdecomp.layers.storage import Stored
 

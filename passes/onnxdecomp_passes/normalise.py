@@ -17,15 +17,16 @@ import onnx_ir as ir
 from onnxdecomp.core.layer import Array
 from onnxdecomp.core.options import help_of
 from onnxdecomp.graph.constants import Constant, discard, initializer, resolve
-from onnxdecomp.graph.inherit import inherit_node, inherit_value
+from onnxdecomp.graph.inherit import inherit_value
 from onnxdecomp.graph.traversal import Place, places, unique_name, value_names
+from onnxdecomp.layers.adapter import LayerAdapter, OutputChannels
+from onnxdecomp.layers.registry import adapter_of
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline.base import Pass, PassContext, PassResult, option
 from onnxdecomp.quantization.unshare_biases import own_biases
 from onnxdecomp.search.plan_options import PlanOptions
 
 _STANDARD = ("", "ai.onnx")
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FOLLOWERS = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
 _OLDEST_OPSET = 7
 """Before it, BatchNormalization and Gemm had other attributes; ONNX Runtime does not run such models."""
@@ -70,7 +71,7 @@ class Normalise(Pass):
             folder = _Folder(model, place, opset, taken, self.freeze_initializers)
             for start in list(place.graph):
                 node: ir.Node = start
-                while node.op_type in _LAYERS and node.domain in _STANDARD:
+                while node.domain in _STANDARD and adapter_of(node) is not None:
                     done = folder.fold_next(node)
                     if done is None:
                         break
@@ -88,26 +89,24 @@ class _Layer:
     node: ir.Node
     value: ir.Value
     weight: Constant
-    channels: int
-    rank: int
-    """Of the output; its channels are axis 1."""
+    adapter: type[LayerAdapter]
+    outputs: OutputChannels
+
+    @property
+    def channels(self) -> int:
+        return self.outputs.count
+
+    @property
+    def rank(self) -> int:
+        """Of the output; its channels are axis 1."""
+        return self.outputs.rank
 
     def scaled(self, scale: Array) -> Array:
         """The weight with each output channel scaled: computed in float64, stored in its own type."""
-        array, shape = self.weight.array, [1] * self.weight.array.ndim
-        node = self.node
-        match node.op_type:
-            case "Conv":
-                shape[0] = self.channels
-            case "ConvTranspose":
-                # [S, T/groups, *kernel]: the output channels of one group after those of another.
-                groups = _number(node, "group", 1)
-                array = array.reshape(groups, -1, *array.shape[1:])
-                shape = [groups, 1, array.shape[2], *shape[2:]]
-            case _:
-                shape[0 if node.op_type == "Gemm" and _number(node, "transB", 0) else 1] = self.channels
+        array = self.weight.array.reshape(self.outputs.split)
         result: Array = np.empty(array.shape, _DTYPES[self.weight.dtype])
-        np.multiply(array, scale.reshape(shape), out=result, dtype=np.float64, casting="unsafe")
+        along = scale.reshape(self.outputs.along)
+        np.multiply(array, along, out=result, dtype=np.float64, casting="unsafe")
         return result.reshape(self.weight.array.shape)
 
 
@@ -151,13 +150,11 @@ class _Folder:
         if parts is None:
             return None
         weight, bias = parts
-        if node.op_type == "MatMul":
-            node = _as_gemm(node)
+        node = layer.adapter.with_bias(node)
         if weight is not None:
             self._put(node, 1, weight, layer.value.name or "weight")
         self._put(node, 2, bias, _bias_name(layer, follower))
-        if node.op_type == "Gemm":
-            node.attributes.pop("beta", None)
+        node.attributes.pop("beta", None)
         _take_over(node, follower)
         return follower.op_type, node
 
@@ -177,20 +174,10 @@ class _Folder:
         weight = self._constant(node.inputs[1])
         if weight is None:
             return None
-        shape = weight.array.shape
-        match node.op_type:
-            case "Conv" if len(shape) > 2:
-                channels, rank = shape[0], len(shape)
-            case "ConvTranspose" if len(shape) > 2:
-                channels, rank = shape[1] * _number(node, "group", 1), len(shape)
-            case "Gemm" if len(shape) == 2:
-                channels, rank = shape[0 if _number(node, "transB", 0) else 1], 2
-            # Of more than two dimensions, a Gemm could not take it; and axis 1 is not the features.
-            case "MatMul" if len(shape) == 2 and _rank(node.inputs[0]) == 2:
-                channels, rank = shape[1], 2
-            case _:
-                return None
-        return _Layer(node, node.inputs[1], weight, channels, rank)
+        adapter = adapter_of(node)
+        if adapter is None or (outputs := adapter.output_channels(node, weight.array.shape)) is None:
+            return None
+        return _Layer(node, node.inputs[1], weight, adapter, outputs)
 
     def _bias(self, layer: _Layer) -> Array | None:
         """[C] in float64, with Gemm's beta; zeros where there is none; None if it is not constant."""
@@ -317,20 +304,6 @@ def _settle_cast(node: ir.Node) -> bool:
     return True
 
 
-def _as_gemm(matmul: ir.Node) -> ir.Node:
-    """A Gemm in the place of a MatMul of two-dimensional operands, under its name."""
-    gemm = ir.node("Gemm", list(matmul.inputs), name=matmul.name)
-    inherit_node(gemm, matmul)
-    new, old, graph = gemm.outputs[0], matmul.outputs[0], matmul.graph
-    assert graph is not None
-    graph.insert_before(matmul, gemm)
-    new.name = old.name
-    inherit_value(new, old)
-    old.replace_all_uses_with(new)
-    graph.remove(matmul, safe=True)
-    return gemm
-
-
 def _take_over(node: ir.Node, follower: ir.Node) -> None:
     """Let the node make the follower's output, under the name that it has there; the follower goes."""
     new, old, graph = node.outputs[0], follower.outputs[0], follower.graph
@@ -349,10 +322,6 @@ def _bias_name(layer: _Layer, follower: ir.Node) -> str:
     if weight.endswith("weight"):
         return weight.removesuffix("weight") + "bias"
     return f"{layer.node.name or follower.outputs[0].name}/bias"
-
-
-def _rank(value: ir.Value) -> int | None:
-    return None if value.shape is None else len(value.shape)
 
 
 def _number(node: ir.Node, name: str, default: float) -> Any:
