@@ -13,6 +13,7 @@ from onnxdecomp.graph import maps
 from onnxdecomp.graph.constants import Memo, resolve
 from onnxdecomp.graph.external_data import reference
 from onnxdecomp.graph.traversal import node_graphs, places, slots
+from onnxdecomp.runtime.fatal import impossible_slice
 from onnxdecomp.runtime.process_state import quiet_logger
 
 SMALL = 1024
@@ -99,7 +100,10 @@ def _inferred(model: ir.Model, stand_ins: StandIns) -> ir.Graph | None:
                     stand_in(node)
                 elif node.domain == "" and node.op_type == "Crop" and "border" in node.attributes:
                     _uncrop(node)
-        proto = onnx.shape_inference.infer_shapes(ir.to_proto(light), check_type=False, data_prop=True)
+        proto = ir.to_proto(light)
+        if impossible_slice(proto) is not None:
+            return None
+        proto = onnx.shape_inference.infer_shapes(proto, check_type=False, data_prop=True)
         maps.take_out(proto)
         return ir.from_proto(proto).graph
     except Exception:  # inference is a help; what it trips over is judged elsewhere

@@ -6,6 +6,7 @@ and with inputs and outputs left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,17 @@ from onnxdecomp.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
+_HIDDEN = "onnxdecomp.hidden"
+"""The domain of operators that inference is kept from understanding."""
+_SMALL = 128
+"""Numbers of a tensor that inference is shown."""
 _EMPTY = {"LSTM": 0, "GRU": 0, "ConvTranspose": 0, "STFT": 2}
 """Operators that do not survive an input without numbers, and which."""
+_SHRINKING = (
+    *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "MaxUnpool"),
+    *("Pad", "Resize", "Upsample", "Tile", "OneHot"),
+)
+"""Operators whose output comes out with a size below 0 where attributes or constants are wrong."""
 _NAMED_INPUTS = {"Sum": 0, "Min": 0, "Max": 0, "Mean": 0, "LayerNormalization": 2}
 _NAMED_OUTPUTS = {"Split": 0, "Loop": 0, "BatchNormalization": 1}
 """Operators whose inputs or outputs, from that one on, may not be there under an empty name."""
@@ -30,12 +40,35 @@ def fatal(model: ModelProto) -> str | None:
         for node in body.node:
             if (reason := _fatal_alone(node)) is not None:
                 return f"{node.op_type} {node.name!r} {reason}, and ONNX Runtime ends the process then"
-    if not any(_is(node, *_EMPTY) for body in bodies for node in body.node):
+    found = None
+    if any(_is(node, *_EMPTY) for body in bodies for node in body.node):
+        found = _empty_operand(model)
+        if found is None and any(map(_is_empty, model.graph.input)):
+            found = _empty_operand(_inferred(model))
+    return found or impossible_slice(model)
+
+
+def impossible_slice(model: ModelProto) -> str | None:
+    """Where a Slice reads what cannot be: a kernel is larger than what it slides over, or a scale below 0.
+
+    ONNX's shape inference does not survive that either.
+    """
+    nodes = [node for body in _bodies(model.graph) for node in body.node]
+    if not (any(_is(node, "Slice") for node in nodes) and any(_is(node, *_SHRINKING) for node in nodes)):
         return None
-    found = _empty_operand(model)
-    if found is None and any(map(_is_empty, model.graph.input)):
-        found = _empty_operand(_inferred(model))
-    return found
+    made = {
+        value.name: min(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        for body in _bodies(_inferred(model).graph)
+        for value in body.value_info
+        if value.type.tensor_type.shape.dim
+    }
+    for node in nodes:
+        if _is(node, "Slice") and node.input and made.get(node.input[0], 0) < 0:
+            return (
+                f"Slice {node.name!r} has an input, {node.input[0]!r}, with a size of {made[node.input[0]]}, "
+                "and ONNX Runtime ends the process then"
+            )
+    return None
 
 
 def _fatal_alone(node: NodeProto) -> str | None:
@@ -91,12 +124,30 @@ def refuse_fatal_feed(model: str | Path | bytes, feed: Mapping[str, Array]) -> N
 
 
 def _inferred(model: ModelProto) -> ModelProto:
+    """The model without large weights, its shapes inferred up to every Slice."""
     import onnx
 
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.opset_import.append(onnx.helper.make_opsetid(_HIDDEN, 1))
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    light.graph.node.extend(model.graph.node)
+    for tensor in model.graph.initializer:
+        kept = light.graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        if math.prod(tensor.dims) <= _SMALL:
+            kept.CopyFrom(tensor)
+    for body in _bodies(light.graph):
+        for node in body.node:
+            if _is(node, "Slice"):
+                node.domain = _HIDDEN
+    for value in light.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
     try:
-        return onnx.shape_inference.infer_shapes(model)
+        return onnx.shape_inference.infer_shapes(light)
     except Exception:  # what it trips over is judged elsewhere
-        return model
+        return light
 
 
 def _empty_operand(model: ModelProto) -> str | None:

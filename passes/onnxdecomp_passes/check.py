@@ -133,6 +133,8 @@ def _refusal(model: ir.Model) -> str | None:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # What only the packing of weights trips over came in so: the original was not opened with it either.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     data = ir.to_proto(skeleton(model).model).SerializeToString()
     try:
         ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxdecomp.graph.load import load
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.runtime.fatal import fatal
 from tests.cli.small import QUICK, command, files
 
@@ -60,6 +63,23 @@ def unnamed(operator: str, inputs: list[str], outputs: list[str], **attributes: 
     return model([node], (2, 4, 3), a=np.ones(4, np.float32))
 
 
+def sliced(operator: str, inputs: list[str], **attributes: Any) -> onnx.ModelProto:
+    """A Slice of what an operator makes of x [1, 8, 6, 6]."""
+    nodes = [
+        helper.make_node(operator, inputs, ["r"], "shrink", **attributes),
+        helper.make_node("Slice", ["r", "first", "last", "axis"], ["y"], "slice"),
+    ]
+    weights: dict[str, NDArray[np.generic]] = {
+        "scales": np.asarray([1, 1, -1, -1], np.float32),
+        "pads": np.asarray([0, 0, -10, -10, 0, 0, 0, 0]),
+        "w": np.ones((8, 8, 9, 9), np.float32),
+        "first": np.asarray([0]),
+        "last": np.asarray([8]),
+        "axis": np.asarray([2]),
+    }
+    return model(nodes, (1, 8, 6, 6), **weights)
+
+
 def in_a_function(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The same nodes as the body of a function."""
     opsets = list(proto.opset_import)
@@ -93,6 +113,13 @@ REFUSED: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
         "GRU 'cell' has an input, 't', with a size of 0",
     ),
     "gather": (lambda: gather(-7), "GatherND 'pick' has batch_dims -7"),
+    "slice of Conv": (lambda: sliced("Conv", ["x", "w"]), "an input, 'r', with a size of -2"),
+    "slice of Pad": (lambda: sliced("Pad", ["x", "pads"]), "an input, 'r', with a size of -4"),
+    "slice of Resize": (lambda: sliced("Resize", ["x", "", "scales"]), "an input, 'r', with a size of -6"),
+    "slice of MaxPool": (
+        lambda: in_a_branch(sliced("MaxPool", ["x"], kernel_shape=[9, 9])),
+        "an input, 'r', with a size of -2",
+    ),
     "sum": (lambda: unnamed("Sum", ["x", ""], ["y"]), "Sum 'node' has an input without a name"),
     "max": (lambda: unnamed("Max", ["x", "x", ""], ["y"]), "Max 'node' has an input without a name"),
     "normalisation": (
@@ -122,6 +149,7 @@ def test_models_that_are_not() -> None:
     assert fatal(deconvolution((1, 4, 4, 4))) is None
     assert fatal(gather(1)) is None
     assert fatal(spectrogram(16)) is None
+    assert fatal(sliced("MaxPool", ["x"], kernel_shape=[3, 3])) is None
     assert fatal(unnamed("Sum", ["x", "x"], ["y"])) is None
     assert fatal(unnamed("LayerNormalization", ["x", "a"], ["y", "", "deviation"], axis=1)) is None
     assert fatal(unnamed("Clip", ["x", "", "a"], ["y"])) is None
@@ -178,3 +206,17 @@ def test_data_without_numbers(
     ):
         command(capsys, *line).is_error(2, "without numbers", "GRU 'cell'")
     assert files() == ["empty.npz", "m.onnx"]
+
+
+def test_shapes_that_a_slice_does_not_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is valid, but not for inputs that are smaller than its kernel."""
+    monkeypatch.chdir(tmp_path)
+    proto = sliced("Conv", ["x", "w"])
+    for axis, size in ((2, "height"), (3, "width")):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = size
+    onnx.save(proto, "m.onnx")
+    assert fatal(proto) is None
+    bound = load("m.onnx")
+    bound.graph.inputs[0].shape = ir.Shape([1, 8, 6, 6])
+    infer_shapes(bound)
+    assert all(node.outputs[0].shape is None for node in bound.graph)
