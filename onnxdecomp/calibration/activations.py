@@ -53,8 +53,9 @@ def open_taps(
     threads: int = 0,
     known: Mapping[str, Array] | None = None,
     integers: bool = False,
+    consume: bool = False,
 ) -> Taps:
-    """Taps on values of the main graph, its inputs and initializers among them; the model stays as it is.
+    """Taps on values of the main graph, its inputs and initializers among them.
 
     Args:
         model: The model.
@@ -63,12 +64,13 @@ def open_taps(
         known: Values of the main graph that will be fed; nothing before them is computed. The arrays only
             show their types and ranks.
         integers: As for `open_session`.
+        consume: Nobody needs the model any more: it is taken apart, and not copied.
 
     Raises:
         KeyError: The main graph has no such value.
         ModelError: ONNX Runtime does not load what is left of the model.
     """
-    copy = model.clone()
+    copy = model if consume else model.clone()
     graph = copy.graph
     values = {value.name: value for value in (*graph.initializers.values(), *graph.inputs)}
     values |= {out.name: out for node in graph for out in node.outputs if out.name}

@@ -149,15 +149,25 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
 
 
 def output_error(
-    model: ir.Model, outputs: Outputs, calibration: Calibration, known: Sequence[Feed] = ()
+    model: ir.Model,
+    outputs: Outputs,
+    calibration: Calibration,
+    known: Sequence[Feed] = (),
+    *,
+    consume: bool = False,
 ) -> float:
     """The squared relative L2 error of a model's outputs, the mean over the outputs; see `output_errors`."""
-    shares = output_errors(model, outputs, calibration, known)
+    shares = output_errors(model, outputs, calibration, known, consume=consume)
     return float(np.mean(shares)) if shares else 0.0
 
 
 def output_errors(
-    model: ir.Model, outputs: Outputs, calibration: Calibration, known: Sequence[Feed] = ()
+    model: ir.Model,
+    outputs: Outputs,
+    calibration: Calibration,
+    known: Sequence[Feed] = (),
+    *,
+    consume: bool = False,
 ) -> list[float]:
     """The squared relative L2 error of each output of a model.
 
@@ -169,6 +179,7 @@ def output_errors(
         outputs: What the original gives.
         calibration: Where the model is run.
         known: Values inside the model, by name for each of the feeds, that need not be computed.
+        consume: Nobody needs the model any more: it is taken apart, and not copied.
     """
     known = known or [{} for _ in outputs.feeds]
     pins = present(model, outputs.pins) or [{} for _ in outputs.feeds]
@@ -179,6 +190,7 @@ def output_errors(
         provider=calibration.provider,
         threads=calibration.threads,
         known=known[0] if known else {},
+        consume=consume,
     )
     compared = Compared(outputs.names, declared=outputs.declared, mask=outputs.mask)
     for feed, inner, values in zip(outputs.feeds, known, outputs.values, strict=True):
@@ -224,7 +236,8 @@ def effect(
         for _ in outputs.window.look([site.x.name or ""] if not site.place.path else [], pending):
             pass
     for loss, chain in chains:
-        error = output_error(replaced(model, site, chain), outputs, calibration, outputs.window.held())
+        tried = replaced(model, site, chain)
+        error = output_error(tried, outputs, calibration, outputs.window.held(), consume=True)
         points.append((loss, error))
     # The largest of some scores may well stay what it was; numbers do not.
     values = [value for own in outputs.values for value in own]
