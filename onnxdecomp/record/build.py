@@ -26,6 +26,7 @@ from onnxdecomp.record.schema.reading import recorded
 from onnxdecomp.record.schema.records import RunRecord
 from onnxdecomp.record.schema.timing import Interval, Latency, RecordedLook, TimedFile, TimedSetting
 from onnxdecomp.record.schema.training import Training
+from onnxdecomp.record.targets import target_results
 from onnxdecomp.record.verdict import verdict_on_run
 from onnxdecomp.runtime import environment, jsonio
 from onnxdecomp.search.plan import Plan
@@ -141,6 +142,7 @@ def run_record(
     files = (model.path, None if output is None else output.path)
     checked = None if verified is None else verification(verified, *files)
     settings = None if timed is None else timings(timed, files)
+    latency, target = None if timed is None else _latency(timed), origin.request.get("target")
     return RunRecord(
         kind="plan" if output is None else "compress",
         tool=describe_tool(),
@@ -152,9 +154,10 @@ def run_record(
         search=None if search is None else recorded(RecordedSearch, search),
         layers=tuple(details.of(layer) for layer in layers),
         totals=sums,
+        targets=target_results(target, sums, checked, latency) if isinstance(target, str) else None,
         training=training,
         verify=checked,
-        latency=None if timed is None else _latency(timed),
+        latency=latency,
         looks=None if looks is None else tuple(looks),
         settings=settings,
         profile=details.profile(),

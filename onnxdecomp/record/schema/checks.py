@@ -74,6 +74,27 @@ class RecordedVerification:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetResult:
+    """What came of a target.
+
+    Attributes:
+        target: As it was asked for.
+        quantity: What it limits: "macs", "params", "size", "latency", "error", "drop", "disagreement".
+        asked: The limit: with `relative` the least factor of original over result; else the most that is
+            allowed, in numbers, bytes, milliseconds or as a fraction.
+        reached: The same of the result; of losses on what it was verified with. Null where not measured.
+        kept: Whether that keeps the limit.
+    """
+
+    target: str
+    quantity: str
+    asked: float
+    relative: bool
+    reached: float | None
+    kept: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Judgement:
     """Whether something is worth it.
 
