@@ -67,8 +67,9 @@ def batch_regroups(draw: st.DrawFn) -> tuple[Step, Shape]:
 
 @st.composite
 def spatial_regroups(draw: st.DrawFn) -> tuple[Step, Shape]:
-    channels, inner = draw(SMALL), draw(SMALL)
-    return RegroupSpatial(channels), (draw(SMALL), channels * inner, draw(SMALL), *draw(SHAPES))
+    channels, inner, first = draw(SMALL), draw(SMALL), draw(SMALL)
+    shape = (draw(SMALL), channels * inner, first, *draw(SHAPES))
+    return RegroupSpatial(draw(st.sampled_from([channels, first, channels * inner * first]))), shape
 
 
 @st.composite
