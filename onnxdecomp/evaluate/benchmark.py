@@ -18,8 +18,7 @@ from onnxdecomp.data.read import describe as describe_data
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime import environment, jsonio
 from onnxdecomp.runtime import providers as ep
-from onnxdecomp.runtime.fatal import refuse_fatal_feed
-from onnxdecomp.runtime.interface import interface_of
+from onnxdecomp.runtime.fatal import refuse_fatal, refuse_fatal_feed
 from onnxdecomp.runtime.memory import peak_growth
 from onnxdecomp.runtime.messages import one_line
 from onnxdecomp.runtime.session import Feed, inputs_of, nodes_per_provider, open_session, outputs_of, run
@@ -159,6 +158,8 @@ def bench(
         UsageError: The request makes no sense.
     """
     _check(models, batch_sizes, threads, duration, iterations)
+    for model in models:
+        refuse_fatal(Path(model), on_cpu="cpu" in map(ep.short_name, map(ep.ort_name, providers)))
     if data is not None:
         data = repeatable(data, max(batch_sizes))  # every model and setting reads it anew
     settings = []
@@ -295,8 +296,6 @@ def feed_of(
             rows = f" at batch {batch}" if batch > 1 else ""
             raise ModelError(f"{model} does not run on {feeds.source}{rows}: {reason}")
         return feed
-    if any(0 in spec.shape for spec in inputs):
-        interface_of(model)  # refuses it if ONNX Runtime would not survive it
     found = bindings(inputs, trial, count=1, batch=batch, shapes=shapes, seed=seed)
     if isinstance(found, str):
         raise ModelError(f"{model}: {found}; give its shapes with --input-shape or data with --data")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.runtime.regular_files import require_regular
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
@@ -85,6 +86,28 @@ def _fatal_alone(node: NodeProto) -> str | None:
     if (first := _NAMED_OUTPUTS.get(node.op_type)) is not None and "" in node.output[first:]:
         return "has an output without a name (give it one)"
     return None
+
+
+def refuse_fatal(model: Path, *, on_cpu: bool) -> None:
+    """Refuse a model that ONNX Runtime would not survive; what is no ONNX model is another's to say.
+
+    Args:
+        on_cpu: Whether it is to run on the CPU provider.
+
+    Raises:
+        ModelError: It would not, or the file is a pipe or a device.
+    """
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    require_regular(model)
+    try:
+        proto = _read(model)
+    except (OSError, DecodeError):
+        return
+    if (reason := fatal(proto)) is not None:
+        raise ModelError(f"{model}: {reason}")
+    if on_cpu:
+        refuse_fatal_on_cpu(model)
 
 
 def refuse_fatal_on_cpu(model: str | Path | bytes) -> None:

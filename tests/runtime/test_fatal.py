@@ -159,19 +159,27 @@ def test_models_that_are_not() -> None:
     assert fatal(proto) is None
 
 
+@pytest.mark.parametrize(
+    "build",
+    [lambda: recurrent("GRU", (0, 3, 4)), lambda: sliced("Conv", ["x", "w"])],
+    ids=["when it runs", "when it is opened"],
+)
 def test_every_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    build: Callable[[], onnx.ModelProto],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In this process: without the check the tests would end here."""
     monkeypatch.chdir(tmp_path)
-    onnx.save(recurrent("GRU", (0, 3, 4)), "m.onnx")
+    onnx.save(build(), "m.onnx")
     for line in (
         ("inspect", "m.onnx"),
         ("compress", "m.onnx", *QUICK),
         ("verify", "m.onnx", "m.onnx"),
         ("bench", "m.onnx"),
     ):
-        command(capsys, *line).is_error(3, "m.onnx", "a size of 0")
+        command(capsys, *line).is_error(3, "m.onnx", "with a size of")
     assert files() == ["m.onnx"]
 
 
@@ -188,7 +196,7 @@ def test_only_the_cpu_needs_a_bias(
         assert command(capsys, "inspect", name).code == 0
         line = ("compress", name, *QUICK)
         assert command(capsys, *line, "--no-verify", "-o", f"copy-{name}").code == 0
-        for run in (line, ("verify", name, name)):
+        for run in (line, ("verify", name, name), ("bench", name)):
             command(capsys, *run).is_error(3, name, "Attention 'att' has no bias")
     assert files() == ["copy-m.onnx", "copy-named.onnx", "m.onnx", "named.onnx"]
 
