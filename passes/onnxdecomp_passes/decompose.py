@@ -38,12 +38,13 @@ from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.keep_layers import Key, key_of
 from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, mishap
 from onnxdecomp.search.layer_profiles import Scope
+from onnxdecomp.search.metrics.base import CostMetric
 from onnxdecomp.search.plan import Choice, Plan
 from onnxdecomp.search.rules import Defaults, make_rule, parse_rule
 from onnxdecomp.search.search import SearchResult, search_plan
 from onnxdecomp.search.spectra import spectra_of
 from onnxdecomp.search.stored_parameters import remaining, tallied
-from onnxdecomp.search.targets import parse_budgets
+from onnxdecomp.search.targets import about_size, parse_budgets
 from onnxdecomp.tensor.linalg import sketched
 
 
@@ -68,14 +69,15 @@ class Decompose(Planner):
     @property
     def needs(self) -> frozenset[Need]:
         """What the goal is about."""
-        asked = {budget.quantity for budget in parse_budgets(self.goal)} if self.searches else set()
-        wanted: dict[Need, str] = {"latency": "latency", "original_bytes": "size", "evaluation": "drop"}
-        return frozenset(need for need, quantity in wanted.items() if quantity in asked)
+        costs = self._costs() if self.searches else []
+        timed: list[Need] = ["latency"] if any(cost.timed for cost in costs) else []
+        filed: list[Need] = ["original_bytes"] if any(cost.filed for cost in costs) else []
+        return frozenset((*timed, *filed))
 
     @property
     def uses(self) -> frozenset[Need]:
-        """A plan, inputs to fit to, what is done to the result; latency where nothing else is the goal."""
-        always: frozenset[Need] = frozenset(("plan", "calibration", "quantization"))
+        """A plan, inputs to fit to and to judge by, what is done to the result; latency if that counts."""
+        always: frozenset[Need] = frozenset(("plan", "calibration", "evaluation", "quantization"))
         return always | {"latency"} if self.searches and self._counts_latency() else always
 
     def plan(self, model: ir.Model, context: PassContext | None = None) -> tuple[SearchResult, list[Site]]:
@@ -199,14 +201,18 @@ class Decompose(Planner):
 
     def _counts_latency(self) -> bool:
         """Whether the goal is about latency, or a loss that buys some."""
-        return not {budget.quantity for budget in parse_budgets(self.goal)} <= {"macs", "params", "size"}
+        return not about_size(self.goal)
+
+    def _costs(self) -> list[CostMetric]:
+        """What the target limits, apart from losses."""
+        return [budget.cost for budget in parse_budgets(self.goal) if not budget.on_loss]
 
     def _scope(self, provider: str, *, timed: bool) -> Scope:
-        quantities = {budget.quantity for budget in parse_budgets(self.goal)}
+        weighs = all(not budget.on_loss and budget.cost.weighs for budget in parse_budgets(self.goal))
         return Scope(
             methods=tuple(self.method.split(",")),
             multiple=self._multiple("auto" if timed else "1", provider),
-            what="params" if quantities <= {"params", "size"} else "macs",
+            what="params" if weighs else "macs",
             include=tuple(self.include),
             exclude=tuple(self.exclude),
             options=self.options,

@@ -270,3 +270,23 @@ def test_no_layer_was_better_kept_where_all_are() -> None:
     assert "put back" in reasons
     assert not any("better kept" in reason for reason in reasons)
     assert any(reason.startswith("left out of the plan that was put back: ") for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("options", "needs", "uses_latency"),
+    [
+        ({"target": "latency=2x"}, {"latency"}, True),
+        ({"target": "size=2x,latency=2x"}, {"latency", "original_bytes"}, True),
+        ({"target": "size=2x"}, {"original_bytes"}, False),
+        ({"target": "macs=2x"}, set(), False),
+        ({"target": "drop=0.01"}, set(), True),
+        ({}, set(), True),
+        ({"rank": "4"}, set(), False),
+    ],
+)
+def test_a_goal_says_what_a_run_has_to_measure(
+    options: dict[str, Any], needs: set[str], uses_latency: bool
+) -> None:
+    stage = Decompose(**options)
+    assert stage.needs == needs
+    assert ("latency" in stage.uses) == uses_latency
