@@ -21,8 +21,8 @@ keywords of `onnxdecomp.compress` and `onnxdecomp.inspect`, or fields of a `Comp
 TOML file they stand in the table of the pass that the third column names. A keyword or a flag wins over the
 file. `inspect` has those flags that say what is decomposed and how.
 
-`onnxdecomp.workflow.config_json` writes a `CompressConfig` down and reads it again, by the groups below:
-`{"version": 1, "goal": {"target": "macs=2x"}, …}`.
+`onnxdecomp.workflow.config_json` writes a `CompressConfig` down, by the groups below: `{"version": 1, "goal":
+{"target": "macs=2x"}, …}`. `--config` and `config=` take that in a file whose name ends in `.json`.
 """
 
 

@@ -84,14 +84,18 @@ def _asked(
     from onnxdecomp.errors import UsageError
     from onnxdecomp.runtime import environment
     from onnxdecomp.workflow.config import CompressConfig
+    from onnxdecomp.workflow.config_json import source_of
 
     if preprocess is not None and not {"calib", "data"} & said.keys():
         raise UsageError("--preprocess is for images in --calib or --eval: give one of them")
     for name in ("calib", "data"):
         if name in said:
             said[name] = prepared(said[name], preprocess)
-    if said.get("bench", True):
-        decisive = said.get("threads") or environment.cores()
-        said.setdefault("bench_batches", (1, 16) if told else (1,))
-        said.setdefault("bench_threads", (decisive, 1) if told else (decisive,))
-    return CompressConfig.of(config, {"details": told or json, **said})
+    asked = CompressConfig.of(source_of(config), said)
+    decisive = asked.threads or environment.cores()
+    further: dict[str, object] = {}
+    if asked.bench:
+        further["bench_batches"] = (1, 16) if told else (1,)
+        further["bench_threads"] = (decisive, 1) if told else (decisive,)
+    unsaid = {name: value for name, value in further.items() if name not in asked.origins}
+    return CompressConfig.of(asked, {"details": told or json or asked.details, **unsaid})

@@ -126,5 +126,6 @@ config_option = click.option(
     "--config",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Pipeline as TOML: which passes, with which options. Options given here win.",
+    help="Pipeline as TOML: which passes, with which options; or, as *.json, a configuration of all options "
+    "(see docs/options.md). Options given here win.",
 )

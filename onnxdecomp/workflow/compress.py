@@ -31,6 +31,7 @@ from onnxdecomp.search.layer_errors import mishaps
 from onnxdecomp.tensor.blas_threads import one_thread
 from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.config_checks import checked, overruled
+from onnxdecomp.workflow.config_json import source_of
 from onnxdecomp.workflow.context import RunContext
 from onnxdecomp.workflow.dry_run import dry_run
 from onnxdecomp.workflow.error_guard import first_run, guard_error
@@ -65,7 +66,8 @@ def compress(
     Args:
         model: A file, or a model in memory, which is left as it is.
         output: The file to write; None writes none.
-        config: A CompressConfig, or a pipeline's configuration: a TOML file or the same as a mapping.
+        config: A CompressConfig, its JSON form or a file of that (*.json); or a pipeline's configuration, a
+            TOML file or the same as a mapping.
         progress: Called as the work goes on.
         **options: The options of CompressConfig, which win over the configuration; docs/options.md describes
             each. How far to go: `target`, `rank`, `layers`, `max_error`, `plan`, `allow_slower`. By which
@@ -79,7 +81,7 @@ def compress(
             raised, the output is either complete or as it was before.
     """
     started = time.time()
-    asked = CompressConfig.of(config, options)
+    asked = CompressConfig.of(source_of(config), options)
     file = None if output is None or asked.dry_run else Path(output)
     read = {"calib": asked.calib, "data": asked.data, "plan": asked.plan, "config": config}
     claim(file, read, overwrite=asked.overwrite)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from onnxdecomp.core.options import described, is_default, option_fields, suggest
 from onnxdecomp.errors import UsageError
-from onnxdecomp.pipeline.pipeline import PipelineConfig, read
+from onnxdecomp.pipeline.pipeline import PipelineConfig, PipelineSource, read
+from onnxdecomp.runtime import jsonio
 from onnxdecomp.workflow.config import GROUPS, CompressConfig
 
 if TYPE_CHECKING:
@@ -63,6 +64,20 @@ def from_json(value: Mapping[str, object]) -> CompressConfig:
     if not isinstance(pipeline, Mapping):
         raise UsageError("'pipeline' must be a table, as a pipeline's file holds it")
     return CompressConfig.of(read(pipeline), options)
+
+
+def source_of(config: CompressConfig | PipelineSource) -> CompressConfig | PipelineSource:
+    """What was given as a configuration, where it is the JSON form or a file of it (*.json) read.
+
+    Raises:
+        UsageError: The file cannot be read, or as `from_json`.
+    """
+    if isinstance(config, str | Path) and Path(config).suffix == ".json":
+        held = jsonio.read(config)
+        if not isinstance(held, Mapping):
+            raise UsageError(f"{config} holds no configuration")
+        return from_json(held)
+    return from_json(config) if isinstance(config, Mapping) and "version" in config else config
 
 
 def _plain(value: object, name: str) -> Json:

@@ -16,6 +16,7 @@ from onnxdecomp_passes.decompose import Decompose
 from onnxdecomp_passes.quantize import Quantize
 
 import onnxdecomp
+from onnxdecomp.cli.compress import _asked as asked_of
 from onnxdecomp.cli.compress import command as compress_command
 from onnxdecomp.cli.inspect import command as inspect_command
 from onnxdecomp.core.options import default_of, described, option_fields
@@ -26,7 +27,7 @@ from onnxdecomp.workflow.config_checks import checked
 from onnxdecomp.workflow.config_json import from_json, to_json
 from onnxdecomp.workflow.keywords import CompressOptions
 from onnxdecomp.workflow.request import request_of
-from tests.cli.small import network
+from tests.cli.small import command, network
 
 OPTIONS = {field.name: field for field in option_fields(CompressConfig)}
 ROOT = Path(__file__).parents[2]
@@ -178,6 +179,44 @@ def test_the_json_form_goes_there_and_back(tmp_path: Path) -> None:
 def test_json_that_is_no_configuration(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         from_json({**WRITTEN, **change})
+
+
+def test_the_json_form_is_taken_where_a_configuration_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = network(tmp_path / "net.onnx")
+    written: dict[str, Any] = {
+        "version": 1,
+        "goal": {"rank": "4"},
+        "methods": {"method": "svd", "simplify": "none"},
+    }
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(written))
+    for config in (written, file, str(file)):
+        assert {c.ranks for c in onnxdecomp.inspect(model, config=config).plan.decomposed} == {(4,)}
+    done = command(capsys, "compress", model, "--config", file, "--rank", "3", "--dry-run", "--json", "-")
+    assert json.loads(done.out)["run"]["request"]["rank"] == "3"
+    file.write_text("[]")
+    command(capsys, "inspect", model, "--config", file).is_error(2, "holds no configuration")
+    file.write_text("{")
+    command(capsys, "inspect", model, "--config", file).is_error(2, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("said", "told", "batches", "threads"),
+    [
+        ({}, False, (1,), (3,)),
+        ({}, True, (1, 16), (3, 1)),
+        ({"bench_batches": (1,)}, True, (1,), (3, 1)),
+        ({"bench_threads": (2,)}, True, (1, 16), (2,)),
+        ({"bench": False}, True, (1,), ()),
+    ],
+)
+def test_a_report_asks_for_further_timings_that_nobody_has_said(
+    said: dict[str, Any], told: bool, batches: tuple[int, ...], threads: tuple[int, ...]
+) -> None:
+    asked = asked_of({"threads": 3, **said}, None, None, told=told, json=False)
+    assert (asked.bench_batches, asked.bench_threads, asked.details) == (batches, threads, told)
 
 
 def test_what_json_does_not_hold_is_refused() -> None:
