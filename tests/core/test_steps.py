@@ -139,8 +139,8 @@ STEPS: dict[type[Step], st.SearchStrategy[tuple[Step, Shape]]] = {
 
 
 def kinds(root: type[Step]) -> Iterator[type[Step]]:
-    """All classes of steps that are no base of others."""
-    below = root.__subclasses__()
+    """All classes of steps of the product that are no base of others."""
+    below = [kind for kind in root.__subclasses__() if kind.__module__.startswith("onnxdecomp.")]
     if not below:
         yield root
     for kind in below:
