@@ -243,7 +243,7 @@ def child(index: int, side: str, limit: float) -> None:
     import tensorly  # noqa: F401
 
     scipy.linalg.eigh(np.eye(3))
-    before = _restart_peak()
+    before = restart_peak()
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     wall, cpu = time.perf_counter(), time.process_time()
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(cpu + limit), hard))
@@ -252,7 +252,7 @@ def child(index: int, side: str, limit: float) -> None:
     result = {
         "wall_s": time.perf_counter() - wall,
         "cpu_s": time.process_time() - cpu,
-        "peak_bytes": _status("VmHWM") - before,
+        "peak_bytes": status_bytes("VmHWM") - before,
     }
     total = lost = 0.0
     approximation = dense()
@@ -262,13 +262,13 @@ def child(index: int, side: str, limit: float) -> None:
     print(json.dumps({**result, "error": (lost / total) ** 0.5}))
 
 
-def _restart_peak() -> int:
+def restart_peak() -> int:
     """Set the high-water mark of the resident memory to what is resident now, and return that."""
     Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    return status_bytes("VmRSS")
 
 
-def _status(key: str) -> int:
+def status_bytes(key: str) -> int:
     """Bytes that the kernel gives for this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))

@@ -38,7 +38,7 @@ def hooi(w: Array, ranks: Ranks, tolerance: float, max_sweeps: int) -> tuple[Arr
 def compress_inputs(w: Array, basis: Array) -> Array:
     """The mode product w ×_1 basisᵀ: [T, S, *k] to [T, r, *k], output by output.
 
-    TensorLy's `mode_dot` brings the mode to the front first, which takes up to three times the memory.
+    TensorLy's `mode_dot` brings the mode to the front first, which takes two to five times the memory.
     """
     t, s, *kernel = w.shape
     return np.asarray(np.matmul(basis.T, w.reshape(t, s, -1))).reshape(t, -1, *kernel)
