@@ -41,7 +41,7 @@ from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
-from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import Scope, Survey, survey
@@ -131,7 +131,7 @@ def measure(
     path = corpus.model(name)
     arrays = corpus.calibration(name)
     feeds = read_feeds(arrays, inputs(path))
-    stages = [stage for stage in pipeline.build(None, {}) if stage.name in ("simplify", "normalise")]
+    stages = [stage for stage in configuration.build(None, {}) if stage.name in ("simplify", "normalise")]
     model = pipeline.run(load(path), stages).model
     infer_shapes(model)
     sites, _ = find(model)

@@ -53,7 +53,7 @@ from onnxdecomp.graph.save import save
 from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
-from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.search import layer_profiles
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import Scope, Survey, Surveyed, survey
@@ -107,7 +107,7 @@ def measure(
     """A row per target and way."""
     path = corpus.model(name)
     arrays = corpus.calibration(name)
-    stages = [stage for stage in pipeline.build(None, {}) if stage.name in ("simplify", "normalise")]
+    stages = [stage for stage in configuration.build(None, {}) if stage.name in ("simplify", "normalise")]
     model = pipeline.run(load(path), stages).model
     infer_shapes(model)
     sites, _ = find(model)

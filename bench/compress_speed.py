@@ -180,10 +180,10 @@ def _onnxdecomp_job() -> Callable[[Path, Path], None]:
     import scipy.linalg  # noqa: F401
 
     import onnxdecomp
-    from onnxdecomp.pipeline import pipeline
+    from onnxdecomp.pipeline import installed
     from onnxdecomp.workflow import compress
 
-    for info in pipeline.available().values():
+    for info in installed.available().values():
         info.load()
     assert compress
 

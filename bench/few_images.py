@@ -31,7 +31,7 @@ from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
-from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import Scope, survey
 from onnxdecomp.search.select import choose
@@ -53,7 +53,7 @@ def main() -> None:
 def measure(corpus: Corpus, counts: list[int]) -> list[dict[str, Any]]:
     """A row per number of images."""
     path = corpus.model(MODEL)
-    stages = [stage for stage in pipeline.build(None, {}) if stage.name in ("simplify", "normalise")]
+    stages = [stage for stage in configuration.build(None, {}) if stage.name in ("simplify", "normalise")]
     model = pipeline.run(load(path), stages).model
     infer_shapes(model)
     sites, skips = find(model)

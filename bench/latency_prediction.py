@@ -36,7 +36,7 @@ from onnxdecomp.latency.layer_shares import shares
 from onnxdecomp.latency.measure import Request, Timing, time_chains
 from onnxdecomp.latency.predict import predicted_ratio, prediction_error
 from onnxdecomp.layers.find import find
-from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.search.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,7 +101,7 @@ class Effort:
 
 def dense(source: Path, target: Path) -> ir.Model:
     """Simplify and normalise the model as compress does, and write it; returned is what was written."""
-    stages = [stage for stage in pipeline.build(None, {}) if stage.name in ("simplify", "normalise")]
+    stages = [stage for stage in configuration.build(None, {}) if stage.name in ("simplify", "normalise")]
     model = pipeline.run(load(source), stages).model
     save(model, target)
     return model

@@ -261,14 +261,14 @@ def _macs(file: Path) -> int | None:
     from onnxdecomp.graph.load import load
     from onnxdecomp.layers.find import find
     from onnxdecomp.layers.shapes import infer_shapes
-    from onnxdecomp.pipeline import pipeline
+    from onnxdecomp.pipeline import configuration, pipeline
     from onnxdecomp.search.candidates import dense_cost
 
     model = load(file)
     if any("Linear" in node.op_type or "Integer" in node.op_type for node in model.graph):
         return None
     # As exporters write them, some graphs compute the shapes of their layers.
-    model = pipeline.run(model, pipeline.build({"pipeline": ["simplify", "normalise"]})).model
+    model = pipeline.run(model, configuration.build({"pipeline": ["simplify", "normalise"]})).model
     infer_shapes(model)
     sites, _ = find(model, freeze=True)
     return sum(dense_cost(site.layer).macs for site in sites)

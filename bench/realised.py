@@ -34,7 +34,7 @@ from onnxdecomp.latency.layer_shares import shares
 from onnxdecomp.latency.measure import Request
 from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
-from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.search.plan import Choice, Plan
 
@@ -112,7 +112,7 @@ def simplified(source: Path, target: Path) -> ir.Model:
     """A model simplified and normalised as compress does it, initializers frozen; it is written too."""
     stages = [
         stage
-        for stage in pipeline.build(None, {"normalise": {"freeze_initializers": True}})
+        for stage in configuration.build(None, {"normalise": {"freeze_initializers": True}})
         if stage.name in ("simplify", "normalise")
     ]
     model = pipeline.run(load(source), stages).model

@@ -1,4 +1,4 @@
-"""onnxdecomp passes: the stages that a pipeline can be made of."""
+"""onnxdecomp passes: the passes that a pipeline can be made of."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from onnxdecomp.cli.output import json_option
 def command(json_target: str | None) -> None:
     """List the passes that a pipeline (`--config FILE`) can use, with options and origin."""
     from onnxdecomp.errors import UsageError
-    from onnxdecomp.pipeline import pipeline
+    from onnxdecomp.pipeline import configuration, installed
     from onnxdecomp.runtime.jsonio import dump
 
-    found, problems = pipeline.discover()
+    found, problems = installed.discover()
     listing: list[dict[str, Any]] = []
     for info in found.values():
         entry: dict[str, Any] = {"name": info.name, "distribution": info.distribution}
         try:
-            stage = info.load()
+            kind = info.load()
         except UsageError as error:
             entry |= {"summary": None, "options": [], "error": str(error)}
         else:
             options = [
                 {"name": o.name, "type": o.type, "default": o.default, "help": o.help}
-                for o in pipeline.options(stage)
+                for o in installed.options(kind)
             ]
-            entry |= {"summary": stage.summary, "options": options, "error": None}
+            entry |= {"summary": kind.summary, "options": options, "error": None}
         listing.append(entry)
 
     for problem in problems:
         click.echo(f"warning: {problem}", err=True)
     if json_target:
-        dump({"default": pipeline.DEFAULT, "passes": listing}, json_target)
+        dump({"default": configuration.DEFAULT, "passes": listing}, json_target)
     if json_target != "-":
-        _print(listing, pipeline.DEFAULT)
+        _print(listing, configuration.DEFAULT)
 
 
 def _print(listing: list[dict[str, Any]], default: tuple[str, ...]) -> None:

@@ -71,7 +71,7 @@ def details_of(
 
     Args:
         rewritten: The layers that were replaced, in the model as it is now.
-        spectra: Of the layers that the decompose stage has taken.
+        spectra: Of the layers that the decompose pass has taken.
         layers: Those of the plan as it was carried out in the end.
         spent: Where the time goes, see Details.
     """

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from onnxdecomp.evaluate.verify import Verification
     from onnxdecomp.graph.output_file import ModelSource
     from onnxdecomp.pipeline.base import Progress
-    from onnxdecomp.pipeline.pipeline import PipelineResult, PipelineSource
+    from onnxdecomp.pipeline.configuration import PipelineSource
+    from onnxdecomp.pipeline.pipeline import PipelineResult
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.training.settings import Settings
     from onnxdecomp.workflow.keywords import CompressOptions

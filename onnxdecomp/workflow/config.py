@@ -25,7 +25,7 @@ from onnxdecomp.core.options import (
     suggest,
 )
 from onnxdecomp.errors import UsageError
-from onnxdecomp.pipeline.pipeline import PipelineConfig, PipelineSource, build, read
+from onnxdecomp.pipeline.configuration import PipelineConfig, PipelineSource, build, read
 from onnxdecomp.search.plan_options import PlanOptions
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from onnxdecomp.core.options import described, is_default, option_fields, suggest
 from onnxdecomp.errors import UsageError
-from onnxdecomp.pipeline.pipeline import PipelineConfig, PipelineSource, read
+from onnxdecomp.pipeline.configuration import PipelineConfig, PipelineSource, read
 from onnxdecomp.runtime import jsonio
 from onnxdecomp.workflow.config import GROUPS, CompressConfig
 

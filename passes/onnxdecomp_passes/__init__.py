@@ -1,4 +1,4 @@
-"""The stages that come with onnxdecomp, one module a stage.
+"""The passes that come with onnxdecomp, one module a pass.
 
 Another package adds its own in the same way: a mapping like `PASSES`, named by an entry point of the
 group `onnxdecomp.passes`. Importing this package imports nothing else.
@@ -16,4 +16,4 @@ PASSES: Mapping[str, str] = {
     "annotate": "onnxdecomp_passes.annotate:Annotate",
     "check": "onnxdecomp_passes.check:Check",
 }
-"""Name of the stage -> "module:Class"."""
+"""Name of the pass -> "module:Class"."""

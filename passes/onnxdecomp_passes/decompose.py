@@ -1,4 +1,4 @@
-"""The decompose stage: plan, fit the factors, put the chains in."""
+"""The decompose pass: plan, fit the factors, put the chains in."""
 
 from __future__ import annotations
 

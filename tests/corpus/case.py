@@ -23,7 +23,7 @@ import pytest
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
-from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.workflow import compress as api
 from onnxdecomp.workflow.result import Result
 from tests.conftest import ROOT, corpus_root
@@ -103,7 +103,7 @@ class Case:
     def prepared(self) -> Path:
         """The simplified and normalised model: what all methods have in common."""
         options = {"normalise": {"freeze_initializers": self.freeze}}
-        model = pipeline.run(load(self.original), pipeline.build(PREPARE, options)).model
+        model = pipeline.run(load(self.original), configuration.build(PREPARE, options)).model
         folder = self.folder / "prepared"
         folder.mkdir()
         return save(model, folder / "model.onnx")

@@ -12,7 +12,7 @@ from onnxdecomp.data.random_inputs import random_feeds
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
-from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.runtime.interface import differences, interface_of, lost_defaults
 from onnxdecomp.runtime.session import inputs_of, open_session, run
 from tests.passes.graphs import Array, op_types
@@ -33,7 +33,7 @@ def test_outputs_and_interface_stay(name: str, corpus: Path, tmp_path: Path) -> 
     path = corpus / "models" / f"{name}.onnx"
     model = load(path)
     before = op_types(model)
-    result = pipeline.run(model, pipeline.build({"pipeline": STAGES}))
+    result = pipeline.run(model, configuration.build({"pipeline": STAGES}))
     assert result.record["simplify"]["tool"] == ("onnxscript" if name.endswith("vad") else "onnxsim")
     assert not op_types(model)["BatchNormalization"]
     assert op_types(model).total() <= before.total()

@@ -21,7 +21,8 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.shape_inference import as_declared
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
-from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline import configuration, pipeline
+from onnxdecomp.pipeline.installed import available
 from onnxdecomp.workflow.compress import compress
 from tests.passes.graphs import model, op_types
 
@@ -59,10 +60,10 @@ def test_it_runs_in_a_pipeline_given_by_a_file(
     monkeypatch.syspath_prepend(str(installed))
     config = tmp_path / "pipeline.toml"
     config.write_text('pipeline = ["drop-dropout", "normalise", "check"]\n[drop-dropout]\nkeep = ["two"]\n')
-    assert pipeline.available()["drop-dropout"].distribution == "sample-passes 1.2.3"
+    assert available()["drop-dropout"].distribution == "sample-passes 1.2.3"
     seen: list[str] = []
     subject = with_dropouts()
-    result = pipeline.run(subject, pipeline.build(config), on_pass=seen.append)
+    result = pipeline.run(subject, configuration.build(config), on_pass=seen.append)
     assert seen == ["drop-dropout", "normalise", "check"]
     assert op_types(subject)["Dropout"] == 1
     assert result.modified == ("drop-dropout",)
@@ -72,7 +73,7 @@ def test_it_runs_in_a_pipeline_given_by_a_file(
 
 def test_without_the_package_the_pass_is_unknown() -> None:
     with pytest.raises(UsageError, match="unknown pass 'drop-dropout'"):
-        pipeline.build({"pipeline": ["drop-dropout"]})
+        configuration.build({"pipeline": ["drop-dropout"]})
 
 
 def command(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -17,7 +17,7 @@ from onnx import helper
 from onnxdecomp.cli.passes import command
 from onnxdecomp.core import plugins
 from onnxdecomp.errors import GateError, ModelError, OnnxDecompError, UsageError
-from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline import configuration, installed, pipeline
 from onnxdecomp.pipeline.base import Need, Pass, PassContext, PassResult, option
 from onnxdecomp.quantization.bounds import Memory
 from onnxdecomp.search.plan import Plan
@@ -98,7 +98,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         points = []
         for name, attribute in mappings.items():
             value = attribute if ":" in attribute else f"{HERE}:{attribute}"
-            point = EntryPoint(name, value, pipeline.GROUP)
+            point = EntryPoint(name, value, installed.GROUP)
             vars(point).update(dist=Dist(name))
             points.append(point)
         monkeypatch.setattr(plugins, "entry_points", lambda group: points)
@@ -111,12 +111,12 @@ def empty_model() -> ir.Model:
 
 
 def test_the_default_pipeline_is_built_of_our_own_passes() -> None:
-    assert tuple(stage.name for stage in pipeline.build()) == pipeline.DEFAULT
+    assert tuple(stage.name for stage in configuration.build()) == configuration.DEFAULT
 
 
 def test_our_passes_are_found_in_a_checkout(register: Callable[..., None]) -> None:
     register()
-    assert set(pipeline.DEFAULT) <= set(pipeline.available())
+    assert set(configuration.DEFAULT) <= set(installed.available())
 
 
 def test_options_come_from_the_configuration_and_overrides_win(
@@ -127,7 +127,7 @@ def test_options_come_from_the_configuration_and_overrides_win(
     config.write_text(
         'pipeline = ["probe"]\n[probe]\nmode = "b"\nnumber = 3\nratio = 1\nmany = ["x", "y"]\nfile = "f"\n'
     )
-    stages = pipeline.build(config, {"probe": {"number": 4, "text": "t"}})
+    stages = configuration.build(config, {"probe": {"number": 4, "text": "t"}})
     assert stages == (Probe(mode="b", number=4, ratio=1.0, many=("x", "y"), file=Path("f"), text="t"),)
     assert isinstance(stages[0].ratio, float)
 
@@ -159,7 +159,7 @@ def test_nonsense_is_refused_with_what_would_be_right(
 ) -> None:
     register(first="PASSES", third="ODD")
     with pytest.raises(UsageError, match=message):
-        pipeline.build(config)
+        configuration.build(config)
 
 
 @pytest.mark.parametrize(
@@ -171,21 +171,21 @@ def test_a_bad_file_is_refused(content: bytes | None, message: str, tmp_path: Pa
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UsageError, match=message):
-        pipeline.build(path)
+        configuration.build(path)
 
 
 def test_a_name_registered_twice_is_refused_when_it_is_used(register: Callable[..., None]) -> None:
     register(first="PASSES", second="RIVAL")
     with pytest.raises(UsageError, match=r"registered by first 1\.0 and second 1\.0"):
-        pipeline.build({"pipeline": ["probe"]})
-    assert pipeline.build({"pipeline": ["picky"]}) == (Picky(),)
+        configuration.build({"pipeline": ["probe"]})
+    assert configuration.build({"pipeline": ["picky"]}) == (Picky(),)
 
 
 def test_a_broken_package_harms_only_who_uses_it(register: Callable[..., None]) -> None:
     register(first="PASSES", broken="no_such_module:PASSES")
-    assert pipeline.build({"pipeline": ["probe"]}) == (Probe(),)
+    assert configuration.build({"pipeline": ["probe"]}) == (Probe(),)
     with pytest.raises(UsageError, match=r"unknown pass 'other'.*broken 1\.0: entry point"):
-        pipeline.build({"pipeline": ["other"]})
+        configuration.build({"pipeline": ["other"]})
 
 
 def test_a_run_gathers_what_the_stages_say() -> None:
@@ -218,8 +218,8 @@ def test_errors_are_one_line_that_names_the_pass(
 
 def test_options_are_described(register: Callable[..., None]) -> None:
     register(first="PASSES")
-    described = {o.name: o for o in pipeline.options(Probe)}
-    assert described["mode"] == pipeline.OptionInfo("mode", "a|b", "a", "which of two")
+    described = {o.name: o for o in installed.options(Probe)}
+    assert described["mode"] == installed.OptionInfo("mode", "a|b", "a", "which of two")
     assert described["many"].type == "a list of text"
     assert "fail" not in described  # without a help text it is no option for people
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxdecomp_passes.decompose import Decompose
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.pipeline import pipeline
+from onnxdecomp.pipeline import configuration
 from onnxdecomp.search.rules import Defaults, parse_rule
 
 DEFAULTS = Defaults("0.5", {"tt": {"order": 2}})
@@ -107,10 +107,10 @@ def test_a_pattern_that_no_layer_has() -> None:
 
 def test_the_configuration_says_the_same() -> None:
     config = {"decompose": {"method": "tucker", "layers": ["fc=svd:rank=3"], "options": {"svd": {}}}}
-    (stage,) = (s for s in pipeline.build(config) if isinstance(s, Decompose))
+    (stage,) = (s for s in configuration.build(config) if isinstance(s, Decompose))
     assert stage.layers == ("fc=svd:rank=3",)
     with pytest.raises(UsageError, match="unknown method"):
-        pipeline.build({"decompose": {"layers": ["fc=none"]}})
+        configuration.build({"decompose": {"layers": ["fc=none"]}})
 
 
 def test_options_of_a_method_that_is_not_asked_for() -> None:
