@@ -243,6 +243,10 @@ def test_names_of_compared_models_are_told_apart() -> None:
 def test_markdown_is_complete(record: Record) -> None:
     filled = markdown(record)
     assert filled.startswith("## onnxdecomp: `")
+    lines = filled.splitlines()
+    tables = [place for place, line in enumerate(lines) if line.startswith(("| ---", "| ---:"))]
+    assert tables
+    assert [lines[place - 2] for place in tables] == [""] * len(tables)  # else two would be one
     assert "Fact object" not in filled
     assert "None" not in filled
     assert "<data" not in filled
