@@ -126,6 +126,13 @@ def test_a_section_shows_a_field_of_a_record(path: Path, every_record: list[Reco
     assert all(name in sections(record, path.suffix[1:]) for record in shown)
 
 
+def test_plans_that_were_tried_and_what_had_to_pay(search_record: Record) -> None:
+    assert search_record["search"]["tries"]
+    assert search_record["looks"]
+    shown = {pointer for pointer, _, _ in parsed(html(search_record)).found}
+    assert {"/search/tries/0/error", "/looks/0/decomposed", "/looks/0/outcome", "/targets/1/reached"} <= shown
+
+
 def test_figures_trace_their_numbers_and_keep_their_text(search_record: Record, ranks_record: Record) -> None:
     page = html(ranks_record)
     assert "<text" in page
