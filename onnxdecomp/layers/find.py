@@ -54,7 +54,7 @@ def find(model: ir.Model, *, freeze: bool = False) -> tuple[list[Site], list[Ski
     for place in places(model):
         scope = Scope(place, model.ir_version, _opset(model, place), freeze, memo)
         for node in place.graph:
-            found = _looked(node, scope)
+            found = _read(node, scope)
             if isinstance(found, Site):
                 sites.append(found)
             elif found is not None:
@@ -71,15 +71,15 @@ def find_again(copy: ir.Model, site: Site) -> Site:
     """
     place = next(place for place in places(copy) if place.path == site.place.path)
     position = next(at for at, node in enumerate(site.place.graph) if node is site.nodes[0])
-    found = _look(place.graph[position], Scope(place, copy.ir_version, _opset(copy, place), freeze=True))
+    found = _match(place.graph[position], Scope(place, copy.ir_version, _opset(copy, place), freeze=True))
     assert isinstance(found, Site)
     return replace(found, layer=replace(found.layer, name=site.layer.name))
 
 
-def _looked(node: ir.Node, scope: Scope) -> Site | str | None:
+def _read(node: ir.Node, scope: Scope) -> Site | str | None:
     """What is found of a node; an error of ours is a reason to leave it alone."""
     try:
-        return _look(node, scope)
+        return _match(node, scope)
     except Exception as error:
         if isinstance(error, OnnxDecompError):
             raise
@@ -87,7 +87,7 @@ def _looked(node: ir.Node, scope: Scope) -> Site | str | None:
         return f"{node.op_type} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _look(node: ir.Node, scope: Scope) -> Site | str | None:
+def _match(node: ir.Node, scope: Scope) -> Site | str | None:
     adapter = adapter_of(node)
     if adapter is None:
         domain = "" if node.domain == "ai.onnx" else node.domain

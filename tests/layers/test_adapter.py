@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from typing import ClassVar
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxdecomp.core import plugins
+from onnxdecomp.decompositions import registry as registry_of_methods
+from onnxdecomp.decompositions.registry import METHODS
 from onnxdecomp.layers import registry
 from onnxdecomp.layers.adapter import LayerAdapter
 from onnxdecomp.layers.linear import Linear
@@ -69,6 +72,15 @@ def test_an_operator_is_known_by_its_domain_and_type(domain: str, op_type: str) 
     assert adapter_of(ir.node(op_type, [], domain="another.domain")) is None
     if not domain:
         assert adapter_of(ir.node(op_type, [], domain="ai.onnx")) is known
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_says_of_layers_are_operators_of_adapters(method: str) -> None:
+    """`takes` is for people, and names operators as the adapters do."""
+    known = {op_type for _, op_type in adapters().by_operator}
+    named = [re.findall(r"[A-Z]\w+", text) for text in registry_of_methods.cls(method).takes]
+    assert all(named)
+    assert {operator for operators in named for operator in operators} <= known
 
 
 class Dist:
