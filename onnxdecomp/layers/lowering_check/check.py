@@ -16,9 +16,9 @@ import onnx_ir as ir
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError
-from onnxdecomp.layers.lowering_check.inputs import fed, stored_type
+from onnxdecomp.layers.lowering_check.inputs import probe_inputs, stored_type
 from onnxdecomp.layers.lowering_check.reference import reference
-from onnxdecomp.layers.lowering_check.submodel import alone, run
+from onnxdecomp.layers.lowering_check.submodel import of_new_nodes, run
 from onnxdecomp.layers.replace import Rewritten
 
 _log = logging.getLogger(__name__)
@@ -77,11 +77,11 @@ def _check(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> Lowe
     layer = rewritten.site.layer
     tolerance = TOLERANCE[layer.dtype] * rewritten.site.adapter.rounding
     rng = np.random.default_rng(seed)
-    given = fed(rewritten, rng)
+    given = probe_inputs(rewritten, rng)
     feeds = {value.name or "": array for value, array in given}
     kind = ir.DataType.from_numpy(stored_type(layer))
     try:
-        actual = run(alone(rewritten, given, kind, opset, ir_version), feeds)
+        actual = run(of_new_nodes(rewritten, given, kind, opset, ir_version), feeds)
     except ModelError as error:
         if layer.dtype == "float32" and _runs(rewritten, feeds, opset, ir_version):
             raise ModelError(f"its rewritten nodes do not run ({error})") from error

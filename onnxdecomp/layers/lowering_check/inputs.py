@@ -1,4 +1,4 @@
-"""What a layer is fed when it is run alone: seeded random numbers of shapes that its graph could give it."""
+"""The inputs that a layer is run alone on: seeded random numbers of shapes that its graph could give it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.layers.lowering_check.submodel import constant
 from onnxdecomp.layers.replace import Rewritten
 
-Fed: TypeAlias = tuple[tuple[ir.Value, Array], ...]
+Inputs: TypeAlias = tuple[tuple[ir.Value, Array], ...]
 """The values that a layer is given, each with numbers for it."""
 
 
-def fed(rewritten: Rewritten, rng: np.random.Generator) -> Fed:
+def probe_inputs(rewritten: Rewritten, rng: np.random.Generator) -> Inputs:
     """Numbers for the activation, the inputs that follow its shape, and others that are not constant."""
     site, adapter = rewritten.site, rewritten.site.adapter
     numbers = adapter.probe_inputs(site.layer, rewritten.before, rng)

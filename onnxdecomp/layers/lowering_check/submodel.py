@@ -13,16 +13,16 @@ from onnxdecomp.graph.attributes import as_attributes
 from onnxdecomp.layers.replace import Rewritten
 
 
-def alone(
+def of_new_nodes(
     rewritten: Rewritten,
-    fed: Sequence[tuple[ir.Value, Array]],
+    given: Sequence[tuple[ir.Value, Array]],
     kind: ir.DataType,
     opset: int,
     ir_version: int,
 ) -> ir.Model:
-    """A model of the layer's new nodes only, with their constants and the fed values as inputs."""
-    inputs = [_as_input(source.name or "", array) for source, array in fed]
-    mapped = {id(source): value for (source, _), value in zip(fed, inputs, strict=True)}
+    """A model of the layer's new nodes only, with their constants and the given values as inputs."""
+    inputs = [_as_input(source.name or "", array) for source, array in given]
+    mapped = {id(source): value for (source, _), value in zip(given, inputs, strict=True)}
     initializers = []
     nodes = []
     for node in rewritten.nodes:
