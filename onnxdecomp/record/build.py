@@ -24,7 +24,7 @@ from onnxdecomp.record.schema.origin import Environment, File, Inputs, ModelFile
 from onnxdecomp.record.schema.planning import RecordedPlan, RecordedSearch
 from onnxdecomp.record.schema.reading import recorded
 from onnxdecomp.record.schema.records import RunRecord
-from onnxdecomp.record.schema.timing import Interval, Latency, RecordedLook, TimedFile, TimedSetting
+from onnxdecomp.record.schema.timing import DecidingTiming, Interval, Latency, TimedFile, TimedSetting
 from onnxdecomp.record.schema.training import Training
 from onnxdecomp.record.targets import target_results
 from onnxdecomp.record.verdict import verdict_on_run
@@ -132,7 +132,7 @@ def run_record(
     output: File | None = None,
     verified: Verification | None = None,
     timed: BenchResult | None = None,
-    looks: Sequence[RecordedLook] | None = None,
+    looks: Sequence[DecidingTiming] | None = None,
     training: Training | None = None,
     details: Details | None = None,
 ) -> RunRecord:

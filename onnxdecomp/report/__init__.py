@@ -12,7 +12,8 @@ from typing import Any
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.record.schema.json_schema import definition
-from onnxdecomp.record.schema.records import RECORDS
+from onnxdecomp.record.schema.reading import MalformedError
+from onnxdecomp.record.schema.records import RECORDS, FinetuneRecord, TrainingsRecord
 from onnxdecomp.runtime import jsonio
 
 NEEDED = ("jinja2", "matplotlib", "jsonschema")
@@ -89,7 +90,7 @@ def together(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         records: Two or more, as `finetune` made them, or `read_record` read them.
 
     Raises:
-        UsageError: One of them is of something else.
+        UsageError: One of them is of something else, or damaged.
     """
     others = sorted({str(record.get("kind")) for record in records} - {"finetune"})
     if others or len(records) < 2:
@@ -98,12 +99,11 @@ def together(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if others
             else "records of two or more trainings are needed"
         )
-    return {
-        "schema_version": 1,
-        "kind": "trainings",
-        "tool": records[0]["tool"],
-        "trainings": list(records),
-    }
+    try:
+        trainings = tuple(FinetuneRecord.from_json(record) for record in records)
+    except MalformedError as error:
+        raise UsageError(f"a record of finetune is damaged: {error}") from error
+    return TrainingsRecord(tool=trainings[0].tool, trainings=trainings).to_json()
 
 
 def html(record: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from onnxdecomp.workflow.latency_guard import TimedResult
 if TYPE_CHECKING:
     from onnxdecomp.evaluate.verify import Verification
     from onnxdecomp.pipeline.pipeline import PipelineResult
-    from onnxdecomp.record.schema.timing import RecordedLook
+    from onnxdecomp.record.schema.timing import DecidingTiming
 
 _TRIES = 5
 """Plans that are tried after the first, before every layer is put back."""
@@ -67,7 +67,7 @@ def guard_error(ran: PipelineResult, finisher: Finisher, goal: str | None) -> Fi
     """
     made = finisher.finish(ran)
     notes: list[str] = []
-    looks: list[RecordedLook] = []
+    looks: list[DecidingTiming] = []
     tries, floor = 0, None
     while (checked := _missed(made)) is not None:
         chosen = made.chosen

@@ -14,7 +14,7 @@ from onnxdecomp.graph.save import save
 from onnxdecomp.latency.meter import LatencyMeter
 from onnxdecomp.pipeline.pipeline import PipelineResult
 from onnxdecomp.record.schema.reading import recorded
-from onnxdecomp.record.schema.timing import Interval, RecordedLook
+from onnxdecomp.record.schema.timing import DecidingTiming, Interval
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.search.keep_layers import Key, key_of, nothing_of, without
 from onnxdecomp.search.plan import Choice, Cost, Plan
@@ -46,7 +46,7 @@ class TimedResult:
     said: tuple[str, ...] = ()
     timed: BenchResult | None = None
     notes: tuple[str, ...] = ()
-    looks: tuple[RecordedLook, ...] = ()
+    looks: tuple[DecidingTiming, ...] = ()
 
 
 def guard_latency(
@@ -145,8 +145,8 @@ def _finding(timed: BenchResult, against: str, meter: LatencyMeter) -> Finding:
     return Finding(timed.settings[0].models[1].ratio, against, meter.limit)
 
 
-def _look(what: Literal["layers", "quantization"], decomposed: int, found: Finding) -> RecordedLook:
-    return RecordedLook(
+def _look(what: Literal["layers", "quantization"], decomposed: int, found: Finding) -> DecidingTiming:
+    return DecidingTiming(
         what=what,
         decomposed=decomposed,
         outcome=found.outcome,

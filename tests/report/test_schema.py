@@ -12,7 +12,7 @@ import pytest
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.record.schema.records import RECORDS, Version
-from onnxdecomp.report import SCHEMA, read_record, schema_text, validate
+from onnxdecomp.report import SCHEMA, read_record, schema_text, together, validate
 from tests.conftest import ROOT
 from tests.report.conftest import Record, through_json
 
@@ -92,3 +92,14 @@ def test_a_file_that_holds_none(tmp_path: Path) -> None:
             read_record(path)
     with pytest.raises(UsageError, match="cannot read"):
         read_record(tmp_path / "missing.json")
+
+
+def test_records_that_do_not_go_on_one_page(training_record: Record, bench_record: Record) -> None:
+    damaged = {**training_record, "training": None}
+    for records, said in (
+        ([training_record], "two or more"),
+        ([training_record, bench_record], "not of bench"),
+        ([training_record, damaged], "damaged: /training"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            together(records)

@@ -15,7 +15,7 @@ from onnxdecomp.record.schema.origin import Environment, File, ModelFile, Run, T
 from onnxdecomp.record.schema.planning import RecordedPlan, RecordedSearch
 from onnxdecomp.record.schema.quantizing import Quantization
 from onnxdecomp.record.schema.reading import read
-from onnxdecomp.record.schema.timing import KernelProfile, Latency, RecordedLook, TimedSetting
+from onnxdecomp.record.schema.timing import DecidingTiming, KernelProfile, Latency, TimedSetting
 from onnxdecomp.record.schema.training import Training, TrainingVerdict
 from onnxdecomp.runtime import jsonio
 
@@ -77,7 +77,7 @@ class RunRecord(Record):
     training: Training | None = field(default=None, metadata=LATER)
     verify: RecordedVerification | None
     latency: Latency | None
-    looks: tuple[RecordedLook, ...] | None = field(default=None, metadata=LATER)
+    looks: tuple[DecidingTiming, ...] | None = field(default=None, metadata=LATER)
     settings: tuple[TimedSetting, ...] | None
     profile: KernelProfile | None
     notes: tuple[str, ...]

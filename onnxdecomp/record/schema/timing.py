@@ -32,7 +32,7 @@ class Speedup(Interval):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordedLook:
+class DecidingTiming:
     """A timing that decided whether something pays.
 
     Attributes:
