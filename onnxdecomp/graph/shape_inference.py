@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
@@ -15,6 +16,8 @@ from onnxdecomp.graph.external_data import reference
 from onnxdecomp.graph.traversal import node_graphs, places, slots
 from onnxdecomp.runtime.fatal import impossible_slice
 from onnxdecomp.runtime.process_state import quiet_logger
+
+_log = logging.getLogger(__name__)
 
 SMALL = 1024
 """Bytes up to which a tensor is shown to the inference: shapes and axes are, weights are not."""
@@ -97,7 +100,7 @@ def _inferred(model: ir.Model, stand_ins: StandIns) -> ir.Graph | None:
                     node.attributes.clear()
                     node.resize_inputs(1)
                 elif stand_in := stand_ins.get((node.domain, node.op_type)):
-                    stand_in(node)
+                    _stand_in(node, stand_in, light)
                 elif node.domain == "" and node.op_type == "Crop" and "border" in node.attributes:
                     _uncrop(node)
         proto = ir.to_proto(light)
@@ -144,6 +147,15 @@ def _fold(model: ir.Model) -> None:
 
 def _is_large(value: ir.Value) -> bool:
     return value.const_value is not None and value.const_value.nbytes > SMALL
+
+
+def _stand_in(node: ir.Node, make: Callable[[ir.Node], None], model: ir.Model) -> None:
+    """Let another node stand in; where that fails, which may be another package's fault, none does."""
+    try:
+        make(node)
+    except Exception as error:
+        _log.info("no shapes behind the node %r", node.name, exc_info=error)
+        node.domain, model.opset_imports[UNKNOWN] = UNKNOWN, 1
 
 
 def unfuse(node: ir.Node, op_type: str, *, attributes: bool = True) -> None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from onnxdecomp.graph import shape_inference
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.graph.shape_inference import as_declared
@@ -217,3 +218,33 @@ def test_reshape_by_computed_shapes() -> None:
     ]
     weights = {"zero": np.asarray([0]), "rest": np.asarray([2, 2])}
     assert inferred(b.model(nodes, weights))["h"] == ["N", 2, 2]
+
+
+@pytest.mark.parametrize("in_a_function", [False, True])
+def test_a_stand_in_that_fails_costs_its_own_shape_alone(in_a_function: bool) -> None:
+    """It may have changed the node by then."""
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["" : 17, "own" : 1]>
+        g (float[2, 3] x) => (float[2, 3] y, float[2, 3] z) { h = Relu(x) y = own.Unknown(h) t = Tanh(h)
+        z = own.body(t) }
+        <domain: "own", opset_import: ["" : 17, "own" : 1]>
+        body (a) => (c) { b = Relu(a) d = own.Unknown(b) c = Exp(b) }
+        """
+        if in_a_function
+        else """
+        <ir_version: 10, opset_import: ["" : 17, "own" : 1]>
+        g (float[2, 3] x) => (float[2, 3] y, float[2, 3] z) { h = Relu(x) y = own.Unknown(h) z = Tanh(h) }
+        """
+    )
+    subject = ir.from_proto(model)
+
+    def fail(node: ir.Node) -> None:
+        node.op_type, node.domain = "Conv", ""
+        raise ValueError("broken")
+
+    shape_inference.infer_shapes(subject, {("own", "Unknown"): fail})
+    known = {value.name: value.shape for place in places(subject) for n in place.graph for value in n.outputs}
+    expected = {"h", "b", "c", "t"} if in_a_function else {"h"}
+    assert {name for name in expected if known[name] is not None and known[name] == [2, 3]} == expected
+    assert {node.op_type for place in places(subject) for node in place.graph} >= {"Unknown"}
