@@ -63,7 +63,7 @@ class _Scopes:
             if not self._asked:
                 self._before = [(library, library.num_threads) for library in _libraries()]
             self._asked.setdefault(me, []).append(threads)
-            self._settle()
+            self._set_threads()
         try:
             yield
         finally:
@@ -71,9 +71,9 @@ class _Scopes:
                 self._asked[me].pop()
                 if not self._asked[me]:
                     del self._asked[me]
-                self._settle()
+                self._set_threads()
 
-    def _settle(self) -> None:
+    def _set_threads(self) -> None:
         asked = [scopes[-1] for scopes in self._asked.values()]
         for library, before in self._before:
             wanted = min((most for most in asked if most is not None), default=before)
