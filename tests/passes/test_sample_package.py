@@ -19,6 +19,7 @@ from onnx import helper
 from onnxdecomp.decompositions.registry import METHODS, names
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.shape_inference import as_declared
+from onnxdecomp.latency.chain_model import refusal
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import configuration, pipeline
@@ -238,7 +239,9 @@ def test_its_kind_of_layer_is_like_ours_in_a_search(
     assert losses != [None]
 
 
-def test_shapes_behind_its_kind_of_layer_are_known(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_kind_of_layer_has_shapes_behind_it_and_is_timed(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     subject = ir.from_proto(three_layers())
     infer_shapes(subject)
     h = subject.graph[0].outputs[0]
@@ -250,6 +253,9 @@ def test_shapes_behind_its_kind_of_layer_are_known(installed: Path, monkeypatch:
     assert h.shape.dims == (2, 3, 20)
     sites, skips = find(subject)
     assert ([site.layer.op_type for site in sites], skips) == (["TransposeMatMul", "MatMul"], [])
+    assert [refusal(site.layer) for site in sites] == [None, None]
+    monkeypatch.undo()
+    assert refusal(sites[0].layer) == "the latency of TransposeMatMul is not measured alone"
 
 
 def test_without_the_package_its_kind_of_layer_is_named_and_stays() -> None:

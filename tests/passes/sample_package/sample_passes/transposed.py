@@ -68,6 +68,10 @@ class TransposeMatMul(LayerAdapter):
         return {0: rng.standard_normal((*(min(size, 8) for size in shape[:-1]), shape[-1]))}
 
     @classmethod
+    def timed(cls, layer: Layer) -> TransposeMatMul:
+        return cls()
+
+    @classmethod
     def stand_in(cls, node: ir.Node) -> None:
         weight = node.inputs[1]
         match None if weight is None else dims(weight):
