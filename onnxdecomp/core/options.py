@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -144,13 +145,20 @@ def convert(value: object, hint: object) -> object:
         return origin(convert(v, m) for v, m in zip(value, members, strict=True))
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, bool):
-        raise ValueError
+    if hint is int or hint is float:
+        return _number(value, hint)
     if isinstance(hint, type) and not isinstance(value, hint):
         raise ValueError
     return value
+
+
+def _number(value: object, hint: object) -> int | float:
+    """A number as one of Python, NumPy's too; ValueError where it is none, or no whole one."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value) if hint is int else float(value)
+    if isinstance(value, numbers.Real) and hint is float and not isinstance(value, bool):
+        return float(value)
+    raise ValueError
 
 
 def describe(hint: object) -> str:

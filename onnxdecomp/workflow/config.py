@@ -184,6 +184,15 @@ class CompressConfig(PlanOptions):
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     origins: Mapping[str, Literal["caller", "file"]] = field(default_factory=dict, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        """Bring the options to their types: whole numbers to floats, lists to tuples.
+
+        Raises:
+            UsageError: One of them is of another type.
+        """
+        for known in option_fields(CompressConfig):
+            object.__setattr__(self, known.name, _converted(known, getattr(self, known.name)))
+
     @classmethod
     def of(cls, source: CompressConfig | PipelineSource, options: Mapping[str, object]) -> CompressConfig:
         """What a caller asks for: a configuration, and options that win over it.
@@ -208,9 +217,8 @@ class CompressConfig(PlanOptions):
             in_file = [name for name, origin in base.origins.items() if origin == "file"]
             reset = [name for name in ("rank", "layers", "must_save") if name in in_file]
             given = {f.name: default_of(f) for f in option_fields(cls) if f.name in reset} | given
-        values = {name: _converted(name, value) for name, value in given.items()}
-        origins = {**base.origins, **dict.fromkeys(values, "caller")}
-        return _made({**_values(base), **values, "origins": origins})
+        origins = {**base.origins, **dict.fromkeys(given, "caller")}
+        return _made({**_values(base), **given, "origins": origins})
 
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
@@ -314,13 +322,12 @@ def _made(values: Mapping[str, object]) -> CompressConfig:
     return made
 
 
-def _converted(name: str, value: object) -> object:
+def _converted(known: dataclasses.Field[object], value: object) -> object:
     """An option's value as its type says; what is wrong with one of a pass is said with the pass's name."""
-    known = next(f for f in option_fields(CompressConfig) if f.name == name)
-    hint = hints()[name]
+    hint = hints()[known.name]
     try:
         return convert(value, hint)
     except ValueError:
         if described(known).places:
             return value
-        raise UsageError(f"{name} must be {describe(hint)}, not {value!r}") from None
+        raise UsageError(f"{known.name} must be {describe(hint)}, not {value!r}") from None

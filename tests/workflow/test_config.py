@@ -234,6 +234,20 @@ def test_a_configuration_is_carried_out(tmp_path: Path) -> None:
     assert other.record["run"]["request"]["rank"] == "3"
 
 
+def test_numbers_of_numpy_and_lists_are_taken() -> None:
+    config = CompressConfig(
+        samples=np.int64(3),  # type: ignore[arg-type]
+        max_error=np.float32(0.5),  # type: ignore[arg-type]
+        seed=np.int32(2),  # type: ignore[arg-type]
+        exclude=["fc"],  # type: ignore[arg-type]
+    )
+    assert (config.samples, config.max_error, config.seed, config.exclude) == (3, 0.5, 2, ("fc",))
+    assert [type(value) for value in (config.samples, config.max_error, config.seed)] == [int, float, int]
+    assert checked(config).passes
+    with pytest.raises(UsageError, match="bench must be true or false, not 'no'"):
+        CompressConfig(bench="no")  # type: ignore[arg-type]
+
+
 def test_defaults_are_those_of_no_word() -> None:
     said: dict[str, Any] = {name: default_of(field) for name, field in OPTIONS.items()}
     assert CompressConfig(**said) == CompressConfig() == CompressConfig.of(None, {})
