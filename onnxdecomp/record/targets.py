@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxdecomp.record.schema.checks import RecordedVerification, TargetResult
 from onnxdecomp.record.schema.layers import Totals
 from onnxdecomp.record.schema.timing import Latency
+from onnxdecomp.search.metrics.base import Amount, Outcome
 from onnxdecomp.search.targets import Budget, parse_budgets
 
 
@@ -16,16 +17,13 @@ def target_results(
     Raises:
         UsageError: It is no target, see onnxdecomp.search.targets.
     """
-    return tuple(
-        _result(budget, _factor(budget, totals, latency))
-        if budget.relative
-        else _result(budget, _amount(budget, totals, checked, latency))
-        for budget in parse_budgets(target)
-    )
+    outcome = _outcome(totals, checked, latency)
+    return tuple(_result(budget, outcome) for budget in parse_budgets(target))
 
 
-def _result(budget: Budget, reached: float | None) -> TargetResult:
-    kept = None
+def _result(budget: Budget, outcome: Outcome) -> TargetResult:
+    amount = budget.metric.reached(outcome)
+    reached, kept = amount.factor if budget.relative else amount.own, None
     if reached is not None:
         kept = reached >= budget.limit if budget.relative else reached <= budget.limit
     return TargetResult(
@@ -38,38 +36,19 @@ def _result(budget: Budget, reached: float | None) -> TargetResult:
     )
 
 
-def _factor(budget: Budget, totals: Totals, latency: Latency | None) -> float | None:
-    """The original's over the result's."""
-    match budget.quantity:
-        case "macs":
-            return totals.macs.ratio
-        case "params":
-            return totals.params.ratio
-        case "size":
-            return totals.bytes.ratio if totals.bytes else None
-        case "latency":
-            return latency.speedup.value if latency and latency.speedup else None
-    return None
-
-
-def _amount(
-    budget: Budget, totals: Totals, checked: RecordedVerification | None, latency: Latency | None
-) -> float | None:
-    """The result's own, in the unit of the limit; losses are those of the verification."""
-    match budget.quantity:
-        case "macs":
-            return totals.macs.after
-        case "params":
-            return totals.params.after
-        case "size":
-            return totals.bytes.after if totals.bytes else None
-        case "latency":
-            return latency.compressed.p50 if latency else None
-        case "error":
-            return checked.worst if checked else None
-        case "drop":
-            return -checked.accuracy.change if checked and checked.accuracy else None
-        case "disagreement":
-            agreement = checked.outputs[0].top1_agreement if checked and checked.outputs else None
-            return None if agreement is None else 1 - agreement
-    return None
+def _outcome(totals: Totals, checked: RecordedVerification | None, latency: Latency | None) -> Outcome:
+    """What the record has found of the result."""
+    macs, params, size = (
+        Amount() if total is None else Amount(total.after, total.ratio)
+        for total in (totals.macs, totals.params, totals.bytes)
+    )
+    speedup = latency.speedup.value if latency and latency.speedup else None
+    return Outcome(
+        macs,
+        params,
+        size,
+        Amount(latency.compressed.p50, speedup) if latency else Amount(),
+        error=checked.worst if checked else None,
+        accuracy=checked.accuracy.change if checked and checked.accuracy else None,
+        agreement=checked.outputs[0].top1_agreement if checked and checked.outputs else None,
+    )

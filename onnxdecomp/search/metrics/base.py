@@ -23,6 +23,39 @@ FRACTIONS: Mapping[str, float] = {"": 1.0, "%": 0.01}
 
 
 @dataclass(frozen=True)
+class Amount:
+    """How much a finished result has of something.
+
+    Attributes:
+        own: In the unit of a limit; None where it is not known.
+        factor: The original's over it; None where that is not known or makes no sense.
+    """
+
+    own: float | None = None
+    factor: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found of a finished result; what was not measured is None.
+
+    Attributes:
+        macs, params, bytes, latency: What it costs; latency in milliseconds.
+        error: The relative L2 error of the worst output.
+        accuracy: Its accuracy less the original's.
+        agreement: The share of samples of the verification whose class is the original's.
+    """
+
+    macs: Amount = Amount()
+    params: Amount = Amount()
+    bytes: Amount = Amount()
+    latency: Amount = Amount()
+    error: float | None = None
+    accuracy: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
 class Metric(ABC):
     """A kind of target. Subclasses are costs, which are added up over layers, or losses, which are measured.
 
@@ -43,6 +76,10 @@ class Metric(ABC):
     @abstractmethod
     def suffixes(self) -> list[str]:
         """The suffixes as messages write them."""
+
+    @abstractmethod
+    def reached(self, outcome: Outcome) -> Amount:
+        """What a finished result has of it."""
 
     def text(self, limit: float, *, relative: bool) -> str:
         """A target as it can be read again."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxdecomp.search.layer_profiles import Survey, Surveyed
-from onnxdecomp.search.metrics.base import COUNTS, CostMetric, Sizes
+from onnxdecomp.search.metrics.base import COUNTS, Amount, CostMetric, Outcome, Sizes
 from onnxdecomp.search.tied_layers import Pick
 
 
@@ -18,6 +18,9 @@ class Macs(CostMetric):
     name: ClassVar[str] = "macs"
     units: ClassVar[Mapping[str, float]] = COUNTS
     examples: ClassVar[str] = '"macs=2x" or "macs=20M"'
+
+    def reached(self, outcome: Outcome) -> Amount:
+        return outcome.macs
 
     def of_original(self, profiles: Survey, sizes: Sizes) -> float:
         return float(sum(layer.dense.macs for layer in profiles.layers))
@@ -36,6 +39,9 @@ class Parameters(CostMetric):
     units: ClassVar[Mapping[str, float]] = COUNTS
     examples: ClassVar[str] = '"params=4x" or "params=1M"'
     weighs: ClassVar[bool] = True
+
+    def reached(self, outcome: Outcome) -> Amount:
+        return outcome.params
 
     def of_original(self, profiles: Survey, sizes: Sizes) -> float:
         return float(sum(layer.stored for layer in profiles.layers))
@@ -59,6 +65,9 @@ class FileSize(CostMetric):
 
     def suffixes(self) -> list[str]:
         return [unit.replace("IB", "iB") for unit in super().suffixes()]
+
+    def reached(self, outcome: Outcome) -> Amount:
+        return outcome.bytes
 
     def of_original(self, profiles: Survey, sizes: Sizes) -> float:
         return float(sizes.original)
@@ -91,6 +100,9 @@ class Latency(CostMetric):
     def text(self, limit: float, *, relative: bool) -> str:
         written = super().text(limit, relative=relative)
         return written if relative else f"{written}ms"
+
+    def reached(self, outcome: Outcome) -> Amount:
+        return outcome.latency
 
     def of_original(self, profiles: Survey, sizes: Sizes) -> float:
         return profiles.original_ms

@@ -15,7 +15,7 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.metrics import score_rows
-from onnxdecomp.search.metrics.base import FRACTIONS, LossMetric, Reference
+from onnxdecomp.search.metrics.base import FRACTIONS, Amount, LossMetric, Outcome, Reference
 from onnxdecomp.search.sensitivity import output_errors
 
 
@@ -29,6 +29,9 @@ class Error(LossMetric):
     margin: ClassVar[float] = 0.95
     power: ClassVar[float] = 2.0
     of_outputs: ClassVar[bool] = True
+
+    def reached(self, outcome: Outcome) -> Amount:
+        return Amount(outcome.error)
 
     def expected(self, limit: float) -> float:
         # What layers lose adds up to more than the network does once they are fitted to each other.
@@ -57,6 +60,9 @@ class Drop(LossMetric):
         none = "" if labelled is None else f" (there are none in {labelled.source})"
         return f"--target drop=… needs labels{none}: give samples with labels by --eval"
 
+    def reached(self, outcome: Outcome) -> Amount:
+        return Amount(None if outcome.accuracy is None else -outcome.accuracy)
+
     def expected(self, limit: float) -> float:
         return min(2.0 * limit, _BOLD)
 
@@ -77,6 +83,9 @@ class Disagreement(LossMetric):
     name: ClassVar[str] = "disagreement"
     units: ClassVar[Mapping[str, float]] = FRACTIONS
     examples: ClassVar[str] = '"disagreement=0.02" or "disagreement=2%"'
+
+    def reached(self, outcome: Outcome) -> Amount:
+        return Amount(None if outcome.agreement is None else 1 - outcome.agreement)
 
     def expected(self, limit: float) -> float:
         return min(2.0 * limit, _BOLD)
