@@ -79,7 +79,9 @@ def saved(record: dict[str, Any], quantity: str) -> float:
 
 def test_a_target_is_met_and_the_output_close(run: Run) -> None:
     done = run("--target", "macs=2x", "--calib", "calib.npz", "-o", "out.onnx", "--json", "run.json")
-    assert (done.code, done.err) == (0, "")
+    (note,) = done.err.splitlines()
+    assert done.code == 0
+    assert note.startswith("note: the error is that on the calibration inputs")
     record = json.loads(Path("run.json").read_text())
     assert saved(record, "macs") >= 2
     assert record["verify"]["data"] == "calib.npz"
