@@ -20,9 +20,10 @@ from onnxdecomp.record.layers import layer_records
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.plan import Choice, Plan
 from onnxdecomp.search.rules import Defaults, parse_rule
-from tests.calibration.small import calibration, conv, loaded, normal, values
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.feeds import calibration, normal
+from tests.builders.graphs import conv, loaded, value
+from tests.builders.graphs import model as make
+from tests.builders.running import values
 
 FEEDS = [{"x": normal(1, 4, 6, 6, seed=index)} for index in range(40)]
 

@@ -13,20 +13,21 @@ import pytest
 from bench import peer_ways, peers, spatial_greedy
 from bench.peer_ways import WAYS, NotForThisError
 from onnxdecomp.runtime.session import open_session, run
-from tests.quantization.kinds import KINDS, Kind
+from tests.builders.cases import Case
+from tests.builders.exported import KINDS
 
 QUICK = [name for name in WAYS if not name.startswith("onnxdecomp")]
 
 
-def saved(kind: Kind, folder: Path) -> tuple[Path, Path]:
+def saved(kind: Case, folder: Path) -> tuple[Path, Path]:
     """The model and its calibration inputs as files."""
     onnx.save(kind.model, folder / "model.onnx")
-    np.savez(folder / "calib.npz", **kind.feed)  # type: ignore[arg-type]
+    np.savez(folder / "calib.npz", **kind.feeds)  # type: ignore[arg-type]
     return folder / "model.onnx", folder / "calib.npz"
 
 
-def error(before: Path, after: Path, kind: Kind) -> float:
-    (a,), (b,) = (run(open_session(path), kind.feed) for path in (before, after))
+def error(before: Path, after: Path, kind: Case) -> float:
+    (a,), (b,) = (run(open_session(path), kind.feeds) for path in (before, after))
     return float(np.linalg.norm(b - a) / np.linalg.norm(a))
 
 
@@ -51,7 +52,7 @@ def test_a_third_of_the_channels(tmp_path: Path) -> None:
 def test_spatial_svd_reaches_its_ratio(tmp_path: Path) -> None:
     kind = KINDS["plain"]()
     model = peer_ways._simplified(saved(kind, tmp_path)[0])
-    made, facts = spatial_greedy.compress(model, [kind.feed], ratio=0.5)
+    made, facts = spatial_greedy.compress(model, [kind.feeds], ratio=0.5)
     assert made is not None
     assert facts["decomposed"] > 0
     onnx.save(made, tmp_path / "new.onnx")
@@ -65,7 +66,7 @@ def test_spatial_svd_reaches_its_ratio(tmp_path: Path) -> None:
 def test_spatial_svd_at_full_rank_is_the_model(tmp_path: Path) -> None:
     kind = KINDS["plain"]()
     model = peer_ways._simplified(saved(kind, tmp_path)[0])
-    splits = spatial_greedy._splits(model, kind.feed)
+    splits = spatial_greedy._splits(model, kind.feeds)
     assert len(splits) == 2
     onnx.save(spatial_greedy._replaced(model, splits, dict.fromkeys(splits, 9.0)), tmp_path / "full.onnx")
     assert error(tmp_path / "model.onnx", tmp_path / "full.onnx", kind) < 1e-5

@@ -17,7 +17,10 @@ from onnxdecomp.core.steps import Convolve
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter
-from tests.calibration.small import images, loaded, residual, site_of, values
+from tests.builders.feeds import images
+from tests.builders.graphs import loaded, site_of
+from tests.builders.models import residual
+from tests.builders.running import values
 
 FEEDS = images()
 ORDER = ("stem", "first", "second")

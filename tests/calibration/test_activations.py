@@ -12,8 +12,8 @@ from onnxdecomp.calibration.activations import open_taps
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError
 from onnxdecomp.runtime.shared_weights import lend
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.graphs import model as make
+from tests.builders.graphs import value
 
 RNG = np.random.default_rng(0)
 

@@ -9,7 +9,10 @@ from onnx import helper
 from onnxdecomp.calibration.batchnorm import normalisations, renormalise
 from onnxdecomp.calibration.statistics import window
 from onnxdecomp.core.layer import Array
-from tests.calibration.small import calibration, conv, network, normal, values
+from tests.builders.feeds import calibration, normal
+from tests.builders.graphs import conv, from_x
+from tests.builders.models import PICTURE
+from tests.builders.running import values
 
 FEEDS = [{"x": normal(1, 4, 6, 6, seed=index)} for index in range(20)]
 NODES = [
@@ -22,7 +25,7 @@ NODES = [
 def model(weight: Array) -> ir.Model:
     numbers = {"scale": normal(4), "shift": normal(4, seed=1), "mean": normal(4, seed=2)}
     variance = {"variance": np.square(normal(4, seed=3)) + np.float32(0.5)}
-    return network(NODES, {"layer.w": weight, "layer.b": normal(4, seed=4), **numbers, **variance}, "y")
+    return from_x(NODES, {"layer.w": weight, "layer.b": normal(4, seed=4), **numbers, **variance}, PICTURE)
 
 
 def moments(y: Array) -> Array:

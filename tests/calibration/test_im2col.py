@@ -16,7 +16,8 @@ from onnxdecomp.calibration.im2col import at_positions, conv_rows, draw_position
 from onnxdecomp.core.layer import Array, ConvSpec, Layer
 from onnxdecomp.fitting.quadratic_loss import as_rows
 from onnxdecomp.layers.find import find
-from tests.layers.layers import Case, convolutions, make, run
+from tests.builders.cases import Case, case_of, convolutions
+from tests.builders.running import run
 
 MANY = settings(max_examples=120)
 
@@ -65,7 +66,7 @@ def conv_case(
     rng = np.random.default_rng(0)
     op = "ConvTranspose" if transposed else "Conv"
     node = helper.make_node(op, ["x", "w"], ["y"], name="layer", **attributes)
-    return make([node], {"w": rng.standard_normal(weight)}, {"x": rng.standard_normal(x)}, True)
+    return case_of([node], {"w": rng.standard_normal(weight)}, {"x": rng.standard_normal(x)}, True)
 
 
 @pytest.mark.parametrize(

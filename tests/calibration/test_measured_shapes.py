@@ -16,9 +16,9 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
-from tests.calibration.small import conv, normal
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.feeds import normal
+from tests.builders.graphs import conv, value
+from tests.builders.graphs import model as make
 
 
 def ints(*values: int) -> Array:

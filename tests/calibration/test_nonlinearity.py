@@ -12,7 +12,9 @@ from onnx import helper
 
 from onnxdecomp.calibration.nonlinearity import Activation, activation, aim
 from onnxdecomp.core.layer import Array
-from tests.calibration.small import conv, loaded, network, normal, residual, site_of
+from tests.builders.feeds import normal
+from tests.builders.graphs import conv, from_x, loaded, site_of
+from tests.builders.models import PICTURE, residual
 
 WEIGHTS = {"layer.w": normal(4, 4, 1, 1), "layer.b": normal(4)}
 LIMITS: dict[str, Array] = {
@@ -38,7 +40,7 @@ def test_what_stands_behind_a_layer(
     op: str, operands: list[str], attributes: dict[str, Any], expected: Activation | None
 ) -> None:
     nodes = [conv("layer", "x", "h"), helper.make_node(op, ["h", *operands], ["y"], **attributes)]
-    model = network(nodes, WEIGHTS | {name: LIMITS[name] for name in operands}, "y")
+    model = from_x(nodes, WEIGHTS | {name: LIMITS[name] for name in operands}, PICTURE)
     found = activation(site_of(model))
     assert (found is None) == (expected is None)
     if found is not None and expected is not None:
@@ -48,9 +50,9 @@ def test_what_stands_behind_a_layer(
 
 def test_other_uses_of_the_output_forgive_nothing() -> None:
     nodes = [conv("layer", "x", "h"), helper.make_node("Relu", ["h"], ["y"])]
-    assert activation(site_of(network(nodes, WEIGHTS, "y", "h"))) is None
+    assert activation(site_of(from_x(nodes, WEIGHTS, PICTURE, "y", "h"))) is None
     nodes.append(helper.make_node("Neg", ["h"], ["z"]))
-    assert activation(site_of(network(nodes, WEIGHTS, "y", "z"))) is None
+    assert activation(site_of(from_x(nodes, WEIGHTS, PICTURE, "y", "z"))) is None
 
 
 def test_a_sum_with_a_branch_may_stand_between() -> None:

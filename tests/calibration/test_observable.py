@@ -22,24 +22,11 @@ from onnxdecomp.calibration.statistics import (
     unobservable,
 )
 from onnxdecomp.layers.find import find
-from tests.calibration.small import (
-    MATMUL,
-    PLAIN,
-    calibration,
-    conv,
-    gemm,
-    gru,
-    images,
-    loaded,
-    matmul_model,
-    network,
-    normal,
-    residual,
-    site_of,
-)
-from tests.decompositions.layers import linear_layer
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.feeds import calibration, images, normal
+from tests.builders.graphs import conv, from_x, gemm, loaded, site_of, value
+from tests.builders.graphs import model as make
+from tests.builders.layers import linear_layer
+from tests.builders.models import MATMUL, MATRICES, PICTURE, gru, residual
 
 
 def test_where_there_is_no_branch() -> None:
@@ -56,7 +43,7 @@ def test_where_there_is_no_branch() -> None:
     def add(a: str, b: str, op: str = "Add") -> onnx.NodeProto:
         return helper.make_node(op, [a, b], ["y"])
 
-    there = network([layer, relu, add("r", "c")], weights, "y")
+    there = from_x([layer, relu, add("r", "c")], weights, PICTURE)
     found = branch(site_of(there))
     assert found is not None
     assert found.name == "r"
@@ -69,15 +56,15 @@ def test_where_there_is_no_branch() -> None:
         ([layer, relu, add("c", "r"), helper.make_node("Relu", ["c"], ["z"])], ["y", "z"]),  # used elsewhere
         ([layer], ["c"]),
     ]:
-        assert branch(site_of(network(nodes, weights, *outputs))) is None
+        assert branch(site_of(from_x(nodes, weights, PICTURE, *outputs))) is None
 
 
 def test_which_layers_can_take_a_bias() -> None:
-    bare = matmul_model([MATMUL], {"w": PLAIN["w"]}, ["N", 5])
+    bare = from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5])
     assert not centred(site_of(bare))
-    assert centred(site_of(matmul_model([gemm(["x", "w", "c"])], PLAIN, ["N", 5])))
+    assert centred(site_of(from_x([gemm(["x", "w", "c"])], MATRICES, ["N", 5])))
     no_bias = helper.make_node("Conv", ["x", "w"], ["y"], name="layer")
-    assert centred(site_of(network([no_bias], {"w": normal(4, 4, 1, 1)}, "y")))
+    assert centred(site_of(from_x([no_bias], {"w": normal(4, 4, 1, 1)}, PICTURE)))
     assert not centred(site_of(gru()))
 
 
@@ -93,7 +80,7 @@ def subgraph() -> ir.Model:
 
 def einsum() -> ir.Model:
     node = helper.make_node("Einsum", ["x", "w"], ["y"], name="layer", equation="ab,bc->ac")
-    return matmul_model([node], {"w": PLAIN["w"]}, ["N", 5])
+    return from_x([node], {"w": MATRICES["w"]}, ["N", 5])
 
 
 def table() -> ir.Model:
@@ -103,7 +90,7 @@ def table() -> ir.Model:
 
 
 def wide(count: int) -> ir.Model:
-    return matmul_model([MATMUL], {"w": normal(count, 1)}, ["N", count])
+    return from_x([MATMUL], {"w": normal(count, 1)}, ["N", count])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +99,10 @@ def wide(count: int) -> ir.Model:
         (subgraph(), "it stands in a subgraph or a function"),
         (einsum(), "the input of Einsum is not made of rows"),
         (table(), "the input of Gather is not made of rows"),
-        (matmul_model([MATMUL], {"w": normal(2, 5, 7)}, [2, 3, 5]), "its weight is a stack of matrices"),
+        (
+            from_x([MATMUL], {"w": normal(2, 5, 7)}, [2, 3, 5]),
+            "its weight is a stack of matrices",
+        ),
         (wide(8192), None),
         (loaded(residual()), None),
         (gru(), None),
@@ -130,7 +120,7 @@ def test_what_cannot_be_observed_and_why(model: ir.Model, reason: str | None) ->
 def test_what_a_fit_needs_is_known_before(
     weight: tuple[int, int], needed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = matmul_model([MATMUL], {"w": normal(*weight)}, ["N", weight[0]])
+    model = from_x([MATMUL], {"w": normal(*weight)}, ["N", weight[0]])
     (site,) = find(model)[0]
     monkeypatch.setattr(statistics, "budget", lambda: needed)
     assert unobservable(site) is None
@@ -147,12 +137,12 @@ def test_batches_are_small_where_the_memory_is(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bfloat16_activations_do_not_come_out() -> None:
-    site = site_of(matmul_model([MATMUL], {"w": PLAIN["w"]}, ["N", 5]))
+    site = site_of(from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5]))
     site = replace(site, layer=replace(site.layer, dtype="bfloat16"))
     assert unobservable(site) == "ONNX Runtime gives no bfloat16 activations out"
 
 
-SITE = site_of(matmul_model([MATMUL], {"w": PLAIN["w"]}, ["N", 5]))
+SITE = site_of(from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5]))
 
 
 @given(

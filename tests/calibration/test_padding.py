@@ -22,9 +22,9 @@ from onnxdecomp.evaluate.verify import verify
 from onnxdecomp.fitting.moments import Moments, together
 from onnxdecomp.quantization.distance import distance
 from onnxdecomp.runtime.session import TensorSpec
-from tests.calibration.small import calibration, loaded, normal, site_of
-from tests.runtime.small import model as make
-from tests.runtime.small import saved, value
+from tests.builders.feeds import calibration, normal
+from tests.builders.graphs import loaded, saved, site_of, value
+from tests.builders.graphs import model as make
 
 LENGTHS = (5, 2, 4, 1, 3, 5, 2, 3)
 LONGEST, WIDTH = 6, 8

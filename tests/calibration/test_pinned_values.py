@@ -17,9 +17,9 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.moments import together
 from onnxdecomp.fitting.quadratic_loss import as_rows, problem
 from onnxdecomp.quantization.distance import distance
-from tests.calibration.small import calibration, loaded, normal, site_of
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.feeds import calibration, normal
+from tests.builders.graphs import loaded, site_of, value
+from tests.builders.graphs import model as make
 
 FEEDS = [{"x": normal(1, 8, seed=index)} for index in range(40)]
 

@@ -19,9 +19,9 @@ from onnxdecomp.quantization.int8 import int8
 from onnxdecomp.quantization.scheme import scheme_for
 from onnxdecomp.workflow import compress
 from onnxdecomp.workflow.result import Result
-from tests.calibration.small import calibration, loaded, normal
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.feeds import calibration, normal
+from tests.builders.graphs import loaded, value
+from tests.builders.graphs import model as make
 
 node = helper.make_node
 WEIGHTS = {name: normal(24, 24, seed=seed) for seed, name in enumerate(("w", "v", "u"))}

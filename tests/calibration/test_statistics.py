@@ -26,24 +26,11 @@ from onnxdecomp.fitting.moments import Moments, features, together
 from onnxdecomp.fitting.quadratic_loss import as_rows, problem
 from onnxdecomp.layers.adapter import Site
 from onnxdecomp.layers.find import find
-from tests.calibration.small import (
-    MATMUL,
-    PLAIN,
-    calibration,
-    conv,
-    gemm,
-    gru,
-    images,
-    loaded,
-    matmul_model,
-    network,
-    normal,
-    residual,
-    site_of,
-    values,
-)
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.feeds import calibration, images, normal
+from tests.builders.graphs import conv, from_x, gemm, loaded, site_of, value
+from tests.builders.graphs import model as make
+from tests.builders.models import MATMUL, MATRICES, PICTURE, gru, residual
+from tests.builders.running import values
 
 FEEDS = images()
 
@@ -149,7 +136,7 @@ def test_a_branch_that_is_the_layers_own_input() -> None:
             "layer.b": normal(4),
             "scale": np.array(scale, np.float32),
         }
-        return network(nodes, weights, "y")
+        return from_x(nodes, weights, PICTURE)
 
     original, now = model(1.0), model(0.8)
     site = site_of(now)
@@ -203,16 +190,16 @@ def test_a_linear_layers_bias_is_wanted_where_it_can_be_given() -> None:
         helper.make_node("MatMul", ["x", "w"], ["h"], name="layer"),
         helper.make_node("Add", ["h", "c"], ["y"], name="bias"),
     ]
-    model = matmul_model(bias_after, PLAIN, ["N", 5])
+    model = from_x(bias_after, MATRICES, ["N", 5])
     site = site_of(model)
     assert centred(site)
     found = together(*look(site, model, model, calibration(feeds)))
-    check(found, feeds[0]["x"][None], feeds[0]["x"] @ PLAIN["w"] + PLAIN["c"])
-    model = matmul_model([gemm(["x", "w", "m"])], {"w": PLAIN["w"], "m": normal(4, 1)}, [4, 5])
+    check(found, feeds[0]["x"][None], feeds[0]["x"] @ MATRICES["w"] + MATRICES["c"])
+    model = from_x([gemm(["x", "w", "m"])], {"w": MATRICES["w"], "m": normal(4, 1)}, [4, 5])
     site = site_of(model)
     assert not centred(site)
     found = together(*look(site, model, model, calibration(feeds)))
-    check(found, feeds[0]["x"][None], feeds[0]["x"] @ PLAIN["w"])
+    check(found, feeds[0]["x"][None], feeds[0]["x"] @ MATRICES["w"])
 
 
 def test_a_recurrent_layers_input_projection() -> None:
@@ -227,7 +214,7 @@ def test_a_recurrent_layers_input_projection() -> None:
 
 def test_half_precision_is_observed_in_float32() -> None:
     half = TensorProto.FLOAT16
-    weight = PLAIN["w"].astype(np.float16)
+    weight = MATRICES["w"].astype(np.float16)
     model = loaded(make([MATMUL], [value("x", ["N", 5], half)], [value("y", ["N", 7], half)], {"w": weight}))
     x = normal(6, 5).astype(np.float16)
     found = together(*look(site_of(model), model, model, calibration([{"x": x}])))
@@ -248,7 +235,7 @@ def test_double_precision_stays() -> None:
 
 @pytest.mark.parametrize(("held_out", "every"), [(0.25, 4), (0.5, 2), (0.3, 3), (0.9, 2)])
 def test_held_out_batches_are_others(held_out: float, every: int) -> None:
-    model = matmul_model([MATMUL], {"w": PLAIN["w"]}, ["N", 5])
+    model = from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5])
     feeds = [{"x": normal(1, 5, seed=k)} for k in range(20)]
     train, held = look(site_of(model), model, model, calibration(feeds, batch=2, held_out=held_out))
     batches = [np.concatenate([feed["x"] for feed in feeds[k : k + 2]]) for k in range(0, 20, 2)]
@@ -257,12 +244,12 @@ def test_held_out_batches_are_others(held_out: float, every: int) -> None:
     assert held is not None
     for found, part in ((train, inside), (held, outside)):
         x = np.concatenate(part)
-        check(found, x[None], x @ PLAIN["w"])
+        check(found, x[None], x @ MATRICES["w"])
 
 
 @pytest.mark.parametrize("how", [{"batch": 10, "held_out": 0.5}, {"held_out": 0.0}])
 def test_nothing_is_held_out_of_few_batches_or_on_request(how: Mapping[str, Any]) -> None:
-    model = matmul_model([MATMUL], {"w": PLAIN["w"]}, ["N", 5])
+    model = from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5])
     feeds = [{"x": normal(1, 5, seed=k)} for k in range(20)]
     train, held = look(site_of(model), model, model, calibration(feeds, **how))
     assert held is None

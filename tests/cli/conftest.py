@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.small import network
+from tests.builders.models import network
 
 
 @pytest.fixture

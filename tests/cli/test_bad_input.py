@@ -15,7 +15,9 @@ import pytest
 from onnx import helper
 
 from onnxdecomp.graph import save as saving
-from tests.cli.small import QUICK, command, files, network, process, samples, write
+from tests.builders.commands import QUICK, command, files, process
+from tests.builders.feeds import samples
+from tests.builders.models import network, write
 
 Capsys = pytest.CaptureFixture[str]
 

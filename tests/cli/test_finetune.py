@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.small import QUICK, command, environment, files, samples
+from tests.builders.commands import QUICK, command, environment, files
+from tests.builders.feeds import samples
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from onnxdecomp.cli import process as own
-from tests.cli.small import QUICK, environment, files, network
+from tests.builders.commands import QUICK, environment, files
+from tests.builders.models import network
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")

@@ -10,7 +10,7 @@ import pytest
 
 from onnxdecomp import __version__
 from onnxdecomp.cli.main import COMMANDS, cli
-from tests.cli.small import command, environment
+from tests.builders.commands import command, environment
 
 Capsys = pytest.CaptureFixture[str]
 

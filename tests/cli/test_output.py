@@ -15,16 +15,9 @@ import pytest
 
 from onnxdecomp.decompositions.registry import names
 from onnxdecomp.record.text import count
-from tests.cli.small import (
-    QUICK,
-    arguments,
-    command,
-    environment,
-    files,
-    network,
-    process,
-    samples,
-)
+from tests.builders.commands import QUICK, arguments, command, environment, files, process
+from tests.builders.feeds import samples
+from tests.builders.models import network
 from tests.conftest import ROOT
 
 Capsys = pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.small import QUICK, command, files, process
+from tests.builders.commands import QUICK, command, files, process
 
 Capsys = pytest.CaptureFixture[str]
 

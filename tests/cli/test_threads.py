@@ -13,7 +13,8 @@ import onnxdecomp
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime import environment
 from onnxdecomp.runtime.session import open_session
-from tests.cli.small import QUICK, command, files, network
+from tests.builders.commands import QUICK, command, files
+from tests.builders.models import network
 
 MOST = 4 * (os.cpu_count() or 1)
 MANY = MOST + 1

@@ -20,9 +20,9 @@ from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lower import lower
 from onnxdecomp.layers.lowering_check import check_lowering
 from onnxdecomp.layers.replace import Rewriter
+from tests.builders.layers import linear_layer
+from tests.builders.moments import asymmetric, gathered
 from tests.core.test_chain import linear_case, normal
-from tests.decompositions.layers import linear_layer
-from tests.fitting.data import asymmetric, gathered
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from onnxdecomp.core.steps import (
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
 from onnxdecomp.layers.replace import Rewriter
-from tests.layers.layers import Case, make
+from tests.builders.cases import Case, case_of
 
 RNG = np.random.default_rng(0)
 
@@ -47,13 +47,13 @@ def lowers(case: Case, chain: Chain) -> None:
 
 def linear_case(inputs: int, outputs: int, lead: tuple[int, ...] = (3,), dynamic: bool = True) -> Case:
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
-    return make([node], {"w": normal(inputs, outputs)}, {"x": normal(*lead, inputs)}, dynamic)
+    return case_of([node], {"w": normal(inputs, outputs)}, {"x": normal(*lead, inputs)}, dynamic)
 
 
 def conv_case(inputs: int, outputs: int, kernel: int = 1) -> Case:
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="layer")
     weight = normal(outputs, inputs, kernel, kernel)
-    return make([node], {"w": weight}, {"x": normal(2, inputs, 6, 5)}, True)
+    return case_of([node], {"w": weight}, {"x": normal(2, inputs, 6, 5)}, True)
 
 
 @pytest.mark.parametrize("lead", [(3,), (2, 3)])

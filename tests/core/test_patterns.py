@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -19,8 +18,10 @@ from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.runtime.session import inputs_of, open_session
-from tests.cli.small import Outcome, command
-from tests.graph.builders import info, model, nested, rng
+from tests.builders.commands import Outcome, command
+from tests.builders.feeds import normal
+from tests.builders.graphs import model
+from tests.builders.models import nested
 
 NAMES = ("layers[0]/fc", "layers0/fc", "a*b?", "a=b:c", "head")
 Capsys = pytest.CaptureFixture[str]
@@ -35,10 +36,8 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         helper.make_node("MatMul", [values[index], f"w{index}"], [values[index + 1]], name=name)
         for index, name in enumerate(NAMES)
     ]
-    weights = {
-        f"w{index}": rng().standard_normal((16, 16)).astype(np.float32) / 4 for index in range(len(NAMES))
-    }
-    proto = model(nodes, weights, inputs=[info("x", ["N", 16])], outputs=[info("y", ["N", 16])])
+    weights = {f"w{index}": normal(16, 16, seed=index) / 4 for index in range(len(NAMES))}
+    proto = model(nodes, {"x": ["N", 16]}, {"y": ["N", 16]}, weights)
     path = tmp_path / "net.onnx"
     path.write_bytes(proto.SerializeToString())
     return path
@@ -104,7 +103,7 @@ def test_a_layer_in_a_subgraph_by_the_name_that_inspect_shows(tmp_path: Path) ->
 
 
 def test_what_quantization_leaves_out(file: Path) -> None:
-    feeds = read_feeds({"x": rng().standard_normal((8, 16)).astype(np.float32)}, onnxdecomp_inputs(file))
+    feeds = read_feeds({"x": normal(8, 16)}, onnxdecomp_inputs(file))
     working = ir.load(file)
     stage = Quantize(kind="int8", exclude=(NAMES[0], "head"), weight_bits="7")
     stage.run(working, PassContext(calibration=Calibration(feeds)))

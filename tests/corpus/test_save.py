@@ -13,12 +13,12 @@ from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.graph.traversal import places, slots
 from onnxdecomp.layers.shapes import infer_shapes
+from tests.builders import running
 from tests.corpus.case import Case, each
-from tests.graph import builders as b
 
 
 def interface(path: Path) -> list[tuple[str, str, list[object]]]:
-    session = b.session(path, optimize=False)
+    session = running.session(path, optimize=False)
     return [(v.name, v.type, list(v.shape)) for v in (*session.get_inputs(), *session.get_outputs())]
 
 

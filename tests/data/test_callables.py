@@ -10,8 +10,9 @@ import pytest
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.session import TensorSpec
-from tests.cli.small import QUICK, command, network
-from tests.data.small import IMAGE
+from tests.builders.commands import QUICK, command
+from tests.builders.feeds import IMAGE
+from tests.builders.models import network
 
 CODE = """
 from __future__ import annotations

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.comparable_outputs import Compared, UnlikeError, chosen_by_data, pairs, unsteady
 from onnxdecomp.evaluate.verify import Verification, verify
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.graphs import model as make
+from tests.builders.graphs import value
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((12, 6)).astype(np.float32)

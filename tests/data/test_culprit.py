@@ -17,7 +17,7 @@ from onnxdecomp.data.culprit import blaming, culprit
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import GateError, ModelError, UsageError
 from onnxdecomp.runtime.session import inputs_of, open_session, run
-from tests.cli.small import command, files
+from tests.builders.commands import command, files
 
 QUICK: dict[str, Any] = {"simplify": "none", "rank": "4", "method": "svd", "bench": False}
 LINE = ("--simplify", "none", "--rank", "4", "--method", "svd", "--no-bench", "-o", "out.onnx")

@@ -17,7 +17,7 @@ from onnxdecomp.data.npz import npz_part
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.session import TensorSpec
-from tests.data.small import IMAGE, images, npz
+from tests.builders.feeds import IMAGE, counted, npz
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_changed_byte_is_noticed_or_harmless(
     folder: Path, position: int, value: int, compressed: bool
 ) -> None:
     path = folder / "c.npz"
-    (np.savez_compressed if compressed else np.savez)(path, x=images(3))
+    (np.savez_compressed if compressed else np.savez)(path, x=counted(3))
     content = bytearray(path.read_bytes())
     content[position % len(content)] ^= value
     path.write_bytes(bytes(content))
@@ -115,12 +115,12 @@ def test_a_changed_byte_is_noticed_or_harmless(
         assert "c.npz" in message
         assert "\n" not in message
     else:  # a date, or another byte that nobody reads
-        np.testing.assert_array_equal(np.concatenate(found), images(3))
+        np.testing.assert_array_equal(np.concatenate(found), counted(3))
 
 
 @given(length=st.integers(0, 10**6))
 def test_a_file_cut_short_is_noticed(folder: Path, length: int) -> None:
-    path = npz(folder / "d.npz", x=images(3))
+    path = npz(folder / "d.npz", x=counted(3))
     content = path.read_bytes()
     path.write_bytes(content[: length % len(content)])
     with pytest.raises(UsageError, match="is no readable"):
@@ -128,10 +128,10 @@ def test_a_file_cut_short_is_noticed(folder: Path, length: int) -> None:
 
 
 def test_a_file_that_changes_while_it_is_used(tmp_path: Path) -> None:
-    path = npz(tmp_path / "a.npz", x=images(3))
+    path = npz(tmp_path / "a.npz", x=counted(3))
     source = FeedSource([npz_part(path, IMAGE)[0]], hold=0)
     assert len(list(source)) == 3
-    npz(path, x=images(2))
+    npz(path, x=counted(2))
     with pytest.raises(UsageError, match="changed while it was used"):
         list(source)
     path.unlink()
@@ -144,7 +144,7 @@ def test_arrays_that_are_not_read(tmp_path: Path) -> None:
     np.savez(path, x=np.array([{}], dtype=object))
     with pytest.raises(UsageError, match="Python objects are not read"):
         read_feeds(path, IMAGE)
-    np.save(tmp_path / "b.npy", images(1))
+    np.save(tmp_path / "b.npy", counted(1))
     (tmp_path / "b.npy").rename(path)
     with pytest.raises(UsageError, match="is no readable"):
         read_feeds(path, IMAGE)

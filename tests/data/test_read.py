@@ -13,11 +13,11 @@ from onnxdecomp.data.preprocess import parse_preprocess
 from onnxdecomp.data.read import Prepared, describe, prepared, read_feeds, repeatable
 from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.session import TensorSpec
-from tests.data.small import IMAGE, STATE, images, npz
+from tests.builders.feeds import IMAGE, STATE, counted, npz
 
 
 def test_samples_without_the_batch_axis_get_it(tmp_path: Path) -> None:
-    x = images(5)
+    x = counted(5)
     feeds = read_feeds(npz(tmp_path / "a.npz", x=x), IMAGE)
     assert [feed["x"].shape for feed in feeds] == [(1, 3, 4, 4)] * 5
     np.testing.assert_array_equal(feeds[3]["x"][0], x[3])
@@ -26,7 +26,7 @@ def test_samples_without_the_batch_axis_get_it(tmp_path: Path) -> None:
 
 
 def test_samples_with_the_batch_axis_are_whole_feeds(tmp_path: Path) -> None:
-    x = images(6).reshape(3, 2, 3, 4, 4)
+    x = counted(6).reshape(3, 2, 3, 4, 4)
     feeds = read_feeds(npz(tmp_path / "a.npz", x=x), IMAGE)
     assert [feed["x"].shape for feed in feeds] == [(2, 3, 4, 4)] * 3
     assert len(list(feeds.batches(2))) == 3  # these are not stacked: their first axis may be anything
@@ -108,14 +108,14 @@ def test_widths_are_cast_within_a_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"y": images(1)}, r"holds y, the model's inputs are x"),
+        ({"y": counted(1)}, r"holds y, the model's inputs are x"),
         ({"x": np.zeros((0, 3, 4, 4), np.float32)}, "the calibration set is empty"),
         ({"x": np.zeros((3, 4), np.float32)}, r"shape \(3, 4\)"),
         ({"x": np.zeros((1, 3, 5, 4, 1, 1), np.float32)}, "the model wants x float32"),
         ({"x": np.zeros((2, 1, 4, 4), np.float32)}, r"shape \(1, 1, 4, 4\)"),
         ({"x": np.zeros((1, 3, 4, 4), np.uint8)}, "uint8, the model wants float32"),
         ({"x": np.full((1, 3, 4, 4), np.nan, np.float32)}, "NaN"),
-        ({"x": images(3), "labels": np.zeros(4)}, "labels"),
+        ({"x": counted(3), "labels": np.zeros(4)}, "labels"),
     ],
 )
 def test_data_that_do_not_fit_say_so(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
@@ -144,7 +144,7 @@ class Reader:
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         self.given += 1
-        return {"x": images(self.given)[-1:]} if self.given <= 3 else None
+        return {"x": counted(self.given)[-1:]} if self.given <= 3 else None
 
 
 def generator(count: int) -> Iterator[dict[str, NDArray[np.float32]]]:
@@ -160,11 +160,11 @@ def first_values(feeds: Iterable[Mapping[str, NDArray[Any]]]) -> list[float]:
 
 
 def test_iterables_and_calibration_readers() -> None:
-    assert len(read_feeds([{"x": images(1)}, {"x": images(1)}], IMAGE, samples=1)) == 1
+    assert len(read_feeds([{"x": counted(1)}, {"x": counted(1)}], IMAGE, samples=1)) == 1
     with pytest.raises(UsageError, match="feed 0: has z"):
-        read_feeds([{"z": images(1)}], IMAGE)
+        read_feeds([{"z": counted(1)}], IMAGE)
     with pytest.raises(UsageError, match="feed 0: is a ndarray"):
-        read_feeds([images(1)], IMAGE)  # type: ignore[list-item]
+        read_feeds([counted(1)], IMAGE)  # type: ignore[list-item]
     with pytest.raises(UsageError, match="empty"):
         read_feeds([], IMAGE)
     with pytest.raises(UsageError, match="empty"):
@@ -190,13 +190,13 @@ def test_only_as_many_are_drawn_as_are_used() -> None:
 
 
 def test_a_later_feed_that_does_not_fit_is_found_when_it_is_read() -> None:
-    feeds = read_feeds([{"x": images(1)}, {"x": images(1) * np.nan}], IMAGE)
+    feeds = read_feeds([{"x": counted(1)}, {"x": counted(1) * np.nan}], IMAGE)
     with pytest.raises(UsageError, match="feed 1: 'x' holds NaN"):
         list(feeds)
 
 
 def test_feeds_are_read_only() -> None:
-    x = images(1)
+    x = counted(1)
     feed = read_feeds([{"x": x}], IMAGE)[0]
     with pytest.raises(ValueError, match="read-only"):
         feed["x"][0] = 1
@@ -204,7 +204,7 @@ def test_feeds_are_read_only() -> None:
 
 
 def test_a_mapping_is_whole_arrays_and_is_not_copied() -> None:
-    x = images(6)
+    x = counted(6)
     arrays: dict[str, NDArray[Any]] = {"x": x, "labels": np.arange(6)}
     feeds = read_feeds(arrays, IMAGE, samples=4)
     assert len(feeds) == 4
@@ -215,8 +215,8 @@ def test_a_mapping_is_whole_arrays_and_is_not_copied() -> None:
 
 
 def test_feeds_are_data_themselves(tmp_path: Path) -> None:
-    npz(tmp_path / "s1.npz", x=images(2), labels=[1, 2])
-    npz(tmp_path / "s2.npz", x=images(4).reshape(2, 2, 3, 4, 4), labels=[3, 4, 5, 6])
+    npz(tmp_path / "s1.npz", x=counted(2), labels=[1, 2])
+    npz(tmp_path / "s2.npz", x=counted(4).reshape(2, 2, 3, 4, 4), labels=[3, 4, 5, 6])
     feeds = read_feeds(tmp_path, IMAGE)
     assert read_feeds(feeds, IMAGE) is feeds
     first = read_feeds(feeds, IMAGE, samples=3)
@@ -228,14 +228,14 @@ def test_feeds_are_data_themselves(tmp_path: Path) -> None:
 
 
 def test_labels_in_some_files_only(tmp_path: Path) -> None:
-    npz(tmp_path / "s1.npz", x=images(2), labels=[1, 2])
-    npz(tmp_path / "s2.npz", x=images(2))
+    npz(tmp_path / "s1.npz", x=counted(2), labels=[1, 2])
+    npz(tmp_path / "s2.npz", x=counted(2))
     with pytest.raises(UsageError, match="only some"):
         read_feeds(tmp_path, IMAGE)
 
 
 def test_every_file_of_a_folder_is_checked_at_once(tmp_path: Path) -> None:
-    npz(tmp_path / "s1.npz", x=images(2))
+    npz(tmp_path / "s1.npz", x=counted(2))
     npz(tmp_path / "s2.npz", x=np.zeros((2, 3, 4, 5), np.float32))
     with pytest.raises(UsageError, match=r"s2\.npz, sample 0: 'x' has shape"):
         read_feeds(tmp_path, IMAGE)
@@ -245,14 +245,14 @@ def test_every_file_of_a_folder_is_checked_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["seq(tensor(float))", "bfloat16", "float8e4m3fn"])
 def test_inputs_that_no_file_can_feed(dtype: str) -> None:
     with pytest.raises(UsageError, match="cannot hold data"):
-        read_feeds([{"x": images(1)}], (TensorSpec("x", (1,), dtype),))
+        read_feeds([{"x": counted(1)}], (TensorSpec("x", (1,), dtype),))
 
 
 def test_damaged_test_data(tmp_path: Path) -> None:
     (tmp_path / "input_0.pb").write_bytes(b"no tensor")
     with pytest.raises(UsageError, match="holds no tensor"):
         read_feeds(tmp_path, IMAGE)
-    tensor = numpy_helper.from_array(images(1), "other")
+    tensor = numpy_helper.from_array(counted(1), "other")
     (tmp_path / "input_0.pb").write_bytes(tensor.SerializeToString())
     (tmp_path / "input_1.pb").write_bytes(tensor.SerializeToString())
     with pytest.raises(UsageError, match="has 2 inputs, the model has x"):
@@ -275,20 +275,20 @@ def test_prepared_data() -> None:
     assert describe(made) == "photos"
     assert prepared("photos", None) == "photos"
     assert prepared(None, "imagenet") is None
-    feeds = [{"x": images(1)}]
+    feeds = [{"x": counted(1)}]
     assert prepared(feeds, "imagenet") is feeds
     with pytest.raises(UsageError, match="did you mean 'imagenet'"):
         prepared("photos", "imagenett")
 
 
 def test_a_preprocessing_is_for_images_only(tmp_path: Path) -> None:
-    data = prepared(npz(tmp_path / "a.npz", x=images(2)), "imagenet")
+    data = prepared(npz(tmp_path / "a.npz", x=counted(2)), "imagenet")
     assert data is not None
     assert first_values(read_feeds(data, IMAGE)) == [0, 48]
 
 
 def test_files_are_repeatable_as_they_are(tmp_path: Path) -> None:
     assert repeatable(tmp_path, 1) == tmp_path
-    feeds = [{"x": images(1)}] * 3
+    feeds = [{"x": counted(1)}] * 3
     assert repeatable(feeds, 1) is feeds
     assert len(repeatable(generator(3), 2)) == 2  # type: ignore[arg-type]

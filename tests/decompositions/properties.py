@@ -14,8 +14,9 @@ from onnxdecomp.decompositions.base import Decomposition, outline, refusal_of
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter
-from tests.decompositions.layers import error_of, fitted
-from tests.layers.layers import Case, run
+from tests.builders.cases import Case
+from tests.builders.layers import error_of, fitted
+from tests.builders.running import run
 
 
 def check_full_rank(method: Decomposition, layer: Layer) -> None:

@@ -14,9 +14,9 @@ from onnxdecomp.decompositions.base import Refusal, outline, refusal_of
 from onnxdecomp.decompositions.btd import Btd
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.decompositions.tucker import Tucker
+from tests.builders.cases import Case, convolutions
+from tests.builders.layers import conv_layer, error_of, fitted, linear_layer
 from tests.decompositions import properties
-from tests.decompositions.layers import conv_layer, error_of, fitted, linear_layer
-from tests.layers.layers import Case, convolutions
 
 
 @st.composite

@@ -17,9 +17,9 @@ from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.btt import Btt, _block_factors
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.linalg import two_factors
+from tests.builders.cases import Case, case_of, gemms, matmuls
+from tests.builders.layers import conv_layer, error_of, fitted, linear_layer
 from tests.decompositions import properties
-from tests.decompositions.layers import conv_layer, error_of, fitted, linear_layer
-from tests.layers.layers import Case, gemms, make, matmuls
 
 METHODS = (Btt(), Btt(layout="blocks"), Btt(blocks=3))
 FEW = settings(max_examples=25, deadline=None)
@@ -76,7 +76,7 @@ def pointwise_cases(draw: st.DrawFn) -> Case:
     x = rng.standard_normal((2, ins * groups, *(draw(st.integers(1, 6)) for _ in range(d))))
     op_type = "ConvTranspose" if transposed else "Conv"
     node = helper.make_node(op_type, ["x", *weights], ["y"], name="layer", **attributes)
-    return make([node], weights, {"x": x}, draw(st.booleans()))
+    return case_of([node], weights, {"x": x}, draw(st.booleans()))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

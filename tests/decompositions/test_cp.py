@@ -10,7 +10,7 @@ from onnxdecomp.core.steps import Convolve
 from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.cp import Cp, _start
 from onnxdecomp.tensor import tenalg
-from tests.decompositions.layers import conv_layer, error_of, fitted
+from tests.builders.layers import conv_layer, error_of, fitted
 
 
 def planted(rank: int, seed: int, noise: float = 0.0) -> Array:

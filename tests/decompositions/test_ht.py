@@ -13,7 +13,7 @@ from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.ht import Ht
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.dimension_tree import Tree, Vertex, balanced_tree, hierarchical_svd
-from tests.decompositions.layers import conv_layer, convolutions, error_of, fitted, linear_layer, matrices
+from tests.builders.layers import conv_layer, convolutions, error_of, fitted, linear_layer, matrices
 
 
 def random_factors(method: Ht, layer: Layer, ranks: tuple[int, ...]) -> tuple[Array, ...]:

@@ -13,9 +13,9 @@ from onnxdecomp.core.steps import MatMul, Pad, Slice, Transpose
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.kronecker import Kronecker, balanced_shape
 from onnxdecomp.errors import UsageError
+from tests.builders.cases import Case, gemms, matmuls
+from tests.builders.layers import conv_layer, error_of, fitted, linear_layer
 from tests.decompositions import properties
-from tests.decompositions.layers import conv_layer, error_of, fitted, linear_layer
-from tests.layers.layers import Case, gemms, matmuls
 
 FEW = settings(max_examples=25, deadline=None)
 

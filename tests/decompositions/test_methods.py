@@ -14,7 +14,7 @@ from onnxdecomp.core.steps import Convolve, MatMul
 from onnxdecomp.decompositions.base import Decomposition, outline, refusal_of
 from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.errors import ModelError, UsageError
-from tests.decompositions.layers import (
+from tests.builders.layers import (
     conv_layer,
     convolutions,
     error_of,

@@ -17,7 +17,7 @@ from onnxdecomp.decompositions.base import Refusal, refusal_of
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.errors import UsageError
 from onnxdecomp.search.rules import Defaults, parse_rule
-from tests.decompositions.layers import conv_layer, linear_layer
+from tests.builders.layers import conv_layer, linear_layer
 
 HERE = __name__
 

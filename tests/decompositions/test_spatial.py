@@ -14,9 +14,9 @@ from onnxdecomp.core.layer import Array, ConvSpec, Layer
 from onnxdecomp.core.steps import Convolve
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.spatial import Spatial
+from tests.builders.cases import Case, convolutions
+from tests.builders.layers import conv_layer, error_of, linear_layer
 from tests.decompositions import properties
-from tests.decompositions.layers import conv_layer, error_of, linear_layer
-from tests.layers.layers import Case, convolutions
 
 METHODS = (
     Spatial(),

@@ -12,7 +12,7 @@ from onnxdecomp.decompositions.registry import get
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.tensor.linalg import left_basis, singular_values, tail_rank, two_factors
 from onnxdecomp.tensor.tenalg import unfold
-from tests.decompositions.layers import conv_layer, error_of, fitted, linear_layer, matrices
+from tests.builders.layers import conv_layer, error_of, fitted, linear_layer, matrices
 
 
 @settings(max_examples=30, deadline=None)

@@ -15,9 +15,10 @@ from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.decompositions.tproduct import Slicing, Tproduct, dct
 from onnxdecomp.errors import UsageError
+from tests.builders.cases import Case, case_of, convolutions, gemms, matmuls
+from tests.builders.layers import conv_layer, error_of, fitted, linear_layer
+from tests.builders.running import run
 from tests.decompositions import properties
-from tests.decompositions.layers import conv_layer, error_of, fitted, linear_layer
-from tests.layers.layers import Case, convolutions, gemms, make, matmuls, run
 from tests.layers.test_rewrite_exact import decompose
 
 METHODS = (Tproduct(), Tproduct(transform="data"), Tproduct(slices=3))
@@ -250,7 +251,7 @@ def test_one_transpose_on_each_side_of_the_slices(lead: tuple[int, ...]) -> None
             {"w": rng.standard_normal((inputs, outputs))},
             {"x": rng.standard_normal((*lead, inputs))},
         )
-        nodes = exact(make([node], weights, feeds, dynamic=True), {})
+        nodes = exact(case_of([node], weights, feeds, dynamic=True), {})
         assert nodes.count("MatMul") == 3
         assert nodes.count("Transpose") == 2
         assert len(nodes) == 7
@@ -260,7 +261,7 @@ def test_the_convolution_needs_no_transpose() -> None:
     rng = np.random.default_rng(0)
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="layer")
     weights = {"w": rng.standard_normal((12, 8, 3, 3))}
-    nodes = exact(make([node], weights, {"x": rng.standard_normal((2, 8, 6, 5))}, dynamic=True), {})
+    nodes = exact(case_of([node], weights, {"x": rng.standard_normal((2, 8, 6, 5))}, dynamic=True), {})
     assert sorted(nodes) == ["Conv"] * 3 + ["Reshape"] * 2
 
 

@@ -24,7 +24,7 @@ from onnxdecomp.tensor.tensor_ring import (
     splits,
 )
 from onnxdecomp.tensor.tensorization import Sides, parse_sides, sides_of
-from tests.decompositions.layers import conv_layer, error_of, fitted, linear_layer
+from tests.builders.layers import conv_layer, error_of, fitted, linear_layer
 
 
 def dense(cores: Ring) -> Array:

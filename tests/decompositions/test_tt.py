@@ -16,9 +16,10 @@ from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.tt import Tt
 from onnxdecomp.decompositions.tucker import Tucker
 from onnxdecomp.errors import UsageError
+from tests.builders.cases import Case, case_of, convolutions, gemms, matmuls
+from tests.builders.layers import conv_layer, error_of, fitted, linear_layer, specialised
+from tests.builders.running import run
 from tests.decompositions import properties
-from tests.decompositions.layers import conv_layer, error_of, fitted, linear_layer, specialised
-from tests.layers.layers import Case, convolutions, gemms, make, matmuls, run
 from tests.layers.test_rewrite_exact import decompose
 
 MODAL = (Tt(form="tensor"), Tt(form="tensor", order=3))
@@ -95,13 +96,13 @@ def test_prime_sizes_are_padded(opset: int, dynamic: bool) -> None:
     rng = np.random.default_rng(0)
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
     x = rng.standard_normal((2, 3, 17))
-    linear = make([node], {"w": rng.standard_normal((17, 11))}, {"x": x}, dynamic, opset=opset)
+    linear = case_of([node], {"w": rng.standard_normal((17, 11))}, {"x": x}, dynamic, opset=opset)
     nodes = exact(linear, {})
     assert nodes.count("Pad") == nodes.count("Slice") == 1
     conv = helper.make_node("Conv", ["x", "w", "b"], ["y"], name="layer", pads=[1, 1, 0, 0], strides=[2, 1])
     weights = {"w": rng.standard_normal((13, 17, 3, 2)), "b": rng.standard_normal(13)}
     image = {"x": rng.standard_normal((2, 17, 9, 7))}
-    nodes = exact(make([conv], weights, image, dynamic, opset=opset), {"form": "tensor"})
+    nodes = exact(case_of([conv], weights, image, dynamic, opset=opset), {"form": "tensor"})
     assert nodes.count("Pad") == nodes.count("Slice") == 1
 
 

@@ -10,7 +10,7 @@ from onnxdecomp.decompositions.tucker import Tucker
 from onnxdecomp.tensor.hooi import hooi
 from onnxdecomp.tensor.linalg import left_basis
 from onnxdecomp.tensor.tenalg import mode_dot, multi_mode_dot
-from tests.decompositions.layers import conv_layer, error_of, fitted
+from tests.builders.layers import conv_layer, error_of, fitted
 
 
 def low_rank_and_noise(shape: tuple[int, ...], ranks: tuple[int, int], noise: float, seed: int) -> Array:

@@ -14,7 +14,8 @@ from onnxdecomp.errors import ModelError, ProviderError, UsageError
 from onnxdecomp.evaluate.benchmark import bench, describe
 from onnxdecomp.runtime import provider_start
 from onnxdecomp.runtime.memory import peak, peak_growth
-from tests.runtime.small import linear, saved, stateful
+from tests.builders.graphs import saved
+from tests.builders.models import scores, stateful
 
 NO_CUDA = pytest.mark.skipif(provider_start.started("cuda"), reason="CUDA works here")
 
@@ -23,8 +24,8 @@ NO_CUDA = pytest.mark.skipif(provider_start.started("cuda"), reason="CUDA works 
 def models(tmp_path: Path) -> list[Path]:
     weight = np.ones((64, 8))
     return [
-        saved(linear(weight), tmp_path / "free.onnx"),
-        saved(linear(weight, batch=2), tmp_path / "fixed.onnx"),
+        saved(scores(weight), tmp_path / "free.onnx"),
+        saved(scores(weight, batch=2), tmp_path / "fixed.onnx"),
     ]
 
 
@@ -67,7 +68,7 @@ def test_data_are_repeated_to_fill_the_batch(models: list[Path], tmp_path: Path)
 
 def test_memory_of_a_fresh_process(tmp_path: Path) -> None:
     rows, columns = 4096, 1024  # 16 MiB of weights
-    big = saved(linear(np.zeros((rows, columns))), tmp_path / "big.onnx")
+    big = saved(scores(np.zeros((rows, columns))), tmp_path / "big.onnx")
     before = peak()
     growth = peak_growth(big, {"x": np.zeros((1, rows), np.float32)})
     assert growth is not None

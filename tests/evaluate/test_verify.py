@@ -15,7 +15,8 @@ from onnxdecomp.cli.main import cli
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.evaluate import verify as verification
 from onnxdecomp.evaluate.verify import verify
-from tests.runtime.small import linear, model, saved, stateful, value
+from tests.builders.graphs import model, saved, value
+from tests.builders.models import scores, stateful
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.standard_normal((6, 4))
@@ -24,8 +25,8 @@ WEIGHT = RNG.standard_normal((6, 4))
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """A model, and the same with 1 % on its weight."""
-    original = saved(linear(WEIGHT), tmp_path / "original.onnx")
-    return original, saved(linear(WEIGHT * 1.01), tmp_path / "new.onnx")
+    original = saved(scores(WEIGHT), tmp_path / "original.onnx")
+    return original, saved(scores(WEIGHT * 1.01), tmp_path / "new.onnx")
 
 
 def test_a_known_error_is_found(pair: tuple[Path, Path]) -> None:
@@ -53,8 +54,8 @@ def test_the_gate(pair: tuple[Path, Path]) -> None:
 
 
 def test_accuracy_on_labels_in_batches(tmp_path: Path) -> None:
-    original = saved(linear(np.eye(4)), tmp_path / "original.onnx")
-    swapped = saved(linear(np.eye(4)[[1, 0, 2, 3]]), tmp_path / "new.onnx")
+    original = saved(scores(np.eye(4)), tmp_path / "original.onnx")
+    swapped = saved(scores(np.eye(4)[[1, 0, 2, 3]]), tmp_path / "new.onnx")
     labels = RNG.integers(0, 4, 50)
     x = np.eye(4, dtype=np.float32)[labels]
     x[:5] = np.roll(x[:5], 1, axis=1)  # the original is wrong on these
@@ -139,14 +140,14 @@ def test_states_and_recorded_data(tmp_path: Path) -> None:
 
 
 def test_interface_differences_fail(tmp_path: Path) -> None:
-    original = linear(WEIGHT).SerializeToString()
-    result = verify(original, linear(WEIGHT, batch=1).SerializeToString())
+    original = scores(WEIGHT).SerializeToString()
+    result = verify(original, scores(WEIGHT, batch=1).SerializeToString())
     assert result.status == "failed"
     assert result.interface == (
         "input 'x' has shape [1, 6] instead of [N, 6]",
         "output 'scores' has shape [1, 4] instead of [N, 4]",
     )
-    renamed = linear(WEIGHT)
+    renamed = scores(WEIGHT)
     renamed.graph.output[0].name = renamed.graph.node[0].output[0] = "y"
     result = verify(original, renamed.SerializeToString())
     assert result.status == "failed"
@@ -156,7 +157,7 @@ def test_interface_differences_fail(tmp_path: Path) -> None:
 
 def test_values_that_become_infinite_fail(tmp_path: Path) -> None:
     result = verify(
-        linear(WEIGHT).SerializeToString(), linear(WEIGHT * np.inf).SerializeToString(), max_error=None
+        scores(WEIGHT).SerializeToString(), scores(WEIGHT * np.inf).SerializeToString(), max_error=None
     )
     assert result.status == "failed"
     assert "not finite" in str(result.reason)
@@ -203,7 +204,7 @@ def test_a_new_model_that_fails_where_the_original_runs() -> None:
 
 
 def test_nonsense() -> None:
-    made = linear(WEIGHT).SerializeToString()
+    made = scores(WEIGHT).SerializeToString()
     with pytest.raises(UsageError, match="largest error"):
         verify(made, made, max_error=float("nan"))
     with pytest.raises(UsageError, match="number of samples"):
@@ -266,10 +267,10 @@ def test_a_streaming_model_binds_by_itself(corpus: Path) -> None:
 def test_values_that_are_not_finite_in_the_original_are_said_to_be_left_out(tmp_path: Path) -> None:
     weight = np.array(WEIGHT)
     weight[0, 0] = np.nan  # one of four columns
-    partly = saved(linear(weight), tmp_path / "partly.onnx")
+    partly = saved(scores(weight), tmp_path / "partly.onnx")
     result = verify(partly, partly)
     assert result.status == "passed"
     assert any("are not finite in the original" in note for note in result.notes)
-    nowhere = saved(linear(np.full((6, 4), np.nan)), tmp_path / "nowhere.onnx")
+    nowhere = saved(scores(np.full((6, 4), np.nan)), tmp_path / "nowhere.onnx")
     result = verify(nowhere, nowhere)
     assert (result.status, result.reason) == ("skipped", "no value that the original gives is finite")

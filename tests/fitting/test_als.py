@@ -15,8 +15,8 @@ from onnxdecomp.decompositions.base import Decomposition, outline
 from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.fitting.als import alternate
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
-from tests.decompositions.layers import conv_layer, fitted, linear_layer, specialised
-from tests.fitting.data import LAYERS, asymmetric, gathered, taking, third
+from tests.builders.layers import conv_layer, fitted, linear_layer, specialised
+from tests.builders.moments import LAYERS, asymmetric, gathered, taking, third
 
 CASES = [
     (kind, method, layer)

@@ -15,8 +15,8 @@ from onnxdecomp.decompositions.base import Refusal, refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import ModelError
 from onnxdecomp.fitting.fit import SHRINKAGES, dense_rows, fit, stored
-from tests.decompositions.layers import conv_layer, convolutions, fitted, linear_layer, matrices, specialised
-from tests.fitting.data import LAYERS, asymmetric, correlated, gathered, outputs
+from tests.builders.layers import conv_layer, convolutions, fitted, linear_layer, matrices, specialised
+from tests.builders.moments import LAYERS, asymmetric, correlated, gathered, outputs
 
 QUADRATIC = ("svd", "spatial", "tucker", "cp", "tt", "tr", "ht", "btt", "kronecker")
 EACH = pytest.mark.parametrize("name", QUADRATIC)

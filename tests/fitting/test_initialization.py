@@ -16,8 +16,8 @@ from onnxdecomp.decompositions.registry import get
 from onnxdecomp.fitting.als import alternate
 from onnxdecomp.fitting.initialization import plain_start, reduced_start, whitened_start
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
-from tests.decompositions.layers import fitted
-from tests.fitting.data import LAYERS, asymmetric, correlated, gathered, taking, third
+from tests.builders.layers import fitted
+from tests.builders.moments import LAYERS, asymmetric, correlated, gathered, taking, third
 
 FEW = settings(max_examples=10)
 KERNEL_FIRST = get("svd", order="kernel-first")

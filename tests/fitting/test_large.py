@@ -17,8 +17,8 @@ from onnxdecomp.fitting.quadratic_loss import as_rows, problem
 from onnxdecomp.fitting.refit_kept import repair
 from onnxdecomp.tensor import linalg
 from onnxdecomp.tensor.linalg import left_basis
-from tests.decompositions.layers import conv_layer, linear_layer
-from tests.fitting.data import asymmetric, correlated, gathered, outputs
+from tests.builders.layers import conv_layer, linear_layer
+from tests.builders.moments import asymmetric, correlated, gathered, outputs
 
 T = TypeVar("T")
 

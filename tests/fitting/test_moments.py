@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.moments import Gatherer, Moments, features
-from tests.fitting.data import LAYERS
+from tests.builders.moments import LAYERS
 
 FEW = settings(max_examples=30)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.fitting.moments import Gatherer
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
-from tests.decompositions.layers import linear_layer
-from tests.fitting.data import LAYERS, asymmetric, correlated, gathered, outputs
+from tests.builders.layers import linear_layer
+from tests.builders.moments import LAYERS, asymmetric, correlated, gathered, outputs
 
 FEW = settings(max_examples=15)
 EACH = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.graph import builders
+from tests.builders import graphs, models
 
 Array = NDArray[Any]
 
@@ -172,10 +172,10 @@ def bases() -> tuple[Base, ...]:
         if rows > 1:
             x = rng.standard_normal((rows, *shape), np.float32)
         found.append(Base(name, {"m.onnx": proto.SerializeToString()}, {"x": x}))
-    found.append(Base("nested", {"m.onnx": builders.nested().SerializeToString()}))
-    found.append(Base("function", {"m.onnx": builders.with_function().SerializeToString()}))
+    found.append(Base("nested", {"m.onnx": models.nested().SerializeToString()}))
+    found.append(Base("function", {"m.onnx": models.with_function().SerializeToString()}))
     with TemporaryDirectory() as folder:
-        path = builders.write(builders.linear(), Path(folder) / "m.onnx", "m.data")
+        path = graphs.saved(models.linear(), Path(folder) / "m.onnx", "m.data")
         files = {file.name: file.read_bytes() for file in (path, path.with_name("m.data"))}
     found.append(Base("external", files, {"x": rng.standard_normal((6, 4), np.float32)}))
     return tuple(found)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.cli.small import environment
+from tests.builders.commands import environment
 from tests.conftest import ROOT
 from tests.fuzz.run import case
 

@@ -18,14 +18,20 @@ from onnxdecomp.graph import constants
 from onnxdecomp.graph.constants import Constant, discard, resolve
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.traversal import places
-from tests.graph import builders as b
+from tests.builders import graphs, models, running
 
 W = np.arange(24, dtype=np.float32).reshape(4, 6) - 7
 
 
 def chain(nodes: Sequence[onnx.NodeProto], weights: dict[str, Array], **more: Any) -> onnx.ModelProto:
     """A model whose output is what the last node computes of constants alone."""
-    return b.model(nodes, weights, outputs=[b.info("y", None, more.pop("dtype", b.FLOAT))], **more)
+    return graphs.model(
+        nodes,
+        {"x": ["N", 4]},
+        weights=weights,
+        outputs=[graphs.value("y", None, more.pop("dtype", graphs.FLOAT))],
+        **more,
+    )
 
 
 def find(proto: onnx.ModelProto, name: str = "y", **more: Any) -> Constant | str:
@@ -131,7 +137,7 @@ def test_as_onnx_runtime_computes_it(name: str) -> None:
     for opset in opsets:
         proto = chain(nodes, {"W": W, **weights}, opset=opset, ir_version=8)
         found = constant(proto)
-        (wanted,) = b.outputs(proto.SerializeToString())
+        (wanted,) = running.run(proto.SerializeToString(), models.X)
         np.testing.assert_allclose(found.array, wanted, rtol=1e-6, err_msg=f"opset {opset}")
         assert found.array.dtype == wanted.dtype
         assert found.root.name == "W"
@@ -150,31 +156,35 @@ def dequantize(
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32])
 @pytest.mark.parametrize("zero", [False, True])
 def test_dequantize_per_tensor(opset: int, dtype: type, zero: bool) -> None:
-    values: Array = b.rng().integers(0, 100, (4, 6)).astype(dtype)
+    values: Array = np.random.default_rng(0).integers(0, 100, (4, 6)).astype(dtype)
     point: Array | None = np.asarray(0 if dtype is np.int32 else 3, dtype) if zero else None
     proto = dequantize(values, scalar(0.1), point, opset)
-    np.testing.assert_allclose(constant(proto).array, b.outputs(proto.SerializeToString())[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        constant(proto).array, running.run(proto.SerializeToString(), models.X)[0], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("opset", [13, 19, 21])
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_dequantize_per_axis(opset: int, axis: int) -> None:
-    values = b.rng().integers(-100, 100, (4, 6)).astype(np.int8)
+    values = np.random.default_rng(0).integers(-100, 100, (4, 6)).astype(np.int8)
     size = values.shape[axis]
     scale: Array = np.linspace(0.1, 1, size, dtype=np.float32)
     zero = np.arange(size, dtype=np.int8)
     proto = dequantize(values, scale, zero, opset, axis=axis)
-    np.testing.assert_allclose(constant(proto).array, b.outputs(proto.SerializeToString())[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        constant(proto).array, running.run(proto.SerializeToString(), models.X)[0], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, ml_dtypes.int4, ml_dtypes.uint4])
 def test_dequantize_in_blocks(dtype: type) -> None:
-    values: Array = b.rng().integers(0, 7, (4, 6)).astype(dtype)
+    values: Array = np.random.default_rng(0).integers(0, 7, (4, 6)).astype(dtype)
     scale = np.linspace(0.1, 1, 8, dtype=np.float32).reshape(4, 2)
     zero: Array = np.ones((4, 2)).astype(dtype)
     proto = dequantize(values, scale, zero, 21, axis=1, block_size=3)
     found = constant(proto)
-    np.testing.assert_allclose(found.array, b.outputs(proto.SerializeToString())[0], rtol=1e-6)
+    np.testing.assert_allclose(found.array, running.run(proto.SerializeToString(), models.X)[0], rtol=1e-6)
     assert found.via == {"DequantizeLinear"}
 
 
@@ -192,7 +202,7 @@ def test_dequantize_in_blocks(dtype: type) -> None:
 )
 def test_types(dtype: type, name: str, plain: type) -> None:
     values: Array = np.asarray([0, 1, 1, 0]).astype(dtype)
-    found = constant(b.model([node("Identity", ["x"])], {"V": values}), "V")
+    found = constant(graphs.model([node("Identity", ["x"])], {"x": ["N", 4]}, weights={"V": values}), "V")
     assert found.dtype == name
     assert found.array.dtype == plain
     np.testing.assert_array_equal(found.array, values.astype(plain))
@@ -234,7 +244,9 @@ def test_strings() -> None:
 
 
 def test_inputs_and_what_is_computed_of_them() -> None:
-    proto = b.model([node("Relu", ["x"], "h"), node("Add", ["h", "W"])], {"W": W[:, :4]})
+    proto = graphs.model(
+        [node("Relu", ["x"], "h"), node("Add", ["h", "W"])], {"x": ["N", 4]}, weights={"W": W[:, :4]}
+    )
     assert "input" in str(find(proto, "x"))
     assert "Relu" in str(find(proto, "h"))
     assert "Relu" in str(find(proto, "y"))
@@ -256,7 +268,9 @@ def test_other_domains() -> None:
 
 
 def test_control_flow() -> None:
-    branch = helper.make_graph([helper.make_node("Identity", ["W"], ["t"])], "t", [], [b.info("t", None)])
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["W"], ["t"])], "t", [], [graphs.value("t", None)]
+    )
     nodes = [node("If", ["c"], then_branch=branch, else_branch=branch)]
     assert "If" in str(find(chain(nodes, {"W": W, "c": np.asarray(True)})))
 
@@ -265,7 +279,7 @@ def test_control_flow() -> None:
 def test_overridable_initializers(behind: bool) -> None:
     for ir_version, fixed in ((3, True), (4, False), (9, False)):
         proto = chain([node("Transpose")], {"W": W}, ir_version=ir_version, opset=8)
-        proto.graph.input.append(b.info("W", W.shape))
+        proto.graph.input.append(graphs.value("W", W.shape))
         name = "y" if behind else "W"
         found = find(proto, name)
         assert isinstance(found, Constant) is fixed
@@ -274,7 +288,7 @@ def test_overridable_initializers(behind: bool) -> None:
 
 
 def test_a_function_s_parameters_are_not_constant(tmp_path: Path) -> None:
-    proto = b.with_function()
+    proto = models.with_function()
     parameter = proto.functions[0].node.add(op_type="Constant", output=["p"], name="p")
     parameter.attribute.add(name="value", type=onnx.AttributeProto.TENSOR, ref_attr_name="p")
     assert "parameter" in str(find(proto, "p"))
@@ -283,7 +297,7 @@ def test_a_function_s_parameters_are_not_constant(tmp_path: Path) -> None:
 
 
 def test_captured_values_in_subgraphs() -> None:
-    proto = b.nested()
+    proto = models.nested()
     model = ir.from_proto(proto)
     inner = next(place for place in places(model) if place.path.endswith("loop/body"))
     found = resolve(inner.graph[0].inputs[1], ir_version=9, opset=17)  # type: ignore[arg-type]
@@ -325,7 +339,7 @@ def test_memo() -> None:
 
 
 def test_the_initializer_is_not_copied(tmp_path: Path) -> None:
-    model = load(b.write(b.linear(512), tmp_path / "m.onnx", "d"))
+    model = load(graphs.saved(models.linear(512), tmp_path / "m.onnx", "d"))
     value = model.graph.initializers["W"]
     found = resolve(value, ir_version=9)
     assert isinstance(found, Constant)
@@ -352,7 +366,7 @@ def detached(proto: onnx.ModelProto, index: int = -1) -> tuple[ir.Model, ir.Valu
 
 def test_discard_a_chain() -> None:
     nodes = [node("Transpose", ["W"], "h"), node("Mul", ["h", "s"], "i"), node("MatMul", ["x", "i"])]
-    model, value = detached(b.model(nodes, {"W": W, "s": scalar(2), "mine": W}))
+    model, value = detached(graphs.model(nodes, {"x": ["N", 4]}, weights={"W": W, "s": scalar(2), "mine": W}))
     discard(value)
     assert [n.op_type for n in model.graph] == ["MatMul"]
     assert weights_left(model) == {"mine"}, "what was unused before is the user's own"
@@ -361,7 +375,7 @@ def test_discard_a_chain() -> None:
 def test_discard_stops_at_what_is_used() -> None:
     nodes = [node("Transpose", ["W"], "h"), node("Neg", ["h"], "i"), node("MatMul", ["x", "i"], "z")]
     nodes.insert(1, node("Relu", ["h"], "y"))
-    model, value = detached(b.model(nodes, {"W": W}))
+    model, value = detached(graphs.model(nodes, {"x": ["N", 4]}, weights={"W": W}))
     discard(value)
     assert [n.op_type for n in model.graph] == ["Transpose", "Relu", "MatMul"]
     assert weights_left(model) == {"W"}
@@ -369,7 +383,12 @@ def test_discard_stops_at_what_is_used() -> None:
 
 def test_discard_keeps_graph_outputs() -> None:
     nodes = [node("Transpose", ["W"], "h"), node("MatMul", ["x", "h"])]
-    proto = b.model(nodes, {"W": W}, outputs=[b.info("y", None), b.info("h", None), b.info("W", None)])
+    proto = graphs.model(
+        nodes,
+        {"x": ["N", 4]},
+        weights={"W": W},
+        outputs=[graphs.value("y", None), graphs.value("h", None), graphs.value("W", None)],
+    )
     model, value = detached(proto)
     discard(value)
     assert len(model.graph) == 2
@@ -378,7 +397,7 @@ def test_discard_keeps_graph_outputs() -> None:
 
 
 def test_discard_keeps_what_a_subgraph_captures() -> None:
-    model = ir.from_proto(b.nested())
+    model = ir.from_proto(models.nested())
     identity = model.graph[0]
     discard(identity.outputs[0])
     assert len(model.graph) == 2
@@ -394,13 +413,13 @@ def test_discard_keeps_what_a_subgraph_captures() -> None:
 def test_discard_keeps_a_node_with_another_output_in_use() -> None:
     split = helper.make_node("Split", ["W"], ["a", "c"], axis=0)
     nodes = [split, node("MatMul", ["x", "a"], "h"), node("MatMul", ["x", "c"])]
-    model, value = detached(b.model(nodes, {"W": W}))
+    model, value = detached(graphs.model(nodes, {"x": ["N", 4]}, weights={"W": W}))
     discard(value)
     assert len(model.graph) == 3
 
 
 def test_discard_in_a_function() -> None:
-    model = ir.from_proto(b.with_function())
+    model = ir.from_proto(models.with_function())
     function = next(iter(model.functions.values()))
     value = function[1].inputs[1]
     assert value is not None
@@ -411,8 +430,10 @@ def test_discard_in_a_function() -> None:
 
 def test_discard_an_initializer_that_is_an_input() -> None:
     """Left among the inputs, it would become one that every caller must feed."""
-    proto = b.model([node("MatMul", ["x", "W"])], {"W": W}, ir_version=3, opset=8)
-    proto.graph.input.append(b.info("W", W.shape))
+    proto = graphs.model(
+        [node("MatMul", ["x", "W"])], {"x": ["N", 4]}, weights={"W": W}, ir_version=3, opset=8
+    )
+    proto.graph.input.append(graphs.value("W", W.shape))
     model, value = detached(proto)
     discard(value)
     assert [v.name for v in model.graph.inputs] == ["x"]

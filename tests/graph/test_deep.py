@@ -20,8 +20,8 @@ from onnxdecomp.layers import scope as base
 from onnxdecomp.layers.find import find, find_again
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.training.roles import roles
-from tests.graph import builders as b
-from tests.graph.vit import vit
+from tests.builders import graphs
+from tests.builders.vit import vit
 
 LONG = 5000
 W = np.eye(4, dtype=np.float32) + 1
@@ -42,7 +42,7 @@ def behind_a_chain(count: int = LONG, op_type: str = "Identity") -> onnx.ModelPr
         helper.make_node("MatMul", ["x", "end"], ["h"], "one"),
         helper.make_node("MatMul", ["h", "end"], ["y"], "two"),
     ]
-    return b.model(nodes, {"W": W})
+    return graphs.model(nodes, {"x": ["N", 4]}, weights={"W": W})
 
 
 def test_a_weight_behind_a_long_chain() -> None:
@@ -55,7 +55,7 @@ def test_a_weight_behind_a_long_chain() -> None:
 
 def test_a_chain_that_begins_at_an_input() -> None:
     nodes = [*links(LONG, "x", "Abs"), helper.make_node("MatMul", ["end", "end"], ["y"], "product")]
-    _, skips = find(ir.from_proto(b.model(nodes, {})))
+    _, skips = find(ir.from_proto(graphs.model(nodes, {"x": ["N", 4]}, weights={})))
     assert [skip.reason for skip in skips] == ["no operand is constant: it is an input"]
 
 
@@ -71,7 +71,11 @@ def test_what_depends_on_itself_is_no_constant() -> None:
 
 
 def test_a_long_chain_is_discarded() -> None:
-    model = ir.from_proto(b.model([*links(LONG, "W"), helper.make_node("Identity", ["x"], ["y"])], {"W": W}))
+    model = ir.from_proto(
+        graphs.model(
+            [*links(LONG, "W"), helper.make_node("Identity", ["x"], ["y"])], {"x": ["N", 4]}, weights={"W": W}
+        )
+    )
     end = next(node for node in model.graph if node.name == "end/node").outputs[0]
     discard(end)
     assert len(model.graph) == 1
@@ -79,7 +83,7 @@ def test_a_long_chain_is_discarded() -> None:
 
 
 def test_functions_that_call_each_other_in_a_long_chain() -> None:
-    proto = b.model([helper.make_node("f0", ["x"], ["y"], domain="local")], {})
+    proto = graphs.model([helper.make_node("f0", ["x"], ["y"], domain="local")], {"x": ["N", 4]}, weights={})
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     count = 2 * sys.getrecursionlimit()
     for index in range(count):

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxdecomp
-from tests.calibration.small import normal
+from tests.builders.feeds import normal
 
 CLASSES = 10
 

@@ -22,13 +22,13 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph import save as save_module
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import check_target, copy, save
-from tests.graph import builders as b
+from tests.builders import graphs, models, running
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> ir.Model:
     (tmp_path / "in").mkdir()
-    return load(b.write(b.linear(), tmp_path / "in" / "m.onnx"))
+    return load(graphs.saved(models.linear(), tmp_path / "in" / "m.onnx"))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def out(tmp_path: Path) -> Path:
 
 def other(tmp_path: Path) -> ir.Model:
     """A model with other weights than `model`, of other shapes."""
-    return load(b.write(b.linear(64), tmp_path / "other.onnx"))
+    return load(graphs.saved(models.linear(64), tmp_path / "other.onnx"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -60,7 +60,9 @@ def usage(action: Callable[[], object], path: Path) -> str:
 def test_round_trip(model: ir.Model, out: Path, external: bool) -> None:
     assert save(model, out, external=external) == out
     assert sorted(contents(out.parent)) == (["m.onnx", "m.onnx.data"] if external else ["m.onnx"])
-    np.testing.assert_array_equal(b.outputs(out)[0], b.outputs(b.linear().SerializeToString())[0])
+    np.testing.assert_array_equal(
+        running.run(out, models.X)[0], running.run(models.linear().SerializeToString(), models.X)[0]
+    )
     onnx.checker.check_model(out)
 
 
@@ -82,7 +84,7 @@ def test_the_model_stays_as_it_is(model: ir.Model, out: Path) -> None:
 
 
 def test_external_stays_external_and_inline_inline(tmp_path: Path, model: ir.Model, out: Path) -> None:
-    with_data = b.write(b.linear(), tmp_path / "e.onnx", "weights.bin")
+    with_data = graphs.saved(models.linear(), tmp_path / "e.onnx", "weights.bin")
     save(load(with_data), out)
     assert set(contents(out.parent)) == {"m.onnx", "m.onnx.data"}
     save(model, out.with_name("inline.onnx"))
@@ -125,32 +127,32 @@ def test_arrays_that_share_memory_but_not_numbers(out: Path) -> None:
     model = _tied(square)
     model.graph.initializers["V"].const_value = ir.Tensor(square.T, name="V")
     save(model, out, external=True)
-    (result,) = b.outputs(out, {})
+    (result,) = running.run(out, {})
     np.testing.assert_array_equal(result, square + square.T)
 
 
-@pytest.mark.parametrize("proto", [b.nested(), b.with_function(10)], ids=["nested", "function"])
+@pytest.mark.parametrize("proto", [models.nested(), models.with_function(10)], ids=["nested", "function"])
 @pytest.mark.parametrize("external", [False, True])
 def test_nested_graphs_and_functions(
     tmp_path: Path, out: Path, proto: onnx.ModelProto, external: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(save_module, "SMALLEST", 8)
-    path = b.write(proto, tmp_path / "in.onnx")
+    path = graphs.saved(proto, tmp_path / "in.onnx")
     feeds = {"x": np.ones((2, 4), np.float32)}
     if len(proto.graph.input) > 1:
         feeds["flag"] = np.asarray(True)
     save(load(path), out, external=external)
-    np.testing.assert_array_equal(b.outputs(out, feeds)[0], b.outputs(path, feeds)[0])
+    np.testing.assert_array_equal(running.run(out, feeds)[0], running.run(path, feeds)[0])
 
 
 def test_metadata_and_training_info_are_kept(tmp_path: Path, out: Path) -> None:
-    proto = b.linear()
+    proto = models.linear()
     proto.doc_string, proto.producer_name = "about it", "somebody"
     helper.set_model_props(proto, {"key": "value"})
     proto.graph.node[0].doc_string = "of the node"
     proto.graph.node[0].metadata_props.add(key="k", value="v")
     proto.training_info.add().initialization.name = "start"
-    model = load(b.write(proto, tmp_path / "m.onnx"))
+    model = load(graphs.saved(proto, tmp_path / "m.onnx"))
     saved = onnx.load(save(model.clone(), out))
     del saved.graph.value_info[:]
     assert saved.training_info == proto.training_info
@@ -163,14 +165,13 @@ def test_metadata_and_training_info_are_kept(tmp_path: Path, out: Path) -> None:
 @pytest.mark.parametrize("listed", [False, True])
 def test_ir_version_3(tmp_path: Path, out: Path, listed: bool) -> None:
     """Every initializer is a graph input in the file, and none is one to ONNX Runtime."""
-    proto = b.linear(ir_version=3, opset=8)
-    del proto.opset_import[1]
+    proto = models.linear(ir_version=3, opset=8)
     if listed:
-        proto.graph.input.append(b.info("W", [4, 32]))
-    saved = save(load(b.write(proto, tmp_path / "m.onnx")), out)
+        proto.graph.input.append(graphs.value("W", [4, 32]))
+    saved = save(load(graphs.saved(proto, tmp_path / "m.onnx")), out)
     onnx.checker.check_model(saved)
     assert [value.name for value in onnx.load(saved).graph.input] == ["x", "W", "b"]
-    session = b.session(saved)
+    session = running.session(saved)
     assert [value.name for value in session.get_inputs()] == ["x"]
     assert session.get_overridable_initializers() == []
 
@@ -280,7 +281,7 @@ def test_full_disk(
     if overwrite:
         save(other(tmp_path), out, external=external)
     before = contents(out.parent)
-    model = load(b.write(b.linear(512), tmp_path / "m.onnx"))
+    model = load(graphs.saved(models.linear(512), tmp_path / "m.onnx"))
     monkeypatch.setattr(os, "fsync", Cut(FULL, after, os.fsync))
     message = usage(lambda: save(model, out, external=external, overwrite=overwrite), out)
     assert "disk is full" in message
@@ -290,7 +291,7 @@ def test_full_disk(
 @pytest.mark.parametrize("external", [False, True])
 def test_file_size_limit(tmp_path: Path, out: Path, external: bool) -> None:
     """A true failure of the operating system in the middle of a write."""
-    model = load(b.write(b.linear(100_000), tmp_path / "m.onnx"))
+    model = load(graphs.saved(models.linear(100_000), tmp_path / "m.onnx"))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
@@ -319,7 +320,7 @@ def test_whenever_it_is_cut_the_model_on_disk_is_whole(
 ) -> None:
     (what, after), out, monkeypatch = cut_at, tmp_path / "out" / "m.onnx", pytest.MonkeyPatch()
     out.parent.mkdir()
-    old, new = other(tmp_path), load(b.write(b.linear(512), tmp_path / "m.onnx"))
+    old, new = other(tmp_path), load(graphs.saved(models.linear(512), tmp_path / "m.onnx"))
     if overwrite:
         save(old, out, external=True)
     before = contents(out.parent)
@@ -343,7 +344,7 @@ def test_whenever_it_is_cut_the_model_on_disk_is_whole(
     assert found is not None
     assert wanted is not None
     np.testing.assert_array_equal(found.numpy(), wanted.numpy())
-    assert b.outputs(out)[0].shape == (2, 512)
+    assert running.run(out, models.X)[0].shape == (2, 512)
     assert set(after_it) == {"m.onnx", "m.onnx.data"}
 
 
@@ -361,11 +362,13 @@ def test_a_rename_that_fails_for_good(
 
     monkeypatch.setattr(Path, "replace", refuse)
     usage(lambda: save(model, out, external=True, overwrite=True), out)
-    np.testing.assert_array_equal(b.outputs(out)[0], b.outputs(b.linear().SerializeToString())[0])
+    np.testing.assert_array_equal(
+        running.run(out, models.X)[0], running.run(models.linear().SerializeToString(), models.X)[0]
+    )
 
 
 def test_ctrl_c_while_weights_are_written(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(b.write(b.linear(512), tmp_path / "m.onnx"))
+    model = load(graphs.saved(models.linear(512), tmp_path / "m.onnx"))
     monkeypatch.setattr(save_module, "_write", Cut(KeyboardInterrupt(), 1, save_module._write))
     with pytest.raises(KeyboardInterrupt):
         save(model, out, external=True)
@@ -381,7 +384,9 @@ def test_no_hard_links(tmp_path: Path, model: ir.Model, out: Path, monkeypatch: 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
     save(model, out, overwrite=True, external=True)
     assert set(contents(out.parent)) == {"m.onnx", "m.onnx.data"}
-    np.testing.assert_array_equal(b.outputs(out)[0], b.outputs(b.linear().SerializeToString())[0])
+    np.testing.assert_array_equal(
+        running.run(out, models.X)[0], running.run(models.linear().SerializeToString(), models.X)[0]
+    )
 
 
 # Over files in use
@@ -389,22 +394,22 @@ def test_no_hard_links(tmp_path: Path, model: ir.Model, out: Path, monkeypatch: 
 
 def test_over_its_own_input(tmp_path: Path) -> None:
     """The model stays usable, and a second save of it is right too."""
-    path = b.write(b.linear(512), tmp_path / "m.onnx", "m.onnx.data")
-    model, wanted = load(path), b.outputs(path)[0]
+    path = graphs.saved(models.linear(512), tmp_path / "m.onnx", "m.onnx.data")
+    model, wanted = load(path), running.run(path, models.X)[0]
     bias = model.graph.initializers["b"]
     bias.const_value = ir.Tensor(np.zeros(512, np.float32), name="b")
     for _ in range(2):
         save(model, path, overwrite=True)
-        assert not np.array_equal(b.outputs(path)[0], wanted)
-    restored = onnx.numpy_helper.to_array(b.linear(512).graph.initializer[1])
+        assert not np.array_equal(running.run(path, models.X)[0], wanted)
+    restored = onnx.numpy_helper.to_array(models.linear(512).graph.initializer[1])
     bias.const_value = ir.Tensor(restored, name="b")
     save(model, path, overwrite=True)
-    np.testing.assert_array_equal(b.outputs(path)[0], wanted)
+    np.testing.assert_array_equal(running.run(path, models.X)[0], wanted)
 
 
 def test_not_over_the_weights_of_another_model(tmp_path: Path) -> None:
     """The input's weights lie where the output's would go: replacing them would destroy the input."""
-    path = b.write(b.linear(), tmp_path / "a.onnx", "b.onnx.data")
+    path = graphs.saved(models.linear(), tmp_path / "a.onnx", "b.onnx.data")
     model, before = load(path), contents(tmp_path)
     target = tmp_path / "b.onnx"
     assert "holds the weights" in usage(
@@ -419,10 +424,10 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path, model: ir
     target = out.with_name("target.onnx")
     shutil.copy(tmp_path / "in" / "m.onnx", target)
     out.symlink_to(target)
-    before = b.outputs(out)[0]
+    before = running.run(out, models.X)[0]
     save(model, out, overwrite=True, external=True)
     assert out.is_symlink()
-    np.testing.assert_array_equal(b.outputs(out)[0], before)
+    np.testing.assert_array_equal(running.run(out, models.X)[0], before)
     assert set(contents(out.parent)) == {"m.onnx", "target.onnx", "target.onnx.data"}
 
 
@@ -438,23 +443,23 @@ def test_a_cache_keeps_what_it_names_by_its_content(tmp_path: Path, model: ir.Mo
 
 
 def test_copy_has_the_same_bytes(tmp_path: Path, out: Path) -> None:
-    path = b.write(b.linear(), tmp_path / "m.onnx")
+    path = graphs.saved(models.linear(), tmp_path / "m.onnx")
     assert copy(path, out).read_bytes() == path.read_bytes()
     assert "exists" in usage(lambda: copy(path, out), out)
     copy(path, out, overwrite=True)
 
 
 def test_copy_takes_the_data_along(tmp_path: Path, out: Path) -> None:
-    path = b.write(b.linear(512), tmp_path / "m.onnx", "weights.bin")
+    path = graphs.saved(models.linear(512), tmp_path / "m.onnx", "weights.bin")
     copy(path, out)
     assert set(contents(out.parent)) == {"m.onnx", "m.onnx.data"}
-    np.testing.assert_array_equal(b.outputs(out)[0], b.outputs(path)[0])
+    np.testing.assert_array_equal(running.run(out, models.X)[0], running.run(path, models.X)[0])
     again = copy(out, tmp_path / "again.onnx")
     assert again.with_name("again.onnx.data").read_bytes() == out.with_name("m.onnx.data").read_bytes()
 
 
 def test_copy_to_itself(tmp_path: Path) -> None:
-    path = b.write(b.linear(512), tmp_path / "m.onnx", "weights.bin")
+    path = graphs.saved(models.linear(512), tmp_path / "m.onnx", "weights.bin")
     before = contents(tmp_path)
     copy(path, path, overwrite=True)
     assert contents(tmp_path) == before

@@ -17,7 +17,7 @@ from onnxdecomp.graph.save import save
 from onnxdecomp.graph.shape_inference import as_declared
 from onnxdecomp.graph.traversal import places
 from onnxdecomp.layers.shapes import infer_shapes
-from tests.graph import builders as b
+from tests.builders import graphs, models, running
 
 
 def shapes(model: ir.Model) -> dict[str, list[int | str | None] | None]:
@@ -40,12 +40,12 @@ def inferred(proto: onnx.ModelProto) -> dict[str, list[int | str | None] | None]
 
 
 def test_symbolic_dimensions_are_kept() -> None:
-    found = inferred(b.linear(64))
+    found = inferred(models.linear(64))
     assert found == {"x": ["N", 4], "h": ["N", 64], "y": ["N", 64]}
 
 
 def test_the_interface_stays() -> None:
-    proto = b.linear()
+    proto = models.linear()
     del proto.graph.output[0].type.tensor_type.shape.dim[:]
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     found = inferred(proto)
@@ -54,25 +54,27 @@ def test_the_interface_stays() -> None:
 
 
 def test_value_info_is_kept_and_completed() -> None:
-    proto = b.linear()
-    proto.graph.value_info.append(b.info("h", ["rows", None]))
+    proto = models.linear()
+    proto.graph.value_info.append(graphs.value("h", ["rows", None]))
     assert inferred(proto)["h"] == ["rows", 32]
 
 
 def test_made_up_names_become_unknown() -> None:
     nodes = [helper.make_node("NonZero", ["x"], ["z"]), helper.make_node("Identity", ["z"], ["y"])]
-    proto = b.model(nodes, outputs=[b.info("y", None, onnx.TensorProto.INT64)])
+    proto = graphs.model(nodes, {"x": ["N", 4]}, outputs=[graphs.value("y", None, onnx.TensorProto.INT64)])
     assert inferred(proto)["z"] == [2, None]
 
 
 def test_the_model_s_own_odd_names_are_kept() -> None:
-    proto = b.model([helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Relu", ["h"], ["y"])])
+    proto = graphs.model(
+        [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Relu", ["h"], ["y"])], {"x": ["N", 4]}
+    )
     proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "unk__0"
     assert inferred(proto)["h"] == ["unk__0", 4]
 
 
 def test_nested_graphs() -> None:
-    found = inferred(b.nested())
+    found = inferred(models.nested())
     assert found["next"] == ["N", 4]
     assert found["o"] == ["N", 4]
     assert found["W"] == [4, 4]
@@ -80,19 +82,21 @@ def test_nested_graphs() -> None:
 
 @pytest.mark.parametrize("ir_version", [8, 10])
 def test_function_bodies(tmp_path: Path, ir_version: int) -> None:
-    model = load(b.write(b.with_function(ir_version), tmp_path / "m.onnx"))
+    model = load(graphs.saved(models.with_function(ir_version), tmp_path / "m.onnx"))
     infer_shapes(model)
     found = shapes(model)
     assert (found["a"], found["h"], found["r"], found["m"]) == (["N", 4],) * 4
     path = save(model, tmp_path / "out.onnx")
-    np.testing.assert_array_equal(b.outputs(path)[0], b.outputs(tmp_path / "m.onnx")[0])
+    np.testing.assert_array_equal(
+        running.run(path, models.X)[0], running.run(tmp_path / "m.onnx", models.X)[0]
+    )
 
 
 def test_a_function_called_with_different_shapes() -> None:
-    proto = b.with_function()
+    proto = models.with_function()
     proto.graph.node.append(helper.make_node("Dense", ["z"], ["w"], "third", domain="local", alpha=0.1))
-    proto.graph.input.append(b.info("z", [7, 4]))
-    proto.graph.output.append(b.info("w", None))
+    proto.graph.input.append(graphs.value("z", [7, 4]))
+    proto.graph.output.append(graphs.value("w", None))
     assert inferred(proto)["h"] == [None, 4]
 
 
@@ -108,17 +112,17 @@ def test_attributes_of_a_function_count_only_where_the_calls_agree() -> None:
             helper.make_node("F", ["x"], [name], domain="local", axis=axis)
             for name, axis in zip(("y", "z"), axes, strict=True)
         ]
-        proto = b.model(
+        proto = graphs.model(
             calls,
-            inputs=[b.info("x", [3, 4, 5])],
-            outputs=[b.info("y", None), b.info("z", None)],
+            inputs=[graphs.value("x", [3, 4, 5])],
+            outputs=[graphs.value("y", None), graphs.value("z", None)],
             functions=[function],
         )
         assert inferred(proto)["f"] == wanted
 
 
 def test_functions_that_call_functions() -> None:
-    proto = b.with_function()
+    proto = models.with_function()
     inner = [helper.make_node("Dense", ["p"], ["q"], domain="local", alpha=0.1)]
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     proto.functions.insert(0, helper.make_function("local", "Outer", ["p"], ["q"], inner, imports))
@@ -134,7 +138,7 @@ def test_operators_that_only_onnx_runtime_has() -> None:
         helper.make_node("Gelu", ["x"], ["g"], domain="com.microsoft"),
         helper.make_node("Relu", ["g"], ["y"]),
     ]
-    assert inferred(b.model(nodes))["g"] == ["N", 4]
+    assert inferred(graphs.model(nodes, {"x": ["N", 4]}))["g"] == ["N", 4]
 
 
 def test_an_unknown_operator_stops_nothing_else() -> None:
@@ -143,7 +147,7 @@ def test_an_unknown_operator_stops_nothing_else() -> None:
         helper.make_node("Relu", ["x"], ["r"]),
         helper.make_node("Add", ["t", "r"], ["y"]),
     ]
-    found = inferred(b.model(nodes))
+    found = inferred(graphs.model(nodes, {"x": ["N", 4]}))
     assert found["t"] is None
     assert found["r"] == ["N", 4]
 
@@ -153,7 +157,7 @@ def test_failure_is_quiet(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.
         raise RuntimeError("inference failed")
 
     monkeypatch.setattr(onnx.shape_inference, "infer_shapes", fail)
-    model = ir.from_proto(b.linear())
+    model = ir.from_proto(models.linear())
     with caplog.at_level(logging.DEBUG):
         infer_shapes(model)
     assert shapes(model)["h"] is None
@@ -164,15 +168,17 @@ def test_sizes_below_one_are_unknown() -> None:
     """Some exporters write -1; ONNX's inference would compute a size from it."""
     conv = helper.make_node("Conv", ["x", "W"], ["h"], strides=[2, 2])
     weights = {"W": np.ones((5, 3, 3, 3), np.float32)}
-    proto = b.model(
-        [conv, helper.make_node("Relu", ["h"], ["y"])], weights, inputs=[b.info("x", [-1, 3, -1, 9])]
+    proto = graphs.model(
+        [conv, helper.make_node("Relu", ["h"], ["y"])],
+        weights=weights,
+        inputs=[graphs.value("x", [-1, 3, -1, 9])],
     )
     assert inferred(proto)["h"] == [None, 5, None, 4]
 
 
 def test_what_was_inferred_is_not_saved(tmp_path: Path) -> None:
-    proto = b.linear()
-    proto.graph.value_info.append(b.info("h", ["rows", None]))
+    proto = models.linear()
+    proto.graph.value_info.append(graphs.value("h", ["rows", None]))
     model = ir.from_proto(proto)
     plain = save(model, tmp_path / "plain.onnx").read_bytes()
     infer_shapes(model)
@@ -200,7 +206,7 @@ def test_large_tensors_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         helper.make_node("MatMul", ["x", "V"], ["h"]),
         helper.make_node("Add", ["h", "W"], ["y"]),
     ]
-    model = ir.from_proto(b.model(nodes, {"W": array[:1]}))
+    model = ir.from_proto(graphs.model(nodes, {"x": ["N", 4]}, {"y": None}, {"W": array[:1]}))
     infer_shapes(model)
     assert shapes(model)["h"] == ["N", 100_000]
     assert seen
@@ -217,7 +223,7 @@ def test_reshape_by_computed_shapes() -> None:
         helper.make_node("Relu", ["h"], ["y"]),
     ]
     weights = {"zero": np.asarray([0]), "rest": np.asarray([2, 2])}
-    assert inferred(b.model(nodes, weights))["h"] == ["N", 2, 2]
+    assert inferred(graphs.model(nodes, {"x": ["N", 4]}, weights=weights))["h"] == ["N", 2, 2]
 
 
 @pytest.mark.parametrize("in_a_function", [False, True])

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.traversal import node_names, operands, places, slots, unique_name, value_names
-from tests.graph import builders as b
+from tests.builders import graphs, models
 
 
 @pytest.fixture
 def nested(tmp_path: Path) -> ir.Model:
-    return load(b.write(b.nested(), tmp_path / "m.onnx"))
+    return load(graphs.saved(models.nested(), tmp_path / "m.onnx"))
 
 
 def test_places_of_nested_graphs(nested: ir.Model) -> None:
@@ -30,7 +30,7 @@ def test_places_of_nested_graphs(nested: ir.Model) -> None:
 
 
 def test_places_of_functions(tmp_path: Path) -> None:
-    model = load(b.write(b.with_function(), tmp_path / "m.onnx"))
+    model = load(graphs.saved(models.with_function(), tmp_path / "m.onnx"))
     found = list(places(model))
     assert [place.path for place in found] == ["", "function:local::Dense"]
     assert found[1].function is next(iter(model.functions.values()))
@@ -38,18 +38,18 @@ def test_places_of_functions(tmp_path: Path) -> None:
 
 
 def test_an_overload_is_part_of_the_path(tmp_path: Path) -> None:
-    proto = b.with_function(10)
+    proto = models.with_function(10)
     proto.functions[0].overload = "fast"
     for node in proto.graph.node:
         node.overload = "fast"
-    model = load(b.write(proto, tmp_path / "m.onnx"))
+    model = load(graphs.saved(proto, tmp_path / "m.onnx"))
     assert [place.path for place in places(model)] == ["", "function:local::Dense::fast"]
 
 
 def test_nodes_without_names_have_distinct_paths(tmp_path: Path) -> None:
-    proto = b.nested()
+    proto = models.nested()
     proto.graph.node[1].name = ""
-    model = load(b.write(proto, tmp_path / "m.onnx"))
+    model = load(graphs.saved(proto, tmp_path / "m.onnx"))
     assert "If_1/else_branch" in [place.path for place in places(model)]
 
 
@@ -60,7 +60,7 @@ def test_names_of_all_graphs(nested: ir.Model) -> None:
 
 
 def test_names_in_functions(tmp_path: Path) -> None:
-    model = load(b.write(b.with_function(), tmp_path / "m.onnx"))
+    model = load(graphs.saved(models.with_function(), tmp_path / "m.onnx"))
     assert {"a", "C", "h", "r"} < value_names(model)
     assert {"weight", "leaky"} < node_names(model)
 
@@ -84,7 +84,7 @@ def test_a_free_name_is_kept() -> None:
 
 
 def test_slots_read_and_write(tmp_path: Path) -> None:
-    model = load(b.write(b.with_function(), tmp_path / "m.onnx"))
+    model = load(graphs.saved(models.with_function(), tmp_path / "m.onnx"))
     (slot,) = slots(model)
     assert slot.tensor.shape == ir.Shape([4, 4])
     slot.put(ir.tensor([1.0], name="other"))

@@ -22,7 +22,7 @@ from onnxdecomp.latency.cache import FILE, Stored, Where, cache_file, key_of, lo
 from onnxdecomp.latency.chain_model import filled
 from onnxdecomp.latency.context import ALONE, Neighbours
 from onnxdecomp.runtime import environment
-from tests.latency.layers import conv, linear
+from tests.builders.layers import hollow_conv, hollow_linear
 
 ON = Where("cpu", "1.31.0", "a processor", 2)
 
@@ -39,7 +39,7 @@ def key(
 
 
 def test_everything_that_decides_the_time_is_in_the_key() -> None:
-    layer = conv(24, 16)
+    layer = hollow_conv(24, 16)
     keys = [
         key(layer),
         key(layer, ranks=(5,)),
@@ -50,22 +50,22 @@ def test_everything_that_decides_the_time_is_in_the_key() -> None:
         key(layer, around=Neighbours(activation="Relu")),
         key(replace(layer, dtype="float16")),
         key(replace(layer, bias=None)),
-        key(conv(24, 16, strides=(2, 2))),
-        key(conv(24, 16, dilations=(2, 2))),
-        key(conv(24, 16, 5)),
-        key(conv(24, 16, groups=2)),
+        key(hollow_conv(24, 16, strides=(2, 2))),
+        key(hollow_conv(24, 16, dilations=(2, 2))),
+        key(hollow_conv(24, 16, 5)),
+        key(hollow_conv(24, 16, groups=2)),
         *(
             key(layer, on=replace(ON, **change))
             for change in ({"provider": "cuda"}, {"runtime": "1.30.0"}, {"device": "other"}, {"threads": 1})
         ),
-        key(linear(24, 16, "Gemm"), shape=(1, 16)),
-        key(linear(24, 16, "MatMul"), shape=(1, 16)),
+        key(hollow_linear(24, 16, "Gemm"), shape=(1, 16)),
+        key(hollow_linear(24, 16, "MatMul"), shape=(1, 16)),
     ]
     assert len(set(keys)) == len(keys)
 
 
 def test_numbers_and_names_are_not_in_the_key() -> None:
-    layer = conv(24, 16)
+    layer = hollow_conv(24, 16)
     chain, dense = outline(get("svd"), layer, (4,)), dense_chain(layer)
     usual = key_of(chain, dense, layer, (1, 16, 8, 8), Neighbours(), ON)
     first, last = filled(chain).steps

@@ -19,7 +19,7 @@ from onnxdecomp.decompositions.registry import get
 from onnxdecomp.latency.chain_model import Tiny, chain_model, filled, frame_model, noise
 from onnxdecomp.latency.context import Neighbours
 from onnxdecomp.runtime.session import inputs_of, open_session, run
-from tests.latency.layers import conv, linear
+from tests.builders.layers import hollow_conv, hollow_linear
 
 BETWEEN = Neighbours(True, True)
 
@@ -43,7 +43,7 @@ def convolutions(draw: st.DrawFn) -> tuple[Layer, tuple[int, ...]]:
     groups = draw(st.sampled_from([1, 1, 2]))
     outputs, inputs = (groups * draw(st.sampled_from([3, 8, 16, 24])) for _ in range(2))
     stride = draw(st.integers(1, 2))
-    layer = conv(
+    layer = hollow_conv(
         outputs,
         inputs,
         draw(st.sampled_from([1, 3])),
@@ -71,7 +71,7 @@ def test_any_convolution_and_its_chain_run_and_give_one_number_a_channel(
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(["Gemm", "MatMul"]), st.lists(st.integers(1, 4), min_size=1, max_size=2))
 def test_linear_layers(op_type: str, lead: list[int]) -> None:
-    layer = linear(12, 20, op_type)
+    layer = hollow_linear(12, 20, op_type)
     shape = (lead[0], 20) if op_type == "Gemm" else (*lead, 20)
     for chain in (dense_chain(layer), outline(get("svd"), layer, (3,)), outline(get("tt"), layer, (2,))):
         assert output_of(tiny(chain, layer, shape, Neighbours(activation="Relu"))).size == 1
@@ -79,7 +79,7 @@ def test_linear_layers(op_type: str, lead: list[int]) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_factors_have_the_chains_shapes_and_the_layers_type(dtype: str) -> None:
-    layer = replace(conv(24, 16), dtype=dtype)
+    layer = replace(hollow_conv(24, 16), dtype=dtype)
     chain = outline(get("tucker"), layer, (8, 5))
     made = tiny(chain, layer, (1, 16, 6, 6))
     proto = onnx.load_model_from_string(made.model)
@@ -89,7 +89,7 @@ def test_factors_have_the_chains_shapes_and_the_layers_type(dtype: str) -> None:
 
 
 def test_numbers_keep_activations_of_about_one() -> None:
-    chain = filled(outline(get("tucker"), conv(64, 96), (32, 48)))
+    chain = filled(outline(get("tucker"), hollow_conv(64, 96), (32, 48)))
     assert len(chain.weighted) == 3
     for step in chain.weighted:
         weight = step.weight
@@ -111,7 +111,7 @@ def optimised(made: Tiny, folder: Path) -> Counter[str]:
 
 
 def test_reorderings_are_billed_to_the_layer_only_where_neighbours_take_no_blocks(tmp_path: Path) -> None:
-    layer, shape = conv(32, 32), (1, 32, 8, 8)
+    layer, shape = hollow_conv(32, 32), (1, 32, 8, 8)
 
     def reorderings(before: bool, after: bool) -> int:
         around = Neighbours(before, after, "Relu")
@@ -132,8 +132,8 @@ def test_reorderings_are_billed_to_the_layer_only_where_neighbours_take_no_block
 
 
 def test_other_layers_are_refused_with_a_reason() -> None:
-    layer = replace(linear(12, 20), op_type="LSTM")
-    lookup = replace(linear(12, 20), op_type="Gather", lookup=True)
+    layer = replace(hollow_linear(12, 20), op_type="LSTM")
+    lookup = replace(hollow_linear(12, 20), op_type="Gather", lookup=True)
     for refused in (layer, lookup):
         for made in (chain_model(dense_chain(refused), refused, (2, 20)), frame_model(refused, (2, 20))):
             assert isinstance(made, str)
@@ -141,7 +141,7 @@ def test_other_layers_are_refused_with_a_reason() -> None:
 
 
 def test_the_same_model_every_time() -> None:
-    layer = conv(64, 64)
+    layer = hollow_conv(64, 64)
     first, second = (tiny(dense_chain(layer), layer, (1, 64, 8, 8)) for _ in range(2))
     assert first.model == second.model
     assert all(np.array_equal(array, second.weights[name]) for name, array in first.weights.items())

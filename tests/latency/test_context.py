@@ -7,13 +7,14 @@ from onnx import helper
 
 from onnxdecomp.latency.context import Neighbours, neighbours
 from onnxdecomp.layers.find import find
-from tests.latency.layers import model, weight
+from tests.builders.feeds import normal
+from tests.builders.graphs import from_x
 
 PADS = [1, 1, 1, 1]
 
 
 def around(*args: Any) -> dict[str, Neighbours]:
-    made = model(*args)
+    made = from_x(*args)
     sites, _ = find(made)
     return {site.layer.name: found for site, found in zip(sites, neighbours(sites), strict=True)}
 
@@ -30,7 +31,7 @@ def test_a_row_of_convolutions() -> None:
         helper.make_node("MaxPool", ["b1"], ["b2"], kernel_shape=[2, 2]),
         conv("c", "b2", "y"),
     ]
-    weights = {"a.w": weight(32, 3, 3, 3), "b.w": weight(32, 32, 3, 3), "c.w": weight(32, 32, 3, 3)}
+    weights = {"a.w": normal(32, 3, 3, 3), "b.w": normal(32, 32, 3, 3), "c.w": normal(32, 32, 3, 3)}
     assert around(nodes, weights, (1, 3, 8, 8), "y") == {
         "a": Neighbours(False, True, "Relu"),
         "b": Neighbours(True, True, None),
@@ -51,7 +52,7 @@ def test_a_sum_is_in_blocks_only_if_all_of_it_is() -> None:
         ]
         if shortcut == "padded":
             nodes[2].input.append("pads")
-        weights = {f"{name}.w": weight(16, 16, 3, 3) for name in "abcs"}
+        weights = {f"{name}.w": normal(16, 16, 3, 3) for name in "abcs"}
         return around(nodes, weights | {"pads": np.zeros(8, np.int64)}, (1, 16, 8, 8), "y")
 
     plain, blocked = with_shortcut("padded"), with_shortcut("convolved")
@@ -64,7 +65,7 @@ def test_a_sum_is_in_blocks_only_if_all_of_it_is() -> None:
 def test_readers_of_few_or_odd_channels_take_no_blocks() -> None:
     for channels, takes in ((8, False), (16, True), (18, False), (20, True)):
         nodes = [conv("a", "x", "a1"), conv("b", "a1", "y")]
-        weights = {"a.w": weight(channels, 16, 3, 3), "b.w": weight(16, channels, 3, 3)}
+        weights = {"a.w": normal(channels, 16, 3, 3), "b.w": normal(16, channels, 3, 3)}
         found = around(nodes, weights, (1, 16, 8, 8), "y")
         assert found["a"].after is takes
         assert found["b"].before
@@ -73,7 +74,7 @@ def test_readers_of_few_or_odd_channels_take_no_blocks() -> None:
 def test_depthwise_convolutions_take_blocks_and_small_groups_do_not() -> None:
     for groups, takes in ((32, True), (8, False), (2, True)):
         nodes = [conv("a", "x", "a1", group=groups), conv("b", "a1", "y")]
-        weights = {"a.w": weight(32, 32 // groups, 3, 3), "b.w": weight(32, 32, 3, 3)}
+        weights = {"a.w": normal(32, 32 // groups, 3, 3), "b.w": normal(32, 32, 3, 3)}
         assert around(nodes, weights, (1, 32, 8, 8), "y")["b"].before is takes
 
 
@@ -84,7 +85,7 @@ def test_an_activation_read_twice_is_not_fused_and_others_are_not_either() -> No
         helper.make_node("Softplus", ["a1"], ["s"]),
         helper.make_node("Add", ["r", "s"], ["y"]),
     ]
-    found = around(nodes, {"a.w": weight(16, 16, 3, 3)}, (1, 16, 8, 8), "y")
+    found = around(nodes, {"a.w": normal(16, 16, 3, 3)}, (1, 16, 8, 8), "y")
     assert found == {"a": Neighbours(False, False, None)}
 
 
@@ -95,7 +96,7 @@ def test_linear_layers_have_an_activation_at_most() -> None:
         helper.make_node("MatMul", ["r", "w2"], ["m"], name="matmul"),
         helper.make_node("Relu", ["m"], ["y"]),
     ]
-    found = around(nodes, {"w1": weight(8, 6), "w2": weight(6, 4)}, (2, 8), "y")
+    found = around(nodes, {"w1": normal(8, 6), "w2": normal(6, 4)}, (2, 8), "y")
     assert found == {"gemm": Neighbours(activation="Relu"), "matmul": Neighbours()}
 
 

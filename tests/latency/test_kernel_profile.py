@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxdecomp
 from onnxdecomp.graph.load import load
 from onnxdecomp.latency.kernel_profile import _by_layer, profile
-from tests.cli.small import network
+from tests.builders.models import network
 
 
 def times(path: Path, layers: list[str], shape: tuple[int, ...] = (1, 8, 8, 8)) -> dict[str, float]:

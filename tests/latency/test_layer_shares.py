@@ -17,7 +17,9 @@ from onnxdecomp.latency.context import neighbours
 from onnxdecomp.latency.layer_shares import Share, shares
 from onnxdecomp.latency.measure import Request
 from onnxdecomp.layers.find import find
-from tests.latency.layers import linear, model, weight
+from tests.builders.feeds import normal
+from tests.builders.graphs import from_x
+from tests.builders.layers import hollow_linear
 
 
 def small() -> ir.Model:
@@ -26,8 +28,8 @@ def small() -> ir.Model:
         helper.make_node("Relu", ["c1"], ["r"]),
         helper.make_node("Conv", ["r", "w2"], ["y"], name="b", pads=[1, 1, 1, 1]),
     ]
-    weights = {"w1": weight(32, 3, 3, 3), "w2": weight(32, 32, 3, 3)}
-    return model(nodes, weights, ("N", 3, "H", "W"), "y")
+    weights = {"w1": normal(32, 3, 3, 3), "w2": normal(32, 32, 3, 3)}
+    return from_x(nodes, weights, ("N", 3, "H", "W"))
 
 
 def requests(made: ir.Model) -> list[Request]:
@@ -62,7 +64,7 @@ def test_shapes_of_layers_with_frozen_weights() -> None:
 def test_shares_of_a_model_are_parts_of_it() -> None:
     made = small()
     layers = requests(made)
-    lstm = replace(linear(8, 8), op_type="LSTM")
+    lstm = replace(hollow_linear(8, 8), op_type="LSTM")
     layers.insert(1, Request(lstm, dense_chain(lstm), (1, 8)))
     feed = {"x": np.ones((1, 3, 33, 17), np.float32)}
     found = shares(ir.to_proto(made).SerializeToString(), feed, layers, seconds=0.01)

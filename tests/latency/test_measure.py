@@ -20,7 +20,7 @@ from onnxdecomp.latency.cache import FILE, key_of, load, where
 from onnxdecomp.latency.context import Neighbours
 from onnxdecomp.latency.measure import MAX_ROUNDS, MIN_ROUNDS, Request, time_chains
 from onnxdecomp.runtime.timing import ALONE_AFTER, Run, Timings
-from tests.latency.layers import conv, linear
+from tests.builders.layers import hollow_conv, hollow_linear
 
 SHAPE = (1, 32, 6, 6)
 
@@ -51,7 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_ratios_are_net_of_the_frame_and_in_the_order_asked_for(clock: Clock) -> None:
-    layer, other = conv(32, 32), conv(48, 32)
+    layer, other = hollow_conv(32, 32), hollow_conv(48, 32)
     asked = [
         Request(layer, svd(layer, 4), SHAPE),
         Request(other, svd(other, 4), SHAPE),
@@ -70,7 +70,7 @@ def test_ratios_are_net_of_the_frame_and_in_the_order_asked_for(clock: Clock) ->
 
 
 def test_equal_chains_are_timed_once(clock: Clock) -> None:
-    layer = conv(32, 32)
+    layer = hollow_conv(32, 32)
     same = replace(layer, name="same")
     asked = [Request(named, svd(named, 4), SHAPE) for named in (layer, same)]
     asked.append(Request(layer, svd(layer, 4), SHAPE, Neighbours(True)))
@@ -81,14 +81,14 @@ def test_equal_chains_are_timed_once(clock: Clock) -> None:
 
 
 def test_groups_are_small(clock: Clock) -> None:
-    layer = conv(32, 32)
+    layer = hollow_conv(32, 32)
     time_chains([Request(layer, svd(layer, rank), SHAPE) for rank in range(1, 31)])
     assert sum(clock.groups) == 30
     assert max(clock.groups) <= 16
 
 
 def test_what_is_cached_is_not_timed_again(clock: Clock, tmp_path: Path) -> None:
-    file, layer = tmp_path / FILE, conv(32, 32)
+    file, layer = tmp_path / FILE, hollow_conv(32, 32)
     asked = [Request(layer, svd(layer, rank), SHAPE) for rank in (2, 4)]
     fresh = time_chains(asked, cache=file)
     again = time_chains([*asked, Request(layer, svd(layer, 6), SHAPE)], cache=file)
@@ -104,7 +104,7 @@ def test_nothing_is_kept_of_a_device_without_a_name(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxdecomp.runtime.environment.device", lambda provider: "unknown cpu device")
-    layer = conv(32, 32)
+    layer = hollow_conv(32, 32)
     for _ in range(2):
         time_chains([Request(layer, svd(layer, 2), SHAPE)], cache=tmp_path / FILE)
     assert clock.groups == [1, 1]
@@ -113,7 +113,7 @@ def test_nothing_is_kept_of_a_device_without_a_name(
 
 def test_a_cache_that_fails_is_a_note(clock: Clock, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("no database")
-    layer = conv(32, 32)
+    layer = hollow_conv(32, 32)
     notes: list[str] = []
     asked = [Request(layer, svd(layer, 2), SHAPE), Request(layer, svd(layer, 2), (2, *SHAPE[1:]))]
     timings = time_chains(asked, cache=tmp_path / FILE, note=notes.append)
@@ -122,9 +122,9 @@ def test_a_cache_that_fails_is_a_note(clock: Clock, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_timed_has_a_reason(clock: Clock, tmp_path: Path) -> None:
-    lstm = replace(linear(8, 8), op_type="LSTM")
-    strange = replace(conv(32, 32), dtype="bfloat16")
-    layer = conv(32, 32)
+    lstm = replace(hollow_linear(8, 8), op_type="LSTM")
+    strange = replace(hollow_conv(32, 32), dtype="bfloat16")
+    layer = hollow_conv(32, 32)
     refused, unknown, taken = time_chains(
         [
             Request(lstm, svd(lstm, 2), (2, 8)),
@@ -148,7 +148,7 @@ def test_nothing_to_time() -> None:
 
 
 def test_a_real_timing(tmp_path: Path) -> None:
-    layer, shape = conv(64, 64), (1, 64, 16, 16)
+    layer, shape = hollow_conv(64, 64), (1, 64, 16, 16)
     asked = [Request(layer, svd(layer, 16), shape, Neighbours(True, True, "Relu"))]
     (timing,) = time_chains(asked, cache=tmp_path / FILE, seconds=0.01)
     assert timing.dense_ms > 0

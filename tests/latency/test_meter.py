@@ -21,7 +21,7 @@ from onnxdecomp.latency.meter import timed_input
 from onnxdecomp.runtime.session import Feed, TensorSpec
 from onnxdecomp.search import latency_model
 from onnxdecomp.workflow import final_timing
-from tests.cli.small import Outcome, command
+from tests.builders.commands import Outcome, command
 
 OWN, OTHER = (1, 8, 20, 12), (1, 8, 24, 24)
 

@@ -20,9 +20,15 @@ from onnxdecomp.latency.context import ALONE, Neighbours
 from onnxdecomp.latency.measure import Request, time_chains
 from onnxdecomp.quantization import quantized_roughly
 from onnxdecomp.runtime.session import open_session
-from tests.latency.layers import conv, linear, model, weight
+from tests.builders.feeds import normal
+from tests.builders.graphs import from_x
+from tests.builders.layers import hollow_conv, hollow_linear
 
-LAYERS = [(conv(64, 64), (1, 64, 8, 8)), (linear(64, 64), (4, 64)), (linear(64, 64, "MatMul"), (4, 64))]
+LAYERS = [
+    (hollow_conv(64, 64), (1, 64, 8, 8)),
+    (hollow_linear(64, 64), (4, 64)),
+    (hollow_linear(64, 64, "MatMul"), (4, 64)),
+]
 each_layer = pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=["Conv", "Gemm", "MatMul"])
 
 
@@ -76,7 +82,7 @@ def test_timings_of_another_precision_are_not_mixed_up(precision: str, tmp_path:
 
 def test_without_quantization_it_is_the_model_itself() -> None:
     nodes = [onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="c")]
-    made = model(nodes, {"w": weight(8, 8, 1, 1)}, (1, 8, 4, 4), "y")
+    made = from_x(nodes, {"w": normal(8, 8, 1, 1)}, (1, 8, 4, 4))
     assert quantized_roughly(made, "float", "cpu") is made
     rough = quantized_roughly(made, "int8", "cpu")
     assert sum(node.op_type == "QuantizeLinear" for node in rough.graph) == 2

@@ -19,8 +19,18 @@ from onnxdecomp.layers import registry
 from onnxdecomp.layers.adapter import LayerAdapter
 from onnxdecomp.layers.linear import Linear
 from onnxdecomp.layers.registry import adapter_of, adapters
-from tests.layers.layers import Case, convolutions, gemms, matmuls
-from tests.layers.more_layers import MICROSOFT, einsums, embeddings, fused, fused_matmuls, recurrent
+from tests.builders.cases import (
+    MICROSOFT,
+    Case,
+    convolutions,
+    einsums,
+    embeddings,
+    fused,
+    fused_matmuls,
+    gemms,
+    matmuls,
+    recurrent,
+)
 from tests.layers.test_attention import attentions
 from tests.layers.test_matmul_nbits import layers as blocks
 from tests.layers.test_more_layers_exact import assert_kept

@@ -16,9 +16,9 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
 from onnxdecomp.layers.shapes import infer_shapes
-from tests.calibration.small import calibration
-from tests.layers.layers import Case, make, run
-from tests.layers.more_layers import MICROSOFT
+from tests.builders.cases import MICROSOFT, Case, case_of
+from tests.builders.feeds import calibration
+from tests.builders.running import run
 from tests.layers.test_more_layers_exact import assert_kept
 from tests.layers.test_more_layers_graph import assert_same, reason, rewrite
 
@@ -38,7 +38,7 @@ def attention(
     node = helper.make_node(
         "Attention", names, outputs, name="layer", domain=MICROSOFT, **{"num_heads": 2, **attributes}
     )
-    return make([node], weights, feeds, dynamic, outputs=outputs)
+    return case_of([node], weights, feeds, dynamic, outputs=outputs)
 
 
 @st.composite
@@ -135,7 +135,7 @@ def test_quantized_weights() -> None:
         "s": np.full(48, 0.004, np.float32),
         "b": RNG.standard_normal(48),
     }
-    case = make([quantize, node], weights, case.feeds, True)
+    case = case_of([quantize, node], weights, case.feeds, True)
     model, result = rewrite(case, requantize=True)
     assert [n.op_type for n in model.graph].count("DequantizeLinear") == 2
     (check,) = check_lowering(result.rewritten, opset=17, ir_version=8)
@@ -153,7 +153,7 @@ def test_shapes_behind_it_are_known(sizes: list[int] | None) -> None:
     )
     relu = helper.make_node("Relu", ["h"], ["y"])
     weights: dict[str, Array] = {"w": RNG.standard_normal((16, outputs)), "b": np.zeros(outputs)}
-    case = make([node, relu], weights, {"x": np.ones((2, 5, 16))}, False)
+    case = case_of([node, relu], weights, {"x": np.ones((2, 5, 16))}, False)
     model = ir.from_proto(case.model)
     infer_shapes(model)
     expected = run(case.model, case.feeds)[0].shape

@@ -15,8 +15,8 @@ from onnxdecomp.core.steps import BlockMatMul, Convolve, LeftMatMul, Lookup, Res
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import lower
+from tests.builders.running import run
 from tests.core.test_steps import KINDS, drawn, each, normal
-from tests.layers.layers import run
 
 
 def lowered(step: Step, x: Array, rank: int | None) -> Array:

@@ -21,8 +21,8 @@ from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
 from onnxdecomp.layers.matmul_nbits import pack, unpack
 from onnxdecomp.layers.shapes import infer_shapes
-from tests.layers.layers import Case, make, run
-from tests.layers.more_layers import MICROSOFT
+from tests.builders.cases import MICROSOFT, Case, case_of
+from tests.builders.running import run
 from tests.layers.test_more_layers_exact import assert_kept
 from tests.layers.test_more_layers_graph import assert_same, reason, rewrite
 
@@ -33,7 +33,7 @@ SOME = settings(max_examples=max(5, settings().max_examples // 4))
 def quantized(bits: int, block: int, symmetric: bool, k: int = 50, n: int = 20) -> Case:
     """A MatMul whose weight ONNX Runtime's own quantizer has stored in blocks."""
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
-    case = make([node], {"w": RNG.standard_normal((k, n))}, {"x": RNG.standard_normal((2, 3, k))}, True)
+    case = case_of([node], {"w": RNG.standard_normal((k, n))}, {"x": RNG.standard_normal((2, 3, k))}, True)
     config = DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=symmetric, bits=bits)
     quantizer = MatMulNBitsQuantizer(case.model, algo_config=config)
     quantizer.process()
@@ -65,7 +65,7 @@ def layer(weights: dict[str, Array], feeds: dict[str, Array], dynamic: bool = Tr
         names.pop()
     attributes = {"N": 12, "K": 40, "bits": 4, "block_size": 16, **more}
     node = helper.make_node("MatMulNBits", names, ["y"], name="layer", domain=MICROSOFT, **attributes)
-    return make([node], weights, feeds, dynamic)
+    return case_of([node], weights, feeds, dynamic)
 
 
 POINTS = {2: ("", "packed"), 4: ("", "packed", "float"), 8: ("", "packed")}
@@ -185,7 +185,7 @@ def test_shapes_behind_it_are_known() -> None:
         ),
         helper.make_node("Relu", ["h"], ["y"]),
     ]
-    case = make(nodes, stored(), {"x": RNG.standard_normal((5, 3, 40))}, False)
+    case = case_of(nodes, stored(), {"x": RNG.standard_normal((5, 3, 40))}, False)
     model = ir.from_proto(case.model)
     infer_shapes(model)
     assert tuple(model.graph[0].outputs[0].shape or ()) == (5, 3, 12)

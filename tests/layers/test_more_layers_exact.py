@@ -8,14 +8,17 @@ from hypothesis import strategies as st
 
 from onnxdecomp.decompositions.registry import names
 from onnxdecomp.layers.lowering_check import check_lowering
-from tests.layers.layers import Case, convolutions, gemms, run
-from tests.layers.more_layers import (
+from tests.builders.cases import (
+    Case,
+    convolutions,
     einsums,
     embeddings,
     fused,
     fused_matmuls,
+    gemms,
     recurrent,
 )
+from tests.builders.running import run
 from tests.layers.test_rewrite_exact import assert_exact, decompose
 
 METHODS = names()

@@ -21,8 +21,8 @@ from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
 from onnxdecomp.pipeline.base import PassContext, PassResult
 from onnxdecomp.search.plan import Cost
-from tests.layers.layers import Case, make, run
-from tests.layers.more_layers import MICROSOFT
+from tests.builders.cases import MICROSOFT, Case, case_of
+from tests.builders.running import run
 
 RNG = np.random.default_rng(0)
 
@@ -71,12 +71,12 @@ def one_layer(kind: str) -> Case:
     if kind == "LSTM":
         w, r = normal(1, 64, 24), normal(1, 64, 16)
         node = helper.make_node("LSTM", ["x", "w", "r"], ["y", "", ""], name="layer", hidden_size=16)
-        return make([node], {"w": w, "r": r}, {"x": normal(4, 2, 24)}, True)
+        return case_of([node], {"w": w, "r": r}, {"x": normal(4, 2, 24)}, True)
     if kind == "Gather":
         node = helper.make_node("Gather", ["t", "x"], ["y"], name="layer", axis=0)
-        return make([node], {"t": normal(300, 36)}, {"x": RNG.integers(0, 300, (3, 5))}, True)
+        return case_of([node], {"t": normal(300, 36)}, {"x": RNG.integers(0, 300, (3, 5))}, True)
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
-    return make([node], {"w": normal(4, 24, 36)}, {"x": normal(4, 3, 24)}, True)
+    return case_of([node], {"w": normal(4, 24, 36)}, {"x": normal(4, 3, 24)}, True)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "Gather", "batched MatMul"])
@@ -89,7 +89,7 @@ def test_methods_take_what_they_say(method: str, kind: str) -> None:
 
 
 def test_names_of_a_recurrent_operator() -> None:
-    case = make([lstm(["x", "w", "r"], ["", "yh", "yc"])], LSTM, X, True, outputs=("yh", "yc"))
+    case = case_of([lstm(["x", "w", "r"], ["", "yh", "yc"])], LSTM, X, True, outputs=("yh", "yc"))
     model, result = rewrite(case)
     assert [node.name for node in model.graph] == ["lstm/first", "lstm"]
     assert set(model.graph.initializers) == {"lstm/first.weight", "lstm/last.weight", "r"}
@@ -100,7 +100,7 @@ def test_names_of_a_recurrent_operator() -> None:
 
 def test_both_directions_share_the_first_factor() -> None:
     weights = {"w": normal(2, 12, 8), "r": normal(2, 12, 3)}
-    case = make([lstm(["x", "w", "r"], ["y"], direction="bidirectional")], weights, X, True)
+    case = case_of([lstm(["x", "w", "r"], ["y"], direction="bidirectional")], weights, X, True)
     model, _ = rewrite(case, rank="2")
     shapes = {name: tuple(value.shape or ()) for name, value in model.graph.initializers.items()}
     assert shapes == {"lstm/first.weight": (8, 2), "lstm/last.weight": (2, 12, 2), "r": (2, 12, 3)}
@@ -112,7 +112,7 @@ def test_recurrent_operators_that_share_a_weight() -> None:
         lstm(["x", "w", "r"], ["h2"], "two", direction="reverse"),
         helper.make_node("Add", ["h1", "h2"], ["y"]),
     ]
-    case = make(nodes, LSTM, X, True)
+    case = case_of(nodes, LSTM, X, True)
     model, _ = rewrite(case, rank="0.5")
     assert len(model.graph.initializers) == 3
     assert_same(case, rewrite(case)[0])
@@ -123,7 +123,7 @@ def test_batch_first() -> None:
     weights = {**LSTM, "b": normal(1, 24)}
     nodes = [lstm(["x", "w", "r", "b", "", "h", "c"], ["y", "yh", "yc"], layout=1)]
     feeds = {"x": normal(2, 4, 8), "h": normal(2, 1, 3), "c": normal(2, 1, 3)}
-    case = make(nodes, weights, feeds, False, outputs=("y", "yh", "yc"))
+    case = case_of(nodes, weights, feeds, False, outputs=("y", "yh", "yc"))
     model, result = rewrite(case)
     assert len(result.rewritten) == 1
     expected = ReferenceEvaluator(case.model).run(None, case.feeds)
@@ -166,7 +166,7 @@ def test_a_recurrent_operator_in_a_branch_with_a_computed_weight() -> None:
         "top": w[0, :6],
         "bottom": w[0, 6:],
     }
-    case = make(nodes, weights, X, True)
+    case = case_of(nodes, weights, X, True)
     model, result = rewrite(case)
     assert {r.site.layer.graph for r in result.rewritten} == {"if/then_branch", "if/else_branch"}
     # The weight's parts went with their last users; both branches have the same factors.
@@ -184,7 +184,7 @@ def test_functions() -> None:
         helper.make_node("Einsum", ["h", "w"], ["b"], name="heads", equation="bsi,iho->bsho"),
     ]
     function = helper.make_function("local", "Embed", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
-    case = make(
+    case = case_of(
         [helper.make_node("Embed", ["ids"], ["y"], domain="local", name="call")],
         {},
         {"ids": RNG.integers(0, 128, (2, 3))},
@@ -204,7 +204,7 @@ def test_a_table_that_is_also_a_matrix() -> None:
         helper.make_node("Transpose", ["w"], ["wt"], perm=[1, 0]),
         helper.make_node("MatMul", ["h", "wt"], ["y"], name="out"),
     ]
-    case = make(nodes, {"w": table}, {"ids": RNG.integers(0, 128, (2, 3))}, True)
+    case = case_of(nodes, {"w": table}, {"ids": RNG.integers(0, 128, (2, 3))}, True)
     model, result = rewrite(case)
     assert len(result.rewritten) == 2
     assert "w" not in model.graph.initializers
@@ -213,7 +213,7 @@ def test_a_table_that_is_also_a_matrix() -> None:
 
 def embedding(table: Array, **attributes: Any) -> Case:
     node = helper.make_node("Gather", ["w", "ids"], ["y"], name="table", **attributes)
-    return make([node], {"w": table}, {"ids": RNG.integers(0, 16, (2, 3))}, True)
+    return case_of([node], {"w": table}, {"ids": RNG.integers(0, 16, (2, 3))}, True)
 
 
 def test_an_embedding_is_judged_by_its_parameters() -> None:
@@ -266,20 +266,20 @@ def test_equations_that_are_no_product(
     equation: str, shape: tuple[int, ...], weight: tuple[int, ...], expected: str
 ) -> None:
     node = helper.make_node("Einsum", ["x", "w"], ["y"], name="e", equation=equation)
-    case = make([node], {"w": normal(*weight)}, {"x": normal(*shape)}, False)
+    case = case_of([node], {"w": normal(*weight)}, {"x": normal(*shape)}, False)
     assert expected in reason(case)
 
 
 def test_einsum_without_two_operands() -> None:
     node = helper.make_node("Einsum", ["x"], ["y"], name="e", equation="ij->ji")
-    assert "1 operands" in reason(make([node], {}, {"x": normal(2, 3)}, False))
+    assert "1 operands" in reason(case_of([node], {}, {"x": normal(2, 3)}, False))
     node = helper.make_node("Einsum", ["x", "x"], ["y"], name="e", equation="ij,kj->ik")
-    assert "no operand is constant" in reason(make([node], {}, {"x": normal(2, 3)}, False))
+    assert "no operand is constant" in reason(case_of([node], {}, {"x": normal(2, 3)}, False))
 
 
 def test_an_einsum_needs_no_more_than_the_products() -> None:
     node = helper.make_node("Einsum", ["x", "w"], ["y"], name="e", equation="bsi,oi->bso")
-    model, _ = rewrite(make([node], {"w": normal(5, 4)}, {"x": normal(2, 3, 4)}, True))
+    model, _ = rewrite(case_of([node], {"w": normal(5, 4)}, {"x": normal(2, 3, 4)}, True))
     assert [(node.name, node.op_type) for node in model.graph] == [("e/first", "MatMul"), ("e", "MatMul")]
 
 
@@ -287,15 +287,15 @@ def test_an_einsum_needs_no_more_than_the_products() -> None:
 def test_half_precision(kind: str) -> None:
     einsum = helper.make_node("Einsum", ["x", "w"], ["y"], name="e", equation="bsi,iho->bsho")
     case = {
-        "recurrent": make([lstm(["x", "w", "r"], ["y"])], LSTM, X, True, "float16"),
-        "embedding": make(
+        "recurrent": case_of([lstm(["x", "w", "r"], ["y"])], LSTM, X, True, "float16"),
+        "embedding": case_of(
             [helper.make_node("Gather", ["w", "ids"], ["y"], name="table")],
             {"w": normal(128, 40)},
             {"ids": RNG.integers(-128, 128, (2, 3))},
             True,
             "float16",
         ),
-        "einsum": make([einsum], {"w": normal(8, 3, 4)}, X, True, "float16"),
+        "einsum": case_of([einsum], {"w": normal(8, 3, 4)}, X, True, "float16"),
     }[kind]
     model, result = rewrite(case)
     (check,) = check_lowering(result.rewritten, opset=17, ir_version=8)
@@ -309,8 +309,8 @@ def test_a_padding_that_follows_the_input() -> None:
         "ConvTranspose", ["x", "w"], ["y"], name="up", strides=[2, 2], output_shape=[9, 8]
     )
     weights, feeds = {"w": normal(4, 4, 3, 3)}, {"x": normal(1, 4, 5, 4)}
-    assert "not fixed" in reason(make([node], weights, feeds, True))
-    case = make([node], weights, feeds, False)
+    assert "not fixed" in reason(case_of([node], weights, feeds, True))
+    case = case_of([node], weights, feeds, False)
     model, _ = rewrite(case)
     assert_same(case, model)
     last = next(n for n in model.graph if n.op_type == "ConvTranspose")
@@ -355,7 +355,7 @@ def network() -> Case:
         "w4": normal(6, 6),
         "half": np.array(0.5, np.float32),
     }
-    return make(nodes, weights, {"x": normal(6, 8, 5, 5)}, False)
+    return case_of(nodes, weights, {"x": normal(6, 8, 5, 5)}, False)
 
 
 @pytest.mark.parametrize("method", ["svd", "tucker", "cp", "tt"])
@@ -376,7 +376,7 @@ def test_what_the_optimizer_of_onnx_runtime_writes(method: str, tmp_path: Path) 
 
 def test_what_it_writes_for_one_processor_is_left_alone(tmp_path: Path) -> None:
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv")
-    case = make([node], {"w": normal(32, 32, 3, 3)}, {"x": normal(1, 32, 8, 8)}, False)
+    case = case_of([node], {"w": normal(32, 32, 3, 3)}, {"x": normal(1, 32, 8, 8)}, False)
     _, skips = find(optimized(case.model, tmp_path, "ORT_ENABLE_ALL"))
     blocked = [skip for skip in skips if skip.op_type == "Conv"]
     if not blocked:
@@ -397,14 +397,14 @@ def test_shapes_behind_a_crop_are_known() -> None:
     node = helper.make_node(
         "ConvTranspose", ["h", "w"], ["y"], name="up", strides=[2, 2], output_shape=[15, 7]
     )
-    case = make([crop, node], {"w": normal(4, 4, 3, 3)}, {"x": normal(1, 4, 8, 6)}, False, opset=7)
+    case = case_of([crop, node], {"w": normal(4, 4, 3, 3)}, {"x": normal(1, 4, 8, 6)}, False, opset=7)
     model, result = rewrite(case)
     assert result.rewritten[0].site.layer.input_shape == (1, 4, 7, 3)
     assert_same(case, model)
 
 
 def test_chains_that_do_not_fit_the_operator() -> None:
-    case = make([lstm(["x", "w", "r"], ["y"])], LSTM, X, True)
+    case = case_of([lstm(["x", "w", "r"], ["y"])], LSTM, X, True)
     assert "does not end in a product" in reason(case, method="tt")
     assert "does not begin with a product" in reason(embedding(normal(128, 40)), method="tt")
 
@@ -413,7 +413,7 @@ def test_a_computed_addend_of_a_fused_gemm() -> None:
     node = helper.make_node(
         "FusedGemm", ["x", "w", "c"], ["y"], name="g", domain=MICROSOFT, activation="Relu", beta=0.5
     )
-    case = make([node], {"w": normal(8, 6)}, {"x": normal(4, 8), "c": normal(4, 6)}, True)
+    case = case_of([node], {"w": normal(8, 6)}, {"x": normal(4, 8), "c": normal(4, 6)}, True)
     model, result = rewrite(case)
     assert [n.op_type for n in model.graph] == ["MatMul", "FusedGemm"]
     assert all(check.passed for check in check_lowering(result.rewritten, opset=17, ir_version=8))
@@ -429,7 +429,7 @@ def test_an_attribute_that_is_a_parameter_of_the_function() -> None:
     body[1].attribute.append(reference)
     function = helper.make_function("local", "C", ["a"], ["b"], body, [helper.make_opsetid("", 17)], ["step"])
     call = helper.make_node("C", ["x"], ["y"], domain="local", name="call", step=[2, 2])
-    case = make([call], {}, {"x": normal(1, 4, 8, 8)}, True)
+    case = case_of([call], {}, {"x": normal(1, 4, 8, 8)}, True)
     case.model.functions.append(function)
     assert "strides is a parameter of the function" in reason(case)
 
@@ -461,7 +461,7 @@ def quantized(kind: str, opset: int = 17) -> Case:
     elif kind == "Einsum":
         attributes = {"equation": "bi,iho->bho"}
     node = helper.make_node(kind, inputs, ["y"], name="layer", **attributes)
-    return make([dequantize, node], weights, feeds, True, opset=opset)
+    return case_of([dequantize, node], weights, feeds, True, opset=opset)
 
 
 KINDS = ["Conv", "ConvTranspose", "MatMul", "Gemm", "Gather", "LSTM", "Einsum"]
@@ -506,6 +506,6 @@ def test_requantizing_needs_an_opset() -> None:
 
 def test_layers_that_were_not_quantized_stay_floating_point() -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
-    model, result = rewrite(make([node], {"w": normal(8, 6)}, {"x": normal(3, 8)}, True), requantize=True)
+    model, result = rewrite(case_of([node], {"w": normal(8, 6)}, {"x": normal(3, 8)}, True), requantize=True)
     assert result.notes == ()
     assert [node.op_type for node in model.graph] == ["MatMul", "MatMul"]

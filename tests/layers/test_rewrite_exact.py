@@ -13,7 +13,8 @@ from onnxdecomp_passes.decompose import Decompose
 from onnxdecomp.decompositions.registry import names
 from onnxdecomp.layers.lowering_check import check_lowering
 from onnxdecomp.pipeline.base import PassResult
-from tests.layers.layers import Case, convolutions, gemms, matmuls, run
+from tests.builders.cases import Case, convolutions, gemms, matmuls
+from tests.builders.running import run
 
 METHODS = names()
 FEWER = settings(max_examples=max(5, settings().max_examples // 5))

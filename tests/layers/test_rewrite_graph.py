@@ -18,7 +18,7 @@ from onnxdecomp.graph.save import save
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
 from onnxdecomp.pipeline.base import PassResult
-from tests.layers.layers import run
+from tests.builders.running import run
 
 RNG = np.random.default_rng(0)
 W = RNG.standard_normal((8, 8, 3, 3)).astype(np.float32)

@@ -10,9 +10,9 @@ from onnxdecomp_passes.decompose import Decompose
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.pipeline.base import PassContext
-from tests.calibration.small import conv, normal
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.feeds import normal
+from tests.builders.graphs import conv, value
+from tests.builders.graphs import model as make
 
 
 def test_a_later_larger_input_decides(monkeypatch: pytest.MonkeyPatch) -> None:

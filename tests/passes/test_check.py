@@ -18,7 +18,7 @@ import onnxdecomp
 from onnxdecomp.errors import ModelError
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.pipeline.base import Pass, PassContext, PassResult
-from tests.passes.graphs import model
+from tests.builders.graphs import model
 
 node = helper.make_node
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.data.random_inputs import random_feeds
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import load
@@ -15,7 +16,7 @@ from onnxdecomp.graph.save import save
 from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.runtime.interface import differences, interface_of, lost_defaults
 from onnxdecomp.runtime.session import inputs_of, open_session, run
-from tests.passes.graphs import Array, op_types
+from tests.builders.running import op_types
 
 MODELS = {
     "cifar10/resnet20_cifar10": 1e-4,  # biases behind CastLike and Expand

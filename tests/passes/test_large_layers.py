@@ -8,9 +8,9 @@ from onnx import helper
 from onnxdecomp_passes.decompose import Decompose
 
 from onnxdecomp.tensor import linalg
-from tests.calibration.small import normal
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.feeds import normal
+from tests.builders.graphs import model as make
+from tests.builders.graphs import value
 
 
 @pytest.mark.parametrize(("limit", "named"), [(1 << 14, False), (30, True)])

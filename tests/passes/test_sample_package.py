@@ -25,7 +25,8 @@ from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.pipeline.installed import available
 from onnxdecomp.workflow.compress import compress
-from tests.passes.graphs import model, op_types
+from tests.builders.graphs import model
+from tests.builders.running import op_types
 
 MICROSOFT = "com.microsoft"
 SOURCE = Path(__file__).parent / "sample_package"

@@ -22,7 +22,7 @@ from onnxdecomp.pipeline.base import Need, Pass, PassContext, PassResult, option
 from onnxdecomp.quantization.bounds import Memory
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.workflow.compress import compress
-from tests.passes.graphs import model
+from tests.builders.graphs import model
 
 HERE = __name__
 NOWHERE = Path("nowhere")

@@ -20,8 +20,8 @@ from onnxdecomp.quantization.bounds import HARMED, Bounds, Memory
 from onnxdecomp.quantization.distance import distance
 from onnxdecomp.quantization.guard import Guarded, guarded, guarded_half
 from onnxdecomp.quantization.scheme import Scheme
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.graphs import model as make
+from tests.builders.graphs import value
 
 RNG = np.random.default_rng(0)
 

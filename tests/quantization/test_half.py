@@ -19,20 +19,22 @@ from onnxdecomp.quantization.half import LARGEST, fp16, halved
 from onnxdecomp.quantization.int8 import prepared
 from onnxdecomp.runtime.interface import differences, interface_of
 from onnxdecomp.runtime.session import open_session, run
-from tests.quantization.kinds import FLOAT, KINDS, Kind, image, kind, node, normal
+from tests.builders.cases import Case
+from tests.builders.exported import KINDS, batched, image, scaled
+from tests.builders.graphs import FLOAT, node
 
 IN_FUNCTION = {"k", "w2"}
 """What the kind "function" reads and makes in its function, which stays as it is."""
 
 
-def converted(made: Kind, folder: Path, keep: tuple[str, ...] = ()) -> tuple[ir.Model, Path]:
+def converted(made: Case, folder: Path, keep: tuple[str, ...] = ()) -> tuple[ir.Model, Path]:
     onnx.save(made.model, folder / "model.onnx")
     new = fp16(load(folder / "model.onnx"), keep)
     return new, save(new, folder / "new.onnx")
 
 
-def error(made: Kind, folder: Path) -> float:
-    outputs = [run(open_session(folder / f"{name}.onnx"), made.feed) for name in ("model", "new")]
+def error(made: Case, folder: Path) -> float:
+    outputs = [run(open_session(folder / f"{name}.onnx"), made.feeds) for name in ("model", "new")]
     errors = [float(np.linalg.norm(b - a) / np.linalg.norm(a)) for a, b in zip(*outputs, strict=True)]
     return max(errors)
 
@@ -59,7 +61,7 @@ def test_nodes_that_are_to_stay_read_float32(tmp_path: Path) -> None:
         node("Sub", "c b", "d"),
         node("Conv", "d w", "y", pads=[1] * 4),
     ]
-    made = kind(nodes, {"w": normal(16, 16, 3, 3), "big": np.array([1e9], np.float32)}, image())
+    made = batched(nodes, {"w": scaled(16, 16, 3, 3), "big": np.array([1e9], np.float32)}, image())
     new, target = converted(made, tmp_path, keep=("b", "c", "d"))
     session = open_session(target)
     assert session.get_inputs()[0].type == "tensor(float)"
@@ -70,18 +72,18 @@ def test_nodes_that_are_to_stay_read_float32(tmp_path: Path) -> None:
 
 
 def test_an_initializer_that_is_an_output_stays(tmp_path: Path) -> None:
-    made = kind([node("Gemm", "x w", "y")], {"w": normal(16, 16)}, {"x": normal(1, 16)})
+    made = batched([node("Gemm", "x w", "y")], {"w": scaled(16, 16)}, {"x": scaled(1, 16)})
     made.model.graph.output.append(helper.make_tensor_value_info("w", FLOAT, [16, 16]))
     converted(made, tmp_path)
-    given = run(open_session(tmp_path / "new.onnx"), made.feed)[1]
-    np.testing.assert_array_equal(given, normal(16, 16))
+    given = run(open_session(tmp_path / "new.onnx"), made.feeds)[1]
+    np.testing.assert_array_equal(given, scaled(16, 16))
 
 
 def test_names_that_casts_would_get_may_be_taken(tmp_path: Path) -> None:
     taken = ["x_fp16", "y_fp16", "graph_input_cast_0", "x_fp16_cast_to_fp32", "y"]
     nodes = [node("Relu", a, b) for a, b in pairwise(["x", *taken])]
     nodes[0].name = "graph_input_cast0"
-    made = kind(nodes, {}, image())
+    made = batched(nodes, {}, image())
     new, _ = converted(made, tmp_path)
     assert error(made, tmp_path) < 1e-3
     names = {value.name for n in new.graph for value in n.outputs}
@@ -99,7 +101,7 @@ def test_operators_of_other_domains_are_typed_by_their_schema(tmp_path: Path) ->
         node("Transpose", "indices", "t", perm=[1, 0]),
     ]
     nodes[4], nodes[5] = nodes[5], nodes[4]
-    made = kind(nodes, {"w": normal(16, 16), "g": np.ones(16, np.float32)}, {"x": normal(2, 3, 16)})
+    made = batched(nodes, {"w": scaled(16, 16), "g": np.ones(16, np.float32)}, {"x": scaled(2, 3, 16)})
     made.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     new, _ = converted(made, tmp_path)
     assert new.graph.initializers["w"].dtype == ir.DataType.FLOAT16
@@ -115,11 +117,11 @@ def test_an_output_of_the_inputs_type_goes_with_it(op_type: str, tmp_path: Path)
         node(op_type, "b", "c"),
         node("Add", "b c", "y"),
     ]
-    made = kind(nodes, {"w": normal(16, 16)}, {"x": normal(16, 16)})
+    made = batched(nodes, {"w": scaled(16, 16)}, {"x": scaled(16, 16)})
     made.model.graph.output.append(helper.make_tensor_value_info("c", FLOAT, [16, 16]))
     new, target = converted(made, tmp_path)
     assert new.graph.initializers["w"].dtype == ir.DataType.FLOAT16
-    assert [array.dtype for array in run(open_session(target), made.feed)] == [np.float32, np.float32]
+    assert [array.dtype for array in run(open_session(target), made.feeds)] == [np.float32, np.float32]
 
 
 def test_what_a_loop_carries_stays(tmp_path: Path) -> None:
@@ -138,8 +140,8 @@ def test_what_a_loop_carries_stays(tmp_path: Path) -> None:
         node("Loop", "n go0 h", "l", body=body),
         node("MatMul", "l w", "y"),
     ]
-    weights = {"w": normal(16, 16), "n": np.array(3), "go0": np.array(True)}
-    made = kind(nodes, weights, {"x": normal(2, 16)})
+    weights = {"w": scaled(16, 16), "n": np.array(3), "go0": np.array(True)}
+    made = batched(nodes, weights, {"x": scaled(2, 16)})
     new, _ = converted(made, tmp_path)
     assert new.graph.initializers["w"].dtype == ir.DataType.FLOAT16
     assert error(made, tmp_path) < 5e-3
@@ -171,10 +173,10 @@ def test_what_draws_numbers_stays(op_type: str, attributes: dict[str, int], tmp_
         nodes += [node("Cast", "r", "f", to=FLOAT), node("ReduceSum", "f", "t"), node("Add", "t s", "y")]
     else:
         nodes += [node("Add", "r s", "t"), node("MatMul", "t w", "y")]
-    made = kind(nodes, {"w": normal(16, 16)}, {"x": normal(4, 16)})
+    made = batched(nodes, {"w": scaled(16, 16)}, {"x": scaled(4, 16)})
     new, target = converted(made, tmp_path)
     assert new.graph.initializers["w"].dtype == ir.DataType.FLOAT16
-    assert np.isfinite(run(open_session(target), made.feed)[0]).all()
+    assert np.isfinite(run(open_session(target), made.feeds)[0]).all()
 
 
 QUANTIZED = [
@@ -194,8 +196,8 @@ def test_quantized_models_are_refused(
     op_type: str, inputs: str, outputs: str, domain: str, precision: str
 ) -> None:
     nodes = [node(op_type, inputs, outputs, domain=domain), node("MatMul", "x w", "y")]
-    weights = {"w": normal(16, 16), "one": np.ones(1, np.float32), "bytes": np.ones((16, 16), np.uint8)}
-    model = ir.from_proto(kind(nodes, weights, {"x": normal(4, 16)}).model)
+    weights = {"w": scaled(16, 16), "one": np.ones(1, np.float32), "bytes": np.ones((16, 16), np.uint8)}
+    model = ir.from_proto(batched(nodes, weights, {"x": scaled(4, 16)}).model)
     with pytest.raises(ModelError, match=f"quantized already: --quantize {precision}"):
         prepared(model) if precision == "int8" else fp16(model)
 
@@ -207,7 +209,7 @@ def test_narrow_weights_are_refused_or_taken(dtype: str, name: str, constant: bo
     nodes = [node("Cast", "w", "f", to=FLOAT), node("Mul", "x f", "y")]
     if constant:
         nodes.insert(0, helper.make_node("Constant", [], ["w"], value=stored))
-    made = kind(nodes, {}, {"x": normal(4, 16)})
+    made = batched(nodes, {}, {"x": scaled(4, 16)})
     if not constant:
         made.model.graph.initializer.append(stored)
     model = ir.from_proto(made.model)
@@ -222,10 +224,7 @@ def test_narrow_weights_are_refused_or_taken(dtype: str, name: str, constant: bo
 
 def test_a_model_in_float16_stays_as_it_is() -> None:
     nodes = [node("MatMul", "x w", "y")]
-    model = kind(
-        nodes, {"w": normal(16, 16).astype(np.float16)}, {"x": normal(4, 16).astype(np.float16)}
-    ).model
-    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    model = batched(nodes, {"w": scaled(16, 16)}, {"x": scaled(4, 16)}, dtype="float16").model
     done = Quantize(kind="fp16").call(ir.from_proto(model))
     assert not done.modified
     assert done.notes == ("nothing became float16: the model is in float16 already",)

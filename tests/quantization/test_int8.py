@@ -26,8 +26,10 @@ from onnxdecomp.quantization.scheme import Scheme, scheme_for
 from onnxdecomp.runtime import environment
 from onnxdecomp.runtime.interface import differences, interface_of
 from onnxdecomp.runtime.session import inputs_of, open_session, run
-from tests.quantization.kinds import KINDS, Kind, node, normal, tied
-from tests.quantization.kinds import kind as kind_of
+from tests.builders.cases import Case
+from tests.builders.exported import KINDS, scaled, tied
+from tests.builders.exported import batched as kind_of
+from tests.builders.graphs import node
 
 COARSE = 0.06
 """Relative L2 error that 8 bits may make in a model of a few layers."""
@@ -36,12 +38,12 @@ every_kind = pytest.mark.parametrize("name", KINDS)
 
 
 @pytest.fixture
-def kind(name: str) -> Kind:
+def kind(name: str) -> Case:
     return KINDS[name]()
 
 
 @pytest.fixture
-def file(kind: Kind, tmp_path: Path) -> Path:
+def file(kind: Case, tmp_path: Path) -> Path:
     onnx.save(kind.model, tmp_path / "model.onnx")
     return tmp_path / "model.onnx"
 
@@ -54,18 +56,18 @@ def count(model: ir.Model, op_type: str) -> int:
     return sum(node.op_type == op_type for node in model.graph)
 
 
-def quantized(file: Path, kind: Kind, how: Scheme) -> ir.Model:
-    feeds = read_feeds([kind.feed], inputs_of(open_session(file)))
+def quantized(file: Path, kind: Case, how: Scheme) -> ir.Model:
+    feeds = read_feeds([kind.feeds], inputs_of(open_session(file)))
     return int8(load(file), feeds, how)
 
 
 @every_kind
-def test_it_computes_about_the_same(file: Path, kind: Kind, tmp_path: Path) -> None:
+def test_it_computes_about_the_same(file: Path, kind: Case, tmp_path: Path) -> None:
     made = quantized(file, kind, scheme_for("cpu"))
     target = save(made, tmp_path / "new.onnx")
     assert count(made, "QuantizeLinear") > 0
     assert not differences(interface_of(file), interface_of(target))
-    before, after = (run(open_session(path), kind.feed)[0] for path in (file, target))
+    before, after = (run(open_session(path), kind.feeds)[0] for path in (file, target))
     assert relative(after, before) < COARSE
 
 
@@ -76,20 +78,20 @@ def test_a_weight_per_channel_has_other_readers(tmp_path: Path) -> None:
     how = dataclasses.replace(scheme_for("cpu"), per_channel=True)
     made = quantized(file, kind, how)
     before, after = (
-        run(open_session(path), kind.feed)[0] for path in (file, save(made, tmp_path / "new.onnx"))
+        run(open_session(path), kind.feeds)[0] for path in (file, save(made, tmp_path / "new.onnx"))
     )
     assert count(made, "QuantizeLinear") > 0
     assert relative(after, before) < COARSE
 
 
 @every_kind
-def test_the_rough_one_has_the_same_nodes(file: Path, kind: Kind) -> None:
+def test_the_rough_one_has_the_same_nodes(file: Path, kind: Case) -> None:
     made, outline = quantized(file, kind, scheme_for("cpu")), rough(load(file), scheme_for("cpu"))
     assert Counter(node.op_type for node in outline.graph) == Counter(node.op_type for node in made.graph)
 
 
 @every_kind
-def test_what_compress_writes_can_be_quantized_by_anybody(file: Path, kind: Kind, tmp_path: Path) -> None:
+def test_what_compress_writes_can_be_quantized_by_anybody(file: Path, kind: Case, tmp_path: Path) -> None:
     """By ONNX Runtime's quantizer as its users call it; with a scale per channel where the opset has that."""
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
@@ -108,14 +110,14 @@ def test_what_compress_writes_can_be_quantized_by_anybody(file: Path, kind: Kind
     quantize_static(
         str(written),
         str(target),
-        Reader([kind.feed]),
+        Reader([kind.feeds]),
         per_channel=opset >= 13,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
     quantize_dynamic(str(written), str(dynamic), weight_type=QuantType.QUInt8)
     for made in (target, dynamic):
-        (output,) = run(open_session(made), kind.feed)
+        (output,) = run(open_session(made), kind.feeds)
         assert np.isfinite(output).all()
 
 
@@ -183,15 +185,15 @@ def test_the_model_that_is_given_stays_as_it_is(name: str) -> None:
     before = made.model.SerializeToString(deterministic=True)
     model = ir.from_proto(made.model)
     own = ir.to_proto(model).SerializeToString(deterministic=True)
-    int8(model, Feeds((made.feed,), "test"), Scheme())
+    int8(model, Feeds((made.feeds,), "test"), Scheme())
     assert made.model.SerializeToString(deterministic=True) == before
     assert ir.to_proto(model).SerializeToString(deterministic=True) == own
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_a_weight_of_several_matrices_runs_in_8_bits(per_channel: bool) -> None:
-    made = kind_of([node("MatMul", "x w", "y")], {"w": normal(3, 16, 8)}, {"x": normal(1, 1, 4, 16)})
-    model, feeds = ir.from_proto(made.model), Feeds((made.feed,), "test")
+    made = kind_of([node("MatMul", "x w", "y")], {"w": scaled(3, 16, 8)}, {"x": scaled(1, 1, 4, 16)})
+    model, feeds = ir.from_proto(made.model), Feeds((made.feeds,), "test")
     new = int8(model, feeds, Scheme(per_channel=per_channel))
     assert count(new, "QuantizeLinear") > 0
     assert distance(model, new, feeds) < COARSE

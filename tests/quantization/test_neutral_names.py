@@ -21,7 +21,9 @@ from onnxdecomp.quantization.neutral_names import Neutral, neutral
 from onnxdecomp.quantization.scheme import Scheme
 from onnxdecomp.runtime.interface import differences, interface_of
 from onnxdecomp.runtime.session import inputs_of, open_session, run
-from tests.quantization.kinds import FLOAT, KINDS, Kind, image, kind, node, normal
+from tests.builders.cases import Case
+from tests.builders.exported import KINDS, batched, image, scaled
+from tests.builders.graphs import FLOAT, node
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -39,9 +41,9 @@ def test_a_model_comes_back_as_it_was(name: str) -> None:
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
-def quantized(made: Kind, folder: Path, scheme: Scheme) -> ir.Model:
+def quantized(made: Case, folder: Path, scheme: Scheme) -> ir.Model:
     onnx.save(made.model, folder / "model.onnx")
-    feeds = read_feeds([made.feed], inputs_of(open_session(folder / "model.onnx")))
+    feeds = read_feeds([made.feeds], inputs_of(open_session(folder / "model.onnx")))
     new = int8(load(folder / "model.onnx"), feeds, scheme)
     save(new, folder / "new.onnx")
     assert not differences(interface_of(folder / "model.onnx"), interface_of(folder / "new.onnx"))
@@ -61,24 +63,24 @@ def test_the_model_may_use_names_that_the_quantizer_makes(suffix: str, tmp_path:
         node("Relu", output, last, name=""),
         node("Conv", f"{last} w {bias}", "y", name="c", pads=[1] * 4),
     ]
-    made = kind(nodes, {"w": normal(16, 16, 3, 3), bias: normal(16)}, image())
+    made = batched(nodes, {"w": scaled(16, 16, 3, 3), bias: scaled(16)}, image())
     made.model.graph.output.append(helper.make_tensor_value_info(output, FLOAT, None))
     new = quantized(made, tmp_path, Scheme())
     assert {inner, output, last} <= {v.name for n in new.graph for v in n.outputs}
     assert [n.name for n in new.graph if n.op_type == "Conv"] == ["x_QuantizeLinear", "", "c"]
-    before, after = (run(open_session(tmp_path / f"{n}.onnx"), made.feed) for n in ("model", "new"))
+    before, after = (run(open_session(tmp_path / f"{n}.onnx"), made.feeds) for n in ("model", "new"))
     for one, two in zip(before, after, strict=True):
         assert np.linalg.norm(two - one) < 0.06 * np.linalg.norm(one)
 
 
 def test_an_initializer_that_is_an_output_stays(tmp_path: Path) -> None:
     nodes = [node("MatMul", "x w", "h"), node("MatMul", "h w2", "y")]
-    made = kind(nodes, {"w": normal(16, 16), "w2": normal(16, 16)}, {"x": normal(1, 16)})
+    made = batched(nodes, {"w": scaled(16, 16), "w2": scaled(16, 16)}, {"x": scaled(1, 16)})
     made.model.graph.output.append(helper.make_tensor_value_info("w2", FLOAT, [16, 16]))
     new = quantized(made, tmp_path, Scheme())
     assert {n.op_type for n in new.graph} == {"MatMul", "QuantizeLinear", "DequantizeLinear"}
-    given = run(open_session(tmp_path / "new.onnx"), made.feed)[1]
-    np.testing.assert_array_equal(given, normal(16, 16))
+    given = run(open_session(tmp_path / "new.onnx"), made.feeds)[1]
+    np.testing.assert_array_equal(given, scaled(16, 16))
 
 
 def test_messages_name_no_temporary_file(tmp_path: Path) -> None:

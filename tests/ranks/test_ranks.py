@@ -16,7 +16,7 @@ from onnxdecomp.ranks.evbmf import evbmf
 from onnxdecomp.ranks.rounding import round_to_multiple
 from onnxdecomp.ranks.spec import RankSpec, check, choose, parse
 from onnxdecomp.runtime.providers import quantum
-from tests.decompositions.layers import conv_layer, error_of, linear_layer
+from tests.builders.layers import conv_layer, error_of, linear_layer
 
 
 def spectrum(rows: int, cols: int, rank: int, noise: float, seed: int = 0) -> Array:

@@ -9,7 +9,7 @@ from onnx import helper
 import onnxdecomp
 from onnxdecomp.graph.load import load
 from onnxdecomp.workflow.result import Result
-from tests.cli.small import network, write
+from tests.builders.models import network, write
 
 
 @pytest.fixture

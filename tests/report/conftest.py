@@ -14,7 +14,7 @@ from models.digits import MODEL, TEST_DATA
 from onnxdecomp.report import together
 from onnxdecomp.runtime import jsonio
 from onnxdecomp.workflow.compare import compare
-from tests.cli.small import network
+from tests.builders.models import network
 
 Record = dict[str, Any]
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxdecomp.graph.load import load
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.runtime.fatal import fatal
-from tests.cli.small import QUICK, command, files
+from tests.builders.commands import QUICK, command, files
 
 Shape = tuple[int | str, ...]
 

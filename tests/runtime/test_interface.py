@@ -9,7 +9,8 @@ from onnx import TensorProto, helper
 
 from onnxdecomp.errors import ModelError
 from onnxdecomp.runtime.interface import differences, interface_of, lost_defaults
-from tests.runtime.small import Dims, linear, model, value
+from tests.builders.graphs import Dims, model, value
+from tests.builders.models import scores
 
 
 def relu(
@@ -63,12 +64,12 @@ def test_order() -> None:
 @pytest.mark.parametrize(("ir_version", "lost"), [(3, ()), (8, ("w",))])
 def test_weights_among_the_inputs(ir_version: int, lost: tuple[str, ...]) -> None:
     """Before IR 4 they had to be there and could not be fed; since then each is an optional input."""
-    with_weight = linear(np.eye(3))
+    with_weight = scores(np.eye(3))
     with_weight.ir_version = ir_version
     with_weight.graph.input.append(value("w", [3, 3]))
     before, after = (
         interface_of(with_weight.SerializeToString()),
-        interface_of(linear(np.eye(3)).SerializeToString()),
+        interface_of(scores(np.eye(3)).SerializeToString()),
     )
     assert differences(before, after) == ()
     assert lost_defaults(before, after) == lost
@@ -84,12 +85,12 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_a_type_that_was_left_out_may_be_there() -> None:
-    whole, bare = linear(np.eye(3)), linear(np.eye(3))
+    whole, bare = scores(np.eye(3)), scores(np.eye(3))
     for port in bare.graph.output:
         port.ClearField("type")
-    odd = linear(np.eye(3))
+    odd = scores(np.eye(3))
     odd.graph.output[0].type.tensor_type.elem_type = 999
-    undefined = linear(np.eye(3))
+    undefined = scores(np.eye(3))
     undefined.graph.output[0].type.tensor_type.elem_type = 0
     one, two, three, four = (interface_of(m.SerializeToString()) for m in (whole, bare, odd, undefined))
     assert differences(two, one) == differences(four, one) == ()

@@ -18,7 +18,9 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.runtime.output_path import check_apart, check_folder, is_special, landing
-from tests.cli.small import command, files, network, samples
+from tests.builders.commands import command, files
+from tests.builders.feeds import samples
+from tests.builders.models import network
 
 QUICK: dict[str, Any] = {"simplify": "none", "rank": "4", "method": "svd", "bench": False, "verify": False}
 LINE = ("--simplify", "none", "--rank", "4", "--method", "svd", "--no-bench", "--no-verify", "--overwrite")

@@ -26,7 +26,8 @@ from onnxdecomp.graph.save import save
 from onnxdecomp.latency import cache
 from onnxdecomp.quantization.files import silent
 from onnxdecomp.runtime import process_state, provider_start
-from tests.cli.small import environment, network
+from tests.builders.commands import environment
+from tests.builders.models import network
 
 Scope = Callable[[], AbstractContextManager[Any]]
 

@@ -18,9 +18,10 @@ from onnxdecomp.runtime.session import (
     placements,
     run,
 )
-from tests.runtime.small import linear, model, saved, stateful, value
+from tests.builders.graphs import model, saved, value
+from tests.builders.models import scores, stateful
 
-EYE = linear(np.eye(3)).SerializeToString()
+EYE = scores(np.eye(3)).SerializeToString()
 CUDA = provider_start.started("cuda")
 
 
@@ -46,7 +47,7 @@ def test_unnamed_dimensions_are_none() -> None:
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
-    path = saved(linear(np.eye(3)), tmp_path / "m.onnx")
+    path = saved(scores(np.eye(3)), tmp_path / "m.onnx")
     path.write_bytes(path.read_bytes()[:40])
     for source in (path, tmp_path / "missing.onnx", b"no model"):
         with pytest.raises(ModelError) as caught:

@@ -8,7 +8,7 @@ import pytest
 
 from onnxdecomp.runtime.session import open_session
 from onnxdecomp.runtime.spinning import Idling, pause, together
-from tests.runtime.small import linear
+from tests.builders.models import scores
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_only_sessions_of_several_threads_disturb_each_other(
 
 @pytest.mark.parametrize("idling", ["spin briefly", "sleep"])
 def test_threads_sleep_after_the_pause(idling: Idling) -> None:
-    session = open_session(linear(np.eye(512)).SerializeToString(), threads=2, idling=idling)
+    session = open_session(scores(np.eye(512)).SerializeToString(), threads=2, idling=idling)
     feed = {"x": np.ones((256, 512), np.float32)}
 
     def spent() -> float:

@@ -13,8 +13,9 @@ import pytest
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.runtime import temporary_files
-from tests.cli.small import QUICK, command, environment, files, network
-from tests.graph import builders
+from tests.builders import graphs, models
+from tests.builders.commands import QUICK, command, environment, files
+from tests.builders.models import network
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked there")
 
@@ -72,7 +73,7 @@ def test_what_a_killed_process_leaves_goes_with_the_next_run(
 
 def test_a_model_with_external_data_is_saved_in_one(tmp_path: Path) -> None:
     """Saving locks the folder, and must not wait for its own process."""
-    model = load(builders.write(builders.linear(256), tmp_path / "m.onnx", "weights.bin"))
+    model = load(graphs.saved(models.linear(256), tmp_path / "m.onnx", "weights.bin"))
     with temporary_files.folder() as folder:
         save(model, folder / "saved.onnx", external=True)
         assert (folder / "saved.onnx.data").stat().st_size > 0

@@ -8,7 +8,7 @@ import pytest
 import onnxdecomp
 from onnxdecomp.search.pareto import macs_left
 from onnxdecomp.search.plan import Choice, Cost, Plan
-from tests.cli.small import network
+from tests.builders.models import network
 
 
 def test_from_the_original_on_and_convex(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.search import candidates as module
 from onnxdecomp.search.candidates import candidates, outlines
 from onnxdecomp.search.rank_curves import filled_in
-from tests.calibration.small import calibration, normal
+from tests.builders.feeds import calibration, normal
 
 NOISE = 1e-4
 """Of what lies below the cliff, over what lies above."""

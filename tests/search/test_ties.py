@@ -17,9 +17,9 @@ from onnxdecomp.graph.traversal import slots
 from onnxdecomp.record.layers import totals
 from onnxdecomp.workflow import compress
 from onnxdecomp.workflow.result import Result
-from tests.layers.layers import run
-from tests.runtime.small import model as make
-from tests.runtime.small import value
+from tests.builders.graphs import model as make
+from tests.builders.graphs import value
+from tests.builders.running import run
 
 node = helper.make_node
 rng = np.random.default_rng(0)

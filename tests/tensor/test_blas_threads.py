@@ -21,8 +21,8 @@ from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.tensor import blas_threads
 from onnxdecomp.workflow import compress
-from tests.cli.small import network
-from tests.fitting.data import LAYERS, asymmetric, gathered
+from tests.builders.models import network
+from tests.builders.moments import LAYERS, asymmetric, gathered
 
 BOTH = {"numpy.libs", "scipy.libs"}
 ONE, TWO = dict.fromkeys(BOTH, 1), dict.fromkeys(BOTH, 2)

@@ -10,7 +10,7 @@ from onnxdecomp.decompositions.cp import Cp
 from onnxdecomp.tensor.cp_als import alternate, balanced, distance, norm
 from onnxdecomp.tensor.cp_stability import correct, sensitivity, stabilise
 from onnxdecomp.tensor.tenalg import cp_to_tensor, cp_weights
-from tests.decompositions.layers import conv_layer, error_of
+from tests.builders.layers import conv_layer, error_of
 
 
 def border_rank_tensor(sizes: tuple[int, int, int], noise: float = 0.0) -> Array:

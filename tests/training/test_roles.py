@@ -11,7 +11,7 @@ from onnx import helper
 
 from onnxdecomp.layers.registry import adapters
 from onnxdecomp.training.roles import Role, roles
-from tests.layers.layers import make
+from tests.builders.cases import case_of
 
 RNG = np.random.default_rng(0)
 
@@ -74,7 +74,7 @@ def test_roles_of_a_graph() -> None:
         **{name: RNG.uniform(1, 2, 4) for name in ("b1", "scale", "shift", "mean", "var")},
         "b2": RNG.standard_normal(5),
     }
-    case = make(nodes, weights, {"x": RNG.standard_normal((2, 4, 6))}, dynamic=False)
+    case = case_of(nodes, weights, {"x": RNG.standard_normal((2, 4, 6))}, dynamic=False)
     found = {role.name: role for role in roles(ir.from_proto(case.model))}
     assert found == {
         "w1": Role("w1", "weight"),

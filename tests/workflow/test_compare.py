@@ -10,7 +10,9 @@ import pytest
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.workflow.compare import compare, gate_failure
-from tests.cli.small import command, network, samples
+from tests.builders.commands import command
+from tests.builders.feeds import samples
+from tests.builders.models import network
 
 Capsys = pytest.CaptureFixture[str]
 QUICK = ("--iterations", 5, "--no-memory")

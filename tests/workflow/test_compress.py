@@ -18,7 +18,8 @@ import pytest
 import onnxdecomp
 from onnxdecomp.errors import GateError, UnchangedError, UsageError
 from onnxdecomp.workflow.result import Result
-from tests.cli.small import environment, files, network
+from tests.builders.commands import environment, files
+from tests.builders.models import network
 
 QUICK: dict[str, Any] = {"simplify": "none", "rank": "4", "bench": False}
 

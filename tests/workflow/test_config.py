@@ -27,7 +27,8 @@ from onnxdecomp.workflow.config_checks import checked
 from onnxdecomp.workflow.config_json import from_json, to_json
 from onnxdecomp.workflow.keywords import CompressOptions
 from onnxdecomp.workflow.request import request_of
-from tests.cli.small import command, network
+from tests.builders.commands import command
+from tests.builders.models import network
 
 OPTIONS = {field.name: field for field in option_fields(CompressConfig)}
 ROOT = Path(__file__).parents[2]

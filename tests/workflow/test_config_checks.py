@@ -12,7 +12,9 @@ import onnxdecomp
 from onnxdecomp.errors import UnchangedError, UsageError
 from onnxdecomp.evaluate import verify
 from onnxdecomp.workflow import finish_result
-from tests.cli.small import command, files, network, samples
+from tests.builders.commands import command, files
+from tests.builders.feeds import samples
+from tests.builders.models import network
 
 QUICK: dict[str, Any] = {"simplify": "none", "bench": False}
 LINE = ("--simplify", "none", "--no-bench")

@@ -15,7 +15,7 @@ from onnxdecomp.errors import GateError, UsageError
 from onnxdecomp.search.plan import Choice, Cost, Plan
 from onnxdecomp.search.search_record import CandidateRecord, Expected, LayerCandidates, Measured, SearchRecord
 from onnxdecomp.search.tighten import tighter
-from tests.cli.small import command, files
+from tests.builders.commands import command, files
 
 WIDTH = 24
 OPTIONS: dict[str, Any] = {"method": "svd", "simplify": "none", "bench": False, "threads": 1}

@@ -20,7 +20,8 @@ from onnxdecomp.runtime.timing import Ratio, Summary
 from onnxdecomp.search.plan import Choice, Cost, Plan
 from onnxdecomp.search.search_record import CandidateRecord, Expected, LayerCandidates, Measured, SearchRecord
 from onnxdecomp.workflow import compress, latency_guard
-from tests.cli.small import command, files, network
+from tests.builders.commands import command, files
+from tests.builders.models import network
 
 SLOWER = Ratio(1.2, 1.1, 1.3, 0.95)
 FASTER = Ratio(0.5, 0.4, 0.6, 0.95)

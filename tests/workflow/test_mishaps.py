@@ -21,7 +21,9 @@ from onnxdecomp.layers.replace import Rewriter
 from onnxdecomp.search import fixed_ranks, layer_profiles, sensitivity
 from onnxdecomp.workflow import compress
 from onnxdecomp.workflow.result import Result
-from tests.cli.small import command, network, samples
+from tests.builders.commands import command
+from tests.builders.feeds import samples
+from tests.builders.models import network
 
 BAD = "c2"
 

@@ -22,7 +22,7 @@ from onnxdecomp.errors import GateError, OnnxDecompError, UnchangedError, UsageE
 from onnxdecomp.runtime.session import inputs_of, open_session, outputs_of
 from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.result import Result
-from tests.cli.small import files
+from tests.builders.commands import files
 
 SEARCHES = ("error=0.4", "params=1.1x", "drop=0.9")
 WAYS: dict[str, dict[str, Any]] = {

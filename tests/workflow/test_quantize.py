@@ -26,7 +26,7 @@ from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.workflow import compress
 from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.context import RunContext, pass_context
-from tests.cli.small import Outcome, command, files, process
+from tests.builders.commands import Outcome, command, files, process
 from tests.workflow.test_latency_guard import FASTER, SLOWER, Fake, result
 from tests.workflow.test_targets import filled
 

@@ -14,7 +14,8 @@ from onnx import helper
 
 import onnxdecomp
 from onnxdecomp.errors import UsageError
-from tests.cli.small import Outcome, command, files, network, write
+from tests.builders.commands import Outcome, command, files
+from tests.builders.models import network, write
 from tests.conftest import ROOT
 
 Capsys = pytest.CaptureFixture[str]

@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxdecomp.core.layer import Array
-from tests.graph import builders as b
+from tests.builders.graphs import model
 
 
 @dataclass(eq=False)
@@ -101,6 +101,4 @@ def vit(depth: int = 12, width: int = 32, heads: int = 4, *, seed: int = 0) -> o
     y = w.op("Gemm", token, w.weight(width, 10), w.weight(10))
     w.nodes[-1].output[0] = "y"
     assert y
-    return b.model(
-        w.nodes, w.weights, inputs=[b.info("x", ["N", 3, 16, 16])], outputs=[b.info("y", ["N", 10])]
-    )
+    return model(w.nodes, {"x": ["N", 3, 16, 16]}, {"y": ["N", 10]}, w.weights)

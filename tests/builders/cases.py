@@ -1,17 +1,23 @@
-"""Hypothesis strategies of one-layer models beyond convolutions and products of matrices."""
+"""Models with one layer and an input: hypothesis strategies over the whole space of operators' attributes."""
 
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
+from hypothesis import assume
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import TensorProto, helper
 
 from onnxdecomp.core.layer import Array
-from tests.layers.layers import ELEMENT, Case, make, run
+from tests.builders.graphs import model, value
+from tests.builders.running import run
+
+ELEMENT = {"float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16}
 
 MICROSOFT = "com.microsoft"
 
@@ -38,6 +44,163 @@ FUSED: dict[str, dict[str, float]] = {
     "HardSigmoid": {"alpha": 0.3, "beta": 0.4},
 }
 """Activations that both FusedConv and FusedGemm take."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model, mostly of one layer, and an input for it."""
+
+    model: onnx.ModelProto
+    feeds: dict[str, Array]
+
+    def __repr__(self) -> str:
+        node = self.model.graph.node[0]
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        shapes = {k: v.shape for k, v in self.feeds.items()}
+        weights = {i.name: tuple(i.dims) for i in self.model.graph.initializer}
+        return f"Case({[n.op_type for n in self.model.graph.node]}, {attributes}, {shapes}, {weights})"
+
+
+def case_of(
+    nodes: Sequence[onnx.NodeProto],
+    weights: Mapping[str, Array],
+    feeds: Mapping[str, Array],
+    dynamic: bool,
+    dtype: str = "float32",
+    *,
+    batch: str | None = None,
+    outputs: Sequence[str] = ("y",),
+    **header: Any,
+) -> Case:
+    """A model of these nodes from the inputs `feeds` to the outputs, and the feeds; see `graphs.model`.
+
+    Args:
+        nodes, weights, feeds, outputs: What it is made of.
+        dynamic: Whether every size of an input is free.
+        batch: A name for the first axis of every input: it alone is free.
+        dtype: What floating-point arrays become.
+        header: The opset and the like.
+    """
+    typed = {name: _as(array, dtype) for name, array in feeds.items()}
+
+    def dims(name: str, array: Array) -> list[int | str | None]:
+        free = array.ndim if dynamic else 0
+        fixed = [batch, *array.shape[1:]] if batch else array.shape[free:]
+        return [*(f"{name}_{axis}" for axis in range(free)), *fixed]
+
+    inputs = [
+        value(name, dims(name, array), helper.np_dtype_to_tensor_dtype(array.dtype))
+        for name, array in typed.items()
+    ]
+    stored = {name: _as(array, dtype) for name, array in weights.items()}
+    unknown = [value(name, None, ELEMENT[dtype]) for name in outputs]
+    return Case(model(nodes, inputs, unknown, stored, **header), typed)
+
+
+def _as(array: Array, dtype: str) -> Array:
+    return array.astype(dtype) if array.dtype.kind == "f" else array
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, transposed: bool = False, dtype: str = "float32") -> Case:
+    """A Conv or ConvTranspose that ONNX Runtime accepts."""
+    d = draw(st.integers(1, 3))
+    small = st.integers(1, 3)
+    kernel = [draw(st.integers(1, 5 if d < 3 else 3)) for _ in range(d)]
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    ins, outs = draw(st.integers(2, 6)), draw(st.integers(1, 6))
+    attributes: dict[str, Any] = {"group": groups}
+    if draw(st.booleans()):
+        attributes["kernel_shape"] = kernel
+    strides = [draw(small) for _ in range(d)]
+    attributes["strides"] = strides
+    padding = draw(st.sampled_from(["pads", "pads", "none", "VALID", "SAME_UPPER", "SAME_LOWER"]))
+    dilations = [draw(small) if not padding.startswith("SAME") else 1 for _ in range(d)]
+    attributes["dilations"] = dilations
+    pads = [0] * (2 * d)
+    if padding == "pads":
+        pads = [draw(st.integers(0, 2)) for _ in range(2 * d)]
+        attributes["pads"] = pads
+    elif padding != "none":
+        attributes["auto_pad"] = padding
+    spatial = []
+    for k, dilation, stride in zip(kernel, dilations, strides, strict=True):
+        # large enough for the whole kernel, whatever the padding is
+        spatial.append(dilation * (k - 1) + 1 + draw(st.integers(0, 2 * stride)))
+    if transposed:
+        extra = [draw(st.integers(0, stride - 1)) for stride in strides]
+        if padding in ("pads", "none") and draw(st.booleans()):
+            attributes["output_padding"] = extra
+        reached = []
+        for axis in range(d):
+            size = strides[axis] * (spatial[axis] - 1) + dilations[axis] * (kernel[axis] - 1) + 1
+            assume(size - pads[axis] - pads[axis + d] >= 1)
+            reached.append((max(1, size - 5), size + strides[axis] - 1))
+        if draw(st.booleans()):
+            attributes["output_shape"] = [draw(st.integers(*sizes)) for sizes in reached]
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    shape = (ins * groups, outs, *kernel) if transposed else (outs * groups, ins, *kernel)
+    weights = {"w": rng.standard_normal(shape)}
+    if draw(st.booleans()):
+        weights["b"] = rng.standard_normal(outs * groups)
+    x = rng.standard_normal((draw(small), ins * groups, *spatial))
+    node = helper.make_node(
+        "ConvTranspose" if transposed else "Conv", ["x", *weights], ["y"], name="layer", **attributes
+    )
+    return case_of([node], weights, {"x": x}, draw(st.booleans()), dtype)
+
+
+@st.composite
+def gemms(draw: st.DrawFn) -> Case:
+    """A Gemm with its weight on either side and any C."""
+    m, k, n = draw(st.integers(1, 6)), draw(st.integers(2, 12)), draw(st.integers(2, 12))
+    trans_a, trans_b = draw(st.integers(0, 1)), draw(st.integers(0, 1))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    left = draw(st.booleans())
+    if left:
+        m, n = n, m
+    a = rng.standard_normal((k, m) if trans_a else (m, k))
+    b = rng.standard_normal((n, k) if trans_b else (k, n))
+    weights, feeds = ({"a": a}, {"b": b}) if left else ({"b": b}, {"a": a})
+    attributes: dict[str, Any] = {"transA": trans_a, "transB": trans_b}
+    if draw(st.booleans()):
+        attributes["alpha"] = draw(st.sampled_from([0.5, 2.0]))
+        attributes["beta"] = draw(st.sampled_from([0.0, 0.25, 3.0]))
+    inputs = ["a", "b"]
+    form = draw(st.sampled_from(["none", "n", "1n", "scalar", "m1", "mn", "11"]))
+    shapes = {"n": (n,), "1n": (1, n), "scalar": (), "m1": (m, 1), "mn": (m, n), "11": (1, 1)}
+    if form != "none":
+        c = np.asarray(rng.standard_normal(shapes[form]))
+        inputs.append("c")
+        (feeds if draw(st.booleans()) else weights)["c"] = c
+    node = helper.make_node("Gemm", inputs, ["y"], name="layer", **attributes)
+    return case_of([node], weights, feeds, draw(st.booleans()))
+
+
+@st.composite
+def matmuls(draw: st.DrawFn, dtype: str = "float32") -> Case:
+    """A MatMul, batched or not, its constant on either side, with or without a bias after it."""
+    k, n = draw(st.integers(2, 12)), draw(st.integers(2, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    lead = draw(st.lists(st.integers(1, 3), min_size=0, max_size=2))
+    rows = draw(st.integers(1, 5))
+    stack = draw(st.sampled_from(["none", "none", "one", "stack"]))
+    prefix = {"none": (), "one": (1,), "stack": tuple(lead[-1:])}[stack]
+    left = draw(st.booleans())
+    x = rng.standard_normal((*lead, k, rows) if left else (*lead, rows, k))
+    w = rng.standard_normal((*prefix, n, k) if left else (*prefix, k, n))
+    weights = {"w": w}
+    nodes = [helper.make_node("MatMul", ["w", "x"] if left else ["x", "w"], ["h"], name="layer")]
+    form = draw(st.sampled_from(["none", "n", "1n", "scalar", "full"]))
+    if form != "none":
+        last = rows if left else n
+        shape = {"n": (last,), "1n": (1, last), "scalar": (), "full": (n if left else rows, last)}[form]
+        weights["c"] = np.asarray(rng.standard_normal(shape))
+        order = ["h", "c"] if draw(st.booleans()) else ["c", "h"]
+        nodes.append(helper.make_node("Add", order, ["y"], name="bias"))
+    else:
+        nodes[0].output[0] = "y"
+    return case_of(nodes, weights, {"x": x}, draw(st.booleans()), dtype)
 
 
 @st.composite
@@ -100,7 +263,9 @@ def recurrent(draw: st.DrawFn, op_type: str, dtype: str = "float32", layout: int
     while not kept[-1]:
         kept.pop()
     node = helper.make_node(op_type, inputs, kept, name="layer", **attributes)
-    return make([node], weights, feeds, draw(st.booleans()), dtype, outputs=[name for name in kept if name])
+    return case_of(
+        [node], weights, feeds, draw(st.booleans()), dtype, outputs=[name for name in kept if name]
+    )
 
 
 @st.composite
@@ -113,7 +278,9 @@ def embeddings(draw: st.DrawFn, dtype: str = "float32") -> Case:
     ids = np.asarray(rng.integers(-rows, rows, shape)).astype(kind)
     axis: dict[str, Any] = draw(st.sampled_from([{}, {"axis": 0}, {"axis": -2}]))
     node = helper.make_node("Gather", ["w", "ids"], ["y"], name="layer", **axis)
-    return make([node], {"w": rng.standard_normal((rows, columns))}, {"ids": ids}, draw(st.booleans()), dtype)
+    return case_of(
+        [node], {"w": rng.standard_normal((rows, columns))}, {"ids": ids}, draw(st.booleans()), dtype
+    )
 
 
 @st.composite
@@ -148,7 +315,7 @@ def einsums(draw: st.DrawFn, dtype: str = "float32") -> Case:
         equation = equation.replace(",", " , ")
     names = ["x", "w"] if order[0] == left else ["w", "x"]
     node = helper.make_node("Einsum", names, ["y"], name="layer", equation=equation)
-    return make([node], {"w": w}, {"x": x}, draw(st.booleans()), dtype)
+    return case_of([node], {"w": w}, {"x": x}, draw(st.booleans()), dtype)
 
 
 @st.composite
@@ -177,7 +344,7 @@ def fused_matmuls(draw: st.DrawFn) -> Case:
     names = ["w", "x"] if constant == 0 else ["x", "w"]
     node = helper.make_node("FusedMatMul", names, ["y"], name="layer", domain=MICROSOFT, **attributes)
     feeds = {"x": np.ascontiguousarray(operands[1 - constant])}
-    return make([node], {"w": np.ascontiguousarray(operands[constant])}, feeds, draw(st.booleans()))
+    return case_of([node], {"w": np.ascontiguousarray(operands[constant])}, feeds, draw(st.booleans()))
 
 
 @st.composite
@@ -194,21 +361,21 @@ def activations(draw: st.DrawFn, as_list: bool) -> dict[str, Any]:
 @st.composite
 def fused(draw: st.DrawFn, plain: st.SearchStrategy[Case]) -> Case:
     """A FusedConv or FusedGemm made of a layer of one Conv or Gemm."""
-    case = draw(plain)
-    model = onnx.ModelProto()
-    model.CopyFrom(case.model)
-    (node,) = model.graph.node
+    drawn = draw(plain)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(drawn.model)
+    (node,) = proto.graph.node
     node.op_type, node.domain = f"Fused{node.op_type}", MICROSOFT
-    model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    proto.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     convolution = node.op_type == "FusedConv"
     chosen = draw(activations(convolution))
     node.attribute.extend(helper.make_attribute(name, value) for name, value in chosen.items())
-    feeds = dict(case.feeds)
+    feeds = dict(drawn.feeds)
     if convolution and draw(st.booleans()):
-        (y,) = run(case.model, case.feeds)
+        (y,) = run(drawn.model, drawn.feeds)
         while len(node.input) < 3:
             node.input.append("")
         node.input.append("z")
         feeds["z"] = np.random.default_rng(y.size).standard_normal(y.shape).astype(y.dtype)
-        model.graph.input.append(helper.make_tensor_value_info("z", ELEMENT["float32"], y.shape))
-    return Case(model, feeds)
+        proto.graph.input.append(value("z", y.shape))
+    return Case(proto, feeds)

@@ -11,7 +11,7 @@ from onnxdecomp.decompositions.base import Decomposition, refusal_of
 from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.fitting.moments import Gatherer, Moments, features
 from onnxdecomp.fitting.quadratic_loss import as_rows
-from tests.decompositions.layers import conv_layer, linear_layer
+from tests.builders.layers import conv_layer, linear_layer
 
 LAYERS: dict[str, Layer] = {
     "conv1d": conv_layer(8, 6, (3,), seed=1),

@@ -1,6 +1,8 @@
-"""Layers for the methods' tests, plain values and hypothesis strategies."""
+"""Layers, plain values and hypothesis strategies, and what a method makes of them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -41,6 +43,25 @@ def conv_layer(
 def linear_layer(outputs: int, inputs: int, stack: tuple[int, ...] = (), seed: int = 0) -> Layer:
     weight = np.random.default_rng(seed).standard_normal((*stack, outputs, inputs)).astype(np.float32)
     return Layer("layer", "MatMul", weight, None, input_shape=(*stack, 3, inputs))
+
+
+def zeros(*shape: int) -> Array:
+    """Zeros without memory."""
+    return np.broadcast_to(np.zeros((), np.float32), shape)
+
+
+def hollow_conv(outputs: int, inputs: int, kernel: int = 3, **spec: Any) -> Layer:
+    """A 2-D convolution without numbers, for what asks for its shapes alone."""
+    known: dict[str, Any] = {"strides": (1, 1), "dilations": (1, 1), "pads": (kernel // 2,) * 4} | spec
+    groups = known.get("groups", 1)
+    op_type = "ConvTranspose" if known.get("transposed") else "Conv"
+    weight = zeros(outputs, inputs // groups, kernel, kernel)
+    return Layer("conv", op_type, weight, zeros(outputs), ConvSpec(**known))
+
+
+def hollow_linear(outputs: int, inputs: int, op_type: str = "Gemm") -> Layer:
+    """A fully connected layer without numbers."""
+    return Layer("fc", op_type, zeros(outputs, inputs), zeros(outputs))
 
 
 def specialised(method: Decomposition, layer: Layer) -> Decomposition:
