@@ -15,9 +15,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# "ci" repeats itself: a red run is the change's fault. HYPOTHESIS_PROFILE=thorough looks further.
+# "ci" repeats itself: a red run is the change's fault. HYPOTHESIS_PROFILE=thorough looks further; with "few"
+# the tests themselves are tested (bench/mutation.py).
 _slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=_slow_data)
+settings.register_profile(
+    "few", max_examples=15, derandomize=True, deadline=None, suppress_health_check=_slow_data
+)
 settings.register_profile("thorough", max_examples=2000, deadline=None, suppress_health_check=_slow_data)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
