@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # Before NumPy is imported, here and in child processes: the tests run side by side, and linear algebra whose
 # threads fight for the cores takes many times longer.
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
 settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=_slow_data)
 settings.register_profile(
-    "few", max_examples=15, derandomize=True, deadline=None, suppress_health_check=_slow_data
+    "few", settings.get_profile("ci"), max_examples=15, phases=[Phase.explicit, Phase.generate]
 )
 settings.register_profile("thorough", max_examples=2000, deadline=None, suppress_health_check=_slow_data)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -13,7 +13,6 @@ import scipy.linalg
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.fitting import quadratic_loss as problems
 from onnxdecomp.fitting.fit import dense_rows, fit
-from onnxdecomp.fitting.quadratic_loss import as_rows, problem
 from onnxdecomp.fitting.refit_kept import repair
 from onnxdecomp.tensor import linalg
 from onnxdecomp.tensor.linalg import left_basis
@@ -30,18 +29,6 @@ def peak(work: Callable[[], T]) -> tuple[T, int]:
         return work(), tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-
-
-def test_modes_are_those_of_the_larger_side() -> None:
-    layer = linear_layer(30, 9, seed=1)
-    posed = problem(gathered(layer, *asymmetric(layer, 200)), as_rows(layer.weight, layer))
-    spread = posed.best[0] @ posed.second[0] @ posed.best[0].T
-    wanted = np.linalg.eigh(spread)[1][:, ::-1][:, :9]
-    assert posed.modes.shape == (1, 30, 9)
-    np.testing.assert_allclose(posed.modes[0].T @ posed.modes[0], np.eye(9), atol=1e-12)
-    for rank in (1, 4, 9):
-        ours, theirs = posed.modes[0][:, :rank], wanted[:, :rank]
-        np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["svd", "kronecker"])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.fitting import quadratic_loss as module
 from onnxdecomp.fitting.moments import Gatherer
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
 from tests.builders.layers import linear_layer
@@ -64,6 +65,16 @@ def test_the_best_weight(layer: Layer, seed: int, shrinkage: float) -> None:
         away = posed.loss(best + size * step)
         assert away == pytest.approx(least + size**2 * np.vdot(step @ posed.second, step), rel=1e-6)
         assert away > least
+
+
+@EACH
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_some_rows_at_a_time_give_the_same(layer: Layer, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = as_rows(layer.weight, layer)
+    whole = problem(gathered(layer, *asymmetric(layer, 50)), w, 0.1)
+    monkeypatch.setattr(module, "_BLOCK", rows * w.shape[2] + 1)
+    again = problem(gathered(layer, *asymmetric(layer, 50)), w, 0.1)
+    np.testing.assert_array_equal(again.cross, whole.cross)
 
 
 @EACH
@@ -141,7 +152,47 @@ def test_fewer_rows_than_features_in_float32(shift: float, shrinkage: float) -> 
     assert mean_square(lost) < 1e-4 * posed.energy
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [linear_layer(5, 18), linear_layer(18, 5), LAYERS["conv2d grouped"]],
+    ids=["wide", "tall", "grouped"],
+)
+def test_modes_are_the_principal_directions_of_the_best_outputs(layer: Layer) -> None:
+    posed = problem(gathered(layer, *asymmetric(layer, 60)), as_rows(layer.weight, layer), 1e-3)
+    assert len(posed.modes) == layer.groups
+    for modes, best, second in zip(posed.modes, posed.best, posed.second, strict=True):
+        outer, inner = best.shape
+        assert modes.shape == (outer, min(outer, inner))
+        spread = best @ second @ best.T
+        variances = np.linalg.eigvalsh(spread)[::-1][: min(outer, inner)]
+        # Orthonormal, uncorrelated, and the one of most variance first.
+        np.testing.assert_allclose(modes.T @ modes, np.eye(modes.shape[1]), atol=1e-9)
+        np.testing.assert_allclose(modes.T @ spread @ modes, np.diag(variances), atol=1e-8 * variances[0])
+
+
+@pytest.mark.parametrize("long", [3, 4])
+def test_positive_systems_are_solved_either_way(long: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONG", long)
+    rng = np.random.default_rng(0)
+    root, right = rng.standard_normal((4, 4)), rng.standard_normal((4, 2))
+    matrix = root @ root.T
+    np.testing.assert_allclose(matrix @ module.solved_positive(matrix, right), right, atol=1e-9)
+    with pytest.raises(np.linalg.LinAlgError):
+        module.solved_positive(-matrix, right)
+    with pytest.raises(np.linalg.LinAlgError):
+        module.solved_positive(np.diag([1.0, 1.0, -1.0, 1.0]), right)
+
+
 def test_no_weight_and_no_outputs_lose_nothing() -> None:
     nothing = np.zeros((1, 2, 3))
     posed = Problem(np.eye(3)[None], nothing, 0.0, np.zeros((1, 3)), np.zeros(2), 0.0)
     assert posed.relative(nothing) == 0
+
+
+@pytest.mark.parametrize(("features", "dtype"), [(511, np.float64), (512, np.float32)])
+def test_of_many_features_products_are_less_precise(features: int, dtype: type) -> None:
+    nothing = np.zeros((1, 1, features))
+    posed = Problem(np.eye(features)[None], nothing, 0.0, nothing[0], np.zeros(1), 0.0)
+    assert posed.single.dtype == dtype
+    assert posed.single is posed.single
+    np.testing.assert_array_equal(posed.single, posed.second)

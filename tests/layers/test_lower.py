@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
+from typing import TypedDict, Unpack
 
 import numpy as np
 import onnx_ir as ir
@@ -10,17 +12,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
-from onnxdecomp.core.steps import BlockMatMul, Convolve, LeftMatMul, Lookup, Reshape, Shape, Step, Transpose
+from onnxdecomp.core.steps import (
+    BlockMatMul,
+    Convolve,
+    LeftMatMul,
+    Lookup,
+    MatMul,
+    Pad,
+    Reshape,
+    Shape,
+    Slice,
+    Step,
+    Transpose,
+)
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layers.emitter import Emitter
-from onnxdecomp.layers.lower import lower
+from onnxdecomp.layers.int8_weights import on_grid
+from onnxdecomp.layers.lower import labels, lower
 from tests.builders.running import run
-from tests.core.test_steps import KINDS, drawn, each, normal
+from tests.core.test_steps import KINDS, drawn, each, each_weighted, normal
 
 
-def lowered(step: Step, x: Array, rank: int | None) -> Array:
-    """What the nodes of a step give for an activation."""
+class Options(TypedDict, total=False):
+    """Of an emitter."""
+
+    opset: int
+    quantize: bool
+
+
+def emitted(
+    steps: Sequence[Step], x: Array, rank: int | None, **options: Unpack[Options]
+) -> tuple[Array, list[str]]:
+    """What the nodes of some steps give for an activation, and their operators."""
     numbers, constants = count(), []
 
     def constant(array: Array, name: str, key: object) -> ir.Value:
@@ -28,15 +53,22 @@ def lowered(step: Step, x: Array, rank: int | None) -> Array:
         return constants[-1]
 
     kind = ir.DataType.from_numpy(x.dtype)
-    source = ir.Value(name="x", shape=ir.Shape(x.shape), type=ir.TensorType(kind))
-    emit = Emitter(constant, lambda name: f"{name}{next(numbers)}", "layer", ir.DataType.FLOAT, {})
-    emit.add("Identity", [lower(step, source, rank, "step", emit)], "y")
+    value = source = ir.Value(name="x", shape=ir.Shape(x.shape), type=ir.TensorType(kind))
+    emit = Emitter(constant, lambda name: f"{name}{next(numbers)}", "layer", ir.DataType.FLOAT, {}, **options)
+    for step in steps:
+        value = lower(step, value, rank, "step", emit)
+    operators = [node.op_type for node in emit.nodes]
+    emit.add("Identity", [value], "y")
     outputs = [emit.nodes[-1].outputs[0]]
     graph = ir.Graph(
         [source], outputs, nodes=emit.nodes, initializers=constants, opset_imports={"": emit.opset}, name="g"
     )
     (y,) = run(ir.Model(graph, ir_version=8), {"x": x})
-    return y
+    return y, operators
+
+
+def lowered(step: Step, x: Array, rank: int | None, **options: Unpack[Options]) -> Array:
+    return emitted([step], x, rank, **options)[0]
 
 
 def rank_of(step: Step, shape: Shape) -> int:
@@ -85,3 +117,52 @@ def test_some_do_without_the_rank(kind: type[Step], data: st.DataObject) -> None
 def test_an_unknown_rank_is_said() -> None:
     with pytest.raises(ModelError, match="layer: the rank of its activation is unknown"):
         lowered(Reshape((4,), (2, 2)), normal(3, 4).astype(np.float32), None)
+
+
+@each_weighted
+@settings(max_examples=10)
+@given(data=st.data())
+def test_int8_factors_compute_what_they_stand_for(kind: type[Step], data: st.DataObject) -> None:
+    step, shape = drawn(kind, data)
+    (rounded,) = on_grid(Chain((step,), None, 1)).steps
+    x, expected = probe(rounded, shape)
+    given_ = lowered(step, x, rank_of(step, shape), quantize=True)
+    np.testing.assert_allclose(given_, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("opset", [9, 10, 11, 13])
+@pytest.mark.parametrize("step", [Pad(5, 1), Pad(5, -1), Slice(2, 1), Slice(2, -1)], ids=str)
+def test_sizes_in_every_opset(step: Step, opset: int) -> None:
+    x = normal(2, 3, 4).astype(np.float32)
+    np.testing.assert_array_equal(lowered(step, x, 3, opset=opset), step.forward(x))
+
+
+@pytest.mark.parametrize(
+    ("perms", "operators"),
+    [
+        ([(1, 2, 0), (1, 2, 0)], ["Transpose"]),
+        ([(1, 2, 0), (2, 0, 1)], []),
+        ([(1, 2, 0), (1, 0, 2), (0, 2, 1)], ["Transpose"]),
+        ([(0, 1, 2)], []),
+    ],
+)
+def test_transposes_in_a_row_are_one(perms: list[tuple[int, ...]], operators: list[str]) -> None:
+    x = normal(5, 2, 3, 4).astype(np.float32)
+    steps = [Transpose(perm) for perm in perms]
+    given_, made = emitted(steps, x, 2)
+    assert made == operators
+    np.testing.assert_array_equal(given_, Chain(tuple(steps), None, 1).forward(x))
+
+
+def test_a_transpose_of_another_value_is_left_alone() -> None:
+    x = normal(5, 2, 3).astype(np.float32)
+    steps = [Transpose((1, 0)), MatMul(normal(2, 2)), Transpose((1, 0))]
+    _, made = emitted(steps, x, 2)
+    assert made == ["Transpose", "MatMul", "Transpose"]
+
+
+def test_labels_are_the_steps_own_or_their_places() -> None:
+    one, own = MatMul(normal(2, 2)), MatMul(normal(2, 2), "core")
+    assert labels(Chain((one,), None, 2)) == ["last"]
+    assert labels(Chain((one, one), None, 2)) == ["first", "last"]
+    assert labels(Chain((one, own, one, one), None, 2)) == ["first", "core", "step3", "last"]
