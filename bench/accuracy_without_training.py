@@ -44,7 +44,7 @@ from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.knapsack import OutOfReach
-from onnxdecomp.search.layer_profiles import Scope, Survey, survey
+from onnxdecomp.search.layer_profiles import LayerProfiles, Scope, profile_layers
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.rules import Defaults, make_rule
 from onnxdecomp.search.select import choose
@@ -134,13 +134,13 @@ def measure(
     stages = [stage for stage in configuration.build(None, {}) if stage.name in ("simplify", "normalise")]
     model = pipeline.run(load(path), stages).model
     infer_shapes(model)
-    sites, _ = find(model)
-    calibration = sized(Calibration(feeds), sites)
-    surveys = _surveys(model, calibration, variants)
+    matched, _ = find(model)
+    calibration = sized(Calibration(feeds), matched)
+    profiles = _profiles(model, calibration, variants)
     for target in targets:
         uniform = _uniform(model, target)
         for variant in variants:
-            found = surveys.get(variant)
+            found = profiles.get(variant)
             plan, gap = (uniform, None) if found is None else _searched(found, model, target)
             start = time.perf_counter()
             plan = replace(plan, repair=VARIANTS[variant].repair)
@@ -203,11 +203,11 @@ def _points(mean: float, interval: Sequence[float]) -> str:
     return f"{mean:+.2f} ({interval[0]:+.2f} to {interval[1]:+.2f})"
 
 
-def _surveys(model: ir.Model, calibration: Calibration, variants: Sequence[str]) -> dict[str, Survey]:
-    sites, _ = find(model)
+def _profiles(model: ir.Model, calibration: Calibration, variants: Sequence[str]) -> dict[str, LayerProfiles]:
+    matched, _ = find(model)
     searched = {variant: VARIANTS[variant].search for variant in variants if VARIANTS[variant].search}
     made = {
-        methods: survey(model, sites, Scope(methods=(methods,)), calibration)
+        methods: profile_layers(model, matched, Scope(methods=(methods,)), calibration)
         for methods in dict.fromkeys(searched.values())
     }
     return {variant: made[methods] for variant, methods in searched.items()}
@@ -215,13 +215,13 @@ def _surveys(model: ir.Model, calibration: Calibration, variants: Sequence[str])
 
 def _uniform(model: ir.Model, target: float) -> Plan:
     """The spatial method at the largest common rank fraction that meets the target."""
-    sites, skips = find(model)
+    matched, skips = find(model)
     low, high = 0.01, 1.0
     best: Plan | None = None
     for _ in range(12):
         middle = (low + high) / 2
         rule = make_rule("spatial", Defaults(str(middle)))
-        plan = plan_uniform(sites, skips, Request((rule,)))
+        plan = plan_uniform(matched, skips, Request((rule,)))
         if _reduction(plan) >= target:
             best, low = plan, middle
         else:
@@ -230,7 +230,7 @@ def _uniform(model: ir.Model, target: float) -> Plan:
     return best
 
 
-def _searched(found: Survey, model: ir.Model, target: float) -> tuple[Plan, float]:
+def _searched(found: LayerProfiles, model: ir.Model, target: float) -> tuple[Plan, float]:
     _, skips = find(model)
     chosen = choose(found, skips, [Budget("macs", target, relative=True)])
     if isinstance(chosen, OutOfReach):
@@ -246,8 +246,8 @@ def _reduction(plan: Plan) -> float:
 
 def _carried_out(model: ir.Model, plan: Plan, calibration: Calibration | None) -> ir.Model:
     copy = model.clone()
-    sites, _ = find(copy)
-    carry_out(copy, sites, plan, calibration=calibration)
+    matched, _ = find(copy)
+    carry_out(copy, matched, plan, calibration=calibration)
     return copy
 
 

@@ -50,13 +50,13 @@ from onnxdecomp.fitting.fit import Fit, fit
 from onnxdecomp.fitting.moments import Gatherer, Moments, features
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.search import layer_profiles
 from onnxdecomp.search.knapsack import OutOfReach
-from onnxdecomp.search.layer_profiles import Scope, Survey, Surveyed, survey
+from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles, Scope, profile_layers
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.select import choose
 from onnxdecomp.search.sensitivity import original_outputs
@@ -67,7 +67,7 @@ WAYS = ("as it is", "folds", "shrunk", "folds, shrunk", "strength")
 
 
 @dataclass(frozen=True, eq=False)
-class Judged(Surveyed):
+class Judged(LayerProfile):
     """A layer whose candidates' losses at the output were estimated elsewhere.
 
     Attributes:
@@ -110,20 +110,20 @@ def measure(
     stages = [stage for stage in configuration.build(None, {}) if stage.name in ("simplify", "normalise")]
     model = pipeline.run(load(path), stages).model
     infer_shapes(model)
-    sites, _ = find(model)
+    matched, _ = find(model)
 
     def calibration(chosen: Array) -> Calibration:
         some = {key: array[chosen] for key, array in arrays.items()}
-        return sized(Calibration(read_feeds(some, inputs(path))), sites)
+        return sized(Calibration(read_feeds(some, inputs(path))), matched)
 
     everything = np.arange(len(next(iter(arrays.values()))))
     whole = calibration(everything)
-    weighed = {"as it is": survey(model, sites, Scope(), whole)}
+    weighed = {"as it is": profile_layers(model, matched, Scope(), whole)}
     more = 0.0
     if set(ways) - {"as it is", "strength"}:
         start = time.process_time()
         parts = [
-            _elsewhere(model, sites, calibration(everything[everything % folds != k]), calibration(fold))
+            _elsewhere(model, matched, calibration(everything[everything % folds != k]), calibration(fold))
             for k, fold in enumerate(everything[k::folds] for k in range(folds))
         ]
         more = time.process_time() - start
@@ -169,34 +169,36 @@ def measure(
             }
 
 
-def remedied(base: Survey, parts: Sequence[Survey]) -> dict[str, Survey]:
-    """The survey with estimates averaged over folds, shrunk, and both."""
+def remedied(base: LayerProfiles, parts: Sequence[LayerProfiles]) -> dict[str, LayerProfiles]:
+    """The profiles with estimates averaged over folds, shrunk, and both."""
     places = [index for index, entry in enumerate(base.layers) if entry.candidates]
     own = [Estimates.of(base.layers[i], [part.layers[i] for part in parts]) for i in places]
     means = [replace(layer, losses=layer.folds.mean(0)) for layer in own]
 
-    def survey_of(losses: Sequence[Array]) -> Survey:
+    def profiles_of(losses: Sequence[Array]) -> LayerProfiles:
         layers = list(base.layers)
         for index, values in zip(places, losses, strict=True):
-            known = {f.name: getattr(layers[index], f.name) for f in fields(Surveyed)}
+            known = {f.name: getattr(layers[index], f.name) for f in fields(LayerProfile)}
             layers[index] = Judged(**known, expected=tuple(np.exp(values)))
         return replace(base, layers=tuple(layers))
 
     return {
-        "folds": survey_of([layer.losses for layer in means]),
-        "shrunk": survey_of(shrunk(own, 1)),
-        "folds, shrunk": survey_of(shrunk(means, len(parts))),
+        "folds": profiles_of([layer.losses for layer in means]),
+        "shrunk": profiles_of(shrunk(own, 1)),
+        "folds, shrunk": profiles_of(shrunk(means, len(parts))),
     }
 
 
-def _elsewhere(model: ir.Model, sites: Sequence[Site], fitted: Calibration, judged: Calibration) -> Survey:
-    """The survey with candidates fitted to some inputs and their effect on the output looked at on others."""
+def _elsewhere(
+    model: ir.Model, matched: Sequence[LayerMatch], fitted: Calibration, judged: Calibration
+) -> LayerProfiles:
+    """The profiles with candidates fitted to some inputs, their effect on the output measured on others."""
 
     def outputs(of: ir.Model, _: Calibration, macs: int) -> Any:
         return original_outputs(of, judged, macs)
 
     with mock.patch.object(layer_profiles, "original_outputs", outputs):
-        return survey(model, sites, Scope(), fitted)
+        return profile_layers(model, matched, Scope(), fitted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,9 +211,9 @@ class _Folded(Moments):
 class _Folds(statistics._Halves):
     """Gathers a layer's rows in as many parts as there are folds."""
 
-    def __init__(self, site: Site, calibration: Calibration, *, second: bool = True) -> None:
-        super().__init__(site, calibration, second=second)
-        sizes = (site.layer.groups, site.layer.outputs, features(site.layer))
+    def __init__(self, match: LayerMatch, calibration: Calibration, *, second: bool = True) -> None:
+        super().__init__(match, calibration, second=second)
+        sizes = (match.layer.groups, match.layer.outputs, features(match.layer))
         self._parts = [Gatherer(*sizes, second=second) for _ in range(FOLDS)]
 
     def add(self, index: int, rows: Array, wanted: Array) -> None:
@@ -270,7 +272,7 @@ def _strength_by_folds() -> Iterator[None]:
         yield
 
 
-def _searched(found: Survey, model: ir.Model, target: float) -> Plan:
+def _searched(found: LayerProfiles, model: ir.Model, target: float) -> Plan:
     _, skips = find(model)
     chosen = choose(found, skips, [Budget("macs", target, relative=True)])
     if isinstance(chosen, OutOfReach):

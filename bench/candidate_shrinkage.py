@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from onnxdecomp.core.layer import Array, Ranks
-from onnxdecomp.search.layer_profiles import Surveyed
+from onnxdecomp.search.layer_profiles import LayerProfile
 
 _LEAST = 1e-12
 
@@ -32,7 +32,7 @@ class Estimates:
     folds: Array
 
     @staticmethod
-    def of(entry: Surveyed, parts: Sequence[Surveyed]) -> Estimates:
+    def of(entry: LayerProfile, parts: Sequence[LayerProfile]) -> Estimates:
         """Of a layer that has candidates; where a fold's search left one out, the own estimate stands."""
         keys = _keys(entry)
         own = dict(zip(keys, _logarithms(entry.losses()), strict=True))
@@ -89,7 +89,7 @@ def _curves(layer: Estimates) -> Array:
     return found
 
 
-def _keys(entry: Surveyed) -> list[tuple[str, Ranks]]:
+def _keys(entry: LayerProfile) -> list[tuple[str, Ranks]]:
     return [(candidate.outline.method.name, candidate.outline.ranks) for candidate in entry.candidates]
 
 

@@ -33,7 +33,7 @@ from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.search.knapsack import OutOfReach
-from onnxdecomp.search.layer_profiles import Scope, survey
+from onnxdecomp.search.layer_profiles import Scope, profile_layers
 from onnxdecomp.search.select import choose
 from onnxdecomp.search.targets import Budget
 
@@ -56,14 +56,14 @@ def measure(corpus: Corpus, counts: list[int]) -> list[dict[str, Any]]:
     stages = [stage for stage in configuration.build(None, {}) if stage.name in ("simplify", "normalise")]
     model = pipeline.run(load(path), stages).model
     infer_shapes(model)
-    sites, skips = find(model)
+    matched, skips = find(model)
     images = corpus.calibration(MODEL)
 
     def calibration(count: int) -> Calibration:
         some = {name: array[:count] for name, array in images.items()}
-        return sized(Calibration(read_feeds(some, inputs(path))), sites)
+        return sized(Calibration(read_feeds(some, inputs(path))), matched)
 
-    whole = survey(model, sites, Scope(), calibration(len(next(iter(images.values())))))
+    whole = profile_layers(model, matched, Scope(), calibration(len(next(iter(images.values())))))
     chosen = choose(whole, skips, [Budget("macs", FACTOR, relative=True)])
     if isinstance(chosen, OutOfReach):
         raise UsageError(chosen.reason)

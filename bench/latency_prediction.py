@@ -111,12 +111,12 @@ def predict(
     name: str, path: Path, model: ir.Model, plans: Sequence[Plan], threads: int, cache: Path
 ) -> tuple[list[float], Effort]:
     """The predicted ratio for each plan."""
-    sites, _ = find(model)
+    matched, _ = find(model)
     graph_input = str(model.graph.inputs[0].name)
     shapes = input_shapes(model, {graph_input: SHAPES[name]})
     layers = [
         Request(s.layer, dense_chain(s.layer), shapes[s.layer.graph, s.layer.name], around)
-        for s, around in zip(sites, neighbours(sites), strict=True)
+        for s, around in zip(matched, neighbours(matched), strict=True)
     ]
     asked: list[Request] = []
     at: list[dict[int, int]] = []

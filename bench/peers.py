@@ -270,8 +270,8 @@ def _macs(file: Path) -> int | None:
     # As exporters write them, some graphs compute the shapes of their layers.
     model = pipeline.run(model, configuration.build({"pipeline": ["simplify", "normalise"]})).model
     infer_shapes(model)
-    sites, _ = find(model, freeze=True)
-    return sum(dense_cost(site.layer).macs for site in sites)
+    matched, _ = find(model, freeze=True)
+    return sum(dense_cost(match.layer).macs for match in matched)
 
 
 def _bytes(file: Path) -> int:

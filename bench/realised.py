@@ -32,7 +32,7 @@ from onnxdecomp.graph.save import save
 from onnxdecomp.latency.context import neighbours
 from onnxdecomp.latency.layer_shares import shares
 from onnxdecomp.latency.measure import Request
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.runtime.session import Feed
@@ -55,12 +55,12 @@ class Dense:
     feed: Feed
 
     @cached_property
-    def sites(self) -> tuple[Site, ...]:
+    def matched(self) -> tuple[LayerMatch, ...]:
         return tuple(find(self.model, freeze=True)[0])
 
     @cached_property
     def layers(self) -> dict[Key, Layer]:
-        return {(site.layer.graph, site.layer.name): site.layer for site in self.sites}
+        return {(match.layer.graph, match.layer.name): match.layer for match in self.matched}
 
     @cached_property
     def shapes(self) -> dict[Key, Shape]:
@@ -92,7 +92,7 @@ class Dense:
         """
         asked = [
             Request(s.layer, dense_chain(s.layer), self.shapes[s.layer.graph, s.layer.name], around)
-            for s, around in zip(self.sites, neighbours(self.sites), strict=True)
+            for s, around in zip(self.matched, neighbours(self.matched), strict=True)
         ]
         found = shares(path, self.feed, asked, threads=threads).layers
         return {key: share.part for key, share in zip(self.layers, found, strict=True)}

@@ -105,8 +105,8 @@ def weights(corpus: Path | None) -> Iterator[tuple[str, Layer, Sequence[float]]]
     if corpus is not None:
         files = {name: Corpus(corpus).model(name) for name in MODELS}
     for name, file in files.items():
-        sites, _ = find(load(file))
-        layers = sorted((s.layer for s in sites), key=lambda layer: -layer.weight.size)
+        matched, _ = find(load(file))
+        layers = sorted((s.layer for s in matched), key=lambda layer: -layer.weight.size)
         layers = [
             one
             for one in layers

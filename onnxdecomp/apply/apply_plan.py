@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.apply.layer_fitter import Fitter
-from onnxdecomp.apply.schedule import stations
+from onnxdecomp.apply.schedule import fit_stages
 from onnxdecomp.calibration.statistics import Calibration, unobservable
 from onnxdecomp.core.chain import Chain, mirrored
 from onnxdecomp.core.layer import Factors, Layer, Ranks
@@ -19,7 +19,7 @@ from onnxdecomp.core.weight_error import weight_error
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.errors import DefectError
 from onnxdecomp.fitting.fit import Fit, stored
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.replace import Rewriter, Rewritten
 from onnxdecomp.layers.tied_weights import ties
@@ -32,7 +32,7 @@ from onnxdecomp.search.stored_parameters import shares_of
 
 def carry_out(
     model: ir.Model,
-    sites: list[Site],
+    matched: list[LayerMatch],
     plan: Plan,
     *,
     seed: int = 0,
@@ -43,7 +43,7 @@ def carry_out(
 ) -> tuple[Rewritten, ...]:
     """Rewrite the model in place as the plan says; the same plan, seed and model give the same bytes.
 
-    `sites` is emptied: every dense weight is let go of as soon as its factors stand in the model.
+    `matched` is emptied: every dense weight is let go of as soon as its factors stand in the model.
     Layers that share a weight and are given the same method and ranks share the factors, an embedding and
     the head that multiplies by its transpose too. With `requantize`, layers whose weight was stored
     quantized get factors stored as int8, or as the weight was. With a `calibration` every layer that can be
@@ -57,12 +57,12 @@ def carry_out(
         ModelError: A weight holds NaN or infinite values.
         DefectError: Names the layer that could not be put in.
     """
-    check_plan(plan, sites)
-    work = stations(model, sites, plan, repair=calibration is not None and plan.repair)
-    found_ties = ties(sites)
-    shares = shares_of(sites, found_ties, plan)
-    tied = {sites[index].nodes[0] for tie in found_ties if tie.is_shared for index in tie.members}
-    sites.clear()
+    check_plan(plan, matched)
+    work = fit_stages(model, matched, plan, repair=calibration is not None and plan.repair)
+    found_ties = ties(matched)
+    shares = shares_of(matched, found_ties, plan)
+    tied = {matched[index].nodes[0] for tie in found_ties if tie.is_shared for index in tie.members}
+    matched.clear()
     del found_ties
     users = Counter(share.key for share in shares.values())
     fitter = Fitter.of(model, calibration) if calibration is not None else None
@@ -70,26 +70,26 @@ def carry_out(
     rewriter = Rewriter(model)
     done = []
     while work:
-        pending = {node for station in work for node in station.nodes}
-        station = work.popleft()
-        if station.site is None:
+        pending = {node for stage in work for node in stage.nodes}
+        stage = work.popleft()
+        if stage.match is None:
             assert fitter is not None
-            fitter.renormalise(station.nodes[0], pending)
+            fitter.renormalise(stage.nodes[0], pending)
             continue
-        site, choice = station.site.current(), station.choice
+        match, choice = stage.match.current(), stage.choice
         assert choice is not None
         share = shares.get((choice.graph, choice.layer))
         if share is not None and users[share.key] == 1:
             share = None
-        hidden = None if fitter is None else _hidden(site, share)
+        hidden = None if fitter is None else _hidden(match, share)
         fitting = None if hidden else fitter
         if choice.method is None:
             # A weight that others read as well is theirs, too.
-            mendable = not site.quantized and site.nodes[0] not in tied and not unsound(site.layer.weight)
+            mendable = not match.quantized and match.nodes[0] not in tied and not unsound(match.layer.weight)
             if fitting is None or not mendable:
                 continue
             metadata = {"pkg.onnxdecomp.repaired": "true"}
-            make: Callable[[], _Storable | None] = partial(_mended, fitting, site, pending)
+            make: Callable[[], _Storable | None] = partial(_mended, fitting, match, pending)
         else:
             if on_layer:
                 on_layer(choice.layer)
@@ -98,7 +98,7 @@ def carry_out(
                 "pkg.onnxdecomp.method": method.name,
                 "pkg.onnxdecomp.ranks": ",".join(map(str, choice.ranks)),
             }
-            fit = partial(_fitted, fitting, site, method, choice.ranks, seed, pending)
+            fit = partial(_fitted, fitting, match, method, choice.ranks, seed, pending)
             make = partial(fit, share, shared_factors, hidden)
         try:
             made = make()
@@ -108,14 +108,14 @@ def carry_out(
             on_failure(choice, error)
             continue
         if made is not None:
-            quantize = requantize and site.requantizes
-            done.append(_put(rewriter, site, made, metadata, quantize=quantize))
+            quantize = requantize and match.requantizes
+            done.append(_put(rewriter, match, made, metadata, quantize=quantize))
     return tuple(done)
 
 
-def _hidden(site: Site, share: Share | None) -> str | None:
+def _hidden(match: LayerMatch, share: Share | None) -> str | None:
     """Why a layer is not fitted to its inputs."""
-    return unobservable(site) or (None if share is None else "other layers have the same factors")
+    return unobservable(match) or (None if share is None else "other layers have the same factors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,15 +129,15 @@ class _Storable:
     unfitted: str = ""
 
 
-def _mended(fitting: Fitter, site: Site, pending: set[ir.Node]) -> _Storable | None:
+def _mended(fitting: Fitter, match: LayerMatch, pending: set[ir.Node]) -> _Storable | None:
     """Other numbers for a layer that is kept, where they are of use."""
-    found = fitting.repair(site, pending)
-    return None if found is None else _storable(found, site)
+    found = fitting.repair(match, pending)
+    return None if found is None else _storable(found, match)
 
 
 def _fitted(
     fitting: Fitter | None,
-    site: Site,
+    match: LayerMatch,
     method: Decomposition,
     ranks: Ranks,
     seed: int,
@@ -147,26 +147,26 @@ def _fitted(
     hidden: str | None,
 ) -> _Storable:
     """A chain fitted to what the layer sees, or to its weight alone: then perhaps of shared factors."""
-    found = None if fitting is None else fitting.fit(site, method, ranks, seed, pending)
+    found = None if fitting is None else fitting.fit(match, method, ranks, seed, pending)
     if isinstance(found, Fit):
-        return _storable(found, site)
+        return _storable(found, match)
     factors = shared_factors.get(share.key) if share is not None else None
-    chain, factors = _plain(site.layer, method, ranks, seed, share, factors)
+    chain, factors = _plain(match.layer, method, ranks, seed, share, factors)
     if share is not None:
         shared_factors[share.key] = factors
-    return replace(_storable(chain, site), share=share, unfitted=found or hidden or "")
+    return replace(_storable(chain, match), share=share, unfitted=found or hidden or "")
 
 
-def _storable(found: Fit | Chain, site: Site) -> _Storable:
-    chain = stored(found.chain, site.layer) if isinstance(found, Fit) else found
-    _check_range(chain, site)
+def _storable(found: Fit | Chain, match: LayerMatch) -> _Storable:
+    chain = stored(found.chain, match.layer) if isinstance(found, Fit) else found
+    _check_range(chain, match)
     loss = found.loss if isinstance(found, Fit) else None
-    return _Storable(chain, weight_error(chain, site.layer), loss)
+    return _Storable(chain, weight_error(chain, match.layer), loss)
 
 
 def _put(
     rewriter: Rewriter,
-    site: Site,
+    match: LayerMatch,
     made: _Storable,
     metadata: Mapping[str, str],
     *,
@@ -174,10 +174,10 @@ def _put(
 ) -> Rewritten:
     """Put a chain in a layer's place."""
     try:
-        rewritten = rewriter.replace(site, made.chain, metadata, made.share, quantize)
+        rewritten = rewriter.replace(match, made.chain, metadata, made.share, quantize)
     except Exception as error:
         what = f"{type(error).__name__} while it is put into the graph: {error}"
-        raise DefectError(what, layer=(site.layer.graph, site.layer.name)) from error
+        raise DefectError(what, layer=(match.layer.graph, match.layer.name)) from error
     done = replace(rewritten, rel_error=made.error, loss=made.loss, unfitted=made.unfitted)
     return done.without_weight()
 
@@ -194,9 +194,9 @@ def _plain(
     return (chain if first is layer else mirrored(chain, layer.bias)), factors
 
 
-def _check_range(chain: Chain, site: Site) -> None:
-    limit = {"float16": 65504.0}.get(site.layer.dtype, np.inf)
+def _check_range(chain: Chain, match: LayerMatch) -> None:
+    limit = {"float16": 65504.0}.get(match.layer.dtype, np.inf)
     factors = [step.weight for step in chain.weighted]
     largest = max((float(np.abs(factor).max()) for factor in factors if factor.size), default=0.0)
     if not largest < limit:
-        raise DefectError(f"its factors reach {largest:.3g}, too large for {site.layer.dtype}")
+        raise DefectError(f"its factors reach {largest:.3g}, too large for {match.layer.dtype}")

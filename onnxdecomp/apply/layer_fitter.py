@@ -16,9 +16,9 @@ from onnxdecomp.calibration.statistics import Calibration, centred, observe, win
 from onnxdecomp.core.layer import Array, Ranks
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
-from onnxdecomp.fitting.moments import Moments, together
+from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.refit_kept import repair
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 
 ROUNDS = 2
 """Fits anew to what the activation behind a layer leaves to be wanted."""
@@ -60,13 +60,13 @@ class Fitter:
         )
 
     def fit(
-        self, site: Site, method: Decomposition, ranks: Ranks, seed: int, pending: Collection[ir.Node]
+        self, match: LayerMatch, method: Decomposition, ranks: Ranks, seed: int, pending: Collection[ir.Node]
     ) -> Fit | str:
         """The factors of a layer that is decomposed, or why there are none, a phrase for people.
 
-        `pending` as for `Window.look`.
+        `pending` as for `Window.advance`.
         """
-        train, held = observe(site, self.now, self.original, self.calibration, pending)
+        train, held = observe(match, self.now, self.original, self.calibration, pending)
         halves = _present(train, held)
         if not any(half.count for half in halves):
             return UNREACHED
@@ -74,44 +74,46 @@ class Fitter:
             return "what it sees or makes is not finite"
         found = fit(
             method,
-            site.layer,
+            match.layer,
             ranks,
             train,
             held,
             seed=seed,
             shrinkages=self.calibration.shrinkages,
-            centred=centred(site),
+            centred=centred(match),
         )
-        return self._rectified(site, found, _second(halves), pending)
+        return self._rectified(match, found, _second(halves), pending)
 
-    def repair(self, site: Site, pending: Collection[ir.Node]) -> Fit | None:
+    def repair(self, match: LayerMatch, pending: Collection[ir.Node]) -> Fit | None:
         """Other numbers for a layer that is kept, or None where they would be of no use."""
-        train, held = observe(site, self.now, self.original, self.calibration, pending)
+        train, held = observe(match, self.now, self.original, self.calibration, pending)
         halves = _present(train, held)
         if not any(half.count for half in halves) or not all(half.finite for half in halves):
             return None
-        found = repair(site.layer, train, held, shrinkages=self.calibration.shrinkages, centred=centred(site))
+        found = repair(
+            match.layer, train, held, shrinkages=self.calibration.shrinkages, centred=centred(match)
+        )
         if found is None or not found.shrinkage:
             return found
-        return self._rectified(site, found, _second(halves), pending)
+        return self._rectified(match, found, _second(halves), pending)
 
     def renormalise(self, node: ir.Node, pending: Collection[ir.Node]) -> bool:
         """Other statistics for a BatchNormalization."""
         return renormalise(self.model, node, self.now, self.original, pending, self.calibration)
 
-    def _rectified(self, site: Site, found: Fit, second: Array, pending: Collection[ir.Node]) -> Fit:
+    def _rectified(self, match: LayerMatch, found: Fit, second: Array, pending: Collection[ir.Node]) -> Fit:
         """The fit carried on with what the activation behind the layer forgives; `second` is all rows' xx."""
-        act = activation(site)
+        act = activation(match)
         # Where the fit does worse on rows that it has not seen, it would learn which of its own are cut off.
         trusted = found.held_out is None or found.held_out <= _TRUSTED * found.loss
         if act is None or not trusted or not self.calibration.rectified:
             return found
         for _ in range(ROUNDS):
-            bias = found.chain.bias if centred(site) else None
-            wanted = aim(act, dense_rows(found.chain, site.layer), bias)
-            train, held = observe(site, self.now, self.original, self.calibration, pending, wanted)
-            both = together(train, held)
-            found = refit(found, site.layer, replace(both, xx=second), centred=centred(site))
+            bias = found.chain.bias if centred(match) else None
+            wanted = aim(act, dense_rows(found.chain, match.layer), bias)
+            train, held = observe(match, self.now, self.original, self.calibration, pending, wanted)
+            both = merged(train, held)
+            found = refit(found, match.layer, replace(both, xx=second), centred=centred(match))
         return found
 
 

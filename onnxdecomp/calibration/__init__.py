@@ -1,1 +1,1 @@
-"""What the layers of a model see on calibration inputs: taps, rows of inputs, second moments."""
+"""What the layers of a model see on calibration inputs: observers, rows of inputs, second moments."""

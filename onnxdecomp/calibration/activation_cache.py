@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibration.activations import Taps, open_taps
+from onnxdecomp.calibration.activations import Observer, open_observer
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.graph.traversal import node_graphs, operands, upstream
@@ -47,7 +47,7 @@ class Window:
         self._known: tuple[ir.Value, ...] = ()
         self._done: set[ir.Node] = set()
 
-    def look(self, names: Sequence[str], pending: Collection[ir.Node] = ()) -> Iterator[list[Array]]:
+    def advance(self, names: Sequence[str], pending: Collection[ir.Node] = ()) -> Iterator[list[Array]]:
         """The values of these names for each batch of the inputs, and the cut moved up to them.
 
         Args:
@@ -62,19 +62,19 @@ class Window:
         values = {str(value.name): value for value in graph.inputs}
         values |= {str(out.name): out for node in graph for out in node.outputs if out.name}
         wanted = [values[name] for name in names]
-        done = self._done | (upstream(graph, wanted, self._known) - self._unsettled(pending))
+        done = self._done | (upstream(graph, wanted, self._known) - self._affected(pending))
         cut = self._cut(done)
         missing = [v for v in dict.fromkeys((*wanted, *cut)) if v not in self._known]
-        taps = self._open(missing)
+        observer = self._open(missing)
         window: list[dict[ir.Value, Array]] | None = []
         size = 0
         whole = True  # of what is held nothing was let go of yet
         try:
-            for index, feed in enumerate(self._batches(taps)):
+            for index, feed in enumerate(self._batches(observer)):
                 have = dict(self._held[index]) if self._known else {}
-                if taps is not None:
+                if observer is not None:
                     before = {str(value.name): array for value, array in have.items()} | self._pinned(index)
-                    have |= zip(missing, taps.run(feed | before), strict=True)
+                    have |= zip(missing, observer.run(feed | before), strict=True)
                 yield [have[value] for value in wanted]
                 if window is not None and not all(isinstance(have[value], np.ndarray) for value in cut):
                     window = None  # a sequence is not held
@@ -101,7 +101,7 @@ class Window:
         """The values at the cut, by name for each batch; empty where none are held."""
         return [{str(v.name): array for v, array in have.items()} for have in self._held if have]
 
-    def _unsettled(self, pending: Collection[ir.Node]) -> set[ir.Node]:
+    def _affected(self, pending: Collection[ir.Node]) -> set[ir.Node]:
         """The main graph's nodes that are pending, or compute with what pending ones give."""
         graph = self._model.graph
         nested = any(node.graph is not graph for node in pending)
@@ -118,21 +118,21 @@ class Window:
         ahead = (node for node in self._model.graph if node not in done)
         return tuple(dict.fromkeys(v for node in ahead for v in operands(node) if v.producer() in done))
 
-    def _open(self, missing: Sequence[ir.Value]) -> Taps | None:
+    def _open(self, missing: Sequence[ir.Value]) -> Observer | None:
         if not missing:
             return None
         known: Feed = {str(v.name): a for v, a in self._held[0].items()} if self._known else {}
         known = known | self._pinned(0)
         names = [str(value.name) for value in missing]
-        return open_taps(self._model, names, provider=self._provider, threads=self._threads, known=known)
+        return open_observer(self._model, names, provider=self._provider, threads=self._threads, known=known)
 
     def _pinned(self, index: int) -> Feed:
         return dict(self._pins[index]) if self._pins else {}
 
-    def _batches(self, taps: Taps | None) -> Iterator[dict[str, Array]]:
+    def _batches(self, observer: Observer | None) -> Iterator[dict[str, Array]]:
         """The inputs where they are needed, else as many empty feeds as batches are held."""
         inputs = {str(value.name) for value in self._model.graph.inputs}
-        if self._known and (taps is None or not taps.inputs & inputs):
+        if self._known and (observer is None or not observer.inputs & inputs):
             yield from ({} for _ in self._held)
         else:
             yield from self._feeds.batches(self._batch)

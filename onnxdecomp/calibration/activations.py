@@ -12,14 +12,14 @@ from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPa
 from onnxdecomp.core.layer import Array
 from onnxdecomp.runtime import session
 from onnxdecomp.runtime.session import Feed, TensorSpec
-from onnxdecomp.runtime.shared_weights import lend
+from onnxdecomp.runtime.shared_weights import share_weights
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 
 @dataclass(eq=False)
-class Taps:
+class Observer:
     """A session that computes some values of a model's main graph, and only what they need.
 
     Attributes:
@@ -45,7 +45,7 @@ class Taps:
         return session.inputs_of(self._session)
 
 
-def open_taps(
+def open_observer(
     model: ir.Model,
     names: Sequence[str],
     *,
@@ -54,8 +54,8 @@ def open_taps(
     known: Mapping[str, Array] | None = None,
     integers: bool = False,
     consume: bool = False,
-) -> Taps:
-    """Taps on values of the main graph, its inputs and initializers among them.
+) -> Observer:
+    """An observer of values of the main graph, its inputs and initializers among them.
 
     Args:
         model: The model.
@@ -98,16 +98,16 @@ def open_taps(
     used = {v.name for node in graph.all_nodes() for v in node.inputs if v is not None}
     for value in [v for v in graph.inputs if v.name not in used]:
         graph.inputs.remove(value)
-        # An initializer that nothing reads is dropped by ONNX Runtime, and then cannot be lent to it.
+        # An initializer that nothing reads is dropped by ONNX Runtime, and then cannot be shared with it.
         graph.initializers.pop(str(value.name), None)
     needed = frozenset(str(v.name) for v in graph.inputs if v.name not in graph.initializers)
-    lent = lend(copy)
+    weights = share_weights(copy)
     opened = session.open_session(
         ir.to_proto(copy).SerializeToString(),
         provider=provider,
         threads=threads,
         integers=integers,
         idling="sleep",
-        weights=lent,
+        weights=weights,
     )
-    return Taps(tuple(wanted), needed, opened, lent)
+    return Observer(tuple(wanted), needed, opened, weights)

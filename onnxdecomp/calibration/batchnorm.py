@@ -52,7 +52,7 @@ def renormalise(
         model: Of `now`.
         node: As it stands there.
         now, original: Windows on both models, where the input has the same name.
-        pending: As for `Window.look`.
+        pending: As for `Window.advance`.
         calibration: The inputs, where some of their positions are padding.
 
     Returns:
@@ -62,8 +62,8 @@ def renormalise(
     here, there = _Channels(), _Channels()
     feeds = itertools.repeat({}) if calibration is None else mask_feeds(calibration)
     mask = None if calibration is None else calibration.mask
-    looks = zip(now.look([name], pending), original.look([name]), strict=True)
-    for (ours, theirs), feed in zip(looks, feeds, strict=False):
+    windows = zip(now.advance([name], pending), original.advance([name]), strict=True)
+    for (ours, theirs), feed in zip(windows, feeds, strict=False):
         for channels, (x,) in ((here, ours), (there, theirs)):
             real = None if mask is None else mask.rows(feed, (len(x), *x.shape[2:]))
             channels.add(x if real is None else np.moveaxis(x, 1, -1)[real])

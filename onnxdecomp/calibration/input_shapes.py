@@ -35,8 +35,8 @@ def input_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> dict[t
                 _free(output)
     infer_shapes(bound)
     # What is a layer to the caller only because initializers are frozen is wanted too.
-    sites = with_seen_shapes(bound, find(bound, freeze=True)[0], shapes)
-    return {(s.layer.graph, s.layer.name): s.layer.assumed_input_shape() for s in sites}
+    matched = with_seen_shapes(bound, find(bound, freeze=True)[0], shapes)
+    return {(s.layer.graph, s.layer.name): s.layer.assumed_input_shape() for s in matched}
 
 
 def _free(value: ir.Value) -> None:

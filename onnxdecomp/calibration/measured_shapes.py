@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibration.activations import Taps, open_taps
+from onnxdecomp.calibration.activations import Observer, open_observer
 from onnxdecomp.calibration.reachability import place_of, shapes_read
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.random_inputs import bindings, trial_of
 from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.graph.attributes import dims
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.runtime.session import Feed
 
 _SECONDS = 5
@@ -23,28 +23,28 @@ _SECONDS = 5
 
 
 def with_seen_shapes(
-    model: ir.Model, sites: Sequence[Site], shapes: Mapping[str, Sequence[int]] | None = None
-) -> list[Site]:
-    """The sites; where inference does not tell all sizes, with those of one run on random inputs.
+    model: ir.Model, matched: Sequence[LayerMatch], shapes: Mapping[str, Sequence[int]] | None = None
+) -> list[LayerMatch]:
+    """The matches; where inference does not tell all sizes, with those of one run on random inputs.
 
     If one layer needs the run, all layers whose sizes the model leaves free have those of the run, so that
     their costs are at one and the same size of the inputs. Layers that did not run stay as they are.
 
     Args:
         model: The model.
-        sites: Its layers, in any graph.
+        matched: Its layers, in any graph.
         shapes: Shapes of inputs by name; free dimensions are bound as `random_inputs` does, the batch to 1.
     """
     symbols = {dim for value in model.graph.inputs for dim in dims(value) or () if isinstance(dim, str)}
-    if not any(_asks(site, symbols) for site in sites):
-        return list(sites)
-    unknown = {site.nodes[0]: place_of(site) for site in sites if _observable(site) and _free(site)}
+    if not any(_asks(match, symbols) for match in matched):
+        return list(matched)
+    unknown = {match.nodes[0]: place_of(match) for match in matched if _observable(match) and _free(match)}
     found = _in_a_run(model, unknown, shapes)
     return [
-        replace(site, layer=replace(site.layer, seen_shape=_canonical(site, found[site.nodes[0]])))
-        if site.nodes[0] in found
-        else site
-        for site in sites
+        replace(match, layer=replace(match.layer, seen_shape=_canonical(match, found[match.nodes[0]])))
+        if match.nodes[0] in found
+        else match
+        for match in matched
     ]
 
 
@@ -53,9 +53,11 @@ def _in_a_run(
 ) -> dict[ir.Node, tuple[int, ...]]:
     """What these inputs of nodes are like in one run on random inputs; nothing where none succeeds."""
     try:
-        taps = open_taps(model, [str(value.name) for value in model.graph.outputs])
-        inputs = taps.specs()
-        found = bindings(inputs, trial_of(taps.run), count=1, shapes=_of(shapes, inputs), seconds=_SECONDS)
+        observer = open_observer(model, [str(value.name) for value in model.graph.outputs])
+        inputs = observer.specs()
+        found = bindings(
+            inputs, trial_of(observer.run), count=1, shapes=_of(shapes, inputs), seconds=_SECONDS
+        )
         return {} if isinstance(found, str) else shapes_read(model, wanted, found[0].feed(inputs, (0,)))
     except OnnxDecompError:  # judged elsewhere
         return {}
@@ -88,14 +90,14 @@ def shapes_in_a_run(model: ir.Model, names: Sequence[str], feed: Feed) -> dict[s
         copy.graph.append(node)
         asked[str(node.outputs[0].name)] = name
     try:
-        taps = open_taps(copy, list(asked))
-        return _read(taps, taps.run(feed), asked)
+        observer = open_observer(copy, list(asked))
+        return _read(observer, observer.run(feed), asked)
     except OnnxDecompError:  # judged elsewhere
         return {}
 
 
-def _read(taps: Taps, seen: Sequence[Array], asked: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    return {asked[name]: tuple(map(int, shape)) for name, shape in zip(taps.names, seen, strict=True)}
+def _read(observer: Observer, seen: Sequence[Array], asked: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    return {asked[name]: tuple(map(int, shape)) for name, shape in zip(observer.names, seen, strict=True)}
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -111,27 +113,27 @@ def _of(
     return None if shapes is None else {name: shape for name, shape in shapes.items() if name in names}
 
 
-def _observable(site: Site) -> bool:
+def _observable(match: LayerMatch) -> bool:
     """Whether the shape of the activation tells that of the canonical one."""
-    return site.adapter.has_rows or site.layer.lookup
+    return match.adapter.has_rows or match.layer.lookup
 
 
-def _free(site: Site) -> bool:
+def _free(match: LayerMatch) -> bool:
     """Whether the shape has any size that is no number, or only by assumption."""
-    shape = site.layer.input_shape
-    return shape is None or site.x.shape is None or not all(isinstance(dim, int) for dim in shape)
+    shape = match.layer.input_shape
+    return shape is None or match.x.shape is None or not all(isinstance(dim, int) for dim in shape)
 
 
-def _asks(site: Site, symbols: Collection[str]) -> bool:
+def _asks(match: LayerMatch, symbols: Collection[str]) -> bool:
     """Whether a size is unknown, and not one that the model's inputs leave free."""
-    if not _observable(site):
+    if not _observable(match):
         return False
-    shape = site.layer.input_shape
+    shape = match.layer.input_shape
     # Of an input of unknown shape a Gemm says that it has two axes: that is an assumption.
-    if shape is None or (site.x.shape is None and (site.layer.lookup or len(shape) == 2)):
+    if shape is None or (match.x.shape is None and (match.layer.lookup or len(shape) == 2)):
         return True
-    own = 1 if site.layer.conv is not None else len(shape) - 1
-    batch = 0 if site.layer.conv is not None else None  # rows may be those of all positions
+    own = 1 if match.layer.conv is not None else len(shape) - 1
+    batch = 0 if match.layer.conv is not None else None  # rows may be those of all positions
     return any(
         not isinstance(dim, int) and dim not in symbols
         for axis, dim in enumerate(shape)
@@ -139,8 +141,8 @@ def _asks(site: Site, symbols: Collection[str]) -> bool:
     )
 
 
-def _canonical(site: Site, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _canonical(match: LayerMatch, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The activation's shape as the layer's `input_shape` would have it."""
-    if site.layer.lookup:
-        return (*shape, site.layer.inputs)
-    return site.adapter.rows(np.broadcast_to(np.float32(0), shape)).shape
+    if match.layer.lookup:
+        return (*shape, match.layer.inputs)
+    return match.adapter.rows(np.broadcast_to(np.float32(0), shape)).shape

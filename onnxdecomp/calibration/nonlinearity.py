@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxdecomp.calibration.residual import branch
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.attributes import attribute
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 
 Aim = Callable[[Array, Array, Array | None], Array]
 """From rows [g, n, D], wanted outputs [n, T] and what is added before the activation, [n, T] or None: the
@@ -40,19 +40,19 @@ class Activation:
         return np.asarray(np.minimum(np.where(z < 0, self.slope * z, z), self.high))
 
 
-def activation(site: Site) -> Activation | None:
+def activation(match: LayerMatch) -> Activation | None:
     """The Relu, Clip from 0 or LeakyRelu that the layer's output goes into, and nowhere else.
 
     A sum with another branch may stand between.
     """
-    value = site.output
-    if branch(site) is not None:
+    value = match.output
+    if branch(match) is not None:
         value = next(iter(value.uses())).node.outputs[0]
     uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output() or not site.adapter.is_plain:
+    if len(uses) != 1 or value.is_graph_output() or not match.adapter.is_plain:
         return None
     node = uses[0].node
-    if node.domain not in ("", "ai.onnx") or node.graph is not site.nodes[-1].graph:
+    if node.domain not in ("", "ai.onnx") or node.graph is not match.nodes[-1].graph:
         return None
     if node.op_type == "Relu":
         return Activation()

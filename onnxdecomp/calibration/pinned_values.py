@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
-from onnxdecomp.calibration.activations import open_taps
+from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.comparable_outputs import CHOOSING, DRAWING
 from onnxdecomp.data.feeds import Feeds
@@ -107,11 +107,11 @@ def pins_of(
     names = pinned(model)
     if not names:
         return ()
-    taps = open_taps(model, names, provider=provider, threads=threads)
+    observer = open_observer(model, names, provider=provider, threads=threads)
     held: list[Feed] = []
     size = 0
     for feed in feeds.batches(batch):
-        held.append(dict(zip(taps.names, taps.run(feed), strict=True)))
+        held.append(dict(zip(observer.names, observer.run(feed), strict=True)))
         size += sum(array.nbytes for array in held[-1].values())
         if size > HELD:
             return ()

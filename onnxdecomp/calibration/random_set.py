@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxdecomp.calibration.activations import open_taps
+from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.data.random_inputs import random_feeds, trial_of
 from onnxdecomp.errors import ModelError
@@ -28,12 +28,14 @@ def synthetic(
         ModelError: No such inputs were found.
         UsageError: The shapes do not fit the inputs.
     """
-    taps = open_taps(model, [str(value.name) for value in model.graph.outputs], threads=1)
+    observer = open_observer(model, [str(value.name) for value in model.graph.outputs], threads=1)
 
-    specs = taps.specs()
+    specs = observer.specs()
     read = {spec.name for spec in specs}
     fixed = {name: shape for name, shape in (shapes or {}).items() if name in read}
-    feeds = random_feeds(specs, trial_of(taps.run), seed=seed, shapes=fixed, per_binding=_SAMPLES, count=1)
+    feeds = random_feeds(
+        specs, trial_of(observer.run), seed=seed, shapes=fixed, per_binding=_SAMPLES, count=1
+    )
     if isinstance(feeds, str):
         raise ModelError(f"{feeds}; give inputs with --calib")
     return Calibration(feeds, synthetic=True, seed=seed)

@@ -21,10 +21,10 @@ from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.attributes import dims
 from onnxdecomp.graph.traversal import places
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.runtime import session, temporary_files
 from onnxdecomp.runtime.session import Feed
-from onnxdecomp.runtime.shared_weights import lend
+from onnxdecomp.runtime.shared_weights import share_weights
 
 _GROWTH = 8
 """Each look is at so many times as many batches as the one before: most models need only the first."""
@@ -41,20 +41,20 @@ _Entries: TypeAlias = Sequence[Mapping[str, Sequence[int]]]
 _NAME = re.compile(r'"name" *: *"[^"]*?onnxdecomp_reach_(\d+)_[^"]*?_kernel_time"')
 
 
-def unreached(model: ir.Model, sites: Sequence[Site], feeds: Feeds, *, batch: int = 1) -> list[bool]:
+def unreached(model: ir.Model, matched: Sequence[LayerMatch], feeds: Feeds, *, batch: int = 1) -> list[bool]:
     """Of each layer, whether no input brings numbers to it.
 
     Args:
         model: The layers' model; it stays as it is.
-        sites: The layers.
+        matched: The layers.
         feeds: The inputs.
         batch: Feeds stacked for one run.
     """
     sizes, empty = _input_sizes(model), _has_empty(feeds)
-    open_ones = [site for site in sites if empty or site.place.path or not _sized(site.x, sizes)]
-    wanted = {site.nodes[0]: place_of(site) for site in open_ones}
+    open_ones = [match for match in matched if empty or match.place.path or not _sized(match.x, sizes)]
+    wanted = {match.nodes[0]: place_of(match) for match in open_ones}
     idle = wanted.keys() - reached(model, wanted, feeds, batch=batch)
-    return [site.nodes[0] in idle for site in sites]
+    return [match.nodes[0] in idle for match in matched]
 
 
 def reached(
@@ -80,12 +80,12 @@ def reached(
     copy, numbers = _numbered(model, wanted)
     nodes = {number: node for node, number in numbers.items()}
     most = max(1, _EVENTS // max(1, sum(1 for place in places(model) for _ in place.graph)))
-    lent = lend(copy)
+    weights = share_weights(copy)
     content = ir.to_proto(copy).SerializeToString()
     batches, size = feeds.batches(batch), 1
     try:
         while found < wanted.keys() and (group := _take(batches, min(size, most))):
-            for number, *entries in _trace(content, lent, group):
+            for number, *entries in _trace(content, weights, group):
                 ran.add(nodes[number])
                 at = wanted[nodes[number]]
                 given, made = map(_full, entries)
@@ -114,8 +114,8 @@ def shapes_read(model: ir.Model, wanted: Mapping[ir.Node, int], feed: Feed) -> d
     copy, numbers = _numbered(model, wanted)
     nodes = {number: node for node, number in numbers.items()}
     found: dict[ir.Node, tuple[int, ...]] = {}
-    lent = lend(copy)
-    for number, given, _ in _trace(ir.to_proto(copy).SerializeToString(), lent, [feed]):
+    weights = share_weights(copy)
+    for number, given, _ in _trace(ir.to_proto(copy).SerializeToString(), weights, [feed]):
         node = nodes[number]
         if wanted[node] >= len(given) or len(given[wanted[node]]) != 1:
             continue
@@ -125,9 +125,9 @@ def shapes_read(model: ir.Model, wanted: Mapping[ir.Node, int], feed: Feed) -> d
     return found
 
 
-def place_of(site: Site) -> int:
+def place_of(match: LayerMatch) -> int:
     """The activation's place among the inputs that the layer's first node has."""
-    return _present(site.nodes[0]).index(site.x)
+    return _present(match.nodes[0]).index(match.x)
 
 
 def valueless(model: ir.Model, feeds: Feeds) -> set[str]:
@@ -188,7 +188,7 @@ def _take(batches: Iterator[Feed], count: int) -> list[Feed]:
 
 
 def _trace(
-    content: bytes, lent: Mapping[str, Array], feeds: Sequence[Feed]
+    content: bytes, weights: Mapping[str, Array], feeds: Sequence[Feed]
 ) -> Iterator[tuple[int, _Entries, _Entries]]:
     """Of every run of a numbered node: its number, and the shapes of its inputs and outputs."""
     with temporary_files.folder() as folder:
@@ -196,7 +196,7 @@ def _trace(
             content,
             integers=False,
             idling="sleep",
-            weights=lent,
+            weights=weights,
             optimize=False,
             profile=folder / "trace",
         )

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 
 
-def branch(site: Site) -> ir.Value | None:
+def branch(match: LayerMatch) -> ir.Value | None:
     """The other operand of the sum that the layer's output goes into, and nowhere else; or None."""
-    uses = list(site.output.uses())
-    if site.layer.conv is None or not site.adapter.is_plain or len(uses) != 1:
+    uses = list(match.output.uses())
+    if match.layer.conv is None or not match.adapter.is_plain or len(uses) != 1:
         return None
     node = uses[0][0]
-    if node.domain not in ("", "ai.onnx") or node.op_type != "Add" or node.graph is not site.nodes[-1].graph:
+    if node.domain not in ("", "ai.onnx") or node.op_type != "Add" or node.graph is not match.nodes[-1].graph:
         return None
-    if site.output.is_graph_output():
+    if match.output.is_graph_output():
         return None
-    (other,) = [value for value in node.inputs if value is not site.output] or [None]
+    (other,) = [value for value in node.inputs if value is not match.output] or [None]
     if other is None or ir.convenience.get_const_tensor(other) is not None:
         return None
-    same = other.shape is not None and site.output.shape is not None and other.shape == site.output.shape
+    same = other.shape is not None and match.output.shape is not None and other.shape == match.output.shape
     return other if same else None

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.activation_cache import HELD, Window
-from onnxdecomp.calibration.activations import open_taps
+from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.calibration.im2col import Positions, at_positions, conv_rows, draw_positions, output_sizes
 from onnxdecomp.calibration.nonlinearity import Aim
 from onnxdecomp.calibration.pinned_values import loose
@@ -27,7 +27,7 @@ from onnxdecomp.data.mask import Mask
 from onnxdecomp.fitting.fit import SHRINKAGES
 from onnxdecomp.fitting.moments import Gatherer, Moments, features, needed
 from onnxdecomp.fitting.quadratic_loss import as_rows
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.runtime.memory_budget import budget, gibibytes
 from onnxdecomp.runtime.session import Feed
 
@@ -78,15 +78,15 @@ _TRIAL, _FEWEST = 1e11, 16
 """Multiply-accumulates of the samples that a trial is fitted to, and the fewest samples."""
 
 
-def sized(calibration: Calibration, sites: Sequence[Site], largest: int = 1) -> Calibration:
+def sized(calibration: Calibration, matched: Sequence[LayerMatch], largest: int = 1) -> Calibration:
     """The calibration with batches small enough for the activations, and enough of them to hold some out.
 
     Args:
-        calibration, sites: What is fitted, and to what.
+        calibration, matched: What is fitted, and to what.
         largest: Numbers in the largest value of a run on one sample (see `largest_value`).
     """
-    for site in sites:
-        for shape in (site.layer.input_shape, site.layer.output_shape):
+    for match in matched:
+        for shape in (match.layer.input_shape, match.layer.output_shape):
             known = [dim for dim in shape or () if isinstance(dim, int)]
             largest = max(largest, math.prod(known))
     most = min(_HELD, budget() // _COPIES)
@@ -118,12 +118,12 @@ def parted(calibration: Calibration) -> tuple[Calibration, Calibration]:
     return replace(calibration, feeds=feeds.first(count)), replace(calibration, feeds=feeds.after(count))
 
 
-def unobservable(site: Site) -> str | None:
+def unobservable(match: LayerMatch) -> str | None:
     """Why no rows of this layer can be had, a phrase for people; None where they can."""
-    layer = site.layer
-    if site.place.path:
+    layer = match.layer
+    if match.place.path:
         return "it stands in a subgraph or a function"
-    if not site.adapter.has_rows:
+    if not match.adapter.has_rows:
         return f"the input of {layer.op_type} is not made of rows"
     if layer.is_stack:
         return "its weight is a stack of matrices"
@@ -134,9 +134,9 @@ def unobservable(site: Site) -> str | None:
     return None
 
 
-def centred(site: Site) -> bool:
+def centred(match: LayerMatch) -> bool:
     """Whether the layer can take a bias for the means of its outputs without a further node."""
-    return site.adapter.takes_bias(site.layer)
+    return match.adapter.takes_bias(match.layer)
 
 
 def window(
@@ -159,7 +159,7 @@ def window(
 
 @np.errstate(over="ignore", invalid="ignore")  # Moments.finite tells
 def observe(
-    site: Site,
+    match: LayerMatch,
     now: Window,
     original: Window,
     calibration: Calibration,
@@ -169,7 +169,7 @@ def observe(
     """Moments of a layer's rows, and of held-out ones (None where there are too few samples).
 
     Args:
-        site: The layer as it stands in the model of `now`.
+        match: The layer as it stands in the model of `now`.
         now: Of the model with the layers before it replaced; to fit to what layers see in the original, a
             second window of that.
         original: Of the model as it was, with values of the same names.
@@ -178,12 +178,12 @@ def observe(
         aim: Changes the wanted outputs; the rows are those of every other look, so their second moments
             are left out.
     """
-    other = branch(site)
-    names = [site.x.name or "", *([other.name or ""] if other is not None else [])]
-    gather = _Halves(site, calibration, second=aim is None)
-    looks = zip(now.look(names, pending), original.look(names), strict=True)
-    apart = loose(site.x) or (other is not None and loose(other))
-    for index, ((looked, meant), feed) in enumerate(zip(looks, mask_feeds(calibration), strict=False)):
+    other = branch(match)
+    names = [match.x.name or "", *([other.name or ""] if other is not None else [])]
+    gather = _Halves(match, calibration, second=aim is None)
+    windows = zip(now.advance(names, pending), original.advance(names), strict=True)
+    apart = loose(match.x) or (other is not None and loose(other))
+    for index, ((looked, meant), feed) in enumerate(zip(windows, mask_feeds(calibration), strict=False)):
         # Rows that are no counterparts, chosen by other scores or drawn anew, say nothing about each other.
         unlike = apart or any(one.shape != two.shape for one, two in zip(looked, meant, strict=True))
         seen = meant if unlike else looked
@@ -209,15 +209,15 @@ def mask_feeds(calibration: Calibration) -> Iterator[Feed]:
 
 @np.errstate(over="ignore", invalid="ignore")  # Moments.finite tells
 def observe_unchanged(
-    model: ir.Model, sites: Sequence[Site], calibration: Calibration
+    model: ir.Model, matched: Sequence[LayerMatch], calibration: Calibration
 ) -> list[tuple[Moments, Moments | None]]:
     """Moments of several layers of one and the same model, in a single walk over the inputs."""
-    names = [site.x.name or "" for site in sites]
-    taps = open_taps(model, names, provider=calibration.provider, threads=calibration.threads)
-    place = {name: index for index, name in enumerate(taps.names)}
-    gathers = [_Halves(site, calibration) for site in sites]
+    names = [match.x.name or "" for match in matched]
+    observer = open_observer(model, names, provider=calibration.provider, threads=calibration.threads)
+    place = {name: index for index, name in enumerate(observer.names)}
+    gathers = [_Halves(match, calibration) for match in matched]
     for index, feed in enumerate(calibration.feeds.batches(calibration.batch)):
-        seen = taps.run(feed)
+        seen = observer.run(feed)
         for name, gather in zip(names, gathers, strict=True):
             x = seen[place[name]]
             for at in gather.places(x, feed):
@@ -226,17 +226,17 @@ def observe_unchanged(
     return [gather.halves() for gather in gathers]
 
 
-def packs(sites: Sequence[Site], budget: int = 512 << 20) -> Iterator[list[Site]]:
-    """The sites in groups whose moments together take at most `budget` bytes (one site at least)."""
-    pack: list[Site] = []
+def packs(matched: Sequence[LayerMatch], budget: int = 512 << 20) -> Iterator[list[LayerMatch]]:
+    """The matches in groups whose moments together take at most `budget` bytes (one match at least)."""
+    pack: list[LayerMatch] = []
     held = 0
-    for site in sites:
-        d, g = features(site.layer), site.layer.groups
-        size = 2 * 8 * d * (g * d + site.layer.outputs)
+    for match in matched:
+        d, g = features(match.layer), match.layer.groups
+        size = 2 * 8 * d * (g * d + match.layer.outputs)
         if pack and held + size > budget:
             yield pack
             pack, held = [], 0
-        pack.append(site)
+        pack.append(match)
         held += size
     if pack:
         yield pack
@@ -253,9 +253,9 @@ class _Places:
 class _Halves:
     """Gathers a layer's rows, some batches apart from the others."""
 
-    def __init__(self, site: Site, calibration: Calibration, *, second: bool = True) -> None:
-        layer = site.layer
-        self._site, self._layer, self._mask = site, layer, calibration.mask
+    def __init__(self, match: LayerMatch, calibration: Calibration, *, second: bool = True) -> None:
+        layer = match.layer
+        self._site, self._layer, self._mask = match, layer, calibration.mask
         self._rng = np.random.default_rng((calibration.seed, 1))
         self._batches = math.ceil(len(calibration.feeds) / calibration.batch)
         if not calibration.feeds.stackable:
@@ -266,7 +266,7 @@ class _Halves:
         sizes = (layer.groups, layer.outputs, features(layer))
         self._parts = [Gatherer(*sizes, second=second), Gatherer(*sizes, second=second)]
         self._weight = as_rows(layer.weight, layer).astype(layer.weight.dtype)
-        self._bias = layer.bias if centred(site) else None
+        self._bias = layer.bias if centred(match) else None
 
     def places(self, x: Array, feed: Feed) -> Iterator[_Places]:
         """Places of an activation's rows, drawn anew, in parts of which each makes few enough numbers."""

@@ -1,6 +1,6 @@
 """Layer: one operator of a model whose weight can be decomposed, as a plain value.
 
-A layer knows nothing of the graph that it stands in (that is a `Site`, see onnxdecomp.layers), so that
+A layer knows nothing of the graph that it stands in (that is a `LayerMatch`, see onnxdecomp.layers), so that
 methods can be pure mathematics on it.
 """
 

@@ -102,7 +102,7 @@ class Mask:
             real = self._real(feed[spec.name], spec.name)
             axes = None if real is None else axes_of(tuple(shape), *real.shape)
             if real is not None and axes is not None:
-                found.append(_spread(real, tuple(shape), axes))
+                found.append(_expand(real, tuple(shape), axes))
         same = all(np.array_equal(found[0], other) for other in found[1:])
         return found[0] if found and same and not found[0].all() else None
 
@@ -190,7 +190,7 @@ def _value_axes(
     return 0 if shape[0] == batch * length else None
 
 
-def _spread(real: Array, shape: tuple[int, ...], axes: _Axes) -> Array:
+def _expand(real: Array, shape: tuple[int, ...], axes: _Axes) -> Array:
     """The mask [batch, positions] over all axes of a tensor."""
     if isinstance(axes, int):
         laid = real.reshape(-1, *(1,) * (len(shape) - 1))

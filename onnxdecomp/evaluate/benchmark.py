@@ -22,7 +22,7 @@ from onnxdecomp.runtime.fatal import refuse_fatal, refuse_fatal_feed
 from onnxdecomp.runtime.memory import peak_growth
 from onnxdecomp.runtime.messages import one_line
 from onnxdecomp.runtime.session import Feed, inputs_of, nodes_per_provider, open_session, outputs_of, run
-from onnxdecomp.runtime.spinning import pause, together
+from onnxdecomp.runtime.spinning import idling_of, pause
 from onnxdecomp.runtime.timing import (
     ALONE_AFTER,
     LOOKS,
@@ -219,7 +219,7 @@ def _setting(
     limit: float,
 ) -> Setting:
     provider = ep.short_name(ep.ort_name(provider))
-    idling = together(threads, len(models))
+    idling = idling_of(threads, len(models))
     sessions = [
         open_session(model, provider=provider, threads=threads, idling=idling, record_nodes=True)
         for model in models

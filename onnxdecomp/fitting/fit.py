@@ -12,7 +12,7 @@ from onnxdecomp.core.layer import Array, Layer, Ranks
 from onnxdecomp.decompositions.base import Decomposition, outline
 from onnxdecomp.fitting.als import ITERATIONS, alternate
 from onnxdecomp.fitting.initialization import plain_start, reduced_start, whitened_start
-from onnxdecomp.fitting.moments import Moments, together
+from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
 from onnxdecomp.tensor.blas_threads import one_thread
 
@@ -91,7 +91,7 @@ def fit(
             if outside is None or found < outside:
                 strength, outside = candidate, found
         del judge
-    everything = together(train, held_out)
+    everything = merged(train, held_out)
     fitted = improved(everything, strength, None, sweeps)
     judged = problem(everything, weight, centred=centred)
     dense, plain_loss = dense_rows(fitted, layer), judged.relative(dense_rows(plain, layer))

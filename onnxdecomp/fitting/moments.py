@@ -56,7 +56,7 @@ class Moments:
         )
 
 
-def together(train: Moments, held_out: Moments | None) -> Moments:
+def merged(train: Moments, held_out: Moments | None) -> Moments:
     """The moments of all rows, where some may have been held out."""
     return train if held_out is None else train + held_out
 

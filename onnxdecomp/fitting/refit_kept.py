@@ -10,7 +10,7 @@ import numpy as np
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.fitting.fit import SHRINKAGES, Fit
-from onnxdecomp.fitting.moments import Moments, together
+from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
 from onnxdecomp.tensor.blas_threads import one_thread
 
@@ -42,7 +42,7 @@ def repair(
 
     def of_all(shrinkage: float = 0.0) -> Problem:
         # Made anew each time: it may be as large as a vocabulary, and little is needed of it at once.
-        return problem(together(train, held_out), weight, shrinkage, centred=centred)
+        return problem(merged(train, held_out), weight, shrinkage, centred=centred)
 
     judged = of_all()
     lost = judged.relative(weight)

@@ -22,10 +22,10 @@ from onnxdecomp.core.steps import Shape
 from onnxdecomp.graph.attributes import as_attributes
 from onnxdecomp.graph.traversal import Place
 from onnxdecomp.latency.context import ALONE, Neighbours
-from onnxdecomp.layers.adapter import LayerAdapter, Site
+from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch
 from onnxdecomp.layers.registry import timed
 from onnxdecomp.layers.replace import Rewriter
-from onnxdecomp.runtime.shared_weights import lend
+from onnxdecomp.runtime.shared_weights import share_weights
 
 OPSET, IR_VERSION = 17, 8
 
@@ -44,14 +44,16 @@ def _adapter(layer: Layer) -> LayerAdapter | str:
 
 
 @dataclass(frozen=True, eq=False)
-class Tiny:
+class SerializedModel:
     """A serialised model, and the numbers of its large initializers by name (see session.open_session)."""
 
     model: bytes
     weights: Mapping[str, Array]
 
 
-def chain_model(chain: Chain, layer: Layer, input_shape: Shape, around: Neighbours = ALONE) -> Tiny | str:
+def chain_model(
+    chain: Chain, layer: Layer, input_shape: Shape, around: Neighbours = ALONE
+) -> SerializedModel | str:
     """A model of the chain in the layer's place; the reason where there can be none.
 
     The numbers of the chain's factors and bias are not used: it may be an outline (methods.base.outline).
@@ -77,20 +79,20 @@ def chain_model(chain: Chain, layer: Layer, input_shape: Shape, around: Neighbou
     frame.sink(y, shape, around.after)
     model = frame.model()
     alone = replace(layer, name="layer", graph="", input_shape=input_shape)
-    site = Site(alone, Place("", model.graph), (slot,), x, weight, weight, adapter)
+    match = LayerMatch(alone, Place("", model.graph), (slot,), x, weight, weight, adapter)
     if reason := adapter.obstacle(chain, alone):
         return reason
-    Rewriter(model).replace(site, filled(chain), {})
-    return _tiny(model)
+    Rewriter(model).replace(match, filled(chain), {})
+    return _serialized(model)
 
 
-def frame_model(layer: Layer, input_shape: Shape, around: Neighbours = ALONE) -> Tiny | str:
+def frame_model(layer: Layer, input_shape: Shape, around: Neighbours = ALONE) -> SerializedModel | str:
     """The neighbours alone: what a model by `chain_model` takes without its chain."""
     if reason := refusal(layer):
         return reason
     frame = _Frame(_data_type(layer), layer.conv is not None)
     frame.sink(frame.source(input_shape, around.before), input_shape, around.before)
-    return _tiny(frame.model())
+    return _serialized(frame.model())
 
 
 def filled(chain: Chain) -> Chain:
@@ -105,7 +107,7 @@ def noise(shape: Shape, scale: float = 1.0) -> Array:
     return np.resize(drawn * np.float32(scale), shape)
 
 
-def quantized_tiny(tiny: Tiny, precision: str, provider: str) -> Tiny:
+def quantized_model(serialized: SerializedModel, precision: str, provider: str) -> SerializedModel:
     """The same model with the kernels of another precision.
 
     Raises:
@@ -117,18 +119,20 @@ def quantized_tiny(tiny: Tiny, precision: str, provider: str) -> Tiny:
     from onnxdecomp.quantization.int8 import rough_proto
     from onnxdecomp.quantization.scheme import scheme_for
 
-    model = ir.from_proto(onnx.load_model_from_string(tiny.model))
-    for name, array in tiny.weights.items():
+    model = ir.from_proto(onnx.load_model_from_string(serialized.model))
+    for name, array in serialized.weights.items():
         model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
     if precision == "int8":  # all types are known, so no file is needed
-        return Tiny(rough_proto(ir.to_proto(model), model, scheme_for(provider)).SerializeToString(), {})
-    return _tiny(quantized_roughly(model, precision, provider))
+        return SerializedModel(
+            rough_proto(ir.to_proto(model), model, scheme_for(provider)).SerializeToString(), {}
+        )
+    return _serialized(quantized_roughly(model, precision, provider))
 
 
-def _tiny(model: ir.Model) -> Tiny:
+def _serialized(model: ir.Model) -> SerializedModel:
     """The model, its large numbers beside it: in it they would take thrice the memory."""
-    lent = lend(model)
-    return Tiny(bytes(ir.to_proto(model).SerializeToString()), lent)
+    weights = share_weights(model)
+    return SerializedModel(bytes(ir.to_proto(model).SerializeToString()), weights)
 
 
 def _data_type(layer: Layer) -> ir.DataType:

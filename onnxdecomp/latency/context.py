@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxdecomp.graph.attributes import attribute
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.runtime.providers import provider_of
 
 FUSED = frozenset(("Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid"))
@@ -53,32 +53,32 @@ ALONE = Neighbours()
 """Nothing that matters stands around it."""
 
 
-def neighbours(sites: Iterable[Site]) -> list[Neighbours]:
-    """What stands around each site, in the model as it is now."""
+def neighbours(matched: Iterable[LayerMatch]) -> list[Neighbours]:
+    """What stands around each match, in the model as it is now."""
     blocked: dict[int, set[ir.Value]] = {}
     found = []
-    for site in sites:
-        graph = site.place.graph
+    for match in matched:
+        graph = match.place.graph
         if id(graph) not in blocked:
             blocked[id(graph)] = _blocked(graph)
-        found.append(_around(site, blocked[id(graph)].__contains__))
+        found.append(_around(match, blocked[id(graph)].__contains__))
     return found
 
 
-def _around(site: Site, blocked: Callable[[ir.Value], bool]) -> Neighbours:
-    output = site.output
+def _around(match: LayerMatch, blocked: Callable[[ir.Value], bool]) -> Neighbours:
+    output = match.output
     activation = None
     readers = [use.node for use in output.uses()]
-    if site.adapter.fuses_activation and len(readers) == 1 and readers[0].op_type in FUSED:
+    if match.adapter.fuses_activation and len(readers) == 1 and readers[0].op_type in FUSED:
         activation = readers[0].op_type
         output = readers[0].outputs[0]
         readers = [use.node for use in output.uses()]
-    if len(site.layer.kernel) != 2:
+    if len(match.layer.kernel) != 2:
         return Neighbours(activation=activation)
     takes_blocks = [
         _reads_blocks(node) if node.op_type in _CONVS else blocked(node.outputs[0]) for node in readers
     ]
-    return Neighbours(blocked(site.x), bool(readers) and all(takes_blocks), activation)
+    return Neighbours(blocked(match.x), bool(readers) and all(takes_blocks), activation)
 
 
 def _blocked(graph: ir.Graph) -> set[ir.Value]:

@@ -21,8 +21,8 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.latency.cache import Where, where
 from onnxdecomp.latency.chain_model import chain_model, frame_model
 from onnxdecomp.latency.measure import Request, runnable
-from onnxdecomp.runtime.spinning import pause, together
-from onnxdecomp.runtime.timing import ALONE_AFTER, Run, settled
+from onnxdecomp.runtime.spinning import idling_of, pause
+from onnxdecomp.runtime.timing import ALONE_AFTER, Run, steady
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 30
 
@@ -80,7 +80,7 @@ def shares(
     from onnxdecomp.runtime import session
 
     on = where(provider, threads, precision)
-    idling = together(threads, 2)
+    idling = idling_of(threads, 2)
     opened = session.open_session(model, provider=provider, threads=threads, idling=idling)
     given = dict(feed)
     session.run(opened, given)
@@ -131,7 +131,7 @@ def _rounds(
 
 
 def _ms(run: Run, rest: float, before: int = ALONE_AFTER) -> float:
-    return settled(run, rest=rest, before=before) / 1e6
+    return steady(run, rest=rest, before=before) / 1e6
 
 
 def _parts(whole: Array, cold: Array, warm: Array) -> list[Share]:

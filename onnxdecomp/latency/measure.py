@@ -22,10 +22,17 @@ from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.core.steps import Shape
 from onnxdecomp.errors import ModelError
 from onnxdecomp.latency.cache import Stored, Where, key_of, load, store, where
-from onnxdecomp.latency.chain_model import Tiny, chain_model, frame_model, noise, quantized_tiny, refusal
+from onnxdecomp.latency.chain_model import (
+    SerializedModel,
+    chain_model,
+    frame_model,
+    noise,
+    quantized_model,
+    refusal,
+)
 from onnxdecomp.latency.context import ALONE, Neighbours
 from onnxdecomp.runtime.environment import UNKNOWN
-from onnxdecomp.runtime.spinning import pause, together
+from onnxdecomp.runtime.spinning import idling_of, pause
 from onnxdecomp.runtime.timing import ALONE_AFTER, Run, interleave
 
 if TYPE_CHECKING:
@@ -213,7 +220,7 @@ def _time_group(group: Sequence[_Job], on: Where, seconds: float) -> dict[str, S
             continue
         places[job.key] = len(opened)
         opened.append(run)
-    ms = _typical_times(opened, seconds, pause(together(on.threads, len(opened))))
+    ms = _typical_times(opened, seconds, pause(idling_of(on.threads, len(opened))))
     frame = float(ms[0])
     dense_ms = max(float(ms[1]) - frame, SHORTEST_MS)
     for key, place in places.items():
@@ -260,7 +267,7 @@ def _typical_times(runs: Sequence[Run], seconds: float, rest: float = 0.0) -> Ar
             return np.asarray(typical)
 
 
-def runnable(model: Tiny | str, on: Where) -> Run | str:
+def runnable(model: SerializedModel | str, on: Where) -> Run | str:
     """What runs a tiny model once, warm; a reason in place of the model is handed on.
 
     Raises:
@@ -272,12 +279,12 @@ def runnable(model: Tiny | str, on: Where) -> Run | str:
         return model
     try:
         if on.precision != "float":
-            model = quantized_tiny(model, on.precision, on.provider)
+            model = quantized_model(model, on.precision, on.provider)
         opened = session.open_session(
             model.model,
             provider=on.provider,
             threads=on.threads,
-            idling=together(on.threads, 2),
+            idling=idling_of(on.threads, 2),
             weights=model.weights,
         )
         feed = {
@@ -290,7 +297,7 @@ def runnable(model: Tiny | str, on: Where) -> Run | str:
     return partial(_run, opened, feed, model)
 
 
-def _run(opened: ort.InferenceSession, feed: Mapping[str, Array], _: Tiny) -> object:
+def _run(opened: ort.InferenceSession, feed: Mapping[str, Array], _: SerializedModel) -> object:
     """Run once; the tiny model is held, for its weights must live as long as the session."""
     return opened.run(None, feed)
 

@@ -1,4 +1,4 @@
-"""LayerAdapter: all that is known of a family of operators. Site: a layer of such a family in its graph.
+"""LayerAdapter: all that is known of a family of operators. LayerMatch: a layer of one in its graph.
 
 A new kind of layer is one class derived from LayerAdapter in a file of its own, and one line in
 onnxdecomp.layers.registry or an entry point of another package: finding, putting chains in its place, the
@@ -101,7 +101,7 @@ class LayerAdapter(ABC):
 
     @classmethod
     @abstractmethod
-    def match(cls, node: ir.Node, scope: Scope) -> Site | str | None:
+    def match(cls, node: ir.Node, scope: Scope) -> LayerMatch | str | None:
         """The layer of a node of the family; why it cannot be one; or None where it holds no weight."""
 
     @abstractmethod
@@ -109,7 +109,7 @@ class LayerAdapter(ABC):
         """Why the chain cannot take the operator's place, a phrase for people; None where it can."""
 
     @abstractmethod
-    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
+    def lower(self, chain: Chain, match: LayerMatch, emit: Emitter) -> None:
         """Emit the chain's nodes. The last one's outputs take the place of the operator's."""
 
     def live(self, now: Callable[[ir.Value], ir.Value]) -> LayerAdapter:
@@ -131,7 +131,7 @@ class LayerAdapter(ABC):
         return node.attributes
 
     def reference(
-        self, site: Site, chain: Chain, feeds: Mapping[str, Array], opset: int, ir_version: int
+        self, match: LayerMatch, chain: Chain, feeds: Mapping[str, Array], opset: int, ir_version: int
     ) -> Array | None:
         """What the chain's dense weight gives, where the operator itself is not to be run with it."""
         return None
@@ -194,7 +194,7 @@ class LayerAdapter(ABC):
 
     # For the families themselves.
 
-    def site(
+    def layer_match(
         self,
         node: ir.Node,
         scope: Scope,
@@ -211,7 +211,7 @@ class LayerAdapter(ABC):
         lookup: bool = False,
         packed: int = 1,
         storage: Storage | None = None,
-    ) -> Site:
+    ) -> LayerMatch:
         """The layer of a node, of this adapter.
 
         Args:
@@ -221,7 +221,7 @@ class LayerAdapter(ABC):
             source: The operand with the weight.
             weight: The weight as `Layer` has it, in any element type.
             input_shape, output_shape, bias, conv, lookup: See Layer.
-            bias_value, packed, storage: See Site.
+            bias_value, packed, storage: See LayerMatch.
             after: Nodes behind it that a chain replaces, too.
         """
         constant = source.constant
@@ -238,7 +238,7 @@ class LayerAdapter(ABC):
             lookup=lookup,
         )
         quantized = storage is not None or "DequantizeLinear" in constant.via
-        return Site(
+        return LayerMatch(
             layer,
             scope.place,
             (node, *after),
@@ -254,7 +254,7 @@ class LayerAdapter(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class LayerMatch:
     """A layer and the graph objects around it.
 
     Attributes:
@@ -299,8 +299,8 @@ class Site:
         """The first output that is not left out, as a recurrent operator's may be."""
         return named_output(self.nodes[-1])
 
-    def current(self) -> Site:
-        """The site as its nodes read now: rewriting the layer before it gave its activation a new value."""
+    def current(self) -> LayerMatch:
+        """The match as its nodes read now: rewriting the layer before it gave its activation a new value."""
 
         def live(value: ir.Value) -> ir.Value:
             operands = [v for node in self.nodes for v in node.inputs if v is not None]

@@ -16,7 +16,7 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.shape_inference import as_product
-from onnxdecomp.layers.adapter import LayerAdapter, Site
+from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.projection import emit_projected, ends_in_product
 from onnxdecomp.layers.scope import MICROSOFT, Scope, Snapshot
@@ -43,7 +43,7 @@ class Attention(LayerAdapter):
     follow: tuple[int, ...] = field(default=(_MASK, _PAST, _ATTENTION_BIAS, _PAST_LENGTH), kw_only=True)
 
     @classmethod
-    def match(cls, node: ir.Node, scope: Scope) -> Site | str:
+    def match(cls, node: ir.Node, scope: Scope) -> LayerMatch | str:
         x, value = node.inputs[:2]
         if x is None or value is None:
             return "it has no weights of its own"
@@ -60,7 +60,7 @@ class Attention(LayerAdapter):
         heads = int(attribute(node, "num_heads", 0))
         if len(sizes) != 3 or sum(sizes) != outputs or heads < 1 or any(size % heads for size in sizes):
             return "its weights do not have the sizes that its attributes say"
-        return cls(heads, sizes[2]).site(
+        return cls(heads, sizes[2]).layer_match(
             node, scope, x, source, source.array.T, input_shape=dims(x) or (None, None, features)
         )
 
@@ -69,8 +69,8 @@ class Attention(LayerAdapter):
             return None
         return "its chain does not end in a product of matrices, which would become its weights: use svd"
 
-    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
-        emit_projected(chain, site, emit, lambda step, label: emit.weight(step.weight, label, axis=1))
+    def lower(self, chain: Chain, match: LayerMatch, emit: Emitter) -> None:
+        emit_projected(chain, match, emit, lambda step, label: emit.weight(step.weight, label, axis=1))
 
     def stored(self, weight: Array, layer: Layer) -> Array:
         return weight.T

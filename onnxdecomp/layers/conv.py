@@ -16,7 +16,7 @@ from onnxdecomp.core.layer import Array, ConvSpec, Dim, Layer
 from onnxdecomp.core.steps import Convolve
 from onnxdecomp.graph.attributes import as_attributes, attribute, dims
 from onnxdecomp.graph.shape_inference import unfuse
-from onnxdecomp.layers.adapter import LayerAdapter, OutputChannels, ParameterRoles, Site
+from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch, OutputChannels, ParameterRoles
 from onnxdecomp.layers.conv_layout import canonical_transposed, onnx_transposed
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.fused import Fused
@@ -47,7 +47,7 @@ class Conv(LayerAdapter):
     follow: tuple[int, ...] = field(default=(_RESIDUAL,), kw_only=True)
 
     @classmethod
-    def match(cls, node: ir.Node, scope: Scope) -> Site | str:
+    def match(cls, node: ir.Node, scope: Scope) -> LayerMatch | str:
         source = scope.weight(node.inputs[1])
         if isinstance(source, str):
             return source
@@ -66,7 +66,7 @@ class Conv(LayerAdapter):
             if isinstance(found, str):
                 return f"its bias is not constant: {found}"
             bias = working(found.array)
-        return cls(Fused.of(node) if node.domain == MICROSOFT else None).site(
+        return cls(Fused.of(node) if node.domain == MICROSOFT else None).layer_match(
             node,
             scope,
             x,
@@ -84,8 +84,8 @@ class Conv(LayerAdapter):
             return f"{layer.op_type} needs a chain that ends in a convolution"
         return None
 
-    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
-        lower_conv(chain, site, emit)
+    def lower(self, chain: Chain, match: LayerMatch, emit: Emitter) -> None:
+        lower_conv(chain, match, emit)
         if self.fused is None:
             return
         last = emit.nodes[-1]

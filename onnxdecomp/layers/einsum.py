@@ -13,7 +13,7 @@ from onnxdecomp.core.layer import Array, Dim, Layer
 from onnxdecomp.core.steps import BlockMatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import Constant
-from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
+from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch, ParameterRoles
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import lower_linear
 from onnxdecomp.layers.scope import Scope, Snapshot
@@ -46,7 +46,7 @@ class Contraction(LayerAdapter):
     stack: tuple[int, ...] = ()
 
     @classmethod
-    def match(cls, node: ir.Node, scope: Scope) -> Site | str:
+    def match(cls, node: ir.Node, scope: Scope) -> LayerMatch | str:
         if len(node.inputs) != 2:
             return f"it has {len(node.inputs)} operands, not 2"
         found = [scope.constant(value) for value in node.inputs]
@@ -63,7 +63,7 @@ class Contraction(LayerAdapter):
             return read
         form, order = read
         weight = form.canonical(source.array)
-        return form.site(
+        return form.layer_match(
             node,
             scope,
             x,
@@ -90,14 +90,14 @@ class Contraction(LayerAdapter):
             return "its activation is a vector"
         return None
 
-    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
-        x = site.x
+    def lower(self, chain: Chain, match: LayerMatch, emit: Emitter) -> None:
+        x = match.x
         if self.perm is not None:
             x = emit.add("Transpose", [x], "transposed", perm=self.perm)
         if len(self.features) > 1:
-            flat = emit.integers([0] * self.lead + [site.layer.inputs], "flat.shape")
+            flat = emit.integers([0] * self.lead + [match.layer.inputs], "flat.shape")
             x = emit.add("Reshape", [x, flat], "flat")
-        x = lower_linear(chain, site.layer, x, emit)
+        x = lower_linear(chain, match.layer, x, emit)
         if len(self.outputs) > 1:
             split = emit.integers([0] * self.lead + list(self.outputs), "split.shape")
             x = emit.add("Reshape", [x, split], "split")

@@ -19,7 +19,7 @@ from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.core.steps import BlockMatMul, Lookup, MatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import OVERRIDABLE, Constant
-from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
+from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch, ParameterRoles
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import lower_linear
 from onnxdecomp.layers.scope import Scope, Snapshot, Weight
@@ -38,7 +38,7 @@ class Embedding(LayerAdapter):
     weight_at: int = field(default=0, kw_only=True)
 
     @classmethod
-    def match(cls, node: ir.Node, scope: Scope) -> Site | str | None:
+    def match(cls, node: ir.Node, scope: Scope) -> LayerMatch | str | None:
         table, indices = node.inputs
         assert table is not None
         assert indices is not None
@@ -61,7 +61,7 @@ class Embedding(LayerAdapter):
         if attribute(node, "axis", 0) not in (0, -2):
             return "it reads columns of its table"
         index_shape = dims(indices)
-        return cls().site(
+        return cls().layer_match(
             node,
             scope,
             indices,
@@ -83,8 +83,8 @@ class Embedding(LayerAdapter):
             return "its index is a scalar"
         return None
 
-    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
-        lower_linear(chain, site.layer, site.x, emit)
+    def lower(self, chain: Chain, match: LayerMatch, emit: Emitter) -> None:
+        lower_linear(chain, match.layer, match.x, emit)
 
     def stored(self, weight: Array, layer: Layer) -> Array:
         return weight.T

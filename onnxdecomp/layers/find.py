@@ -12,7 +12,7 @@ from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.graph.attributes import node_name
 from onnxdecomp.graph.constants import Memo
 from onnxdecomp.graph.traversal import Place, places
-from onnxdecomp.layers.adapter import Site, Skip
+from onnxdecomp.layers.adapter import LayerMatch, Skip
 from onnxdecomp.layers.registry import adapter_of, adapters
 from onnxdecomp.layers.scope import MICROSOFT, Scope
 
@@ -41,42 +41,42 @@ OLDEST_OPSET = 7
 """Before it, Gemm and Add broadcast by an attribute and ONNX Runtime promises nothing."""
 
 
-def find(model: ir.Model, *, freeze: bool = False) -> tuple[list[Site], list[Skip]]:
-    """The sites of a model in graph order, and the operators that carry a weight but cannot be sites.
+def find(model: ir.Model, *, freeze: bool = False) -> tuple[list[LayerMatch], list[Skip]]:
+    """The matches of a model in graph order, and the operators that carry a weight but cannot be matches.
 
     Args:
         model: Read only; activation shapes are taken from its values (graph.shapes fills them in).
         freeze: Treat initializers that are also graph inputs as constants.
     """
-    sites: list[Site] = []
+    matched: list[LayerMatch] = []
     skips: list[Skip] = []
     memo: Memo = {}
     for place in places(model):
         scope = Scope(place, model.ir_version, _opset(model, place), freeze, memo)
         for node in place.graph:
             found = _read(node, scope)
-            if isinstance(found, Site):
-                sites.append(found)
+            if isinstance(found, LayerMatch):
+                matched.append(found)
             elif found is not None:
                 skips.append(Skip(node_name(node), node.op_type, place.path, found))
-    return _distinct(sites), skips
+    return _distinct(matched), skips
 
 
-def find_again(copy: ir.Model, site: Site) -> Site:
+def find_again(copy: ir.Model, match: LayerMatch) -> LayerMatch:
     """The same layer in a clone of its model, without a look at all the others.
 
     Args:
         copy: The clone; as it was made, and the model as it was then.
-        site: The layer in the model.
+        match: The layer in the model.
     """
-    place = next(place for place in places(copy) if place.path == site.place.path)
-    position = next(at for at, node in enumerate(site.place.graph) if node is site.nodes[0])
+    place = next(place for place in places(copy) if place.path == match.place.path)
+    position = next(at for at, node in enumerate(match.place.graph) if node is match.nodes[0])
     found = _match(place.graph[position], Scope(place, copy.ir_version, _opset(copy, place), freeze=True))
-    assert isinstance(found, Site)
-    return replace(found, layer=replace(found.layer, name=site.layer.name))
+    assert isinstance(found, LayerMatch)
+    return replace(found, layer=replace(found.layer, name=match.layer.name))
 
 
-def _read(node: ir.Node, scope: Scope) -> Site | str | None:
+def _read(node: ir.Node, scope: Scope) -> LayerMatch | str | None:
     """What is found of a node; an error of ours is a reason to leave it alone."""
     try:
         return _match(node, scope)
@@ -87,7 +87,7 @@ def _read(node: ir.Node, scope: Scope) -> Site | str | None:
         return f"{node.op_type} cannot be read: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _match(node: ir.Node, scope: Scope) -> Site | str | None:
+def _match(node: ir.Node, scope: Scope) -> LayerMatch | str | None:
     adapter = adapter_of(node)
     if adapter is None:
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -104,16 +104,16 @@ def _match(node: ir.Node, scope: Scope) -> Site | str | None:
     return adapter.match(node, scope)
 
 
-def _distinct(sites: list[Site]) -> list[Site]:
-    """The sites, their names unique within a graph: a repeated name gets the output's name behind it."""
-    count = Counter((site.layer.graph, site.layer.name) for site in sites)
+def _distinct(matched: list[LayerMatch]) -> list[LayerMatch]:
+    """The matches, their names unique within a graph: a repeated name gets the output's name behind it."""
+    count = Counter((match.layer.graph, match.layer.name) for match in matched)
 
-    def renamed(site: Site) -> Site:
-        if count[site.layer.graph, site.layer.name] == 1:
-            return site
-        return replace(site, layer=replace(site.layer, name=f"{site.layer.name}:{site.output.name}"))
+    def renamed(match: LayerMatch) -> LayerMatch:
+        if count[match.layer.graph, match.layer.name] == 1:
+            return match
+        return replace(match, layer=replace(match.layer, name=f"{match.layer.name}:{match.output.name}"))
 
-    return [renamed(site) for site in sites]
+    return [renamed(match) for match in matched]
 
 
 def _opset(model: ir.Model, place: Place) -> int:

@@ -16,7 +16,7 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.inherit import inherit_node, inherit_value
 from onnxdecomp.graph.shape_inference import unfuse
-from onnxdecomp.layers.adapter import LayerAdapter, Operator, OutputChannels, ParameterRoles, Site
+from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch, Operator, OutputChannels, ParameterRoles
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.fused import Fused
 from onnxdecomp.layers.lower import labels, lower, own_bias
@@ -65,30 +65,30 @@ class Linear(LayerAdapter):
     follow: tuple[int, ...] = field(default=(_ADDEND,), kw_only=True)
 
     @classmethod
-    def match(cls, node: ir.Node, scope: Scope) -> Site | str:
-        return _gemm_site(node, scope) if node.op_type in _GEMMS else _matmul_site(node, scope)
+    def match(cls, node: ir.Node, scope: Scope) -> LayerMatch | str:
+        return _gemm_match(node, scope) if node.op_type in _GEMMS else _matmul_match(node, scope)
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
         needs_rank = not chain.any_rank or self.swapped or self.rotated
         return "the rank of its activation is unknown" if needs_rank and layer.input_shape is None else None
 
-    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
+    def lower(self, chain: Chain, match: LayerMatch, emit: Emitter) -> None:
         plain = all(isinstance(step, MatMul) for step in chain.steps)
-        x = site.x
-        rank = None if site.layer.input_shape is None else len(site.layer.input_shape)
+        x = match.x
+        rank = None if match.layer.input_shape is None else len(match.layer.input_shape)
         multiply_left = self.left and plain
         x = _as_multiplied(x, rank, self.rotated, self.swapped != (self.left and not plain), emit)
         gemm_last = self.gemm and not self.left and isinstance(chain.steps[-1], MatMul)
         names = labels(chain)
         for index, (step, label) in enumerate(zip(chain.steps, names, strict=True)):
             if isinstance(step, MatMul) and gemm_last and index == len(chain.steps) - 1:
-                self._gemm(step, x, label, chain, site, emit)
+                self._gemm(step, x, label, chain, match, emit)
                 return
             x = lower(_from_the_left(step) if multiply_left else step, x, rank, label, emit)
         if self.left and not plain:
             x = _as_multiplied(x, rank, False, True, emit, "untransposed")
         if chain.bias is not None:
-            bias = emit.bias(chain, own_bias(site, chain), (-1, 1) if self.left else None)
+            bias = emit.bias(chain, own_bias(match, chain), (-1, 1) if self.left else None)
             assert bias is not None
             x = emit.add("Add", [x, bias], "bias")
         if self.addend is not None:
@@ -97,10 +97,12 @@ class Linear(LayerAdapter):
             op_type, attributes = self.fused.activation
             emit.add(op_type, [x], "activation", **attributes)
 
-    def _gemm(self, step: MatMul, x: ir.Value, label: str, chain: Chain, site: Site, emit: Emitter) -> None:
+    def _gemm(
+        self, step: MatMul, x: ir.Value, label: str, chain: Chain, match: LayerMatch, emit: Emitter
+    ) -> None:
         """The last product of a Gemm's chain, its bias or C along with it."""
         weight = emit.weight(step.weight, label, axis=1)
-        bias = emit.bias(chain, own_bias(site, chain))
+        bias = emit.bias(chain, own_bias(match, chain))
         last = bias if bias is not None else self.addend
         scale: dict[str, Any] = {"beta": self.scale} if bias is None and last is not None else {}
         inputs = [x, weight] if last is None else [x, weight, last]
@@ -144,10 +146,10 @@ class Linear(LayerAdapter):
         return tuple(shape)
 
     def reference(
-        self, site: Site, chain: Chain, feeds: Mapping[str, Array], opset: int, ir_version: int
+        self, match: LayerMatch, chain: Chain, feeds: Mapping[str, Array], opset: int, ir_version: int
     ) -> Array:
-        features = self.rows(feeds[site.x.name or ""]).astype(np.float64)
-        y = _product(chain, site.layer, features)
+        features = self.rows(feeds[match.x.name or ""]).astype(np.float64)
+        y = _product(chain, match.layer, features)
         if chain.bias is not None:
             y = y + chain.bias
         if self.left:
@@ -157,7 +159,7 @@ class Linear(LayerAdapter):
         if self.fused is None:
             return np.asarray(y)
         op_type, attributes = self.fused.activation
-        operand = np.asarray(y).astype(np.float64 if site.layer.dtype == "float64" else np.float32)
+        operand = np.asarray(y).astype(np.float64 if match.layer.dtype == "float64" else np.float32)
         return run_one("", op_type, attributes, [("x", operand)], ("x",), ("y",), opset, ir_version)
 
     def rows(self, x: Array) -> Array:
@@ -226,8 +228,8 @@ def _product(chain: Chain, layer: Layer, features: Array) -> Array:
     return features @ chain.dense().swapaxes(-1, -2).astype(np.float64)
 
 
-def _gemm_site(node: ir.Node, scope: Scope) -> Site | str:
-    """The site of a Gemm or FusedGemm, alpha folded into the weight, beta into a [T] bias; or why not."""
+def _gemm_match(node: ir.Node, scope: Scope) -> LayerMatch | str:
+    """The match of a Gemm or FusedGemm, alpha folded into the weight, beta into a [T] bias; or why not."""
     operand = operands(node, scope)
     if isinstance(operand, str):
         return operand
@@ -255,7 +257,7 @@ def _gemm_site(node: ir.Node, scope: Scope) -> Site | str:
         left=operand.left,
         weight_at=0 if operand.left else 1,
     )
-    return adapter.site(
+    return adapter.layer_match(
         node,
         scope,
         operand.x,
@@ -268,8 +270,8 @@ def _gemm_site(node: ir.Node, scope: Scope) -> Site | str:
     )
 
 
-def _matmul_site(node: ir.Node, scope: Scope) -> Site | str:
-    """The site of a MatMul or FusedMatMul, with the Add of a constant bias after it where there is one.
+def _matmul_match(node: ir.Node, scope: Scope) -> LayerMatch | str:
+    """The match of a MatMul or FusedMatMul, with the Add of a constant bias after it where there is one.
 
     FusedMatMul's alpha is folded into the weight; what it transposes of the constant is transposed here.
     """
@@ -308,7 +310,7 @@ def _matmul_site(node: ir.Node, scope: Scope) -> Site | str:
         add, bias_value, vector = fused
         after, bias = (add,), working(vector)
     adapter = Linear(swapped, rotated, left=operand.left, weight_at=at)
-    return adapter.site(
+    return adapter.layer_match(
         node,
         scope,
         operand.x,

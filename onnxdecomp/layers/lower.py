@@ -25,22 +25,22 @@ from onnxdecomp.core.steps import (
     Transpose,
 )
 from onnxdecomp.errors import ModelError
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.conv_layout import onnx_transposed
 from onnxdecomp.layers.emitter import Emitter
 
 
-def lower_conv(chain: Chain, site: Site, emit: Emitter) -> None:
+def lower_conv(chain: Chain, match: LayerMatch, emit: Emitter) -> None:
     """The nodes of a chain on [N, C, *spatial]; a convolution that comes last takes the bias."""
-    x, d = site.x, len(site.layer.kernel)
+    x, d = match.x, len(match.layer.kernel)
     *before, (last, name) = zip(chain.steps, labels(chain), strict=True)
     for step, label in before:
         x = lower(step, x, 2 + d, label, emit)
     if isinstance(last, Convolve):
-        convolve(last, x, name, emit, emit.bias(chain, own_bias(site, chain)))
+        convolve(last, x, name, emit, emit.bias(chain, own_bias(match, chain)))
         return
     x = lower(last, x, 2 + d, name, emit)
-    bias = emit.bias(chain, own_bias(site, chain), (-1,) + (1,) * d)
+    bias = emit.bias(chain, own_bias(match, chain), (-1,) + (1,) * d)
     if bias is not None:
         emit.add("Add", [x, bias], "bias")
 
@@ -213,6 +213,6 @@ def labels(chain: Chain) -> list[str]:
     return [step.label or name for step, name in zip(chain.steps, usual, strict=True)]
 
 
-def own_bias(site: Site, chain: Chain) -> ir.Value | None:
+def own_bias(match: LayerMatch, chain: Chain) -> ir.Value | None:
     """The value of the layer's bias, where the chain has the same numbers."""
-    return site.bias if chain.bias is site.layer.bias else None
+    return match.bias if chain.bias is match.layer.bias else None

@@ -17,7 +17,7 @@ from onnxdecomp.core.steps import MatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import Constant
 from onnxdecomp.graph.shape_inference import as_product
-from onnxdecomp.layers.adapter import ParameterRoles, Site
+from onnxdecomp.layers.adapter import LayerMatch, ParameterRoles
 from onnxdecomp.layers.linear import Linear
 from onnxdecomp.layers.operands import bias_after
 from onnxdecomp.layers.scope import FLOATS, MICROSOFT, Scope, Weight, working
@@ -138,7 +138,7 @@ class MatMulNBits(Linear):
     per_channel = frozenset()
 
     @classmethod
-    def match(cls, node: ir.Node, scope: Scope) -> Site | str:
+    def match(cls, node: ir.Node, scope: Scope) -> LayerMatch | str:
         """The layer of a node, with its bias or the Add of one after it; or why it is none."""
         inputs = [*node.inputs, *[None] * (_BIAS + 1 - len(node.inputs))]
         x, value = inputs[0], inputs[_B]
@@ -179,7 +179,7 @@ class MatMulNBits(Linear):
             after, bias = (add,), working(vector)
         stored = ir.DataType.BFLOAT16.numpy() if scales.dtype == "bfloat16" else scales.dtype
         level = int(attribute(node, "accuracy_level", 0))
-        return cls().site(
+        return cls().layer_match(
             node,
             scope,
             x,

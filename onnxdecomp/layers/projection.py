@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Layer
 from onnxdecomp.core.steps import MatMul
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import labels, lower
 from onnxdecomp.layers.scope import Snapshot
@@ -22,17 +22,17 @@ def ends_in_product(chain: Chain, layer: Layer) -> bool:
 
 
 def emit_projected(
-    chain: Chain, site: Site, emit: Emitter, weight: Callable[[MatMul, str], ir.Value]
+    chain: Chain, match: LayerMatch, emit: Emitter, weight: Callable[[MatMul, str], ir.Value]
 ) -> None:
     """The steps before the last as nodes, then the operator again with what `weight` makes of the last."""
-    x = site.x
+    x = match.x
     *before, last = zip(chain.steps, labels(chain), strict=True)
     for step, label in before:
         x = lower(step, x, 3, label, emit)
     step, label = last
     assert isinstance(step, MatMul)
     made = weight(step, label)
-    node = Snapshot.of(site.nodes[-1])
+    node = Snapshot.of(match.nodes[-1])
     # An empty list has no type, and says as much as no attribute.
     attributes = {name: value for name, value in node.attributes.items() if value != ()}
     inputs = [x, made, *node.inputs[2:]]

@@ -18,7 +18,7 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.core.steps import MatMul
 from onnxdecomp.graph.attributes import attribute, dims
-from onnxdecomp.layers.adapter import LayerAdapter, ParameterRoles, Site
+from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch, ParameterRoles
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.projection import emit_projected, ends_in_product
 from onnxdecomp.layers.scope import Scope, Snapshot
@@ -51,7 +51,7 @@ class Recurrent(LayerAdapter):
     follow: tuple[int, ...] = field(default=(_SEQUENCE_LENS, _INITIAL_H, _INITIAL_C), kw_only=True)
 
     @classmethod
-    def match(cls, node: ir.Node, scope: Scope) -> Site | str:
+    def match(cls, node: ir.Node, scope: Scope) -> LayerMatch | str:
         x = node.inputs[0]
         assert x is not None
         source = scope.weight(node.inputs[1])
@@ -61,7 +61,7 @@ class Recurrent(LayerAdapter):
             return f"its W has {source.array.ndim} dimensions, not 3"
         directions, rows, features = source.array.shape
         batch_first = int(attribute(node, "layout", 0)) == 1
-        return cls(directions, rows // GATES[node.op_type], batch_first).site(
+        return cls(directions, rows // GATES[node.op_type], batch_first).layer_match(
             node,
             scope,
             x,
@@ -75,16 +75,16 @@ class Recurrent(LayerAdapter):
             return None
         return "its chain does not end in a product of matrices, which would become W: use svd"
 
-    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
+    def lower(self, chain: Chain, match: LayerMatch, emit: Emitter) -> None:
         def weight(step: MatMul, label: str) -> ir.Value:
             if not emit.quantize:
-                return emit.weight(self.stored(step.weight.T, site.layer), label, axis=1)
+                return emit.weight(self.stored(step.weight.T, match.layer), label, axis=1)
             # a scale for each row of each direction
             shape = emit.integers([self.directions, -1, step.weight.shape[0]], f"{label}.shape")
             stacked = emit.weight(step.weight.T, label, axis=0)
             return emit.add("Reshape", [stacked, shape], f"{label}.stacked")
 
-        emit_projected(chain, site, emit, weight)
+        emit_projected(chain, match, emit, weight)
 
     def stored(self, weight: Array, layer: Layer) -> Array:
         return weight.reshape(self.directions, -1, weight.shape[-1])

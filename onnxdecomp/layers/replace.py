@@ -13,7 +13,7 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.inherit import inherit_value
 from onnxdecomp.graph.traversal import Place, node_names, value_names
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Emitter, Share
 from onnxdecomp.layers.int8_weights import on_grid
 from onnxdecomp.layers.lower import labels
@@ -25,16 +25,16 @@ LAYER = "pkg.onnxdecomp.layer"
 
 @dataclass(frozen=True, eq=False)
 class Rewritten:
-    """A layer that was replaced: its site just before, the chain, and the nodes that stand there now.
+    """A layer that was replaced: its match just before, the chain, and the nodes that stand there now.
 
-    `before` is the site's first node as it was; `quantized` says that the factors are stored as int8;
+    `before` is the match's first node as it was; `quantized` says that the factors are stored as int8;
     `rel_error` is ||What - W|| / ||W|| where it was measured, and `loss` E|y - What x|² / E|y|² on the
     calibration inputs, y centred, where the layer was fitted to them; `unfitted` says why it
-    was not although there were such inputs. The site's weight may have been let
+    was not although there were such inputs. The match's weight may have been let
     go of (`without_weight`): its shape is still that of the weight, its numbers are then zeros.
     """
 
-    site: Site
+    match: LayerMatch
     chain: Chain
     nodes: tuple[ir.Node, ...]
     before: Snapshot
@@ -45,17 +45,17 @@ class Rewritten:
 
     def without_weight(self) -> Rewritten:
         """The same without a hold on the dense weight, so that its memory can be used again."""
-        layer = self.site.layer
+        layer = self.match.layer
         hollow = np.broadcast_to(np.zeros((), layer.weight.dtype), layer.weight.shape)
-        root = self.site.root
+        root = self.match.root
         if root.producer() is None and not root.is_initializer() and not root.is_graph_input():
             root.const_value = None  # nothing uses it any more
-        return replace(self, site=replace(self.site, layer=replace(layer, weight=hollow)))
+        return replace(self, match=replace(self.match, layer=replace(layer, weight=hollow)))
 
 
 @dataclass(eq=False)
 class Rewriter:
-    """Replaces sites of one model; keeps names unique and stores equal factors once."""
+    """Replaces matches of one model; keeps names unique and stores equal factors once."""
 
     model: ir.Model
     _names: set[str] = field(init=False)
@@ -66,64 +66,64 @@ class Rewriter:
 
     def replace(
         self,
-        site: Site,
+        match: LayerMatch,
         chain: Chain,
         metadata: Mapping[str, str],
         share: Share | None = None,
         quantize: bool = False,
     ) -> Rewritten:
-        """Replace the site's nodes by the chain's.
+        """Replace the match's nodes by the chain's.
 
-        The last new node takes the name, the output name and the output's uses of the site's last node;
-        the dense weight goes when nothing uses it any more. Sites replaced with the same `share` have the
+        The last new node takes the name, the output name and the output's uses of the match's last node;
+        the dense weight goes when nothing uses it any more. Matches replaced with the same `share` have the
         same factors, which are stored once. With `quantize`, factors are stored as int8 or
-        as the site says, and the chain that is returned has their values.
+        as the match says, and the chain that is returned has their values.
         """
-        site = site.current()
-        before = Snapshot.of(site.nodes[0])
-        last_old = site.nodes[-1]
-        if site.layer.lookup:
+        match = match.current()
+        before = Snapshot.of(match.nodes[0])
+        last_old = match.nodes[-1]
+        if match.layer.lookup:
             chain = with_lookup(chain)
         if quantize:
-            chain = on_grid(chain, site.storage)
+            chain = on_grid(chain, match.storage)
         emit = Emitter(
-            constant=lambda array, name, key: self._constant(site.place, array, name, key),
+            constant=lambda array, name, key: self._constant(match.place, array, name, key),
             unique=self._unique,
-            name=site.layer.name,
-            dtype=_data_type(site.layer.dtype),
-            metadata={LAYER: site.layer.name, **metadata},
+            name=match.layer.name,
+            dtype=_data_type(match.layer.dtype),
+            metadata={LAYER: match.layer.name, **metadata},
             share=share,
             mirror=_mirror(chain) if share is not None and share.flipped else {},
             quantize=quantize,
-            storage=site.storage,
-            opset=self._opset(site.place),
+            storage=match.storage,
+            opset=self._opset(match.place),
         )
-        site.adapter.lower(chain, site, emit)
+        match.adapter.lower(chain, match, emit)
         last = emit.nodes[-1]
         pairs = [(old, new) for old, new in zip(last_old.outputs, last.outputs, strict=True) if old.name]
         if not last_old.outputs[0].name:
             last.outputs[0].name = ""
-        last.name = last_old.name or site.layer.name
+        last.name = last_old.name or match.layer.name
         for key, value in last_old.metadata_props.items():
             last.metadata_props.setdefault(key, value)
         last.doc_string = last_old.doc_string
         ir.convenience.replace_nodes_and_values(
-            site.place.graph,
+            match.place.graph,
             insertion_point=last_old,
-            old_nodes=list(site.nodes),
+            old_nodes=list(match.nodes),
             new_nodes=emit.nodes,
             old_values=[old for old, _ in pairs],
             new_values=[new for _, new in pairs],
         )
         for old, new in pairs:
             inherit_value(new, old)
-        discard(site.weight)
-        if site.bias is not None:
-            discard(site.bias)
+        discard(match.weight)
+        if match.bias is not None:
+            discard(match.bias)
         for operand in dict.fromkeys(before.inputs):  # what belongs to the weight, such as its scales
-            if operand is not None and operand not in (site.weight, site.bias):
+            if operand is not None and operand not in (match.weight, match.bias):
                 discard(operand)
-        return Rewritten(site, chain, tuple(emit.nodes), before, quantize)
+        return Rewritten(match, chain, tuple(emit.nodes), before, quantize)
 
     def _opset(self, place: Place) -> int:
         own = {} if place.function is None else place.function.opset_imports

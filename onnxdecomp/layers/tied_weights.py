@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxdecomp.core.layer import Ranks
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.graph.attributes import node_name
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Share
 
 
@@ -42,7 +42,7 @@ class Tie:
 
     Attributes:
         root: The value that stores it.
-        members: The layers that read it, as places in the list of sites, in its order.
+        members: The layers that read it, as places in the list of matches, in its order.
         numbers: What each of them accounts for: what is stored of its weight and no earlier one has.
         kin: Of each of them.
         other: Another reader, which is no layer, for people; "" where there is none.
@@ -60,25 +60,25 @@ class Tie:
         return len(self.members) > 1 or bool(self.other)
 
 
-def ties(sites: Sequence[Site]) -> tuple[Tie, ...]:
+def ties(matched: Sequence[LayerMatch]) -> tuple[Tie, ...]:
     """One for every weight that the layers read, most of them of a single layer."""
     groups: dict[ir.Value, list[int]] = {}
-    for index, site in enumerate(sites):
-        groups.setdefault(site.root, []).append(index)
+    for index, match in enumerate(matched):
+        groups.setdefault(match.root, []).append(index)
     found = []
     for root, members in groups.items():
-        own = [sites[index] for index in members]
+        own = [matched[index] for index in members]
         left, numbers = _stored(root, own), []
-        for site in own:
-            numbers.append(min(left, int(site.layer.weight.size)))
+        for match in own:
+            numbers.append(min(left, int(match.layer.weight.size)))
             left -= numbers[-1]
         found.append(Tie(root, tuple(members), tuple(numbers), _kin(own), _other_reader(root, own)))
     return tuple(found)
 
 
-def share_of(tie: Tie, member: int, site: Site, method: Decomposition, ranks: Ranks) -> Share:
+def share_of(tie: Tie, member: int, match: LayerMatch, method: Decomposition, ranks: Ranks) -> Share:
     """What the layer at `tie.members[member]` shares its factors by, given a method and ranks."""
-    kin, layer = tie.kin[member], site.layer
+    kin, layer = tie.kin[member], match.layer
     key = (
         tie.root.name,
         id(tie.root),
@@ -86,12 +86,12 @@ def share_of(tie: Tie, member: int, site: Site, method: Decomposition, ranks: Ra
         method,
         ranks,
         layer.dtype,
-        site.adapter.layout,
+        match.adapter.layout,
     )
     # Two plain products are mirrored by exchanging them; int8 factors have their scales on one side only.
-    if method.name == "svd" and layer.conv is None and layer.weight.ndim == 2 and not site.quantized:
+    if method.name == "svd" and layer.conv is None and layer.weight.ndim == 2 and not match.quantized:
         return Share(key, kin.flipped, kin.turned)
-    how = (method.shapes(layer, ranks), layer.groups, kin.flipped, site.adapter.left)
+    how = (method.shapes(layer, ranks), layer.groups, kin.flipped, match.adapter.left)
     return Share((*key, how))
 
 
@@ -100,23 +100,25 @@ def stays(reader: str) -> str:
     return f"its weight stays in the model, for {reader} reads it too: no parameters are saved"
 
 
-def _stored(root: ir.Value, own: Sequence[Site]) -> int:
+def _stored(root: ir.Value, own: Sequence[LayerMatch]) -> int:
     tensor = ir.convenience.get_const_tensor(root)
     if tensor is None:  # a Constant that holds no tensor but numbers
-        return max(int(site.layer.weight.size) for site in own)
-    return math.prod(int(size) for size in tensor.shape.numpy()) * max(site.packed for site in own)
+        return max(int(match.layer.weight.size) for match in own)
+    return math.prod(int(size) for size in tensor.shape.numpy()) * max(match.packed for match in own)
 
 
-def _kin(own: Sequence[Site]) -> tuple[Kin, ...]:
+def _kin(own: Sequence[LayerMatch]) -> tuple[Kin, ...]:
     """A lookup comes first in its family: a table is read row by row, and no transpose of it."""
     found: dict[int, Kin] = {}
     firsts: list[int] = []
     for index in sorted(range(len(own)), key=lambda index: not own[index].layer.lookup):
-        site = own[index]
+        match = own[index]
         for family, other in enumerate(firsts):
-            flipped = _flipped(site, own[other])
+            flipped = _flipped(match, own[other])
             if flipped is not None:
-                found[index] = Kin(family, flipped, flipped != (site.adapter.left != own[other].adapter.left))
+                found[index] = Kin(
+                    family, flipped, flipped != (match.adapter.left != own[other].adapter.left)
+                )
                 break
         else:
             found[index] = Kin(len(firsts))
@@ -124,10 +126,10 @@ def _kin(own: Sequence[Site]) -> tuple[Kin, ...]:
     return tuple(found[index] for index in range(len(own)))
 
 
-def _flipped(site: Site, first: Site) -> bool | None:
+def _flipped(match: LayerMatch, first: LayerMatch) -> bool | None:
     """Whether the one weight is the transpose of the other; None where it is neither that nor equal."""
-    a, b = site.layer.weight, first.layer.weight
-    if (site.layer.conv is None) != (first.layer.conv is None) or site.layer.dtype != first.layer.dtype:
+    a, b = match.layer.weight, first.layer.weight
+    if (match.layer.conv is None) != (first.layer.conv is None) or match.layer.dtype != first.layer.dtype:
         return None
     if a.shape == b.shape and np.array_equal(a, b):
         return False
@@ -136,10 +138,10 @@ def _flipped(site: Site, first: Site) -> bool | None:
     return None
 
 
-def _other_reader(root: ir.Value, own: Sequence[Site]) -> str:
+def _other_reader(root: ir.Value, own: Sequence[LayerMatch]) -> str:
     """What reads the stored weight, itself or through operators on constants, apart from the layers."""
-    read = {(site.nodes[0], id(site.weight)) for site in own}
-    between = _between(root, [site.weight for site in own])
+    read = {(match.nodes[0], id(match.weight)) for match in own}
+    between = _between(root, [match.weight for match in own])
     todo, seen = [root], {root}
     while todo:
         value = todo.pop()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnxdecomp.calibration.statistics import Calibration
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
-    from onnxdecomp.layers.adapter import Site
+    from onnxdecomp.layers.adapter import LayerMatch
     from onnxdecomp.layers.replace import Rewritten
     from onnxdecomp.quantization.bounds import Memory
     from onnxdecomp.search.latency_model import Stopwatch
@@ -239,7 +239,7 @@ class Planner(PlanOptions, Pass):
     """
 
     @abstractmethod
-    def plan(self, model: ir.Model, context: PassContext) -> tuple[SearchResult, Sequence[Site]]:
+    def plan(self, model: ir.Model, context: PassContext) -> tuple[SearchResult, Sequence[LayerMatch]]:
         """What would be done, without doing it, and the layers that there are."""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibration.activations import Taps, open_taps
+from onnxdecomp.calibration.activations import Observer, open_observer
 from onnxdecomp.calibration.pinned_values import pinned, present
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.comparable_outputs import Compared, unsteady
@@ -87,15 +87,15 @@ def _runs(
     models = model, other
     choices = pinned(model)
     if choices:
-        asked = open_taps(model, choices, threads=1)
-        opened: list[Taps] = []
+        asked = open_observer(model, choices, threads=1)
+        opened: list[Observer] = []
 
         def on_choices(feed: Feed) -> tuple[_Run, _Run]:
             chosen = dict(zip(asked.names, asked.run(feed), strict=True))
             given = [present(one, [chosen])[0] for one in models]
             if not opened:
                 opened.extend(
-                    open_taps(one, names, threads=1, known=known, integers=True)
+                    open_observer(one, names, threads=1, known=known, integers=True)
                     for one, known in zip(models, given, strict=True)
                 )
             first, second = (partial(t.run, feed | known) for t, known in zip(opened, given, strict=True))

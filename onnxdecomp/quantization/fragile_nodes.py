@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibration.activations import open_taps
+from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.traversal import places
@@ -89,9 +89,9 @@ def seen(model: ir.Model, feeds: Feeds | None) -> dict[str, Numbers]:
     names = [str(v.name) for node in model.graph for v in node.outputs if v.name]
     names += [str(v.name) for v in model.graph.inputs]
     try:
-        taps = open_taps(model, names)
+        observer = open_observer(model, names)
         for feed in feeds.first(_OBSERVED):
-            for name, array in zip(taps.names, taps.run(feed), strict=True):
+            for name, array in zip(observer.names, observer.run(feed), strict=True):
                 if isinstance(array, np.ndarray) and array.dtype == np.float32:
                     found[name] = found.get(name, Numbers()) | numbers(array)
     except ModelError:
@@ -118,8 +118,8 @@ def faint(model: ir.Model, activations: Mapping[str, Numbers]) -> dict[str, str]
         if position is None or position >= len(node.inputs):
             continue
         divisor = node.inputs[position]
-        tiny = any(value is divisor and n.small for value, n in operands)
-        if divisor is not None and (tiny or divisor.producer() in added):
+        serialized = any(value is divisor and n.small for value, n in operands)
+        if divisor is not None and (serialized or divisor.producer() in added):
             added.add(node)
             found.update(_named(node))
     return found

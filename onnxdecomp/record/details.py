@@ -81,6 +81,6 @@ def details_of(
     }
     return Details(
         spectra={key: value for key, value in found.items() if key in done},
-        nodes={(r.site.layer.graph, r.site.layer.name): surroundings(r) for r in rewritten},
+        nodes={(r.match.layer.graph, r.match.layer.name): surroundings(r) for r in rewritten},
         spent=spent,
     )

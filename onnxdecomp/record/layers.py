@@ -20,7 +20,7 @@ def layer_records(
     carried_out: bool = True,
 ) -> tuple[LayerRecord, ...]:
     """One record per choice of the plan, in its order; `carried_out` is False in a dry run."""
-    done = {(r.site.layer.graph, r.site.layer.name): r for r in rewritten}
+    done = {(r.match.layer.graph, r.match.layer.name): r for r in rewritten}
     checked = {(c.graph, c.layer): c for c in checks}
     records = []
     for choice in plan.choices:
@@ -63,7 +63,7 @@ def _uncopied(params: Change, copied: int) -> Change:
 def _new_bias(result: Rewritten) -> int:
     """The numbers of a bias that the layer had not: it makes up for the mean of what its chain leaves out."""
     bias = result.chain.bias
-    return 0 if bias is None or result.site.layer.bias is not None else int(bias.size)
+    return 0 if bias is None or result.match.layer.bias is not None else int(bias.size)
 
 
 def _reason(choice: Choice, result: Rewritten | None) -> str:

@@ -31,14 +31,14 @@ _CONSUMERS = 4
 
 def surroundings(rewritten: Rewritten) -> Surroundings:
     """What stands where the layer was; to be asked after the pipeline has run."""
-    site, nodes = rewritten.site, rewritten.nodes
+    match, nodes = rewritten.match, rewritten.nodes
     output = next((value for value in nodes[-1].outputs if value.name), nodes[-1].outputs[0])
-    reads = _activation(nodes, site.x.name or "")
+    reads = _activation(nodes, match.x.name or "")
     above = reads.producer() if reads is not None else None
     users = [user for user in output.consumers() if isinstance(user, ir.Node)]
     return Surroundings(
         above=None if above is None else _node(above),
-        input=site.x.name or "",
+        input=match.x.name or "",
         output=output.name or "",
         before=_before(rewritten),
         after=tuple(_node(node) for node in nodes),
@@ -52,11 +52,11 @@ def _activation(nodes: Sequence[ir.Node], name: str) -> ir.Value | None:
 
 def _before(rewritten: Rewritten) -> tuple[Node, ...]:
     """The nodes that were replaced; they stand in no graph any more, so the first is a snapshot."""
-    site, snapshot = rewritten.site, rewritten.before
-    first, *others = site.nodes
-    shapes = {site.weight.name or "": tuple(int(size) for size in site.layer.weight.shape)}
-    if site.bias is not None and site.layer.bias is not None:
-        shapes[site.bias.name or ""] = site.layer.bias.shape
+    match, snapshot = rewritten.match, rewritten.before
+    first, *others = match.nodes
+    shapes = {match.weight.name or "": tuple(int(size) for size in match.layer.weight.shape)}
+    if match.bias is not None and match.layer.bias is not None:
+        shapes[match.bias.name or ""] = match.layer.bias.shape
     values = [v.name for v in snapshot.inputs if v is not None and v.name and v.name not in shapes]
     head = Node(
         node_name(first),

@@ -7,7 +7,7 @@ and with inputs and outputs left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ _SMALL = 128
 """Numbers of a tensor that inference is shown."""
 _EMPTY = {"LSTM": 0, "GRU": 0, "ConvTranspose": 0, "STFT": 2}
 """Operators that do not survive an input without numbers, and which."""
+_SURVIVED = {"LSTM": 0}
+"""The axis that may have a size of 0 all the same: an LSTM without steps, as at the start of a sequence."""
 _SHRINKING = (
     *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "MaxUnpool"),
     *("Pad", "Resize", "Upsample", "Tile", "OneHot"),
@@ -177,14 +179,17 @@ def _empty_operand(model: ModelProto) -> str | None:
     """The first of these operators with an input that is declared, stored or inferred to be empty."""
     import onnx
 
-    empty: set[str] = set()
+    empty: dict[str, list[int]] = {}
     for body in _bodies(model.graph):
         assert isinstance(body, onnx.GraphProto)
-        empty |= {value.name for value in (*body.input, *body.value_info) if _is_empty(value)}
-        empty |= {tensor.name for tensor in body.initializer if 0 in tensor.dims}
+        for value in (*body.input, *body.value_info):
+            empty[value.name] = _zeros(value)
+        empty |= {tensor.name: _places(tensor.dims) for tensor in body.initializer}
         for node in body.node:
             at = _EMPTY.get(node.op_type)
-            if at is not None and _is(node, *_EMPTY) and empty.intersection(node.input[at : at + 1]):
+            if at is None or not _is(node, *_EMPTY) or not node.input[at:]:
+                continue
+            if any(axis != _SURVIVED.get(node.op_type) for axis in empty.get(node.input[at], ())):
                 return (
                     f"{node.op_type} {node.name!r} has an input, {node.input[at]!r}, with a size of 0, and "
                     "ONNX Runtime ends the process then"
@@ -220,4 +225,14 @@ def _is(node: NodeProto, *operators: str) -> bool:
 
 
 def _is_empty(value: ValueInfoProto) -> bool:
-    return any(dim.HasField("dim_value") and not dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    return bool(_zeros(value))
+
+
+def _zeros(value: ValueInfoProto) -> list[int]:
+    """The axes with a size of 0."""
+    dims = value.type.tensor_type.shape.dim
+    return _places([dim.dim_value if dim.HasField("dim_value") else 1 for dim in dims])
+
+
+def _places(sizes: Sequence[int]) -> list[int]:
+    return [axis for axis, size in enumerate(sizes) if not size]

@@ -75,7 +75,7 @@ def start(provider: str) -> Start:
     try:
         with quiet(provider):
             session = ort.InferenceSession(
-                _tiny_model(), options, providers=preference(provider), enable_fallback=0
+                _probe_model(), options, providers=preference(provider), enable_fallback=0
             )
         got = full in session.get_providers()
         reason = None if got else missing_library(short) or "the session fell back to the CPU"
@@ -122,7 +122,7 @@ def missing_library(provider: str) -> str | None:
     return None
 
 
-def _tiny_model() -> bytes:
+def _probe_model() -> bytes:
     from onnx import TensorProto, helper
 
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])

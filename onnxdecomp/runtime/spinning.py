@@ -22,7 +22,7 @@ _SINCE = (1, 26)
 """The release of ONNX Runtime from which on the time can be set."""
 
 
-def together(threads: int, sessions: int) -> Idling:
+def idling_of(threads: int, sessions: int) -> Idling:
     """How idle threads wait where so many sessions, of so many threads each, run in turns."""
     import onnxruntime
 

@@ -127,7 +127,7 @@ def interleave(
         turn = tuple(int(index) for index in rng.permutation(len(runs)))
         row = [0] * len(runs)
         for index in turn:
-            row[index] = settled(runs[index], rest=rest, before=before, clock=clock)
+            row[index] = steady(runs[index], rest=rest, before=before, clock=clock)
         samples.append(row)
         order.append(turn)
     return Timings(_table(samples, len(runs)), tuple(order))
@@ -138,7 +138,7 @@ def _table(samples: Sequence[Sequence[int]], runs: int) -> Array:
     return np.array(samples, np.int64).T.reshape(runs, len(samples))
 
 
-def settled(
+def steady(
     run: Run, *, rest: float = 0.0, before: int = ALONE_AFTER, clock: Callable[[], int] = time.perf_counter_ns
 ) -> int:
     """Nanoseconds of a run as it is alone: of the last of several where it is short, see `interleave`."""

@@ -20,7 +20,7 @@ from onnxdecomp.decompositions.registry import METHODS, get
 from onnxdecomp.fitting.fit import dense_rows, sketch
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.ranks.rounding import round_to_multiple
 from onnxdecomp.search.plan import Cost, cost_of
 from onnxdecomp.search.rank_curves import exact, filled_in, scaled, shape
@@ -77,10 +77,10 @@ class Candidate:
 
 
 def methods_for(
-    names: Sequence[str], site: Site, options: Mapping[str, Mapping[str, object]] | None = None
+    names: Sequence[str], match: LayerMatch, options: Mapping[str, Mapping[str, object]] | None = None
 ) -> list[Decomposition]:
     """The methods among `names` ("auto": all that are worth trying) that take this layer, each once."""
-    layer = site.layer
+    layer = match.layer
     if tuple(names) == ("auto",):
         names = tuple(METHODS) if layer.weight.size <= _SMALL else QUICK
     found: dict[str, Decomposition] = {}
@@ -88,16 +88,16 @@ def methods_for(
         method = get(name, **(options or {}).get(name, {})).specialise(layer)
         if isinstance(method, Refusal) or method.name in found:
             continue
-        if site.adapter.obstacle(outline(method, layer, method.fraction_ranks(layer, 0.5)), layer) is None:
+        if match.adapter.obstacle(outline(method, layer, method.fraction_ranks(layer, 0.5)), layer) is None:
             found[method.name] = method
     return list(found.values())
 
 
 def outlines(
-    site: Site, methods: Iterable[Decomposition], *, multiple: int = 1, what: What = "macs"
+    match: LayerMatch, methods: Iterable[Decomposition], *, multiple: int = 1, what: What = "macs"
 ) -> list[Outline]:
     """What could be put in a layer's place: each method at ranks of rising cost, all below the layer's."""
-    layer = site.layer
+    layer = match.layer
     dense = getattr(dense_cost(layer), what)
     found = []
     for method in methods:
@@ -107,16 +107,16 @@ def outlines(
             if ranks is None or ranks in seen:
                 continue
             seen.add(ranks)
-            option = outlined(site, method, ranks)
+            option = outlined(match, method, ranks)
             if getattr(option.cost, what) < dense:
                 found.append(option)
     return found
 
 
-def outlined(site: Site, method: Decomposition, ranks: Ranks) -> Outline:
+def outlined(match: LayerMatch, method: Decomposition, ranks: Ranks) -> Outline:
     """A method at some ranks in a layer's place."""
-    chain = outline(method, site.layer, ranks)
-    return Outline(method, ranks, chain, cost_of(chain, site.layer))
+    chain = outline(method, match.layer, ranks)
+    return Outline(method, ranks, chain, cost_of(chain, match.layer))
 
 
 def ranks_at(method: Decomposition, layer: Layer, cost: float, multiple: int, what: What) -> Ranks | None:
@@ -142,7 +142,7 @@ def ranks_at(method: Decomposition, layer: Layer, cost: float, multiple: int, wh
 
 
 def candidates(
-    site: Site,
+    match: LayerMatch,
     options: Sequence[Outline],
     moments: Moments | None,
     *,
@@ -158,7 +158,7 @@ def candidates(
     `curves`), else log loss is interpolated over log cost; the others are left out.
 
     Args:
-        site: The layer.
+        match: The layer.
         options: As `outlines` gives them.
         moments: What the layer sees, or None: then the weight itself is what is approximated.
         what: The cost to interpolate over.
@@ -168,16 +168,16 @@ def candidates(
     """
     posed = None
     if moments is not None:
-        weight = as_rows(site.layer.weight, site.layer)
-        posed = problem(moments, weight, _SHRINKAGE, centred=centred(site))
-    dense = getattr(dense_cost(site.layer), what)
+        weight = as_rows(match.layer.weight, match.layer)
+        posed = problem(moments, weight, _SHRINKAGE, centred=centred(match))
+    dense = getattr(dense_cost(match.layer), what)
     paid = price or (lambda option: getattr(option.cost, what) / max(dense, 1))
     groups: dict[str, list[Outline]] = {}
     for option in options:
         groups.setdefault(option.method.name, []).append(option)
     firsts = {
         name: _fitted(
-            site, min(own, key=lambda o: abs(math.log(max(paid(o), 1e-3) * _ANCHORS[0]))), posed, seed
+            match, min(own, key=lambda o: abs(math.log(max(paid(o), 1e-3) * _ANCHORS[0]))), posed, seed
         )
         for name, own in groups.items()
     }
@@ -190,8 +190,8 @@ def candidates(
         for reduction in _ANCHORS[1:]:
             option = _nearest(own, dense / reduction, what)
             if option.ranks not in anchors:
-                anchors[option.ranks] = _fitted(site, option, posed, seed)
-        found += _all(site, own, anchors, posed, what, seed)
+                anchors[option.ranks] = _fitted(match, option, posed, seed)
+        found += _all(match, own, anchors, posed, what, seed)
     return found
 
 
@@ -204,19 +204,19 @@ def _nearest(options: Sequence[Outline], cost: float, what: What) -> Outline:
     return min(options, key=lambda o: abs(math.log(max(1, getattr(o.cost, what)) / max(1.0, cost))))
 
 
-def _fitted(site: Site, option: Outline, posed: Problem | None, seed: int) -> Candidate:
-    layer, method = site.layer, option.method
+def _fitted(match: LayerMatch, option: Outline, posed: Problem | None, seed: int) -> Candidate:
+    layer, method = match.layer, option.method
     if posed is None:
         chain = method.assemble(layer, method.fit(layer, option.ranks, seed))
         return Candidate(option, weight_error(chain, layer) ** 2, chain)
     chain, loss = sketch(method, layer, option.ranks, posed, seed=seed)
-    if centred(site):
+    if centred(match):
         chain = replace(chain, bias=posed.bias(dense_rows(chain, layer)))
     return Candidate(option, loss, chain)
 
 
 def _all(
-    site: Site,
+    match: LayerMatch,
     options: Sequence[Outline],
     anchors: dict[Ranks, Candidate],
     posed: Problem | None,
@@ -224,14 +224,14 @@ def _all(
     seed: int,
 ) -> list[Candidate]:
     """All outlines of one method with their losses; some are fitted, and more are where that is needed."""
-    method, layer = options[0].method, site.layer
+    method, layer = options[0].method, match.layer
     by_ranks = {option.ranks: option for option in options}
     ranks = list(by_ranks)
     costs = {own: math.log(max(1, getattr(option.cost, what))) for own, option in by_ranks.items()}
     fits = {own: candidate.loss for own, candidate in anchors.items()}
 
     def fit(own: Ranks) -> float:
-        anchors[own] = _fitted(site, by_ranks[own], posed, seed)
+        anchors[own] = _fitted(match, by_ranks[own], posed, seed)
         fits[own] = anchors[own].loss
         return fits[own]
 

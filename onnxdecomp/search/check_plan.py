@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from onnxdecomp.decompositions.base import Decomposition, outline, refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.search.plan import Choice, Plan
 
 
-def check_plan(plan: Plan, sites: Sequence[Site]) -> None:
+def check_plan(plan: Plan, matched: Sequence[LayerMatch]) -> None:
     """Refuse a plan that these layers cannot be given.
 
     Raises:
         UsageError: The plan names a layer that is not there, or one twice, or a method that is unknown or
             does not take its layer, or ranks that the layer does not have.
     """
-    by_name = {(site.layer.graph, site.layer.name): site for site in sites}
+    by_name = {(match.layer.graph, match.layer.name): match for match in matched}
     seen: set[tuple[str, str]] = set()
     for choice in plan.decomposed:
         key = (choice.graph, choice.layer)
@@ -45,8 +45,8 @@ def method_of(choice: Choice) -> Decomposition:
         raise UsageError(f"the plan's layer {choice.layer!r}: {error}") from error
 
 
-def _check_choice(choice: Choice, site: Site) -> None:
-    method, layer = method_of(choice), site.layer
+def _check_choice(choice: Choice, match: LayerMatch) -> None:
+    method, layer = method_of(choice), match.layer
     whose = f"the plan's layer {choice.layer!r}: {method.name}"
     if refusal := refusal_of(method, layer):
         raise UsageError(f"{whose} does not take it ({refusal})")
@@ -59,5 +59,5 @@ def _check_choice(choice: Choice, site: Site) -> None:
         if not 1 <= rank <= most:
             which = f"rank {rank}" + ("" if len(full) == 1 else f" in {','.join(map(str, choice.ranks))}")
             raise UsageError(f"{whose} has no {which} there; ranks are from 1 to {largest}")
-    if reason := site.adapter.obstacle(outline(method, layer, choice.ranks), layer):
+    if reason := match.adapter.obstacle(outline(method, layer, choice.ranks), layer):
         raise UsageError(f"{whose} cannot stand in its place ({reason})")

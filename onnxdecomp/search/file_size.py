@@ -38,7 +38,7 @@ def file_size(model: ir.Model) -> int:
         return sum(file.stat().st_size for file in Path(folder).iterdir()) + _METADATA
 
 
-def fitting(
+def refine_by_size(
     choose: Callable[[float], Chosen | OutOfReach], made: Callable[[Plan], int], limit: float
 ) -> Chosen | OutOfReach:
     """The plan of least loss among those whose files were made and are small enough.

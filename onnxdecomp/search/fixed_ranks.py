@@ -11,11 +11,11 @@ from onnxdecomp.core.layer import Ranks
 from onnxdecomp.core.patterns import Named, names_of, of_layers, selected
 from onnxdecomp.decompositions.base import Decomposition, Refusal, outline
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layers.adapter import Site, Skip
+from onnxdecomp.layers.adapter import LayerMatch, Skip
 from onnxdecomp.layers.tied_weights import stays, ties
 from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.search.finite_weights import unsound
-from onnxdecomp.search.layer_errors import foreseen, mishap
+from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.plan import Choice, Cost, Plan, cost_of, kept
 from onnxdecomp.search.plan_options import Saving
 from onnxdecomp.search.rules import Rule
@@ -43,17 +43,19 @@ class Request:
     skip_below: float = 0.1
 
 
-def plan_uniform(sites: Sequence[Site], skips: Sequence[Skip], request: Request) -> Plan:
-    """Choose for every site; operators that could not be read follow with their reasons.
+def plan_uniform(matched: Sequence[LayerMatch], skips: Sequence[Skip], request: Request) -> Plan:
+    """Choose for every match; operators that could not be read follow with their reasons.
 
     Raises:
         UsageError: Patterns that match no layer; ranks that fit no layer at all.
     """
-    request = _resolved(request, sites, skips)
-    costs = [cost_of(dense_chain(site.layer), site.layer) for site in sites]
+    request = _resolved(request, matched, skips)
+    costs = [cost_of(dense_chain(match.layer), match.layer) for match in matched]
     smallest = _smallest(costs, request)
-    choices = [_chosen(site, before, smallest, request) for site, before in zip(sites, costs, strict=True)]
-    choices = _with_ties(sites, choices, request.must_save)
+    choices = [
+        _chosen(match, before, smallest, request) for match, before in zip(matched, costs, strict=True)
+    ]
+    choices = _with_ties(matched, choices, request.must_save)
     beyond = [choice.reason for choice in choices if choice.reason.startswith("rank ")]
     if beyond and not any(choice.method or choice.after for choice in choices):
         *rules, default = request.rules
@@ -71,18 +73,18 @@ def _smallest(costs: Sequence[Cost], request: Request) -> Cost:
     return Cost(int(share * sum(c.params for c in costs)), int(share * sum(c.macs for c in costs)))
 
 
-def _chosen(site: Site, before: Cost, smallest: Cost, request: Request) -> Choice:
+def _chosen(match: LayerMatch, before: Cost, smallest: Cost, request: Request) -> Choice:
     """The choice for a layer; it stays where an error of ours prevents one."""
     try:
-        return _choose(site, before, smallest, request)
+        return _choose(match, before, smallest, request)
     except Exception as error:
         if foreseen(error):
             raise
-        return replace(kept(site.layer, before), reason=mishap(error, site.layer.name), fixed=True)
+        return replace(kept(match.layer, before), reason=reason_for(error, match.layer.name), fixed=True)
 
 
-def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choice:
-    layer = site.layer
+def _choose(match: LayerMatch, before: Cost, smallest: Cost, request: Request) -> Choice:
+    layer = match.layer
     stays = kept(layer, before)
     if not selected(names_of(layer), request.include, request.exclude):
         return replace(stays, reason="excluded by name", fixed=True)
@@ -96,7 +98,7 @@ def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choic
         return replace(stays, reason=wrong)
     tried = []
     for method in rule.methods:
-        choice = _with_method(site, stays, method, rule.rank, request)
+        choice = _with_method(match, stays, method, rule.rank, request)
         if choice.method is not None:
             return choice
         tried.append(choice)
@@ -105,10 +107,10 @@ def _choose(site: Site, before: Cost, smallest: Cost, request: Request) -> Choic
 
 
 def _with_method(
-    site: Site, stays: Choice, method: Decomposition, rank: RankSpec, request: Request
+    match: LayerMatch, stays: Choice, method: Decomposition, rank: RankSpec, request: Request
 ) -> Choice:
     """The choice that this method makes of a layer: its ranks, or the reason why the layer stays."""
-    layer, before = site.layer, stays.before
+    layer, before = match.layer, stays.before
     assert before is not None
     fitting = method.specialise(layer)
     if isinstance(fitting, Refusal):
@@ -117,7 +119,7 @@ def _with_method(
     if isinstance(ranks, str):
         return replace(stays, reason=ranks)
     chain = outline(fitting, layer, ranks)
-    if reason := site.adapter.obstacle(chain, layer):
+    if reason := match.adapter.obstacle(chain, layer):
         return replace(stays, reason=reason)
     after = cost_of(chain, layer)
     if why_not := _does_not_save(request.must_save, before, after, layer.lookup):
@@ -125,14 +127,16 @@ def _with_method(
     return replace(stays, method=fitting.name, options=method_options(fitting), ranks=ranks, after=after)
 
 
-def _with_ties(sites: Sequence[Site], choices: list[Choice], must_save: Saving) -> list[Choice]:
+def _with_ties(matched: Sequence[LayerMatch], choices: list[Choice], must_save: Saving) -> list[Choice]:
     """The choices without those that must save parameters and save none, since others read their weight."""
-    shared = [tie for tie in ties(sites) if tie.is_shared]
+    shared = [tie for tie in ties(matched) if tie.is_shared]
     before = -1
     while before != (before := sum(choice.method is None for choice in choices)):
-        counted = tallied(Plan(tuple(choices)), sites).choices if shared else ()
+        counted = tallied(Plan(tuple(choices)), matched).choices if shared else ()
         for tie in shared:
-            bound = [index for index in tie.members if _needs_params(choices[index], sites[index], must_save)]
+            bound = [
+                index for index in tie.members if _needs_params(choices[index], matched[index], must_save)
+            ]
             kept_by = [choices[index].layer for index in tie.members if choices[index].method is None]
             costs = [(counted[index].before, counted[index].after) for index in tie.members]
             stored, left = (sum(cost.params for cost in part if cost) for part in zip(*costs, strict=True))
@@ -147,13 +151,13 @@ def _with_ties(sites: Sequence[Site], choices: list[Choice], must_save: Saving) 
     return choices
 
 
-def _needs_params(choice: Choice, site: Site, must_save: Saving) -> bool:
+def _needs_params(choice: Choice, match: LayerMatch, must_save: Saving) -> bool:
     """Whether the layer is to be decomposed only if that saves parameters."""
     if choice.method is None or choice.before is None or choice.after is None:
         return False
     if must_save == "either":
         return choice.after.macs >= choice.before.macs
-    return must_save in ("params", "both") or (must_save == "macs" and site.layer.lookup)
+    return must_save in ("params", "both") or (must_save == "macs" and match.layer.lookup)
 
 
 def method_options(method: Decomposition) -> dict[str, Json]:
@@ -185,9 +189,9 @@ def _show(ranks: Ranks) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
-def _resolved(request: Request, sites: Sequence[Site], skips: Sequence[Skip]) -> Request:
+def _resolved(request: Request, matched: Sequence[LayerMatch], skips: Sequence[Skip]) -> Request:
     """The request with names of layers read literally."""
-    layers: list[Named] = [*(site.layer for site in sites), *skips]
+    layers: list[Named] = [*(match.layer for match in matched), *skips]
     return replace(
         request,
         rules=tuple(replace(rule, match=of_layers([rule.match], layers)[0]) for rule in request.rules),

@@ -1,4 +1,4 @@
-"""Looking at plans: what is expected of a plan is corrected by what is measured of it, a few times over."""
+"""What is expected of a plan's latency is corrected by what is measured of it, a few times over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.select import Chosen
 
-LOOKS = 4
+ROUNDS = 4
 """Times that a plan's latency is measured and the next one chosen accordingly."""
 
 _CLOSE = 1.03
@@ -19,7 +19,7 @@ _ASIDE = 1.01
 """Aimed a little below what is wanted: what is measured again at the end differs by as much."""
 
 
-def look(
+def refine_by_latency(
     choose: Callable[[float], Chosen | OutOfReach],
     measure: Callable[[Plan], float],
     wanted: float | None,
@@ -35,9 +35,9 @@ def look(
         quantized: Whether the model is quantized afterwards, and so another one even with every layer kept.
     """
     seen: list[Chosen] = []
-    optimism = 1.0
-    for _ in range(LOOKS):
-        found = choose(optimism)
+    correction = 1.0
+    for _ in range(ROUNDS):
+        found = choose(correction)
         if not (seen or quantized or wanted is None):
             found = _something(choose, found, wanted)
         if isinstance(found, OutOfReach) or not found.plan.decomposed or found.latency is None:
@@ -49,7 +49,7 @@ def look(
         seen.append(replace(found, measured=measured))
         if wanted is None or measured <= wanted <= _CLOSE * measured:
             break
-        optimism = _ASIDE * measured / found.latency
+        correction = _ASIDE * measured / found.latency
 
     def rank(chosen: Chosen) -> tuple[bool, float]:
         assert chosen.measured is not None

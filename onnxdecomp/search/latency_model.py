@@ -1,4 +1,4 @@
-"""Latency for the survey: what each layer takes of its model, and what it would take as a chain."""
+"""Latency for the search: what each layer takes of its model, and what it would take as a chain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from onnxdecomp.latency.context import neighbours
 from onnxdecomp.latency.layer_shares import Share, shares
 from onnxdecomp.latency.measure import Request, Timing, time_chains
 from onnxdecomp.latency.predict import part_of_whole
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter
 from onnxdecomp.runtime import temporary_files
@@ -39,7 +39,7 @@ class Timed:
     """Shares of the original model's latency.
 
     Attributes:
-        parts: By the layer's place in the list of sites: its own share, and that of each outline; infinite
+        parts: By the layer's place in the list of matches: its own share, and that of each outline; infinite
             for one that could not be timed while others of the layer could.
         whole_ms: The original's latency, simplified, quantized if that is asked for, and with all layers
             dense.
@@ -74,8 +74,10 @@ class Stopwatch:
     cached: bool = True
     seconds: float = 20.0
 
-    def time(self, model: ir.Model, sites: Sequence[Site], options: Sequence[Sequence[Outline]]) -> Timed:
-        """Time the outlines of each site, in turns with the layer itself.
+    def time(
+        self, model: ir.Model, matched: Sequence[LayerMatch], options: Sequence[Sequence[Outline]]
+    ) -> Timed:
+        """Time the outlines of each match, in turns with the layer itself.
 
         Raises:
             ModelError: The model does not run on the feed.
@@ -84,7 +86,7 @@ class Stopwatch:
         shapes = input_shapes(model, {name: array.shape for name, array in self.feed.items()})
         dense = [
             Request(s.layer, dense_chain(s.layer), shapes[s.layer.graph, s.layer.name], around)
-            for s, around in zip(sites, neighbours(sites), strict=True)
+            for s, around in zip(matched, neighbours(matched), strict=True)
         ]
         asked = [
             Request(request.layer, option.chain, request.input_shape, request.around)
@@ -121,19 +123,19 @@ class Stopwatch:
             taken = [next(timings) for _ in own]
             if share.part > 0 and any(not timing.reason for timing in taken):
                 parts[index] = (share.part, tuple(_taken(share, timing) for timing in taken))
-                notes += _untimed(sites[index], own, taken)
-        return Timed(parts | _guessed(sites, options, parts), whole.whole_ms, before, tuple(notes))
+                notes += _untimed(matched[index], own, taken)
+        return Timed(parts | _guessed(matched, options, parts), whole.whole_ms, before, tuple(notes))
 
     def time_plan(self, model: ir.Model, plan: Plan) -> Ratio:
         """The latency of the whole model under a plan over the original's, with factors of noise."""
         copy = model.clone()
-        sites, _ = find(copy, freeze=True)
-        by_name = {(site.layer.graph, site.layer.name): site for site in sites}
+        matched, _ = find(copy, freeze=True)
+        by_name = {(match.layer.graph, match.layer.name): match for match in matched}
         rewriter = Rewriter(copy)
         for choice in plan.decomposed:
-            site = by_name[choice.graph, choice.layer]
+            match = by_name[choice.graph, choice.layer]
             method = get(choice.method or "", **choice.options)
-            rewriter.replace(site, filled(outline(method, site.layer, choice.ranks)), {})
+            rewriter.replace(match, filled(outline(method, match.layer, choice.ranks)), {})
         with temporary_files.folder() as folder:
             path = folder / "model.onnx"
             save(self._quantized(copy), path)
@@ -163,18 +165,18 @@ def _taken(share: Share, timing: Timing) -> float:
     return math.inf if timing.reason else part_of_whole(share, timing)
 
 
-def _untimed(site: Site, options: Sequence[Outline], taken: Sequence[Timing]) -> list[str]:
+def _untimed(match: LayerMatch, options: Sequence[Outline], taken: Sequence[Timing]) -> list[str]:
     """A note on the outlines of a layer that could not be timed, if there are any."""
     lost = [(option, timing) for option, timing in zip(options, taken, strict=True) if timing.reason]
     if not lost:
         return []
     shown = "; ".join(f"{o.method.name} at {','.join(map(str, o.ranks))}" for o, _ in lost[:3])
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-    return [f"{site.layer.name}: left out for want of a timing: {shown}{more} ({lost[0][1].reason})"]
+    return [f"{match.layer.name}: left out for want of a timing: {shown}{more} ({lost[0][1].reason})"]
 
 
 def _guessed(
-    sites: Sequence[Site], options: Sequence[Sequence[Outline]], known: Parts
+    matched: Sequence[LayerMatch], options: Sequence[Sequence[Outline]], known: Parts
 ) -> dict[int, tuple[float, tuple[float, ...]]]:
     """Shares of layers that cannot run alone (recurrent ones): half of what is left, by their MACs.
 
@@ -182,7 +184,7 @@ def _guessed(
     """
     left = max(0.0, 1.0 - sum(part for part, _ in known.values()))
     missing = [index for index, own in enumerate(options) if own and index not in known]
-    macs = {index: dense_cost(sites[index].layer).macs for index in missing}
+    macs = {index: dense_cost(matched[index].layer).macs for index in missing}
     total = sum(macs.values())
     guessed = {}
     for index in missing:

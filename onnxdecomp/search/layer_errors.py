@@ -33,7 +33,7 @@ def defect_of(error: Exception) -> DefectError:
     return DefectError(f"{type(error).__name__}{f': {text}' if text else ''}")
 
 
-def mishap(error: Exception, layer: str) -> str:
+def reason_for(error: Exception, layer: str) -> str:
     """The reason why a layer is kept that an error of ours has met; the traceback is logged."""
     _log.info("the layer %r is kept", layer, exc_info=error)
     text = " ".join(str(defect_of(error)).split())
@@ -51,7 +51,7 @@ def keeping(plan: Plan, reasons: Mapping[Key, str]) -> Plan:
     return replace(plan, choices=tuple(kept(choice) for choice in plan.choices))
 
 
-def mishaps(plan: Plan) -> tuple[str, ...]:
+def error_notes(plan: Plan) -> tuple[str, ...]:
     """What is said of the layers of a plan that an error of ours has met."""
     layers: dict[str, list[str]] = {}
     for choice in plan.choices:

@@ -1,4 +1,4 @@
-"""The survey: everything that is weighed before a plan is made, layer by layer."""
+"""Layer profiles: everything that is weighed before a plan is made, layer by layer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from onnxdecomp.core.patterns import names_of, of_layers, selected
 from onnxdecomp.decompositions.base import Refusal
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import DefectError, ModelError
-from onnxdecomp.fitting.moments import Moments, together
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.fitting.moments import Moments, merged
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.tied_weights import Tie, stays, ties
 from onnxdecomp.search.candidates import (
     QUICK,
@@ -33,7 +33,7 @@ from onnxdecomp.search.candidates import (
 )
 from onnxdecomp.search.finite_weights import unsound
 from onnxdecomp.search.latency_model import Stopwatch
-from onnxdecomp.search.layer_errors import foreseen, mishap
+from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.plan import Cost
 from onnxdecomp.search.sensitivity import Effect, Outputs, effect, original_outputs
 
@@ -70,11 +70,11 @@ class Scope:
 
 
 @dataclass(frozen=True, eq=False)
-class Surveyed:
+class LayerProfile:
     """One layer, weighed.
 
     Attributes:
-        site: The layer.
+        match: The layer.
         dense: What it costs.
         candidates: What could be done to it; empty where nothing can.
         effect: What its loss does to the output.
@@ -85,7 +85,7 @@ class Surveyed:
         stored: The numbers that the model holds for it, as `Tie` counts them.
     """
 
-    site: Site
+    match: LayerMatch
     dense: Cost
     candidates: tuple[Candidate, ...] = ()
     effect: Effect = field(default_factory=lambda: Effect(()))
@@ -101,11 +101,11 @@ class Surveyed:
 
 
 @dataclass(frozen=True, eq=False)
-class Survey:
+class LayerProfiles:
     """All that was weighed.
 
     Attributes:
-        layers: One entry per site.
+        layers: One entry per match.
         outputs: The original's outputs, for comparisons.
         macs: Multiply-accumulates of one calibration sample.
         whole_ms: The latency of the original, simplified; 0 where it was not measured. Shares are of it.
@@ -114,7 +114,7 @@ class Survey:
         notes: What a user should know of it.
     """
 
-    layers: tuple[Surveyed, ...]
+    layers: tuple[LayerProfile, ...]
     outputs: Outputs
     macs: int
     whole_ms: float = 0.0
@@ -124,23 +124,23 @@ class Survey:
 
     def reader(self, tie: Tie) -> str:
         """Who keeps the weight in the model, whatever is done to its other readers; "" where nobody does."""
-        return _reader(tie, {i: (self.layers[i].site, self.layers[i].candidates) for i in tie.members})
+        return _reader(tie, {i: (self.layers[i].match, self.layers[i].candidates) for i in tie.members})
 
 
-def survey(
+def profile_layers(
     model: ir.Model,
-    sites: Sequence[Site],
+    matched: Sequence[LayerMatch],
     scope: Scope,
     calibration: Calibration,
     *,
     stopwatch: Stopwatch | None = None,
     progress: Progress | None = None,
-) -> Survey:
+) -> LayerProfiles:
     """Weigh every layer of the model, which stays as it is.
 
     Args:
         model: Simplified and normalised, with activation shapes.
-        sites: Its layers.
+        matched: Its layers.
         scope: Which of them, and how.
         calibration: Inputs. Synthetic ones show what an error does to the output, but nothing is fitted
             to them.
@@ -148,20 +148,20 @@ def survey(
         progress: Called as the work goes on.
 
     """
-    scope = _of_layers(scope, [site.layer for site in sites])
+    scope = _of_layers(scope, [match.layer for match in matched])
     report = progress or (lambda what, done, total: None)
-    dense = [dense_cost(site.layer) for site in sites]
+    dense = [dense_cost(match.layer) for match in matched]
     reasons = _reasons(
-        sites, dense, unreached(model, sites, calibration.feeds, batch=calibration.batch), scope
+        matched, dense, unreached(model, matched, calibration.feeds, batch=calibration.batch), scope
     )
-    options = _outlines(sites, reasons, scope)
-    found_ties = ties(sites)
-    joint = _joined(found_ties, sites, options, reasons, scope)
+    options = _outlines(matched, reasons, scope)
+    found_ties = ties(matched)
+    joint = _joined(found_ties, matched, options, reasons, scope)
     timed = None
     takes: dict[int, float] = {}
     if stopwatch is not None:
         report("time layers", 0, 0)
-        timed = stopwatch.time(model, sites, options)
+        timed = stopwatch.time(model, matched, options)
         for index, own in enumerate(options):
             if not own or index not in timed.parts:
                 continue
@@ -171,28 +171,28 @@ def survey(
             if not options[index]:
                 best = min(parts) / part if part > 0 else 1.0
                 reasons[index] = f"does not pay: the fastest chain takes {best:.2f}x of its time"
-    macs = _real_macs(model, sites, calibration)
+    macs = _real_macs(model, matched, calibration)
     outputs = original_outputs(model, parted(calibration)[1], macs)
     found = [
-        Surveyed(
+        LayerProfile(
             s, c, reason=r, fixed=not selected(names_of(s.layer), scope.include, scope.exclude), stored=n
         )
-        for s, c, r, n in zip(sites, dense, reasons, _stored(found_ties, sites, dense), strict=True)
+        for s, c, r, n in zip(matched, dense, reasons, _stored(found_ties, matched, dense), strict=True)
     ]
     todo = [index for index, own in enumerate(options) if own]
-    for done, (index, moments) in enumerate(_moments(model, sites, todo, calibration, joint)):
-        site = sites[index]
-        report(f"weigh {site.layer.name}", done, len(todo))
+    for done, (index, moments) in enumerate(_moments(model, matched, todo, calibration, joint)):
+        match = matched[index]
+        report(f"weigh {match.layer.name}", done, len(todo))
         price = None
         if timed is not None and index in timed.parts:
             own_part = timed.parts[index][0]
             price = lambda option, own_part=own_part: takes[id(option)] / own_part  # noqa: E731
-        pending = {node for later in todo[done:] for node in sites[later].nodes}
+        pending = {node for later in todo[done:] for node in matched[later].nodes}
         try:
-            weighed = _weighed(site, options[index], moments, scope, price)
-            measured = _measured(model, site, weighed, outputs, calibration, pending)
+            weighed = _weighed(match, options[index], moments, scope, price)
+            measured = _measured(model, match, weighed, outputs, calibration, pending)
         except Exception as error:
-            found[index] = replace(found[index], reason=_ours(error, site))
+            found[index] = replace(found[index], reason=_ours(error, match))
             continue
         entry = replace(found[index], candidates=tuple(weighed), effect=measured)
         if timed is not None and index in timed.parts:
@@ -203,7 +203,7 @@ def survey(
         found[index] = replace(entry, candidates=light)
     latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
     said = () if timed is None else timed.notes
-    return Survey(tuple(found), outputs, macs, *latency, ties=found_ties, notes=said)
+    return LayerProfiles(tuple(found), outputs, macs, *latency, ties=found_ties, notes=said)
 
 
 def _of_layers(scope: Scope, layers: Sequence[Layer]) -> Scope:
@@ -211,42 +211,42 @@ def _of_layers(scope: Scope, layers: Sequence[Layer]) -> Scope:
     return replace(scope, include=of_layers(scope.include, layers), exclude=of_layers(scope.exclude, layers))
 
 
-def _outlines(sites: Sequence[Site], reasons: list[str], scope: Scope) -> list[list[Outline]]:
+def _outlines(matched: Sequence[LayerMatch], reasons: list[str], scope: Scope) -> list[list[Outline]]:
     """What could be done to each layer; where there is nothing, a reason is put in."""
-    options: list[list[Outline]] = [[] for _ in sites]
-    for index, site in enumerate(sites):
+    options: list[list[Outline]] = [[] for _ in matched]
+    for index, match in enumerate(matched):
         if reasons[index]:
             continue
         try:
-            methods = methods_for(scope.methods, site, scope.options)
-            options[index] = outlines(site, methods, multiple=scope.multiple, what=_what(site, scope))
-            reasons[index] = "" if options[index] else _refusals(scope.methods, site)
+            methods = methods_for(scope.methods, match, scope.options)
+            options[index] = outlines(match, methods, multiple=scope.multiple, what=_what(match, scope))
+            reasons[index] = "" if options[index] else _refusals(scope.methods, match)
         except Exception as error:
-            reasons[index] = _ours(error, site)
+            reasons[index] = _ours(error, match)
     return options
 
 
-def _what(site: Site, scope: Scope) -> What:
-    return "params" if site.layer.lookup else scope.what
+def _what(match: LayerMatch, scope: Scope) -> What:
+    return "params" if match.layer.lookup else scope.what
 
 
-def _ours(error: Exception, site: Site) -> str:
+def _ours(error: Exception, match: LayerMatch) -> str:
     """The reason why a layer stays for which an error of ours has come up; others are raised."""
     if foreseen(error):
         raise error
-    return mishap(error, site.layer.name)
+    return reason_for(error, match.layer.name)
 
 
 def _weighed(
-    site: Site,
+    match: LayerMatch,
     options: Sequence[Outline],
     moments: Moments | None,
     scope: Scope,
     price: Callable[[Outline], float] | None,
 ) -> list[Candidate]:
     found = candidates(
-        *(site, options, moments),
-        what=_what(site, scope),
+        *(match, options, moments),
+        what=_what(match, scope),
         worse=scope.worse,
         seed=scope.seed,
         price=price,
@@ -256,7 +256,7 @@ def _weighed(
 
 def _measured(
     model: ir.Model,
-    site: Site,
+    match: LayerMatch,
     weighed: Sequence[Candidate],
     outputs: Outputs,
     calibration: Calibration,
@@ -264,27 +264,27 @@ def _measured(
 ) -> Effect:
     """What the layer's candidates do to the output. The original runs on these inputs, so they must, too."""
     try:
-        return effect(model, site, _probes(weighed), outputs, calibration, pending)
+        return effect(model, match, _probes(weighed), outputs, calibration, pending)
     except ModelError as error:
         raise DefectError(f"the model does not run with its chain: {error}") from error
 
 
-def _stored(found: Sequence[Tie], sites: Sequence[Site], dense: Sequence[Cost]) -> list[int]:
+def _stored(found: Sequence[Tie], matched: Sequence[LayerMatch], dense: Sequence[Cost]) -> list[int]:
     """The numbers that the model holds for each layer, a weight with its first reader."""
     numbers = {index: n for tie in found for index, n in zip(tie.members, tie.numbers, strict=True)}
-    biases = (cost.params - int(site.layer.weight.size) for site, cost in zip(sites, dense, strict=True))
+    biases = (cost.params - int(match.layer.weight.size) for match, cost in zip(matched, dense, strict=True))
     return [numbers[index] + bias for index, bias in enumerate(biases)]
 
 
-def _reader(tie: Tie, members: Mapping[int, tuple[Site, Sequence[object]]]) -> str:
+def _reader(tie: Tie, members: Mapping[int, tuple[LayerMatch, Sequence[object]]]) -> str:
     """Who keeps a weight, given what could be done to each of its layers."""
-    kept = (site.layer.name for site, options in members.values() if not options)
+    kept = (match.layer.name for match, options in members.values() if not options)
     return next(kept, tie.other) if len(members) > 1 else tie.other
 
 
 def _joined(
     found: Sequence[Tie],
-    sites: Sequence[Site],
+    matched: Sequence[LayerMatch],
     options: list[list[Outline]],
     reasons: list[str],
     scope: Scope,
@@ -300,33 +300,33 @@ def _joined(
     joint: set[int] = set()
     for tie in found:
         own = [index for index in tie.members if options[index]]
-        if reader := _reader(tie, {index: (sites[index], options[index]) for index in tie.members}):
+        if reader := _reader(tie, {index: (matched[index], options[index]) for index in tie.members}):
             for index in own:
-                if scope.what == "params" or sites[index].layer.lookup:
+                if scope.what == "params" or matched[index].layer.lookup:
                     options[index], reasons[index] = [], stays(reader)
         elif len(own) > 1:
             common = set.intersection(*({o.method.name for o in options[index]} for index in own))
             ranks = {(o.method.name, o.ranks): o for i in own for o in options[i] if o.method.name in common}
             for index in own:
                 methods = {option.method.name: option.method for option in options[index]}
-                options[index] = [outlined(sites[index], methods[n], r) for n, r in ranks]
+                options[index] = [outlined(matched[index], methods[n], r) for n, r in ranks]
                 if not common:
                     reasons[index] = "no method takes all layers that share its weight"
             joint.update(own if common else ())
     return joint
 
 
-def _real_macs(model: ir.Model, sites: Sequence[Site], calibration: Calibration) -> int:
+def _real_macs(model: ir.Model, matched: Sequence[LayerMatch], calibration: Calibration) -> int:
     """Multiply-accumulates of the largest calibration sample, at its own size."""
     feed = calibration.feeds.largest()
     names = {value.name for value in model.graph.inputs}
     shapes = input_shapes(model, {name: array.shape for name, array in feed.items() if name in names})
-    return sum(dense_chain(s.layer).macs(shapes[s.layer.graph, s.layer.name]) for s in sites)
+    return sum(dense_chain(s.layer).macs(shapes[s.layer.graph, s.layer.name]) for s in matched)
 
 
 def _moments(
     model: ir.Model,
-    sites: Sequence[Site],
+    matched: Sequence[LayerMatch],
     todo: Sequence[int],
     calibration: Calibration,
     joint: Collection[int],
@@ -334,12 +334,12 @@ def _moments(
     """The moments of layers in their order, a pack at a time; None for those that cannot be observed."""
 
     def hidden(index: int) -> bool:
-        return calibration.synthetic or index in joint or unobservable(sites[index]) is not None
+        return calibration.synthetic or index in joint or unobservable(matched[index]) is not None
 
     def observed() -> Iterator[Moments]:
-        for pack in packs([sites[index] for index in todo if not hidden(index)]):
+        for pack in packs([matched[index] for index in todo if not hidden(index)]):
             for train, held in observe_unchanged(model, pack, calibration):
-                yield together(train, held)
+                yield merged(train, held)
 
     moments = observed()
     for index in todo:
@@ -354,26 +354,28 @@ def _probes(weighed: Sequence[Candidate]) -> list[tuple[float, Chain]]:
     return [(c.loss, c.fitted) for c in (fitted[k] for k in sorted(picks)) if c.fitted is not None]
 
 
-def _reasons(sites: Sequence[Site], dense: Sequence[Cost], idle: Sequence[bool], scope: Scope) -> list[str]:
-    share = scope.skip_below / max(1, len(sites))
+def _reasons(
+    matched: Sequence[LayerMatch], dense: Sequence[Cost], idle: Sequence[bool], scope: Scope
+) -> list[str]:
+    share = scope.skip_below / max(1, len(matched))
     few_macs = share * sum(cost.macs for cost in dense)
     few_params = share * sum(cost.params for cost in dense)
     reasons = []
-    for site, cost, alone in zip(sites, dense, idle, strict=True):
-        if not selected(names_of(site.layer), scope.include, scope.exclude):
+    for match, cost, alone in zip(matched, dense, idle, strict=True):
+        if not selected(names_of(match.layer), scope.include, scope.exclude):
             reasons.append("excluded by name")
         elif cost.macs < few_macs and cost.params < few_params:
             reasons.append(
                 f"too small: below {scope.skip_below:g} of the average layer in MACs and parameters"
             )
         else:
-            reasons.append(unsound(site.layer.weight) or (UNREACHED if alone else ""))
+            reasons.append(unsound(match.layer.weight) or (UNREACHED if alone else ""))
     return reasons
 
 
-def _refusals(names: Sequence[str], site: Site) -> str:
+def _refusals(names: Sequence[str], match: LayerMatch) -> str:
     """Why no method takes a layer."""
     tried = QUICK if tuple(names) == ("auto",) else names
-    found = [get(name).specialise(site.layer) for name in tried]
+    found = [get(name).specialise(match.layer) for name in tried]
     reasons = dict.fromkeys(answer.reason for answer in found if isinstance(answer, Refusal))
     return "; ".join(reasons) or "no rank makes it cheaper"

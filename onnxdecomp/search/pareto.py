@@ -1,4 +1,4 @@
-"""The frontier: what speed costs which loss, over all plans that a survey allows."""
+"""The frontier: what speed costs which loss, over all plans that the profiles allow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxdecomp.search.layer_profiles import Survey, Surveyed
+from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.plan import Cost, Plan
 
 _MOST = 32
@@ -32,19 +32,19 @@ class Point:
     layers: int
 
 
-def frontier(survey: Survey) -> tuple[Point, ...]:
+def frontier(profiles: LayerProfiles) -> tuple[Point, ...]:
     """The lower hull of loss against latency (MACs where nothing was timed), from the original on.
 
     Every layer's own hull is a chain of steps that gain ever less for their loss; taking the steps of all
     layers in the order of what they gain for their loss gives the hull of whole plans (Everett 1963).
     """
-    timed = any(entry.part for entry in survey.layers)
+    timed = any(entry.part for entry in profiles.layers)
     steps = sorted(
-        (step for place, entry in enumerate(survey.layers) for step in _steps(place, entry, timed)),
+        (step for place, entry in enumerate(profiles.layers) for step in _steps(place, entry, timed)),
         key=lambda step: -step.worth,
     )
-    total = sum(entry.dense.macs for entry in survey.layers) or 1
-    whole = survey.whole_ms / survey.original_ms if survey.original_ms else 1.0
+    total = sum(entry.dense.macs for entry in profiles.layers) or 1
+    whole = profiles.whole_ms / profiles.original_ms if profiles.original_ms else 1.0
     loss, gain, saved = 0.0, 0.0, 0
     changed: set[int] = set()
     points = [Point(0.0, whole if timed else None, 1.0, 0)]
@@ -70,7 +70,7 @@ class _Step:
         return self.gain / self.loss if self.loss > 0 else math.inf
 
 
-def _steps(place: int, entry: Surveyed, timed: bool) -> Iterator[_Step]:
+def _steps(place: int, entry: LayerProfile, timed: bool) -> Iterator[_Step]:
     """Along the layer's hull, from the layer as it is to what gains most."""
     parts = entry.parts or (entry.part,) * len(entry.candidates)
     rows = []

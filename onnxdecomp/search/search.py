@@ -12,12 +12,12 @@ from onnxdecomp.calibration.statistics import Calibration, parted, shortened
 from onnxdecomp.core.names import some
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layers.adapter import Site, Skip
-from onnxdecomp.search.file_size import file_size, fitting, width
+from onnxdecomp.layers.adapter import LayerMatch, Skip
+from onnxdecomp.search.file_size import file_size, refine_by_size, width
 from onnxdecomp.search.knapsack import OutOfReach
-from onnxdecomp.search.latency_feedback import look
+from onnxdecomp.search.latency_feedback import refine_by_latency
 from onnxdecomp.search.latency_model import Stopwatch
-from onnxdecomp.search.layer_profiles import Progress, Scope, Survey, survey
+from onnxdecomp.search.layer_profiles import LayerProfiles, Progress, Scope, profile_layers
 from onnxdecomp.search.metrics.base import Reference, Sizes
 from onnxdecomp.search.plan import Plan, kept
 from onnxdecomp.search.plan_trials import LossLimit, Tried, try_plans
@@ -46,7 +46,7 @@ class SearchResult:
 
 def search_plan(
     model: ir.Model,
-    sites: Sequence[Site],
+    matched: Sequence[LayerMatch],
     skips: Sequence[Skip],
     scope: Scope,
     budgets: Sequence[Budget],
@@ -62,7 +62,7 @@ def search_plan(
     """Find the plan that meets the budgets: of least loss, or of least latency where they limit the loss.
 
     Args:
-        model, sites, skips: Simplified and normalised; they stay as they are.
+        model, matched, skips: Simplified and normalised; they stay as they are.
         scope: What is looked at.
         budgets: All are kept.
         calibration: Inputs.
@@ -81,7 +81,7 @@ def search_plan(
             raise UsageError(problem)
         if budget.loss is None and budget.cost.timed and stopwatch is None:
             raise UsageError(f"--target {budget.quantity}=… needs something to measure latency with")
-    weighed = survey(model, sites, scope, calibration, stopwatch=stopwatch, progress=progress)
+    weighed = profile_layers(model, matched, scope, calibration, stopwatch=stopwatch, progress=progress)
     brief = shortened(parted(calibration)[0], weighed.macs)
     picker = _Picker(
         *(model, skips, weighed, [budget for budget in budgets if not budget.on_loss]),
@@ -132,7 +132,7 @@ class _Picker:
 
     model: ir.Model
     skips: Sequence[Skip]
-    weighed: Survey
+    weighed: LayerProfiles
     costs: Sequence[Budget]
     trial: Callable[[Plan], ir.Model]
     sizes: Sizes
@@ -144,29 +144,29 @@ class _Picker:
         """The same with the size of the file in which every layer stays, where a budget is on it."""
         if self._largest_file() is None:
             return self
-        untouched = Plan(tuple(kept(entry.site.layer, entry.dense) for entry in self.weighed.layers))
+        untouched = Plan(tuple(kept(entry.match.layer, entry.dense) for entry in self.weighed.layers))
         return replace(self, sizes=replace(self.sizes, whole=file_size(self.trial(untouched))))
 
     def pick(self, max_loss: float | None) -> Chosen | OutOfReach:
         """The best plan that is expected to lose at most so much (None: whatever it loses)."""
         limit = self._largest_file()
 
-        def best(optimism: float) -> Chosen | OutOfReach:
+        def best(correction: float) -> Chosen | OutOfReach:
             def small(spare: float) -> Chosen | OutOfReach:
                 sizes = replace(self.sizes, spare=spare)
                 return choose(
                     *(self.weighed, self.skips, self.costs),
                     sizes=sizes,
                     max_loss=max_loss,
-                    optimism=optimism,
+                    correction=correction,
                 )
 
-            return small(0.0) if limit is None else fitting(small, self._bytes, limit)
+            return small(0.0) if limit is None else refine_by_size(small, self._bytes, limit)
 
         if self.stopwatch is None:
             return best(1.0)
         quantized = self.stopwatch.precision != "float"
-        return look(best, self._latency, self.wanted_latency(), quantized=quantized)
+        return refine_by_latency(best, self._latency, self.wanted_latency(), quantized=quantized)
 
     def reached(self, found: Chosen | OutOfReach) -> Chosen:
         """What was found.
@@ -218,9 +218,9 @@ def _result(picker: _Picker, tried: Tried) -> SearchResult:
     return SearchResult(chosen.plan, search_record(weighed, chosen, tried.tries), said)
 
 
-def _idle(weighed: Survey) -> Iterator[str]:
+def _idle(weighed: LayerProfiles) -> Iterator[str]:
     """What is said of layers that no input reaches: nothing is known of what they would lose."""
-    names = [entry.site.layer.name for entry in weighed.layers if entry.reason == UNREACHED]
+    names = [entry.match.layer.name for entry in weighed.layers if entry.reason == UNREACHED]
     if names:
         yield f"kept, for no calibration input reaches them: {some(names)}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnxdecomp.core.json_values import Json
 from onnxdecomp.search.fixed_ranks import method_options
-from onnxdecomp.search.layer_profiles import Survey, Surveyed
+from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.pareto import Point, frontier
 from onnxdecomp.search.select import Chosen
 
@@ -94,7 +94,7 @@ class SearchRecord:
 
 
 def search_record(
-    weighed: Survey, chosen: Chosen, tries: Sequence[Mapping[str, float | None]]
+    weighed: LayerProfiles, chosen: Chosen, tries: Sequence[Mapping[str, float | None]]
 ) -> SearchRecord:
     """The record of a search that has chosen a plan."""
     return SearchRecord(
@@ -108,11 +108,11 @@ def search_record(
     )
 
 
-def _layer(entry: Surveyed) -> LayerCandidates:
+def _layer(entry: LayerProfile) -> LayerCandidates:
     parts = entry.parts or (None,) * len(entry.candidates)
     return LayerCandidates(
-        entry.site.layer.name,
-        entry.site.layer.graph,
+        entry.match.layer.name,
+        entry.match.layer.graph,
         entry.dense.macs,
         entry.part or None,
         entry.effect.points,

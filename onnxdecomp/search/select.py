@@ -10,7 +10,7 @@ from onnxdecomp.search.candidates import Candidate
 from onnxdecomp.search.fixed_ranks import method_options
 from onnxdecomp.search.keep_layers import BETTER_KEPT
 from onnxdecomp.search.knapsack import Allocation, Option, OutOfReach, allocate
-from onnxdecomp.search.layer_profiles import Survey, Surveyed
+from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.metrics.base import CostMetric, Sizes
 from onnxdecomp.search.metrics.costs import Latency, Macs
 from onnxdecomp.search.plan import Choice, Plan, kept
@@ -43,38 +43,40 @@ class Chosen:
 
 
 def choose(
-    survey: Survey,
+    profiles: LayerProfiles,
     skips: Sequence[Skip],
     budgets: Sequence[Budget],
     *,
     sizes: Sizes | None = None,
     max_loss: float | None = None,
-    optimism: float = 1.0,
+    correction: float = 1.0,
 ) -> Chosen | OutOfReach:
     """One candidate, or none, for every layer.
 
     Args:
-        survey: The layers, weighed.
+        profiles: The layers, weighed.
         skips: Operators that could not be read; the plan names them.
         budgets: On MACs, parameters, bytes or latency.
         sizes: Of files, where they are a budget.
         max_loss: With it the loss is limited too, and what is least is the latency where that was
             measured, else the MACs.
-        optimism: Measured latency over expected latency, of a plan like the one that is looked for.
+        correction: Measured latency over expected latency, of a plan like the one that is looked for.
     """
-    surveyed = survey.layers
+    entries = profiles.layers
     sizes = sizes or Sizes(0, 0)
     metrics = [budget.cost for budget in budgets]
     limits = [
-        metric.adjusted(budget.allowed(metric.of_original(survey, sizes)), optimism=optimism, sizes=sizes)
+        metric.adjusted(
+            budget.allowed(metric.of_original(profiles, sizes)), correction=correction, sizes=sizes
+        )
         for budget, metric in zip(budgets, metrics, strict=True)
     ]
-    objective = Latency() if any(entry.part for entry in surveyed) else Macs()
-    decisions = ways(survey)
-    losses = [entry.losses() for entry in surveyed]
+    objective = Latency() if any(entry.part for entry in entries) else Macs()
+    decisions = ways(profiles)
+    losses = [entry.losses() for entry in entries]
 
     def cost(way: Sequence[Pick], metric: CostMetric) -> float:
-        return sum(metric.of_layer(surveyed[pick.place], pick, survey, sizes) for pick in way)
+        return sum(metric.of_layer(entries[pick.place], pick, profiles, sizes) for pick in way)
 
     def option(way: Sequence[Pick]) -> Option:
         loss = sum(0.0 if p.candidate is None else losses[p.place][p.candidate] for p in way)
@@ -85,7 +87,7 @@ def choose(
 
     # What no layer has: of the file beside the weights, of the latency beside the layers.
     fixed = [
-        metric.of_simplified(survey, sizes) - sum(cost(own[0], metric) for own in decisions)
+        metric.of_simplified(profiles, sizes) - sum(cost(own[0], metric) for own in decisions)
         for metric in metrics
     ]
     items = [[option(way) for way in own] for own in decisions]
@@ -96,15 +98,17 @@ def choose(
     if isinstance(found, OutOfReach):
         return found
     picked = [way for own, index in zip(decisions, found.choice, strict=True) for way in own[index]]
-    chosen = _chosen(survey, skips, found, {pick.place: pick.candidate for pick in picked}, max_loss)
+    chosen = _chosen(profiles, skips, found, {pick.place: pick.candidate for pick in picked}, max_loss)
     taken = found.costs[-len(metrics) :] if metrics else ()
     sizes_taken = (cost for cost, metric in zip(taken, metrics, strict=True) if metric.filed)
     return replace(chosen, size=next(sizes_taken, None))
 
 
-def with_reason(chosen: Chosen, survey: Survey, reason: str) -> Chosen:
+def with_reason(chosen: Chosen, profiles: LayerProfiles, reason: str) -> Chosen:
     """The same where the layers that could have been decomposed and were not are kept for this reason."""
-    could = {(entry.site.layer.graph, entry.site.layer.name) for entry in survey.layers if entry.candidates}
+    could = {
+        (entry.match.layer.graph, entry.match.layer.name) for entry in profiles.layers if entry.candidates
+    }
 
     def told(choice: Choice) -> Choice:
         stays = choice.method is None and (choice.graph, choice.layer) in could
@@ -114,7 +118,7 @@ def with_reason(chosen: Chosen, survey: Survey, reason: str) -> Chosen:
     return replace(chosen, plan=plan)
 
 
-def _why_kept(entry: Surveyed, max_loss: float | None, *, alone: bool) -> str:
+def _why_kept(entry: LayerProfile, max_loss: float | None, *, alone: bool) -> str:
     """Why a layer stays that could have been decomposed.
 
     Args:
@@ -138,16 +142,16 @@ def _why_kept(entry: Surveyed, max_loss: float | None, *, alone: bool) -> str:
 
 
 def _chosen(
-    survey: Survey,
+    profiles: LayerProfiles,
     skips: Sequence[Skip],
     found: Allocation,
     candidates: Mapping[int, int | None],
     max_loss: float | None,
 ) -> Chosen:
-    surveyed = survey.layers
+    entries = profiles.layers
     nothing = not any(found.choice)
     choices, loss, latency = [], 0.0, 1.0
-    for place, entry in enumerate(surveyed):
+    for place, entry in enumerate(entries):
         picked = candidates[place]
         reason = _why_kept(entry, max_loss, alone=nothing) if picked is None else ""
         choices.append(_choice(entry, None if picked is None else entry.candidates[picked], reason))
@@ -155,15 +159,15 @@ def _chosen(
             loss += entry.losses()[picked]
             latency += (entry.parts[picked] if entry.parts else entry.part) - entry.part
     skipped = [Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason) for skip in skips]
-    timed = any(entry.part for entry in surveyed)
-    whole = survey.whole_ms / survey.original_ms if survey.original_ms else 1.0
+    timed = any(entry.part for entry in entries)
+    whole = profiles.whole_ms / profiles.original_ms if profiles.original_ms else 1.0
     return Chosen(
         Plan((*choices, *skipped)), loss, found.bound, found.gap, latency * whole if timed else None
     )
 
 
-def _choice(entry: Surveyed, candidate: Candidate | None, reason: str) -> Choice:
-    layer = entry.site.layer
+def _choice(entry: LayerProfile, candidate: Candidate | None, reason: str) -> Choice:
+    layer = entry.match.layer
     if candidate is None:
         return replace(kept(layer, entry.dense, reason), fixed=entry.fixed)
     outline = candidate.outline

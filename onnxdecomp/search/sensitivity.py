@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.activation_cache import HELD, Window
-from onnxdecomp.calibration.activations import open_taps
+from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.calibration.pinned_values import chosen, pins_of, present
 from onnxdecomp.calibration.statistics import Calibration, window
 from onnxdecomp.core.chain import Chain
@@ -23,7 +23,7 @@ from onnxdecomp.data.comparable_outputs import Compared, unsteady
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.fitting.fit import stored
 from onnxdecomp.graph.attributes import dims
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find_again
 from onnxdecomp.layers.replace import Rewriter
 from onnxdecomp.runtime.metrics import Comparison
@@ -122,17 +122,17 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
     ]
     names = floats or outputs
     provider, threads = calibration.provider, calibration.threads
-    first = open_taps(model, names, provider=provider, threads=threads).run(calibration.feeds.largest())
+    first = open_observer(model, names, provider=provider, threads=threads).run(calibration.feeds.largest())
     held = HELD // max(1, sum(getattr(value, "nbytes", 0) for value in first))
     count = int(np.clip(_WORK / max(macs, 1), _FEWEST, max(_FEWEST, min(_MOST, held))))
     some = replace(calibration, feeds=calibration.feeds.first(count))
     feeds = tuple(some.feeds.batches(calibration.batch))
     pins = pins_of(model, some.feeds, batch=calibration.batch, provider=provider, threads=threads)
-    taps = open_taps(model, names, known=pins[0] if pins else {}, provider=provider, threads=threads)
+    observer = open_observer(model, names, known=pins[0] if pins else {}, provider=provider, threads=threads)
     values = [
-        tuple(taps.run(feed | own)) for feed, own in zip(feeds, pins or ({},) * len(feeds), strict=True)
+        tuple(observer.run(feed | own)) for feed, own in zip(feeds, pins or ({},) * len(feeds), strict=True)
     ]
-    again = taps.run(feeds[0] | (pins[0] if pins else {}))
+    again = observer.run(feeds[0] | (pins[0] if pins else {}))
     left_out = unsteady(names, values[0], again)
     kept = [index for index, name in enumerate(names) if name not in left_out]
     return Outputs(
@@ -184,7 +184,7 @@ def output_errors(
     known = known or [{} for _ in outputs.feeds]
     pins = present(model, outputs.pins) or [{} for _ in outputs.feeds]
     known = [own | inner for own, inner in zip(pins, known, strict=True)]
-    taps = open_taps(
+    observer = open_observer(
         model,
         outputs.names,
         provider=calibration.provider,
@@ -194,7 +194,7 @@ def output_errors(
     )
     compared = Compared(outputs.names, declared=outputs.declared, mask=outputs.mask)
     for feed, inner, values in zip(outputs.feeds, known, outputs.values, strict=True):
-        compared.add(feed, values, taps.run(feed | inner))
+        compared.add(feed, values, observer.run(feed | inner))
     return [_share(comparison) for comparison in compared.comparisons] or [_BROKEN]
 
 
@@ -209,7 +209,7 @@ def _share(comparison: Comparison) -> float:
 
 def effect(
     model: ir.Model,
-    site: Site,
+    match: LayerMatch,
     chains: Sequence[tuple[float, Chain]],
     outputs: Outputs,
     calibration: Calibration,
@@ -219,7 +219,7 @@ def effect(
 
     Args:
         model: The original.
-        site: The layer.
+        match: The layer.
         chains: With their losses.
         outputs: What the original gives.
         calibration: Where models are run.
@@ -233,10 +233,10 @@ def effect(
     if not outputs.names:
         return Effect(())
     if chains:
-        for _ in outputs.window.look([site.x.name or ""] if not site.place.path else [], pending):
+        for _ in outputs.window.advance([match.x.name or ""] if not match.place.path else [], pending):
             pass
     for loss, chain in chains:
-        tried = replaced(model, site, chain)
+        tried = replaced(model, match, chain)
         error = output_error(tried, outputs, calibration, outputs.window.held(), consume=True)
         points.append((loss, error))
     # The largest of some scores may well stay what it was; numbers do not.
@@ -247,10 +247,10 @@ def effect(
     return Effect(tuple(sorted(points)))
 
 
-def replaced(model: ir.Model, site: Site, chain: Chain) -> ir.Model:
+def replaced(model: ir.Model, match: LayerMatch, chain: Chain) -> ir.Model:
     """A copy of the model with one layer replaced."""
     copy = model.clone()
-    own = find_again(copy, site)
-    own = replace(own, layer=replace(own.layer, weight=site.layer.weight))
-    Rewriter(copy).replace(own, stored(chain, site.layer), {})
+    own = find_again(copy, match)
+    own = replace(own, layer=replace(own.layer, weight=match.layer.weight))
+    Rewriter(copy).replace(own, stored(chain, match.layer), {})
     return copy

@@ -10,7 +10,7 @@ import numpy as np
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.decompositions.base import Decomposition, refusal_of
 from onnxdecomp.decompositions.registry import get
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.search.plan import Choice, Plan
 
 POINTS = 48
@@ -47,9 +47,9 @@ class LayerSpectra:
     spectra: tuple[Truncation, ...]
 
 
-def spectra_of(sites: Sequence[Site], plan: Plan) -> tuple[LayerSpectra, ...]:
+def spectra_of(matched: Sequence[LayerMatch], plan: Plan) -> tuple[LayerSpectra, ...]:
     """The spectra of every layer that the plan decomposes."""
-    layers = {(site.layer.graph, site.layer.name): site.layer for site in sites}
+    layers = {(match.layer.graph, match.layer.name): match.layer for match in matched}
     return tuple(
         LayerSpectra(choice.graph, choice.layer, spectra(layers[key], choice))
         for choice in plan.decomposed

@@ -8,28 +8,30 @@ from dataclasses import replace
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.graph.inherit import origin
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.tied_weights import Tie, share_of, ties
 from onnxdecomp.search.plan import Choice, Cost, Plan, cost_of
 
 
-def shares_of(sites: Sequence[Site], found: Sequence[Tie], plan: Plan) -> dict[tuple[str, str], Share]:
+def shares_of(
+    matched: Sequence[LayerMatch], found: Sequence[Tie], plan: Plan
+) -> dict[tuple[str, str], Share]:
     """What the layers that the plan decomposes share their factors by, by graph and name."""
     by_name = {(choice.graph, choice.layer): choice for choice in plan.decomposed}
     shares = {}
     for tie in found:
         for member, index in enumerate(tie.members):
-            layer = sites[index].layer
+            layer = matched[index].layer
             choice = by_name.get((layer.graph, layer.name))
             if choice is not None:
                 method = get(choice.method or "", **choice.options)
-                share = share_of(tie, member, sites[index], method, choice.ranks)
+                share = share_of(tie, member, matched[index], method, choice.ranks)
                 shares[layer.graph, layer.name] = share
     return shares
 
 
-def tallied(plan: Plan, sites: Sequence[Site]) -> Plan:
+def tallied(plan: Plan, matched: Sequence[LayerMatch]) -> Plan:
     """The plan with costs that add up to what is stored before and after.
 
     A weight that several layers read is the first one's; it is counted afterwards, too, unless all of its
@@ -39,27 +41,27 @@ def tallied(plan: Plan, sites: Sequence[Site]) -> Plan:
 
     Args:
         plan: For these layers; choices for others stay as they are.
-        sites: The layers.
+        matched: The layers.
     """
     by_name = {(choice.graph, choice.layer): choice for choice in plan.choices}
-    keys = [(site.layer.graph, site.layer.name) for site in sites]
-    if not set(keys) <= set(by_name) or not _fits(sites, [by_name[key] for key in keys]):
+    keys = [(match.layer.graph, match.layer.name) for match in matched]
+    if not set(keys) <= set(by_name) or not _fits(matched, [by_name[key] for key in keys]):
         return plan
     choices = [by_name[key] for key in keys]
-    found = ties(sites)
-    shares = shares_of(sites, found, plan)
+    found = ties(matched)
+    shares = shares_of(matched, found, plan)
     biases: set[int] = set()
     origins: set[tuple[str, str]] = set()
     seen = set()
     for tie in found:
         stays = bool(tie.other) or any(choices[index].method is None for index in tie.members)
         for index, numbers in zip(tie.members, tie.numbers, strict=True):
-            layer, choice, share = sites[index].layer, choices[index], shares.get(keys[index])
+            layer, choice, share = matched[index].layer, choices[index], shares.get(keys[index])
             assert choice.before is not None
-            bias = 0 if layer.bias is None or _bias(sites[index]) in biases else int(layer.bias.size)
-            biases.add(_bias(sites[index]))
-            first = _origin(sites[index]) not in origins
-            origins.add(_origin(sites[index]))
+            bias = 0 if layer.bias is None or _bias(matched[index]) in biases else int(layer.bias.size)
+            biases.add(_bias(matched[index]))
+            first = _origin(matched[index]) not in origins
+            origins.add(_origin(matched[index]))
             before = replace(choice.before, params=numbers + bias)
             after = choice.after
             if choice.method is not None:
@@ -74,12 +76,12 @@ def tallied(plan: Plan, sites: Sequence[Site]) -> Plan:
     return replace(plan, choices=ordered)
 
 
-def remaining(plan: Plan, sites: Sequence[Site]) -> dict[tuple[str, str], str]:
+def remaining(plan: Plan, matched: Sequence[LayerMatch]) -> dict[tuple[str, str], str]:
     """The decomposed layers whose weight stays in the file, by graph and name, with who else reads it."""
     by_name = {(choice.graph, choice.layer): choice for choice in plan.choices}
     found: dict[tuple[str, str], str] = {}
-    for tie in ties(sites):
-        choices = [by_name.get((sites[i].layer.graph, sites[i].layer.name)) for i in tie.members]
+    for tie in ties(matched):
+        choices = [by_name.get((matched[i].layer.graph, matched[i].layer.name)) for i in tie.members]
         kept = [choice.layer for choice in choices if choice is not None and choice.method is None]
         reader = next(iter(kept), tie.other)
         if reader:
@@ -88,26 +90,26 @@ def remaining(plan: Plan, sites: Sequence[Site]) -> dict[tuple[str, str], str]:
     return found
 
 
-def _bias(site: Site) -> int:
+def _bias(match: LayerMatch) -> int:
     """What tells biases apart: the value that stores one, or the layer where it has its own."""
-    return id(site.layer) if site.bias is None else id(site.bias)
+    return id(match.layer) if match.bias is None else id(match.bias)
 
 
-def _origin(site: Site) -> tuple[str, str]:
+def _origin(match: LayerMatch) -> tuple[str, str]:
     """What tells biases apart as the model came in."""
-    own = f"the bias of {site.layer.name}"
-    return site.layer.graph, own if site.bias is None else origin(site.bias)
+    own = f"the bias of {match.layer.name}"
+    return match.layer.graph, own if match.bias is None else origin(match.bias)
 
 
-def _fits(sites: Sequence[Site], choices: Sequence[Choice]) -> bool:
+def _fits(matched: Sequence[LayerMatch], choices: Sequence[Choice]) -> bool:
     """Whether the choices are for these layers: a plan for another model is refused elsewhere."""
-    for site, choice in zip(sites, choices, strict=True):
+    for match, choice in zip(matched, choices, strict=True):
         if choice.before is None:
             return False
         if choice.method is not None:
             method = get(choice.method, **choice.options)
-            if refusal_of(method, site.layer) is not None:
+            if refusal_of(method, match.layer) is not None:
                 return False
-            if len(method.full_ranks(site.layer)) != len(choice.ranks) or min(choice.ranks) < 1:
+            if len(method.full_ranks(match.layer)) != len(choice.ranks) or min(choice.ranks) < 1:
                 return False
     return True

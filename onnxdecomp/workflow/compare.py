@@ -173,8 +173,8 @@ def _describe(path: Path) -> ComparedModel:
     except ModelError:
         return file
     infer_shapes(model)
-    sites = find(model)[0]
-    packed = {site.root: site.packed for site in sites}
+    matched = find(model)[0]
+    packed = {match.root: match.packed for match in matched}
     stored = [v for place in places(model) for v in place.graph.initializers.values()]
     return replace(
         file,
@@ -182,7 +182,7 @@ def _describe(path: Path) -> ComparedModel:
         opset=int(model.opset_imports.get("", 1)),
         ir_version=int(model.ir_version),
         params=sum(int(v.const_value.size) * packed.get(v, 1) for v in stored if v.const_value is not None),
-        macs=sum(dense_cost(site.layer).macs for site in sites),
+        macs=sum(dense_cost(match.layer).macs for match in matched),
     )
 
 

@@ -27,7 +27,7 @@ from onnxdecomp.record.layers import layer_records
 from onnxdecomp.record.schema.layers import LayerRecord
 from onnxdecomp.record.schema.origin import ModelFile
 from onnxdecomp.runtime import environment
-from onnxdecomp.search.layer_errors import mishaps
+from onnxdecomp.search.layer_errors import error_notes
 from onnxdecomp.tensor.blas_threads import one_thread
 from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.config_checks import checked, overruled
@@ -229,7 +229,7 @@ def _written(
             require_verified(verified)
         timed, remarks = _timed(run, made, written, meter) if config.bench and changed else (None, ())
         seen = _said_of_check(verified, layers, fitted=run.data is run.calib, trained=made.learnt is not None)
-        notes = _together(told, chosen.said, ran.notes, chosen.notes, mishaps(plan), remarks, seen)
+        notes = _together(told, chosen.said, ran.notes, chosen.notes, error_notes(plan), remarks, seen)
         record = run_record(
             before,
             plan=plan,

@@ -13,7 +13,7 @@ from onnxdecomp.pipeline.base import Planner
 from onnxdecomp.record.build import Origin, run_record
 from onnxdecomp.record.layers import layer_records
 from onnxdecomp.record.schema.origin import ModelFile
-from onnxdecomp.search.layer_errors import mishaps
+from onnxdecomp.search.layer_errors import error_notes
 from onnxdecomp.workflow.context import RunContext, pass_context
 from onnxdecomp.workflow.request import quoting
 from onnxdecomp.workflow.result import Result, require_changed
@@ -47,7 +47,12 @@ def dry_run(
     would_change = bool(found.plan.decomposed or run.config.precision)
     require_changed(found.plan, would_change or not run.config.fail_if_unchanged)
     layers = layer_records(found.plan, carried_out=False)
-    notes = (*said, *ran.notes, *(f"{planner.name}: {note}" for note in found.notes), *mishaps(found.plan))
+    notes = (
+        *said,
+        *ran.notes,
+        *(f"{planner.name}: {note}" for note in found.notes),
+        *error_notes(found.plan),
+    )
     record = run_record(
         before,
         plan=found.plan,

@@ -10,7 +10,7 @@ from onnxdecomp.layers.lowering_check import LoweringCheck
 from onnxdecomp.pipeline.base import PlanFailedError
 from onnxdecomp.pipeline.pipeline import PipelineResult
 from onnxdecomp.search.keep_layers import Key, key_of
-from onnxdecomp.search.layer_errors import keeping, mishap
+from onnxdecomp.search.layer_errors import keeping, reason_for
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.search_record import SearchRecord
 
@@ -54,7 +54,7 @@ def _reason(check: LoweringCheck) -> str:
         f"the rewritten nodes differ from their own weight by {check.rel_error:.3g} (at most "
         f"{check.tolerance:g})"
     )
-    return mishap(DefectError(what), check.layer)
+    return reason_for(DefectError(what), check.layer)
 
 
 def _without_guilty(run: Run, error: PlanFailedError) -> Plan:
@@ -64,7 +64,7 @@ def _without_guilty(run: Run, error: PlanFailedError) -> Plan:
     if not layers:
         raise error
     if error.layer is not None:
-        return keeping(plan, {error.layer: mishap(error, error.layer[1])})
+        return keeping(plan, {error.layer: reason_for(error, error.layer[1])})
 
     def holds(decomposed: Sequence[Key]) -> bool:
         try:
@@ -85,4 +85,4 @@ def _without_guilty(run: Run, error: PlanFailedError) -> Plan:
             good += group
         elif len(group) > 1:
             suspects += [group[: len(group) // 2], group[len(group) // 2 :]]
-    return keeping(plan, {key: mishap(error, key[1]) for key in layers if key not in good})
+    return keeping(plan, {key: reason_for(error, key[1]) for key in layers if key not in good})

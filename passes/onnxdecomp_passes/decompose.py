@@ -17,7 +17,7 @@ from onnxdecomp.calibration.statistics import Calibration, sized
 from onnxdecomp.core.names import some
 from onnxdecomp.decompositions.registry import package_of
 from onnxdecomp.errors import DefectError, UsageError
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.int8_weights import OLDEST_OPSET
 from onnxdecomp.layers.registry import adapters
@@ -36,7 +36,7 @@ from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.search.check_plan import check_plan
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.keep_layers import Key, key_of
-from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, mishap
+from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, reason_for
 from onnxdecomp.search.layer_profiles import Scope
 from onnxdecomp.search.metrics.base import CostMetric
 from onnxdecomp.search.plan import Choice, Plan
@@ -80,24 +80,26 @@ class Decompose(Planner):
         always: frozenset[Need] = frozenset(("plan", "calibration", "evaluation", "quantization"))
         return always | {"latency"} if self.searches and self._counts_latency() else always
 
-    def plan(self, model: ir.Model, context: PassContext | None = None) -> tuple[SearchResult, list[Site]]:
+    def plan(
+        self, model: ir.Model, context: PassContext | None = None
+    ) -> tuple[SearchResult, list[LayerMatch]]:
         """What would be done, without doing it (activation shapes are filled in)."""
         context = context or PassContext()
         infer_shapes(model)
-        sites, skips = find(model, freeze=self.freeze_initializers)
-        sites = with_seen_shapes(model, sites)
+        matched, skips = find(model, freeze=self.freeze_initializers)
+        matched = with_seen_shapes(model, matched)
         if context.plan is not None:
-            check_plan(context.plan, sites)
-            return SearchResult(tallied(context.plan, sites)), sites
+            check_plan(context.plan, matched)
+            return SearchResult(tallied(context.plan, matched)), matched
         if not self.searches:
-            plan = tallied(plan_uniform(sites, skips, self._request(context.provider)), sites)
-            return SearchResult(replace(plan, repair=self.repair)), sites
-        calibration, notes = self._calibration(model, sites, context)
+            plan = tallied(plan_uniform(matched, skips, self._request(context.provider)), matched)
+            return SearchResult(replace(plan, repair=self.repair)), matched
+        calibration, notes = self._calibration(model, matched, context)
         latency = context.latency if self._counts_latency() else None
         quantization = context.quantization
         found = search_plan(
             model,
-            sites,
+            matched,
             skips,
             self._scope(context.provider, timed=latency is not None),
             parse_budgets(self.goal),
@@ -109,33 +111,33 @@ class Decompose(Planner):
             precision="float" if quantization is None else quantization.precision,
             progress=context.progress,
         )
-        plan = replace(tallied(found.plan, sites), repair=self.repair)
-        return replace(found, plan=plan, notes=(*notes, *found.notes)), sites
+        plan = replace(tallied(found.plan, matched), repair=self.repair)
+        return replace(found, plan=plan, notes=(*notes, *found.notes)), matched
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Plan and carry out."""
-        searched, sites = self.plan(model, context)
+        searched, matched = self.plan(model, context)
         plan, search = searched.plan, searched.record
-        calibration = None if context.calibration is None else _sized(context.calibration, model, sites)
+        calibration = None if context.calibration is None else _sized(context.calibration, model, matched)
         total = len(plan.decomposed)
         count = iter(range(total))
         report = context.progress
         opset = int(model.opset_imports.get("", 1))
-        dense, large = remaining(plan, sites), tuple(_sketched(sites, plan))
-        idle = () if calibration is None else tuple(_unfitted(model, sites, plan, calibration))
+        dense, large = remaining(plan, matched), tuple(_sketched(matched, plan))
+        idle = () if calibration is None else tuple(_unfitted(model, matched, plan, calibration))
         # Before the dense weights are let go of.
-        spectra = spectra_of(sites, plan) if context.spectra else ()
+        spectra = spectra_of(matched, plan) if context.spectra else ()
         failed: dict[Key, str] = {}
 
         def on_failure(choice: Choice, error: Exception) -> None:
-            reason = mishap(error, choice.layer)
+            reason = reason_for(error, choice.layer)
             if choice.method is not None:
                 failed[key_of(choice)] = reason
 
         try:
             rewritten = carry_out(
                 model,
-                sites,
+                matched,
                 plan,
                 seed=self.seed,
                 requantize=self.requantize and opset >= OLDEST_OPSET,
@@ -166,27 +168,27 @@ class Decompose(Planner):
         )
 
     def _calibration(
-        self, model: ir.Model, sites: Sequence[Site], context: PassContext
+        self, model: ir.Model, matched: Sequence[LayerMatch], context: PassContext
     ) -> tuple[Calibration, tuple[str, ...]]:
         if context.calibration is not None:
-            return _sized(context.calibration, model, sites), ()
+            return _sized(context.calibration, model, matched), ()
         made = synthetic(model, seed=self.seed, shapes=context.shapes)
         note = (
             "no calibration inputs: errors were measured on random ones, and factors fitted to the weights "
             "alone; give real inputs with --calib for far better accuracy"
         )
-        return _sized(made, model, sites), (note,)
+        return _sized(made, model, matched), (note,)
 
     def _trial(
         self, model: ir.Model, plan: Plan, calibration: Calibration, quantization: Quantization | None
     ) -> ir.Model:
         copy = model.clone()
-        sites, _ = find(copy, freeze=self.freeze_initializers)
+        matched, _ = find(copy, freeze=self.freeze_initializers)
         plan = replace(plan, repair=self.repair)
         try:
             carry_out(
                 copy,
-                sites,
+                matched,
                 plan,
                 seed=self.seed,
                 calibration=None if calibration.synthetic else calibration,
@@ -250,9 +252,9 @@ class Decompose(Planner):
         return multiple
 
 
-def _sized(calibration: Calibration, model: ir.Model, sites: Sequence[Site]) -> Calibration:
+def _sized(calibration: Calibration, model: ir.Model, matched: Sequence[LayerMatch]) -> Calibration:
     """The calibration in batches that suit the largest of its own inputs."""
-    return sized(calibration, sites, largest_value(model, calibration.feeds.largest()))
+    return sized(calibration, matched, largest_value(model, calibration.feeds.largest()))
 
 
 def _origins(plan: Plan) -> Iterator[str]:
@@ -275,26 +277,30 @@ def _stays(dense: Mapping[tuple[str, str], str]) -> Iterator[str]:
         yield f"the weight of {layers} stays beside the factors, for {reader} reads it too"
 
 
-def _sketched(sites: Sequence[Site], plan: Plan) -> Iterator[str]:
+def _sketched(matched: Sequence[LayerMatch], plan: Plan) -> Iterator[str]:
     """A note on layers whose factors are an approximation of the best ones."""
     wanted = {key_of(choice) for choice in plan.decomposed}
-    layers = [site.layer for site in sites if (site.layer.graph, site.layer.name) in wanted]
+    layers = [match.layer for match in matched if (match.layer.graph, match.layer.name) in wanted]
     if names := [layer.name for layer in layers if sketched(layer)]:
         yield f"so large that their singular vectors come from a randomized SVD: {some(names)}"
 
 
-def _unfitted(model: ir.Model, sites: Sequence[Site], plan: Plan, calibration: Calibration) -> Iterator[str]:
+def _unfitted(
+    model: ir.Model, matched: Sequence[LayerMatch], plan: Plan, calibration: Calibration
+) -> Iterator[str]:
     """A note on the layers that are decomposed although no input reaches them, as a plan or ranks say."""
     wanted = {(choice.graph, choice.layer) for choice in plan.decomposed}
-    own = [site for site in sites if (site.layer.graph, site.layer.name) in wanted]
+    own = [match for match in matched if (match.layer.graph, match.layer.name) in wanted]
     idle = unreached(model, own, calibration.feeds, batch=calibration.batch)
-    if names := [site.layer.name for site, alone in zip(own, idle, strict=True) if alone]:
+    if names := [match.layer.name for match, alone in zip(own, idle, strict=True) if alone]:
         yield f"fitted to their weights alone, for no calibration input reaches them: {some(names)}"
 
 
 def _notes(rewritten: Sequence[Rewritten], requantize: bool, opset: int) -> tuple[str, ...]:
-    quantized = sum(done.site.quantized for done in rewritten)
-    names = [done.site.storage.name if done.site.storage else "int8" for done in rewritten if done.quantized]
+    quantized = sum(done.match.quantized for done in rewritten)
+    names = [
+        done.match.storage.name if done.match.storage else "int8" for done in rewritten if done.quantized
+    ]
     advice = "re-quantize with --requantize"
     if requantize and opset < OLDEST_OPSET:
         advice = f"--requantize needs opset {OLDEST_OPSET}, this model has {opset}"

@@ -61,7 +61,7 @@ class Normalise(Pass):
         infer_shapes(model)
         folded: Counter[str] = Counter()
         for place in places(model):
-            folded["CastLike"] += sum(_settle_cast(node) for node in list(place.graph))
+            folded["CastLike"] += sum(_resolve_cast(node) for node in list(place.graph))
         taken = value_names(model)
         for place in list(places(model)):
             imports = (place.function or model).opset_imports
@@ -291,7 +291,7 @@ def _per_channel(array: Array, channels: int, rank: int, axis: int) -> Array | N
     return array.reshape(channels).astype(np.float64)
 
 
-def _settle_cast(node: ir.Node) -> bool:
+def _resolve_cast(node: ir.Node) -> bool:
     """Make a CastLike a Cast: then what it casts may be constant though what it is like is not."""
     if node.op_type != "CastLike" or node.domain not in _STANDARD or len(node.inputs) != 2:
         return False

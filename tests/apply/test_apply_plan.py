@@ -12,9 +12,9 @@ from onnx import helper
 
 from onnxdecomp.apply.apply_plan import carry_out
 from onnxdecomp.apply.layer_fitter import Fitter
-from onnxdecomp.calibration.activations import open_taps
+from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.core.layer import Array
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.record.layers import layer_records
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
@@ -100,9 +100,9 @@ def test_a_layer_comes_after_the_layers_of_the_branch_it_is_added_to(monkeypatch
     order: list[str] = []
     original = Fitter.fit
 
-    def spy(self: Fitter, site: Site, *rest: object) -> object:
-        order.append(site.layer.name)
-        return original(self, site, *rest)  # type: ignore[arg-type]
+    def spy(self: Fitter, match: LayerMatch, *rest: object) -> object:
+        order.append(match.layer.name)
+        return original(self, match, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Fitter, "fit", spy)
     carried_out(planned(loaded(two_branches()), "*=svd:rank=2"))
@@ -116,14 +116,14 @@ def test_a_last_sweep_would_change_nothing() -> None:
     original = Fitter.fit
     with pytest.MonkeyPatch.context() as patch:
 
-        def spy(self: Fitter, site: Site, *rest: object) -> object:
-            names = [str(site.x.name), *(["b"] if site.layer.name == "left" else [])]
-            taps = open_taps(self.model, names, threads=1)
+        def spy(self: Fitter, match: LayerMatch, *rest: object) -> object:
+            names = [str(match.x.name), *(["b"] if match.layer.name == "left" else [])]
+            observer = open_observer(self.model, names, threads=1)
             for name, array in zip(
-                names, taps.run({"x": np.concatenate([f["x"] for f in FEEDS])}), strict=True
+                names, observer.run({"x": np.concatenate([f["x"] for f in FEEDS])}), strict=True
             ):
-                seen[f"{site.layer.name} {name}"] = array
-            return original(self, site, *rest)  # type: ignore[arg-type]
+                seen[f"{match.layer.name} {name}"] = array
+            return original(self, match, *rest)  # type: ignore[arg-type]
 
         patch.setattr(Fitter, "fit", spy)
         made = carried_out(plan)

@@ -34,7 +34,7 @@ def dense() -> Dense:
 def aligned(dense: Dense, method: str = "tucker") -> Plan:
     """Half of the ranks in every layer, in whole blocks."""
     rule = make_rule(method, Defaults("0.5"))
-    return plan_uniform(dense.sites, (), Request((rule,), multiple=quantum("cpu")))
+    return plan_uniform(dense.matched, (), Request((rule,), multiple=quantum("cpu")))
 
 
 def test_realised_share_is_what_was_saved_over_what_could_be() -> None:

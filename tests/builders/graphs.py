@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
 
@@ -113,9 +113,9 @@ def from_x(
     return loaded(model(nodes, {"x": shape}, outputs or ["y"], weights))
 
 
-def site_of(model: ir.Model, name: str = "layer") -> Site:
+def match_of(model: ir.Model, name: str = "layer") -> LayerMatch:
     """The layer of that name."""
-    return next(site for site in find(model)[0] if site.layer.name == name)
+    return next(match for match in find(model)[0] if match.layer.name == name)
 
 
 def saved(made: onnx.ModelProto, path: Path, data: str | None = None) -> Path:

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxdecomp.calibration.activations import open_taps
+from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.core.layer import Array
 
 Source = onnx.ModelProto | ir.Model | Path | bytes
@@ -42,8 +42,8 @@ def run(source: Source, feeds: Mapping[str, Array], *, optimize: bool = True) ->
 def values(model: ir.Model, names: Sequence[str], feeds: Sequence[Mapping[str, Array]]) -> list[Array]:
     """What the model computes inside for the feeds, one batch."""
     feed = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
-    taps = open_taps(model, names, threads=1)
-    found = dict(zip(taps.names, taps.run(feed), strict=True))
+    observer = open_observer(model, names, threads=1)
+    found = dict(zip(observer.names, observer.run(feed), strict=True))
     return [found[name] for name in names]
 
 

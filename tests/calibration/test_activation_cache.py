@@ -9,7 +9,7 @@ import pytest
 from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.calibration import activation_cache as module
 from onnxdecomp.calibration.activation_cache import HELD, Window
-from onnxdecomp.calibration.activations import Taps, open_taps
+from onnxdecomp.calibration.activations import Observer, open_observer
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
@@ -18,7 +18,7 @@ from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter
 from tests.builders.feeds import images
-from tests.builders.graphs import loaded, site_of
+from tests.builders.graphs import loaded, match_of
 from tests.builders.models import residual
 from tests.builders.running import values
 
@@ -32,16 +32,18 @@ def opened(model: ir.Model, held: int = HELD) -> Window:
 
 
 def joined(window: Window, names: list[str], pending: set[ir.Node] | None = None) -> list[Array]:
-    looks = list(window.look(names, pending or set()))
-    return [np.concatenate(arrays) for arrays in zip(*looks, strict=True)]
+    windows = list(window.advance(names, pending or set()))
+    return [np.concatenate(arrays) for arrays in zip(*windows, strict=True)]
 
 
 def damage(model: ir.Model, name: str) -> None:
     """Replace a layer by itself with half its weight."""
-    site = next(s for s in find(model)[0] if s.layer.name == name)
-    assert site.layer.conv is not None
-    half = Convolve(site.layer.weight / 2, site.layer.conv)
-    Rewriter(model).replace(site, Chain((half,), site.layer.bias, site.layer.inputs, site.layer.groups), {})
+    match = next(s for s in find(model)[0] if s.layer.name == name)
+    assert match.layer.conv is not None
+    half = Convolve(match.layer.weight / 2, match.layer.conv)
+    Rewriter(model).replace(
+        match, Chain((half,), match.layer.bias, match.layer.inputs, match.layer.groups), {}
+    )
 
 
 @pytest.fixture
@@ -49,12 +51,12 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[frozenset[str]]:
     """What the sessions that windows open are fed with."""
     found: list[frozenset[str]] = []
 
-    def spy(*args: object, **more: object) -> Taps:
-        taps = open_taps(*args, **more)  # type: ignore[arg-type]
-        found.append(taps.inputs)
-        return taps
+    def spy(*args: object, **more: object) -> Observer:
+        observer = open_observer(*args, **more)  # type: ignore[arg-type]
+        found.append(observer.inputs)
+        return observer
 
-    monkeypatch.setattr(module, "open_taps", spy)
+    monkeypatch.setattr(module, "open_observer", spy)
     return found
 
 
@@ -64,8 +66,8 @@ def test_a_model_that_changes_on_the_way(held: int) -> None:
     model = loaded(residual())
     window = opened(model, held)
     for done, name in enumerate(ORDER):
-        pending = {node for later in ORDER[done:] for node in site_of(model, later).nodes}
-        names = [str(site_of(model, name).x.name), *(["s"] if name == "second" else [])]
+        pending = {node for later in ORDER[done:] for node in match_of(model, later).nodes}
+        names = [str(match_of(model, name).x.name), *(["s"] if name == "second" else [])]
         for found, direct in zip(joined(window, names, pending), values(model, names, FEEDS), strict=True):
             np.testing.assert_allclose(found, direct, rtol=1e-5, atol=1e-6)
         damage(model, name)
@@ -96,7 +98,7 @@ def test_nothing_behind_a_pending_node_is_held(ran: list[frozenset[str]]) -> Non
     """The branch of a layer may hold layers that are still to be replaced: it is computed again."""
     model = loaded(residual())
     window = opened(model)
-    pending = set(site_of(model, "first").nodes)
+    pending = set(match_of(model, "first").nodes)
     joined(window, ["r"], pending)
     joined(window, ["r"], pending)
     assert ran == [frozenset({"x"}), frozenset({"s"})]
@@ -105,13 +107,13 @@ def test_nothing_behind_a_pending_node_is_held(ran: list[frozenset[str]]) -> Non
 def test_an_abandoned_look_changes_nothing() -> None:
     model = loaded(residual())
     window = opened(model)
-    next(window.look(["s"]))
+    next(window.advance(["s"]))
     np.testing.assert_allclose(joined(window, ["r"])[0], values(model, ["r"], FEEDS)[0], rtol=1e-6)
 
 
 def test_an_unknown_value_is_refused() -> None:
     with pytest.raises(KeyError):
-        list(opened(loaded(residual())).look(["nothing"]))
+        list(opened(loaded(residual())).advance(["nothing"]))
 
 
 def test_two_cuts_are_not_held_at_once() -> None:
@@ -119,7 +121,7 @@ def test_two_cuts_are_not_held_at_once() -> None:
     joined(window, ["s"])
     count = len(window.held())
     assert count > 2
-    assert [len(window.held()) for _ in window.look(["r"])] == [count - done for done in range(count)]
+    assert [len(window.held()) for _ in window.advance(["r"])] == [count - done for done in range(count)]
     assert len(window.held()) == count
 
 
@@ -128,10 +130,10 @@ def test_a_later_look_that_is_abandoned_starts_from_the_inputs(taken: int, ran: 
     model = loaded(residual())
     window = opened(model)
     joined(window, ["s"])
-    looks = window.look(["r"])
+    windows = window.advance(["r"])
     for _ in range(taken):
-        next(looks)
-    looks.close()  # type: ignore[attr-defined]
+        next(windows)
+    windows.close()  # type: ignore[attr-defined]
     np.testing.assert_allclose(joined(window, ["r"])[0], values(model, ["r"], FEEDS)[0], rtol=1e-6)
     assert ran[-1] == frozenset({"s"} if taken == 1 else {"x"})
 
@@ -144,8 +146,8 @@ def test_an_input_that_outgrows_the_cut_loses_nothing() -> None:
     feeds = Feeds((sample, sample, wide), "the test")
     size = values(model, ["s"], [sample])[0].nbytes
     window = Window(model, feeds, batch=1, threads=1, held=15 * size)
-    list(window.look(["s"]))
-    for found, feed in zip(window.look(["r"]), feeds, strict=True):
+    list(window.advance(["s"]))
+    for found, feed in zip(window.advance(["r"]), feeds, strict=True):
         np.testing.assert_allclose(found[0], values(model, ["r"], [feed])[0], rtol=1e-5, atol=1e-6)
     assert window.held() == []
 
@@ -157,11 +159,11 @@ def test_windows_that_are_held_together_share_the_memory(monkeypatch: pytest.Mon
     size = sum(array.nbytes for array in values(model, ["s"], FEEDS))
     monkeypatch.setattr("onnxdecomp.calibration.statistics.HELD", 2 * size)
     fitter = Fitter.of(model, Calibration(feeds, batch=4, threads=1))
-    for both in zip(fitter.now.look(["s"]), fitter.original.look(["s"]), strict=True):
+    for both in zip(fitter.now.advance(["s"]), fitter.original.advance(["s"]), strict=True):
         assert len(both) == 2
     for window in (fitter.now, fitter.original):
         assert sum(array.nbytes for own in window.held() for array in own.values()) == size
     monkeypatch.setattr("onnxdecomp.calibration.statistics.HELD", 2 * size - 2)
     fitter = Fitter.of(model, Calibration(feeds, batch=4, threads=1))
-    list(fitter.now.look(["s"]))
+    list(fitter.now.advance(["s"]))
     assert fitter.now.held() == []

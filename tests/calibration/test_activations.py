@@ -8,10 +8,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxdecomp.calibration.activations import open_taps
+from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError
-from onnxdecomp.runtime.shared_weights import lend
+from onnxdecomp.runtime.shared_weights import share_weights
 from tests.builders.graphs import model as make
 from tests.builders.graphs import value
 
@@ -48,11 +48,11 @@ def expected() -> dict[str, Array]:
     "names", [["h"], ["y"], ["r", "h"], ["x"], ["k", "x", "y", "z"], ["h", "h", "r", "h"]]
 )
 def test_values_in_the_order_of_their_names(names: list[str]) -> None:
-    taps = open_taps(ir.from_proto(branches()), names)
-    assert taps.names == tuple(dict.fromkeys(names))
-    found = taps.run(FEED)
-    assert len(found) == len(taps.names)
-    for name, array in zip(taps.names, found, strict=True):
+    observer = open_observer(ir.from_proto(branches()), names)
+    assert observer.names == tuple(dict.fromkeys(names))
+    found = observer.run(FEED)
+    assert len(found) == len(observer.names)
+    for name, array in zip(observer.names, found, strict=True):
         np.testing.assert_allclose(array, expected()[name], rtol=1e-5, atol=1e-6)
 
 
@@ -60,12 +60,12 @@ def test_values_in_the_order_of_their_names(names: list[str]) -> None:
     ("name", "needed"), [("h", {"x"}), ("k", {"z"}), ("y", {"x", "z"}), ("z", {"z"}), ("r", {"x"})]
 )
 def test_only_what_is_needed_is_fed(name: str, needed: set[str]) -> None:
-    taps = open_taps(ir.from_proto(branches()), [name])
-    assert taps.inputs == needed
-    assert {spec.name for spec in taps.specs()} == needed
-    (found,) = taps.run({key: FEED[key] for key in needed})
+    observer = open_observer(ir.from_proto(branches()), [name])
+    assert observer.inputs == needed
+    assert {spec.name for spec in observer.specs()} == needed
+    (found,) = observer.run({key: FEED[key] for key in needed})
     np.testing.assert_allclose(found, expected()[name], rtol=1e-5, atol=1e-6)
-    (with_all,) = taps.run(FEED)
+    (with_all,) = observer.run(FEED)
     np.testing.assert_array_equal(with_all, found)
 
 
@@ -85,17 +85,17 @@ def test_the_model_stays_as_it_is(proto: onnx.ModelProto, name: str) -> None:
     model = ir.from_proto(proto)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     values = [v.name for node in model.graph for v in node.outputs]
-    open_taps(model, [name])
+    open_observer(model, [name])
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
     assert [v.name for node in model.graph for v in node.outputs] == values
 
 
 def test_a_model_that_nobody_needs_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     feed, proto = {"x": normal(3, 64)}, with_large_weight()
-    meant = open_taps(ir.from_proto(proto), ["h", "y"]).run(feed)
+    meant = open_observer(ir.from_proto(proto), ["h", "y"]).run(feed)
     model = ir.from_proto(proto)
     monkeypatch.delattr(ir.Model, "clone")
-    seen = open_taps(model, ["h", "y"], consume=True).run(feed)
+    seen = open_observer(model, ["h", "y"], consume=True).run(feed)
     for one, two in zip(seen, meant, strict=True):
         np.testing.assert_array_equal(one, two)
 
@@ -108,9 +108,9 @@ def test_large_constants_are_lent(name: str) -> None:
     weights = {i.name: numpy_helper.to_array(i) for i in proto.graph.initializer}
     values = {"x": feed["x"], "h": feed["x"] @ weights["large"]}
     values["y"] = values["h"] @ weights["back"]
-    taps = open_taps(model, [name])
+    observer = open_observer(model, [name])
     del model, proto
-    np.testing.assert_allclose(taps.run(feed)[0], values[name], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(observer.run(feed)[0], values[name], rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_lent_and_what_is_not() -> None:
@@ -133,15 +133,15 @@ def test_what_is_lent_and_what_is_not() -> None:
     ]
     proto = make(nodes, inputs, outputs, weights)
     model = ir.from_proto(proto)
-    lent = lend(model)
-    assert set(lent) == {"large"}
-    np.testing.assert_array_equal(lent["large"], weights["large"])
+    taken = share_weights(model)
+    assert set(taken) == {"large"}
+    np.testing.assert_array_equal(taken["large"], weights["large"])
     left = ir.to_proto(model)
     assert left.ByteSize() < proto.ByteSize() - weights["large"].nbytes + 1000
-    taps = open_taps(ir.from_proto(proto), ["open_y"])
-    assert taps.inputs == {"x"}
+    observer = open_observer(ir.from_proto(proto), ["open_y"])
+    assert observer.inputs == {"x"}
     feed = {"x": normal(2, 64)}
-    np.testing.assert_allclose(taps.run(feed)[0], feed["x"] @ weights["open"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(observer.run(feed)[0], feed["x"] @ weights["open"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
@@ -151,7 +151,7 @@ def test_values_of_a_type_that_the_model_does_not_say(dtype: str) -> None:
     weight = WEIGHTS["w"].astype(dtype)
     proto = make(nodes, [value("x", ["N", 4], kind)], [value("y", ["N", 6], kind)], {"w": weight})
     x = FEED["x"].astype(dtype)
-    (h,) = open_taps(ir.from_proto(proto), ["h"]).run({"x": x})
+    (h,) = open_observer(ir.from_proto(proto), ["h"]).run({"x": x})
     assert h.dtype == dtype
     np.testing.assert_allclose(h, x @ weight, rtol=1e-2, atol=1e-2)
 
@@ -173,23 +173,23 @@ def test_values_that_a_subgraph_reads() -> None:
     ]
     outputs = [value("y", None), value("nothing", None)]
     weights = {"w": normal(4, 256), "u": normal(256, 200)}
-    taps = open_taps(ir.from_proto(make(nodes, inputs, outputs, weights)), ["y"])
-    assert taps.inputs == {"x", "z", "flag"}
+    observer = open_observer(ir.from_proto(make(nodes, inputs, outputs, weights)), ["y"])
+    assert observer.inputs == {"x", "z", "flag"}
     feed = {**FEED, "flag": np.array(True)}
     exact = FEED["x"] @ weights["w"] @ weights["u"]
-    np.testing.assert_allclose(taps.run(feed)[0], exact, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(taps.run({**feed, "flag": np.array(False)})[0], 2 * FEED["z"], rtol=1e-6)
+    np.testing.assert_allclose(observer.run(feed)[0], exact, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(observer.run({**feed, "flag": np.array(False)})[0], 2 * FEED["z"], rtol=1e-6)
 
 
 def test_a_value_that_is_not_there() -> None:
     with pytest.raises(KeyError):
-        open_taps(ir.from_proto(branches()), ["nowhere"])
+        open_observer(ir.from_proto(branches()), ["nowhere"])
 
 
 def test_inputs_that_do_not_fit() -> None:
-    taps = open_taps(ir.from_proto(branches()), ["h"])
+    observer = open_observer(ir.from_proto(branches()), ["h"])
     with pytest.raises(ModelError):
-        taps.run({"x": normal(5, 7)})
+        observer.run({"x": normal(5, 7)})
 
 
 def test_a_large_overridable_initializer_that_nothing_reads_any_more() -> None:
@@ -200,17 +200,17 @@ def test_a_large_overridable_initializer_that_nothing_reads_any_more() -> None:
         helper.make_node("MatMul", ["h", "v"], ["y"], name="second"),
     ]
     inputs = [value("x", ["N", 4]), *(value(name, list(w.shape)) for name, w in large.items())]
-    taps = open_taps(ir.from_proto(make(nodes, inputs, [value("y", ["N", 150])], large)), ["h"])
-    (found,) = taps.run(FEED)
+    observer = open_observer(ir.from_proto(make(nodes, inputs, [value("y", ["N", 150])], large)), ["h"])
+    (found,) = observer.run(FEED)
     np.testing.assert_allclose(found, FEED["x"] @ large["w"], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [6, 300])  # of which one is lent to ONNX Runtime
+@pytest.mark.parametrize("size", [6, 300])  # of which one is shared with ONNX Runtime
 def test_an_initializer_that_is_an_output(size: int) -> None:
     weights = {"w": normal(4, size)}
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="first")]
     outputs = [value("y", ["N", size]), value("w", [4, size])]
     proto = make(nodes, [value("x", ["N", 4])], outputs, weights)
-    y, w = open_taps(ir.from_proto(proto), ["y", "w"]).run(FEED)
+    y, w = open_observer(ir.from_proto(proto), ["y", "w"]).run(FEED)
     np.testing.assert_allclose(y, FEED["x"] @ weights["w"], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(w, weights["w"])

@@ -23,8 +23,8 @@ MANY = settings(max_examples=120)
 
 
 def layer_of(case: Case) -> Layer:
-    (site,), _ = find(ir.from_proto(case.model))
-    return site.layer
+    (match,), _ = find(ir.from_proto(case.model))
+    return match.layer
 
 
 def computed(layer: Layer, rows: Array) -> Array:

@@ -13,7 +13,7 @@ from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.calibration.measured_shapes import largest_value, shapes_in_a_run, with_seen_shapes
 from onnxdecomp.cli.show import show_plan
 from onnxdecomp.core.layer import Array
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
 from tests.builders.feeds import normal
@@ -71,15 +71,15 @@ def behind_another_domain() -> onnx.ModelProto:
     return proto
 
 
-def sites_of(proto: onnx.ModelProto) -> tuple[ir.Model, list[Site]]:
+def matches_of(proto: onnx.ModelProto) -> tuple[ir.Model, list[LayerMatch]]:
     model = ir.from_proto(proto)
     infer_shapes(model)
     return model, find(model)[0]
 
 
 def test_pads_computed_from_constants() -> None:
-    _, (site,) = sites_of(padded())
-    assert site.layer.input_shape == ("N", 3, 17, 17)
+    _, (match,) = matches_of(padded())
+    assert match.layer.input_shape == ("N", 3, 17, 17)
 
 
 def test_what_is_folded_for_the_inference_stays_in_the_model() -> None:
@@ -90,35 +90,35 @@ def test_what_is_folded_for_the_inference_stays_in_the_model() -> None:
 
 
 def test_layers_behind_operators_of_another_domain() -> None:
-    model, sites = sites_of(behind_another_domain())
-    assert [site.layer.input_shape for site in sites] == [None, None]
-    seen = with_seen_shapes(model, sites)
-    assert [site.layer.seen_shape for site in seen] == [(1, 5, 8), (1, 5, 8)]
-    assert [site.layer.assumed_input_shape() for site in seen] == [(1, 5, 8)] * 2
-    assert [site.layer.assumed_input_shape(3) for site in seen] == [(3, 5, 8)] * 2
+    model, matched = matches_of(behind_another_domain())
+    assert [match.layer.input_shape for match in matched] == [None, None]
+    seen = with_seen_shapes(model, matched)
+    assert [match.layer.seen_shape for match in seen] == [(1, 5, 8), (1, 5, 8)]
+    assert [match.layer.assumed_input_shape() for match in seen] == [(1, 5, 8)] * 2
+    assert [match.layer.assumed_input_shape(3) for match in seen] == [(3, 5, 8)] * 2
     choices = inspect(behind_another_domain()).plan.choices
     assert [choice.before.macs for choice in choices if choice.before] == [5 * 8 * 6] * 2
 
 
 def test_shapes_of_inputs_reach_layers_behind_other_domains() -> None:
-    model, _ = sites_of(behind_another_domain())
+    model, _ = matches_of(behind_another_domain())
     shapes = input_shapes(model, {"x": (7, 5, 8), "skip": (7, 5, 8)})
     assert shapes == {("", "one"): (7, 5, 8), ("", "two"): (7, 5, 8)}
 
 
 def test_only_what_is_asked_for_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sites = sites_of(padded())
-    monkeypatch.setattr("onnxdecomp.calibration.measured_shapes.open_taps", None)
-    assert with_seen_shapes(model, sites) == sites
+    model, matched = matches_of(padded())
+    monkeypatch.setattr("onnxdecomp.calibration.measured_shapes.open_observer", None)
+    assert with_seen_shapes(model, matched) == matched
 
 
 def test_a_model_that_does_not_run_has_no_shapes() -> None:
     proto = behind_another_domain()
     proto.graph.node[0].op_type = "NobodyHasThis"
-    model, sites = sites_of(proto)
+    model, matched = matches_of(proto)
     assert shapes_in_a_run(model, ["h"], {"x": normal(1, 5, 8), "skip": normal(1, 5, 8)}) == {}
-    assert with_seen_shapes(model, sites) == sites
-    assert not any(site.layer.sized for site in sites)
+    assert with_seen_shapes(model, matched) == matched
+    assert not any(match.layer.sized for match in matched)
 
 
 def strided(batch: str | None) -> onnx.ModelProto:
@@ -144,8 +144,8 @@ def strided(batch: str | None) -> onnx.ModelProto:
 @pytest.mark.parametrize("batch", ["N", None])
 def test_costs_are_at_one_size_of_the_input(batch: str | None) -> None:
     """Behind a stride there is half of the size that is assumed for the input, not that size again."""
-    model, sites = sites_of(strided(batch))
-    assert [site.layer.assumed_input_shape() for site in with_seen_shapes(model, sites)] == [
+    model, matched = matches_of(strided(batch))
+    assert [match.layer.assumed_input_shape() for match in with_seen_shapes(model, matched)] == [
         (1, 3, 32, 32),
         (1, 4, 16, 16),
         (64, 8),
@@ -176,8 +176,8 @@ def branches() -> onnx.ModelProto:
 
 
 def test_layers_in_subgraphs_have_the_shape_of_a_run_or_none() -> None:
-    model, sites = sites_of(branches())
-    seen = {site.layer.name: site.layer for site in with_seen_shapes(model, sites)}
+    model, matched = matches_of(branches())
+    seen = {match.layer.name: match.layer for match in with_seen_shapes(model, matched)}
     assert seen["then"].seen_shape == (1, 5, 8)
     assert seen["then"].sized
     assert not seen["else"].sized

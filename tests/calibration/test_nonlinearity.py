@@ -13,7 +13,7 @@ from onnx import helper
 from onnxdecomp.calibration.nonlinearity import Activation, activation, aim
 from onnxdecomp.core.layer import Array
 from tests.builders.feeds import normal
-from tests.builders.graphs import conv, from_x, loaded, site_of
+from tests.builders.graphs import conv, from_x, loaded, match_of
 from tests.builders.models import PICTURE, residual
 
 WEIGHTS = {"layer.w": normal(4, 4, 1, 1), "layer.b": normal(4)}
@@ -41,7 +41,7 @@ def test_what_stands_behind_a_layer(
 ) -> None:
     nodes = [conv("layer", "x", "h"), helper.make_node(op, ["h", *operands], ["y"], **attributes)]
     model = from_x(nodes, WEIGHTS | {name: LIMITS[name] for name in operands}, PICTURE)
-    found = activation(site_of(model))
+    found = activation(match_of(model))
     assert (found is None) == (expected is None)
     if found is not None and expected is not None:
         assert found.slope == pytest.approx(expected.slope)
@@ -50,13 +50,13 @@ def test_what_stands_behind_a_layer(
 
 def test_other_uses_of_the_output_forgive_nothing() -> None:
     nodes = [conv("layer", "x", "h"), helper.make_node("Relu", ["h"], ["y"])]
-    assert activation(site_of(from_x(nodes, WEIGHTS, PICTURE, "y", "h"))) is None
+    assert activation(match_of(from_x(nodes, WEIGHTS, PICTURE, "y", "h"))) is None
     nodes.append(helper.make_node("Neg", ["h"], ["z"]))
-    assert activation(site_of(from_x(nodes, WEIGHTS, PICTURE, "y", "z"))) is None
+    assert activation(match_of(from_x(nodes, WEIGHTS, PICTURE, "y", "z"))) is None
 
 
 def test_a_sum_with_a_branch_may_stand_between() -> None:
-    assert activation(site_of(loaded(residual()), "second")) == Activation()
+    assert activation(match_of(loaded(residual()), "second")) == Activation()
 
 
 numbers = st.integers(0, 2**32 - 1)

@@ -23,7 +23,7 @@ from onnxdecomp.calibration.statistics import (
 )
 from onnxdecomp.layers.find import find
 from tests.builders.feeds import calibration, images, normal
-from tests.builders.graphs import conv, from_x, gemm, loaded, site_of, value
+from tests.builders.graphs import conv, from_x, gemm, loaded, match_of, value
 from tests.builders.graphs import model as make
 from tests.builders.layers import linear_layer
 from tests.builders.models import MATMUL, MATRICES, PICTURE, gru, residual
@@ -44,7 +44,7 @@ def test_where_there_is_no_branch() -> None:
         return helper.make_node(op, [a, b], ["y"])
 
     there = from_x([layer, relu, add("r", "c")], weights, PICTURE)
-    found = branch(site_of(there))
+    found = branch(match_of(there))
     assert found is not None
     assert found.name == "r"
     for nodes, outputs in [
@@ -56,16 +56,16 @@ def test_where_there_is_no_branch() -> None:
         ([layer, relu, add("c", "r"), helper.make_node("Relu", ["c"], ["z"])], ["y", "z"]),  # used elsewhere
         ([layer], ["c"]),
     ]:
-        assert branch(site_of(from_x(nodes, weights, PICTURE, *outputs))) is None
+        assert branch(match_of(from_x(nodes, weights, PICTURE, *outputs))) is None
 
 
 def test_which_layers_can_take_a_bias() -> None:
     bare = from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5])
-    assert not centred(site_of(bare))
-    assert centred(site_of(from_x([gemm(["x", "w", "c"])], MATRICES, ["N", 5])))
+    assert not centred(match_of(bare))
+    assert centred(match_of(from_x([gemm(["x", "w", "c"])], MATRICES, ["N", 5])))
     no_bias = helper.make_node("Conv", ["x", "w"], ["y"], name="layer")
-    assert centred(site_of(from_x([no_bias], {"w": normal(4, 4, 1, 1)}, PICTURE)))
-    assert not centred(site_of(gru()))
+    assert centred(match_of(from_x([no_bias], {"w": normal(4, 4, 1, 1)}, PICTURE)))
+    assert not centred(match_of(gru()))
 
 
 def subgraph() -> ir.Model:
@@ -109,9 +109,9 @@ def wide(count: int) -> ir.Model:
     ],
 )
 def test_what_cannot_be_observed_and_why(model: ir.Model, reason: str | None) -> None:
-    sites = find(model)[0]
-    assert sites
-    assert {unobservable(site) for site in sites} == {reason}
+    matched = find(model)[0]
+    assert matched
+    assert {unobservable(match) for match in matched} == {reason}
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_what_a_fit_needs_is_known_before(
     weight: tuple[int, int], needed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = from_x([MATMUL], {"w": normal(*weight)}, ["N", weight[0]])
-    (site,) = find(model)[0]
+    (match,) = find(model)[0]
     monkeypatch.setattr(statistics, "budget", lambda: needed)
-    assert unobservable(site) is None
+    assert unobservable(match) is None
     monkeypatch.setattr(statistics, "budget", lambda: needed - 1)
     size = f"{needed / 2**30:.1f} GiB"
-    assert unobservable(site) == f"a fit to its inputs would take {size} of memory, more than {size}"
+    assert unobservable(match) == f"a fit to its inputs would take {size} of memory, more than {size}"
 
 
 def test_batches_are_small_where_the_memory_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,12 +137,12 @@ def test_batches_are_small_where_the_memory_is(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bfloat16_activations_do_not_come_out() -> None:
-    site = site_of(from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5]))
-    site = replace(site, layer=replace(site.layer, dtype="bfloat16"))
-    assert unobservable(site) == "ONNX Runtime gives no bfloat16 activations out"
+    match = match_of(from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5]))
+    match = replace(match, layer=replace(match.layer, dtype="bfloat16"))
+    assert unobservable(match) == "ONNX Runtime gives no bfloat16 activations out"
 
 
-SITE = site_of(from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5]))
+SITE = match_of(from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5]))
 
 
 @given(
@@ -150,13 +150,13 @@ SITE = site_of(from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5]))
     budget=st.integers(1, 60_000),
 )
 def test_packs_keep_to_the_budget(sizes: list[tuple[int, int]], budget: int) -> None:
-    sites = [replace(SITE, layer=linear_layer(t, s)) for t, s in sizes]
+    matched = [replace(SITE, layer=linear_layer(t, s)) for t, s in sizes]
     # Both halves hold D x D and T x D numbers of 8 bytes.
-    taken = {id(site): 2 * 8 * s * (s + t) for site, (t, s) in zip(sites, sizes, strict=True)}
-    found = list(packs(sites, budget))
-    assert [site for pack in found for site in pack] == sites
+    taken = {id(match): 2 * 8 * s * (s + t) for match, (t, s) in zip(matched, sizes, strict=True)}
+    found = list(packs(matched, budget))
+    assert [match for pack in found for match in pack] == matched
     for index, pack in enumerate(found):
-        total = sum(taken[id(site)] for site in pack)
+        total = sum(taken[id(match)] for match in pack)
         assert pack
         assert total <= budget or len(pack) == 1
         if index + 1 < len(found):  # as few as the order allows
@@ -168,9 +168,9 @@ def test_packs_keep_to_the_budget(sizes: list[tuple[int, int]], budget: int) -> 
 )
 def test_batches_are_small_enough(size: int, count: int, batch: int) -> None:
     """For an activation of 4 x size x size numbers."""
-    site = replace(SITE, layer=replace(SITE.layer, input_shape=("N", 4, size, size)))
+    match = replace(SITE, layer=replace(SITE.layer, input_shape=("N", 4, size, size)))
     settings = calibration([{"x": normal(1, 1)}] * count, batch=50)
-    assert sized(settings, [site]).batch == batch
+    assert sized(settings, [match]).batch == batch
     assert sized(settings, []).batch == min(50, count // 8)
     assert sized(settings, [], 4 * size * size).batch == batch
 

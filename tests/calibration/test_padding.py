@@ -19,11 +19,11 @@ from onnxdecomp.cli.main import cli
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.evaluate.verify import verify
-from onnxdecomp.fitting.moments import Moments, together
+from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.quantization.distance import distance
 from onnxdecomp.runtime.session import TensorSpec
 from tests.builders.feeds import calibration, normal
-from tests.builders.graphs import loaded, saved, site_of, value
+from tests.builders.graphs import loaded, match_of, saved, value
 from tests.builders.graphs import model as make
 
 LENGTHS = (5, 2, 4, 1, 3, 5, 2, 3)
@@ -106,14 +106,14 @@ def equal(one: Moments, two: Moments) -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 def test_moments_are_those_of_the_real_positions(kind: str, batch: int) -> None:
     model = loaded(network(kind))
-    site = site_of(model)
+    match = match_of(model)
     found = []
     for feeds in (padded(), plain()):
         settings = calibration(feeds, batch=batch, mask=MASK, held_out=0.0)
-        (unchanged,) = observe_unchanged(model, [site], settings)
+        (unchanged,) = observe_unchanged(model, [match], settings)
         windows = [window(model, settings) for _ in range(2)]
-        looked = observe(site, windows[0], windows[1], settings)
-        found.append((together(*unchanged), together(*looked)))
+        looked = observe(match, windows[0], windows[1], settings)
+        found.append((merged(*unchanged), merged(*looked)))
     assert found[0][0].count == sum(LENGTHS)
     for masked, unpadded in zip(*found, strict=True):
         equal(masked, unpadded)
@@ -121,7 +121,7 @@ def test_moments_are_those_of_the_real_positions(kind: str, batch: int) -> None:
 
 def test_without_the_mask_padding_would_count() -> None:
     model = loaded(network())
-    (moments, _), *_ = observe_unchanged(model, [site_of(model)], calibration(padded(), held_out=0.0))
+    (moments, _), *_ = observe_unchanged(model, [match_of(model)], calibration(padded(), held_out=0.0))
     assert moments.count == LONGEST * len(LENGTHS)
 
 

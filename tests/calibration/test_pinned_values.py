@@ -14,11 +14,11 @@ import onnxdecomp
 from onnxdecomp.calibration.pinned_values import pinned, pins_of
 from onnxdecomp.calibration.statistics import observe, window
 from onnxdecomp.core.layer import Array
-from onnxdecomp.fitting.moments import together
+from onnxdecomp.fitting.moments import merged
 from onnxdecomp.fitting.quadratic_loss import as_rows, problem
 from onnxdecomp.quantization.distance import distance
 from tests.builders.feeds import calibration, normal
-from tests.builders.graphs import loaded, site_of, value
+from tests.builders.graphs import loaded, match_of, value
 from tests.builders.graphs import model as make
 
 FEEDS = [{"x": normal(1, 8, seed=index)} for index in range(40)]
@@ -99,10 +99,10 @@ def test_a_head_is_fitted_to_rows_that_are_counterparts(kind: str, inside: bool)
     settings = calibration(FEEDS)
     pins = pins_of(original, settings.feeds, batch=settings.batch, threads=1)
     now, then = (window(model, settings, pins) for model in (damaged, original))
-    site = site_of(damaged, "head")
-    moments = together(*observe(site, now, then, settings))
+    match = match_of(damaged, "head")
+    moments = merged(*observe(match, now, then, settings))
     assert moments.count > 0
-    own = as_rows(site.layer.weight, site.layer)
+    own = as_rows(match.layer.weight, match.layer)
     assert problem(moments, own, centred=False).relative(own) < 0.02
 
 

@@ -167,10 +167,10 @@ def test_layers_that_no_input_reaches_are_found(name: str) -> None:
     proto, feeds, idle = CASES[name]
     model = loaded(proto)
     infer_shapes(model)
-    sites, _ = find(model)
-    found = unreached(model, sites, calibration(feeds, stackable=False).feeds)
-    assert {site.layer.name for site, alone in zip(sites, found, strict=True) if alone} == idle
-    assert len(sites) > len(idle)
+    matched, _ = find(model)
+    found = unreached(model, matched, calibration(feeds, stackable=False).feeds)
+    assert {match.layer.name for match, alone in zip(matched, found, strict=True) if alone} == idle
+    assert len(matched) > len(idle)
     # Nothing is asked of the names of the model that came in.
     assert {n.name for n in model.graph} == {n.name for n in proto.graph.node}
 

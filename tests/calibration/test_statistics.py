@@ -22,12 +22,12 @@ from onnxdecomp.calibration.statistics import (
     window,
 )
 from onnxdecomp.core.layer import Array
-from onnxdecomp.fitting.moments import Moments, features, together
+from onnxdecomp.fitting.moments import Moments, features, merged
 from onnxdecomp.fitting.quadratic_loss import as_rows, problem
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from tests.builders.feeds import calibration, images, normal
-from tests.builders.graphs import conv, from_x, gemm, loaded, site_of, value
+from tests.builders.graphs import conv, from_x, gemm, loaded, match_of, value
 from tests.builders.graphs import model as make
 from tests.builders.models import MATMUL, MATRICES, PICTURE, gru, residual
 from tests.builders.running import values
@@ -35,10 +35,10 @@ from tests.builders.running import values
 FEEDS = images()
 
 
-def look(
-    site: Site, now: ir.Model, original: ir.Model, settings: Calibration
+def observed(
+    match: LayerMatch, now: ir.Model, original: ir.Model, settings: Calibration
 ) -> tuple[Moments, Moments | None]:
-    return observe(site, window(now, settings), window(original, settings), settings)
+    return observe(match, window(now, settings), window(original, settings), settings)
 
 
 def check(found: Moments, rows: Array, wanted: Array) -> None:
@@ -58,9 +58,9 @@ def check(found: Moments, rows: Array, wanted: Array) -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * max(1, np.abs(theirs).max()), err_msg=name)
 
 
-def every_row(site: Site, x: Array) -> Array:
-    sizes = output_sizes(site.layer, x)
-    return conv_rows(site.layer, x, draw_positions(sizes, 10**6, np.random.default_rng(0)))
+def every_row(match: LayerMatch, x: Array) -> Array:
+    sizes = output_sizes(match.layer, x)
+    return conv_rows(match.layer, x, draw_positions(sizes, 10**6, np.random.default_rng(0)))
 
 
 def pixels(y: Array) -> Array:
@@ -71,25 +71,25 @@ def pixels(y: Array) -> Array:
 @pytest.mark.parametrize("name", ["stem", "first", "second"])
 def test_a_layer_of_an_unchanged_model_wants_what_it_makes(name: str) -> None:
     model = loaded(residual())
-    site = site_of(model, name)
-    x, y = values(model, [str(site.x.name), str(site.output.name)], FEEDS)
-    found = together(*look(site, model, model, calibration(FEEDS)))
-    check(found, every_row(site, x), pixels(y))
-    w = as_rows(site.layer.weight, site.layer)
+    match = match_of(model, name)
+    x, y = values(model, [str(match.x.name), str(match.output.name)], FEEDS)
+    found = merged(*observed(match, model, model, calibration(FEEDS)))
+    check(found, every_row(match, x), pixels(y))
+    w = as_rows(match.layer.weight, match.layer)
     assert problem(found, w).relative(w) == pytest.approx(0, abs=1e-6)
-    assert site.layer.bias is not None
-    np.testing.assert_allclose(problem(found, w).bias(w), site.layer.bias, atol=1e-4)
+    assert match.layer.bias is not None
+    np.testing.assert_allclose(problem(found, w).bias(w), match.layer.bias, atol=1e-4)
 
 
 @pytest.mark.parametrize("damaged", ["stem", "first"])
 def test_a_layer_after_damage_makes_up_for_it(damaged: str) -> None:
     """Its rows come from the damaged model, its outputs from the original, and the branch's loss is added."""
     original, now = loaded(residual()), loaded(residual(damaged))
-    site = site_of(now, "second")
+    match = match_of(now, "second")
     (r,) = values(now, ["r"], FEEDS)
     meant, should, lost = (*values(original, ["c", "s"], FEEDS), *values(now, ["s"], FEEDS))
-    found = together(*look(site, now, original, calibration(FEEDS)))
-    check(found, every_row(site, r), pixels(meant + should - lost))
+    found = merged(*observed(match, now, original, calibration(FEEDS)))
+    check(found, every_row(match, r), pixels(meant + should - lost))
     (t,) = values(original, ["t"], FEEDS)
     np.testing.assert_allclose(found.y, pixels(t - lost).sum(0), rtol=1e-3, atol=1e-2)
     assert np.any(should != lost) == (damaged == "stem")
@@ -97,23 +97,23 @@ def test_a_layer_after_damage_makes_up_for_it(damaged: str) -> None:
 
 def test_a_layer_with_no_branch_wants_its_own_output_only() -> None:
     original, now = loaded(residual()), loaded(residual("stem"))
-    site = site_of(now, "first")
-    assert branch(site) is None
+    match = match_of(now, "first")
+    assert branch(match) is None
     (s,), (h,) = values(now, ["s"], FEEDS), values(original, ["h"], FEEDS)
-    found = together(*look(site, now, original, calibration(FEEDS)))
-    check(found, every_row(site, s), pixels(h))
+    found = merged(*observed(match, now, original, calibration(FEEDS)))
+    check(found, every_row(match, s), pixels(h))
 
 
 def test_a_fit_to_damaged_inputs_repairs_the_output() -> None:
     """The weight of least loss, put in, brings the sum nearer to the original's."""
     original, now = loaded(residual()), loaded(residual("stem"))
-    site = site_of(now, "second")
+    match = match_of(now, "second")
     feeds = images(60)
-    found = together(*look(site, now, original, calibration(feeds)))
-    posed = problem(found, as_rows(site.layer.weight, site.layer))
-    best, own = posed.best, as_rows(site.layer.weight, site.layer)
+    found = merged(*observed(match, now, original, calibration(feeds)))
+    posed = problem(found, as_rows(match.layer.weight, match.layer))
+    best, own = posed.best, as_rows(match.layer.weight, match.layer)
     (r, s), (t,) = values(now, ["r", "s"], feeds), values(original, ["t"], feeds)
-    rows = every_row(site, r)[0].astype(np.float64)
+    rows = every_row(match, r)[0].astype(np.float64)
 
     def error(v: Array) -> float:
         return float(np.square(rows @ v[0].T + posed.bias(v) + pixels(s) - pixels(t)).sum())
@@ -139,12 +139,12 @@ def test_a_branch_that_is_the_layers_own_input() -> None:
         return from_x(nodes, weights, PICTURE)
 
     original, now = model(1.0), model(0.8)
-    site = site_of(now)
-    assert branch(site) is site.x
+    match = match_of(now)
+    assert branch(match) is match.x
     feeds = [{"x": normal(1, 4, 6, 6, seed=k)} for k in range(4)]
     (s,), (y,) = values(now, ["s"], feeds), values(original, ["y"], feeds)
-    found = together(*look(site, now, original, calibration(feeds)))
-    check(found, every_row(site, s), pixels(y - s))
+    found = merged(*observed(match, now, original, calibration(feeds)))
+    check(found, every_row(match, s), pixels(y - s))
 
 
 FUSED = helper.make_node(
@@ -175,10 +175,10 @@ def test_linear_layers_however_their_operands_lie(
     proto = make([node], [value("x", free)], [value("y", None)], {"w": normal(*weight)})
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     model = loaded(proto)
-    site = site_of(model)
+    match = match_of(model)
     feeds = [{"x": x}, {"x": 2 * x}]
     exact = [values(model, ["x", "y"], [feed]) for feed in feeds]
-    found = together(*look(site, model, model, calibration(feeds, stackable=False)))
+    found = merged(*observed(match, model, model, calibration(feeds, stackable=False)))
     all_rows = np.concatenate([np.einsum(rows, a).reshape(-1, 5) for a, _ in exact])
     wanted = np.concatenate([np.einsum(made, b).reshape(-1, 7) for _, b in exact])
     check(found, all_rows[None], wanted)
@@ -191,23 +191,23 @@ def test_a_linear_layers_bias_is_wanted_where_it_can_be_given() -> None:
         helper.make_node("Add", ["h", "c"], ["y"], name="bias"),
     ]
     model = from_x(bias_after, MATRICES, ["N", 5])
-    site = site_of(model)
-    assert centred(site)
-    found = together(*look(site, model, model, calibration(feeds)))
+    match = match_of(model)
+    assert centred(match)
+    found = merged(*observed(match, model, model, calibration(feeds)))
     check(found, feeds[0]["x"][None], feeds[0]["x"] @ MATRICES["w"] + MATRICES["c"])
     model = from_x([gemm(["x", "w", "m"])], {"w": MATRICES["w"], "m": normal(4, 1)}, [4, 5])
-    site = site_of(model)
-    assert not centred(site)
-    found = together(*look(site, model, model, calibration(feeds)))
+    match = match_of(model)
+    assert not centred(match)
+    found = merged(*observed(match, model, model, calibration(feeds)))
     check(found, feeds[0]["x"][None], feeds[0]["x"] @ MATRICES["w"])
 
 
 def test_a_recurrent_layers_input_projection() -> None:
     model = gru()
-    site = site_of(model)
-    assert unobservable(site) is None
+    match = match_of(model)
+    assert unobservable(match) is None
     feeds = [{"x": normal(6, 2, 5, seed=k)} for k in range(3)]
-    found = together(*look(site, model, model, calibration(feeds, stackable=False)))
+    found = merged(*observed(match, model, model, calibration(feeds, stackable=False)))
     rows = np.concatenate([feed["x"].reshape(-1, 5) for feed in feeds])
     check(found, rows[None], rows @ normal(2, 9, 5).reshape(18, 5).T)
 
@@ -217,7 +217,7 @@ def test_half_precision_is_observed_in_float32() -> None:
     weight = MATRICES["w"].astype(np.float16)
     model = loaded(make([MATMUL], [value("x", ["N", 5], half)], [value("y", ["N", 7], half)], {"w": weight}))
     x = normal(6, 5).astype(np.float16)
-    found = together(*look(site_of(model), model, model, calibration([{"x": x}])))
+    found = merged(*observed(match_of(model), model, model, calibration([{"x": x}])))
     wide = x.astype(np.float64)
     check(found, wide[None], wide @ weight.astype(np.float64))
 
@@ -229,7 +229,7 @@ def test_double_precision_stays() -> None:
         make([MATMUL], [value("x", ["N", 5], double)], [value("y", ["N", 7], double)], {"w": weight})
     )
     x = np.random.default_rng(1).standard_normal((6, 5))
-    found = together(*look(site_of(model), model, model, calibration([{"x": x}])))
+    found = merged(*observed(match_of(model), model, model, calibration([{"x": x}])))
     np.testing.assert_allclose(found.yx[0], (x @ weight).T @ x, rtol=1e-12, atol=1e-12)
 
 
@@ -237,7 +237,7 @@ def test_double_precision_stays() -> None:
 def test_held_out_batches_are_others(held_out: float, every: int) -> None:
     model = from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5])
     feeds = [{"x": normal(1, 5, seed=k)} for k in range(20)]
-    train, held = look(site_of(model), model, model, calibration(feeds, batch=2, held_out=held_out))
+    train, held = observed(match_of(model), model, model, calibration(feeds, batch=2, held_out=held_out))
     batches = [np.concatenate([feed["x"] for feed in feeds[k : k + 2]]) for k in range(0, 20, 2)]
     outside = [batch for index, batch in enumerate(batches) if index % every == every - 1]
     inside = [batch for index, batch in enumerate(batches) if index % every != every - 1]
@@ -251,7 +251,7 @@ def test_held_out_batches_are_others(held_out: float, every: int) -> None:
 def test_nothing_is_held_out_of_few_batches_or_on_request(how: Mapping[str, Any]) -> None:
     model = from_x([MATMUL], {"w": MATRICES["w"]}, ["N", 5])
     feeds = [{"x": normal(1, 5, seed=k)} for k in range(20)]
-    train, held = look(site_of(model), model, model, calibration(feeds, **how))
+    train, held = observed(match_of(model), model, model, calibration(feeds, **how))
     assert held is None
     assert train.count == 20
 
@@ -260,28 +260,28 @@ def test_rows_are_drawn_as_many_as_it_takes() -> None:
     nodes = [conv("layer", "x", "y", pads=[1, 1, 1, 1])]
     weights = {"layer.w": normal(2, 3, 3, 3), "layer.b": normal(2)}
     model = loaded(make(nodes, [value("x", ["N", 3, 20, 20])], [value("y", None)], weights))
-    site = site_of(model)
+    match = match_of(model)
     feeds = [{"x": normal(1, 3, 20, 20, seed=k)} for k in range(8)]
-    of = {rows: look(site, model, model, calibration(feeds, rows=rows)) for rows in (10, 1000, 10**6)}
-    counts = {rows: together(*halves).count for rows, halves in of.items()}
-    least = 24 * features(site.layer)
+    of = {rows: observed(match, model, model, calibration(feeds, rows=rows)) for rows in (10, 1000, 10**6)}
+    counts = {rows: merged(*halves).count for rows, halves in of.items()}
+    least = 24 * features(match.layer)
     assert least <= counts[10] <= least + 8
     assert 1000 <= counts[1000] <= 1008
     assert counts[10**6] == 8 * 400
-    again = together(*look(site, model, model, calibration(feeds, rows=10)))
-    np.testing.assert_array_equal(again.xx, together(*of[10]).xx)
-    other = together(*look(site, model, model, calibration(feeds, rows=10, seed=1)))
+    again = merged(*observed(match, model, model, calibration(feeds, rows=10)))
+    np.testing.assert_array_equal(again.xx, merged(*of[10]).xx)
+    other = merged(*observed(match, model, model, calibration(feeds, rows=10, seed=1)))
     assert np.any(other.xx != again.xx)
 
 
 def test_several_layers_in_one_walk() -> None:
     model = loaded(residual())
-    sites = find(model)[0]
-    assert [site.layer.name for site in sites] == ["stem", "first", "second"]
+    matched = find(model)[0]
+    assert [match.layer.name for match in matched] == ["stem", "first", "second"]
     settings = calibration(images(16), rows=50)
-    found = observe_unchanged(model, [*sites, sites[1]], settings)
-    for site, (train, held) in zip([*sites, sites[1]], found, strict=True):
-        alone, apart = look(site, model, model, settings)
+    found = observe_unchanged(model, [*matched, matched[1]], settings)
+    for match, (train, held) in zip([*matched, matched[1]], found, strict=True):
+        alone, apart = observed(match, model, model, settings)
         assert held is not None
         assert apart is not None
         for ours, theirs in ((train, alone), (held, apart)):

@@ -67,8 +67,8 @@ def scaled(inputs: int, rank: int, outputs: int) -> Chain:
 @pytest.mark.parametrize("quantize", [False, True])
 def test_it_takes_a_layers_place(quantize: bool) -> None:
     model = ir.from_proto(linear_case(20, 15, (2, 3)).model)
-    sites, _ = find(model)
-    rewritten = Rewriter(model).replace(sites[0], scaled(20, 6, 15), {}, quantize=quantize)
+    matched, _ = find(model)
+    rewritten = Rewriter(model).replace(matched[0], scaled(20, 6, 15), {}, quantize=quantize)
     kinds = [node.op_type for node in model.graph if node.op_type != "DequantizeLinear"]
     assert kinds == ["MatMul", "Mul", "MatMul"]
     (check,) = check_lowering([rewritten], opset=17, ir_version=8)

@@ -38,8 +38,8 @@ def normal(*shape: int) -> Array:
 def lowers(case: Case, chain: Chain) -> None:
     """The chain's nodes, put in the place of the case's layer, do what its dense weight does."""
     model = ir.from_proto(case.model)
-    sites, _ = find(model)
-    rewritten = Rewriter(model).replace(sites[0], chain, {})
+    matched, _ = find(model)
+    rewritten = Rewriter(model).replace(matched[0], chain, {})
     (check,) = check_lowering([rewritten], opset=17, ir_version=8)
     assert check.rel_error is not None
     assert check.passed, check
@@ -172,8 +172,8 @@ def test_transposes_in_a_row_are_one(lead: tuple[int, ...]) -> None:
     case = linear_case(12, 15, lead)
     chain = Chain(steps, None, 12)
     model = ir.from_proto(case.model)
-    sites, _ = find(model)
-    rewritten = Rewriter(model).replace(sites[0], chain, {})
+    matched, _ = find(model)
+    rewritten = Rewriter(model).replace(matched[0], chain, {})
     kinds = [node.op_type for node in model.graph]
     assert kinds == ["Reshape", "Transpose", "MatMul", "MatMul", "Transpose", "Reshape"]
     (check,) = check_lowering([rewritten], opset=17, ir_version=8)

@@ -95,9 +95,9 @@ def check_nan(method: Decomposition, layer: Layer) -> None:
 def outputs_at_full_rank(method: Decomposition, case: Case) -> tuple[Array, Array] | None:
     """The model's output in ONNX Runtime before and after; None where the layer stays."""
     model = ir.from_proto(case.model)
-    sites, _ = find(model)
-    if not sites or refusal_of(method, sites[0].layer) is not None:
+    matched, _ = find(model)
+    if not matched or refusal_of(method, matched[0].layer) is not None:
         return None
-    site = sites[0]
-    Rewriter(model).replace(site, fitted(method, site.layer, method.full_ranks(site.layer)), {})
+    match = matched[0]
+    Rewriter(model).replace(match, fitted(method, match.layer, method.full_ranks(match.layer)), {})
     return run(case.model, case.feeds)[0], run(model, case.feeds)[0]

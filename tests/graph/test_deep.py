@@ -47,10 +47,10 @@ def behind_a_chain(count: int = LONG, op_type: str = "Identity") -> onnx.ModelPr
 
 def test_a_weight_behind_a_long_chain() -> None:
     model = ir.from_proto(behind_a_chain())
-    sites, _ = find(model)
-    assert [site.layer.name for site in sites] == ["one", "two"]
-    np.testing.assert_array_equal(sites[0].layer.weight, W.T)
-    assert sites[0].root is sites[1].root is model.graph.initializers["W"]
+    matched, _ = find(model)
+    assert [match.layer.name for match in matched] == ["one", "two"]
+    np.testing.assert_array_equal(matched[0].layer.weight, W.T)
+    assert matched[0].root is matched[1].root is model.graph.initializers["W"]
 
 
 def test_a_chain_that_begins_at_an_input() -> None:
@@ -128,14 +128,14 @@ def test_each_value_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     monkeypatch.setattr(constants, "_evaluate", spy)
-    sites, _ = find(model)
-    assert len(sites) == 2
+    matched, _ = find(model)
+    assert len(matched) == 2
     assert len(evaluated) == len(set(evaluated)) == 50
 
 
 def test_a_layer_is_found_again_in_a_clone_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ir.from_proto(vit(2))
-    sites, _ = find(model)
+    matched, _ = find(model)
     asked: list[ir.Value | None] = []
     constant = base.Scope.constant
 
@@ -144,10 +144,10 @@ def test_a_layer_is_found_again_in_a_clone_by_itself(monkeypatch: pytest.MonkeyP
         return constant(scope, value)
 
     monkeypatch.setattr(base.Scope, "constant", spy)
-    site = sites[5]
-    again = find_again(model.clone(), site)
-    assert again.layer.name == site.layer.name
-    assert again.nodes[0] is not site.nodes[0]
-    assert [node.name for node in again.nodes] == [node.name for node in site.nodes]
-    np.testing.assert_array_equal(again.layer.weight, site.layer.weight)
+    match = matched[5]
+    again = find_again(model.clone(), match)
+    assert again.layer.name == match.layer.name
+    assert again.nodes[0] is not match.nodes[0]
+    assert [node.name for node in again.nodes] == [node.name for node in match.nodes]
+    np.testing.assert_array_equal(again.layer.weight, match.layer.weight)
     assert 1 <= len(asked) <= 4

@@ -16,7 +16,7 @@ from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer
 from onnxdecomp.decompositions.base import outline
 from onnxdecomp.decompositions.registry import get
-from onnxdecomp.latency.chain_model import Tiny, chain_model, filled, frame_model, noise
+from onnxdecomp.latency.chain_model import SerializedModel, chain_model, filled, frame_model, noise
 from onnxdecomp.latency.context import Neighbours
 from onnxdecomp.runtime.session import inputs_of, open_session, run
 from tests.builders.layers import hollow_conv, hollow_linear
@@ -24,13 +24,15 @@ from tests.builders.layers import hollow_conv, hollow_linear
 BETWEEN = Neighbours(True, True)
 
 
-def tiny(chain: Chain, layer: Layer, shape: tuple[int, ...], around: Neighbours = BETWEEN) -> Tiny:
+def serialized(
+    chain: Chain, layer: Layer, shape: tuple[int, ...], around: Neighbours = BETWEEN
+) -> SerializedModel:
     made = chain_model(chain, layer, shape, around)
-    assert isinstance(made, Tiny)
+    assert isinstance(made, SerializedModel)
     return made
 
 
-def output_of(made: Tiny) -> np.ndarray:
+def output_of(made: SerializedModel) -> np.ndarray:
     session = open_session(made.model, weights=made.weights)
     (spec,) = inputs_of(session)
     shape = tuple(size for size in spec.shape if isinstance(size, int))
@@ -62,7 +64,7 @@ def test_any_convolution_and_its_chain_run_and_give_one_number_a_channel(
     layer, shape = case
     svd = outline(get("svd"), layer, (2,))
     for chain in (dense_chain(layer), svd):
-        out = output_of(tiny(chain, layer, shape, Neighbours(before, after, activation)))
+        out = output_of(serialized(chain, layer, shape, Neighbours(before, after, activation)))
         assert out.shape == (shape[0], layer.outputs, 1, 1)
         assert np.isfinite(out).all()
         assert np.any(out != 0)
@@ -74,14 +76,14 @@ def test_linear_layers(op_type: str, lead: list[int]) -> None:
     layer = hollow_linear(12, 20, op_type)
     shape = (lead[0], 20) if op_type == "Gemm" else (*lead, 20)
     for chain in (dense_chain(layer), outline(get("svd"), layer, (3,)), outline(get("tt"), layer, (2,))):
-        assert output_of(tiny(chain, layer, shape, Neighbours(activation="Relu"))).size == 1
+        assert output_of(serialized(chain, layer, shape, Neighbours(activation="Relu"))).size == 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_factors_have_the_chains_shapes_and_the_layers_type(dtype: str) -> None:
     layer = replace(hollow_conv(24, 16), dtype=dtype)
     chain = outline(get("tucker"), layer, (8, 5))
-    made = tiny(chain, layer, (1, 16, 6, 6))
+    made = serialized(chain, layer, (1, 16, 6, 6))
     proto = onnx.load_model_from_string(made.model)
     kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     stored = {tuple(t.dims): t.data_type for t in proto.graph.initializer if t.name.startswith("layer/")}
@@ -100,7 +102,7 @@ def test_numbers_keep_activations_of_about_one() -> None:
     assert np.std(chain.bias) > 0.5
 
 
-def optimised(made: Tiny, folder: Path) -> Counter[str]:
+def optimised(made: SerializedModel, folder: Path) -> Counter[str]:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(folder / "optimised.onnx")
@@ -116,9 +118,10 @@ def test_reorderings_are_billed_to_the_layer_only_where_neighbours_take_no_block
     def reorderings(before: bool, after: bool) -> int:
         around = Neighbours(before, after, "Relu")
         frame = frame_model(layer, shape, around)
-        assert isinstance(frame, Tiny)
+        assert isinstance(frame, SerializedModel)
         counts = [
-            optimised(made, tmp_path) for made in (tiny(dense_chain(layer), layer, shape, around), frame)
+            optimised(made, tmp_path)
+            for made in (serialized(dense_chain(layer), layer, shape, around), frame)
         ]
         assert "Relu" not in counts[0]  # fused
         inside, outside = (sum(c[name] for name in ("ReorderInput", "ReorderOutput")) for c in counts)
@@ -126,7 +129,9 @@ def test_reorderings_are_billed_to_the_layer_only_where_neighbours_take_no_block
 
     everywhere = reorderings(True, True)
     assert everywhere == 0
-    if optimised(tiny(dense_chain(layer), layer, shape, Neighbours(False, False)), tmp_path)["ReorderInput"]:
+    if optimised(serialized(dense_chain(layer), layer, shape, Neighbours(False, False)), tmp_path)[
+        "ReorderInput"
+    ]:
         # This processor has blocks.
         assert reorderings(False, False) == 2
 
@@ -142,7 +147,7 @@ def test_other_layers_are_refused_with_a_reason() -> None:
 
 def test_the_same_model_every_time() -> None:
     layer = hollow_conv(64, 64)
-    first, second = (tiny(dense_chain(layer), layer, (1, 64, 8, 8)) for _ in range(2))
+    first, second = (serialized(dense_chain(layer), layer, (1, 64, 8, 8)) for _ in range(2))
     assert first.model == second.model
     assert all(np.array_equal(array, second.weights[name]) for name, array in first.weights.items())
     assert first.weights

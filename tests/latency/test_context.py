@@ -15,8 +15,8 @@ PADS = [1, 1, 1, 1]
 
 def around(*args: Any) -> dict[str, Neighbours]:
     made = from_x(*args)
-    sites, _ = find(made)
-    return {site.layer.name: found for site, found in zip(sites, neighbours(sites), strict=True)}
+    matched, _ = find(made)
+    return {match.layer.name: found for match, found in zip(matched, neighbours(matched), strict=True)}
 
 
 def conv(name: str, x: str, y: str, **attributes: Any) -> Any:

@@ -33,11 +33,11 @@ def small() -> ir.Model:
 
 
 def requests(made: ir.Model) -> list[Request]:
-    sites, _ = find(made)
+    matched, _ = find(made)
     shapes = input_shapes(made, {"x": (1, 3, 33, 17)})
     return [
-        Request(site.layer, dense_chain(site.layer), shapes[site.layer.graph, site.layer.name], around)
-        for site, around in zip(sites, neighbours(sites), strict=True)
+        Request(match.layer, dense_chain(match.layer), shapes[match.layer.graph, match.layer.name], around)
+        for match, around in zip(matched, neighbours(matched), strict=True)
     ]
 
 
@@ -57,7 +57,7 @@ def test_shapes_of_layers_with_frozen_weights() -> None:
     made = small()
     made.ir_version = 8
     made.graph.inputs.append(made.graph.initializers["w1"])
-    assert [site.layer.name for site in find(made)[0]] == ["b"]
+    assert [match.layer.name for match in find(made)[0]] == ["b"]
     assert set(input_shapes(made, {"x": (1, 3, 33, 17)})) == {("", "a"), ("", "b")}
 
 

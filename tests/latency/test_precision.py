@@ -15,7 +15,7 @@ from onnxdecomp.core.layer import Layer
 from onnxdecomp.decompositions.base import outline
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.latency.cache import FILE, key_of, where
-from onnxdecomp.latency.chain_model import Tiny, chain_model, quantized_tiny
+from onnxdecomp.latency.chain_model import SerializedModel, chain_model, quantized_model
 from onnxdecomp.latency.context import ALONE, Neighbours
 from onnxdecomp.latency.measure import Request, time_chains
 from onnxdecomp.quantization import quantized_roughly
@@ -32,16 +32,16 @@ LAYERS = [
 each_layer = pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=["Conv", "Gemm", "MatMul"])
 
 
-def op_types(tiny: Tiny) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load_model_from_string(tiny.model).graph.node)
+def op_types(serialized: SerializedModel) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load_model_from_string(serialized.model).graph.node)
 
 
 @each_layer
 def test_every_step_of_a_chain_is_quantized(layer: Layer, shape: tuple[int, ...]) -> None:
     chain = outline(get("svd"), layer, (16,))
     plain = chain_model(chain, layer, shape, Neighbours(activation="Relu"))
-    assert isinstance(plain, Tiny)
-    quantized = quantized_tiny(plain, "int8", "cpu")
+    assert isinstance(plain, SerializedModel)
+    quantized = quantized_model(plain, "int8", "cpu")
     before, after = op_types(plain), op_types(quantized)
     steps = sum(before[name] for name in ("Conv", "Gemm", "MatMul"))
     assert after["QuantizeLinear"] > steps
@@ -53,8 +53,8 @@ def test_every_step_of_a_chain_is_quantized(layer: Layer, shape: tuple[int, ...]
 @each_layer
 def test_half_precision_is_timed_in_half_precision(layer: Layer, shape: tuple[int, ...]) -> None:
     plain = chain_model(dense_chain(layer), layer, shape)
-    assert isinstance(plain, Tiny)
-    halved = quantized_tiny(plain, "fp16", "cpu")
+    assert isinstance(plain, SerializedModel)
+    halved = quantized_model(plain, "fp16", "cpu")
     graph = onnx.load_model_from_string(halved.model).graph
     types = {value.data_type for value in graph.initializer if np.prod(value.dims) > 99}
     assert types <= {onnx.TensorProto.FLOAT16}

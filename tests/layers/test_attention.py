@@ -97,8 +97,8 @@ def bert(**attributes: Any) -> Case:
 
 def test_its_numbers_and_multiplications_count() -> None:
     case = bert()
-    (site,), _ = find(ir.from_proto(case.model))
-    assert site.layer.weight.shape == (48, 16)
+    (match,), _ = find(ir.from_proto(case.model))
+    assert match.layer.weight.shape == (48, 16)
     _, result = rewrite(case, rank="4")
     assert result.plan is not None
     (choice,) = result.plan.choices
@@ -120,8 +120,8 @@ def test_names() -> None:
 
 
 def test_it_is_seen_by_a_calibration() -> None:
-    (site,), _ = find(ir.from_proto(bert().model))
-    assert unobservable(site) is None
+    (match,), _ = find(ir.from_proto(bert().model))
+    assert unobservable(match) is None
 
 
 def test_quantized_weights() -> None:

@@ -106,9 +106,9 @@ def test_exact_at_full_rank(case: Case, method: str) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_what_the_quantizer_of_onnx_runtime_writes(bits: int, block: int, symmetric: bool) -> None:
     case = quantized(bits, block, symmetric)
-    (site,), _ = find(ir.from_proto(case.model))
+    (match,), _ = find(ir.from_proto(case.model))
     expected = run(case.model, case.feeds)[0]
-    np.testing.assert_allclose(case.feeds["x"] @ site.layer.weight.T, expected, atol=1e-4)
+    np.testing.assert_allclose(case.feeds["x"] @ match.layer.weight.T, expected, atol=1e-4)
     model, result = rewrite(case)
     assert [node.op_type for node in model.graph] == ["MatMul", "MatMul"]
     assert set(model.graph.initializers) == {"layer/first.weight", "layer/last.weight"}
@@ -138,7 +138,7 @@ def test_requantized_factors(bits: int, symmetric: bool, level: int) -> None:
     error = float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
     assert 1e-5 < error < (0.3 if bits == 4 else 0.03)
     again, _ = find(model)
-    assert [site.layer.weight.shape for site in again] == [(20, 50), (20, 20)]
+    assert [match.layer.weight.shape for match in again] == [(20, 50), (20, 20)]
 
 
 def test_requantized_halves() -> None:
@@ -151,7 +151,7 @@ def test_requantized_halves() -> None:
     scales.CopyFrom(onnx.numpy_helper.from_array(weights["s"], "s"))
     model, result = rewrite(case, requantize=True)
     assert [node.op_type for node in model.graph] == ["MatMulNBits", "MatMulNBits"]
-    assert [site.layer.dtype for site in find(model)[0]] == ["float16", "float16"]
+    assert [match.layer.dtype for match in find(model)[0]] == ["float16", "float16"]
     (check,) = check_lowering(result.rewritten, opset=17, ir_version=8)
     assert check.passed, check
 
@@ -174,8 +174,8 @@ def test_packing(bits: int, count: int) -> None:
 
 
 def test_numbers_are_counted_and_not_bytes() -> None:
-    (site,), _ = find(ir.from_proto(quantized(4, 16, True, k=64).model))
-    assert (site.layer.params, site.packed) == (20 * 64, 2)
+    (match,), _ = find(ir.from_proto(quantized(4, 16, True, k=64).model))
+    assert (match.layer.params, match.packed) == (20 * 64, 2)
 
 
 def test_shapes_behind_it_are_known() -> None:
@@ -216,5 +216,5 @@ def test_what_is_computed_is_not_read(name: str, words: str) -> None:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_bytes_of_a_weight_that_is_kept(bits: int) -> None:
-    (site,), _ = find(ir.from_proto(quantized(bits, 16, True, k=64).model))
-    assert site.kept_bytes == bits / 8
+    (match,), _ = find(ir.from_proto(quantized(bits, 16, True, k=64).model))
+    assert match.kept_bytes == bits / 8

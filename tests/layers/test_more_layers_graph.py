@@ -94,7 +94,7 @@ def test_names_of_a_recurrent_operator() -> None:
     assert [node.name for node in model.graph] == ["lstm/first", "lstm"]
     assert set(model.graph.initializers) == {"lstm/first.weight", "lstm/last.weight", "r"}
     assert [output.name for output in model.graph[-1].outputs] == ["", "yh", "yc"]
-    assert result.rewritten[0].site.layer.op_type == "LSTM"
+    assert result.rewritten[0].match.layer.op_type == "LSTM"
     assert_same(case, model)
 
 
@@ -168,7 +168,7 @@ def test_a_recurrent_operator_in_a_branch_with_a_computed_weight() -> None:
     }
     case = case_of(nodes, weights, X, True)
     model, result = rewrite(case)
-    assert {r.site.layer.graph for r in result.rewritten} == {"if/then_branch", "if/else_branch"}
+    assert {r.match.layer.graph for r in result.rewritten} == {"if/then_branch", "if/else_branch"}
     # The weight's parts went with their last users; both branches have the same factors.
     assert set(model.graph.initializers) == {"zero", "r", "inner/first.weight", "inner/last.weight"}
     for sign in (1, -1):
@@ -192,7 +192,7 @@ def test_functions() -> None:
     )
     case.model.functions.append(function)
     model, result = rewrite(case)
-    names = [r.site.layer.name for r in result.rewritten]
+    names = [r.match.layer.name for r in result.rewritten]
     assert names == ["table", "heads"]
     assert_same(case, model)
 
@@ -365,7 +365,7 @@ def test_what_the_optimizer_of_onnx_runtime_writes(method: str, tmp_path: Path) 
     kinds = {node.op_type for node in model.graph if node.domain == MICROSOFT}
     assert {"FusedConv", "FusedGemm", "FusedMatMul"} <= kinds
     _, result = rewrite(model, method=method)
-    assert {r.site.layer.op_type for r in result.rewritten} >= {"FusedConv", "FusedMatMul"}
+    assert {r.match.layer.op_type for r in result.rewritten} >= {"FusedConv", "FusedMatMul"}
     assert all(check.passed for check in check_lowering(result.rewritten, opset=17, ir_version=8))
     assert_same(case, model, 1e-3)
     kept = {node.op_type for node in model.graph if node.domain == MICROSOFT}
@@ -387,7 +387,7 @@ def test_what_it_writes_for_one_processor_is_left_alone(tmp_path: Path) -> None:
 def test_shapes_behind_fused_operators_are_known(tmp_path: Path) -> None:
     model = optimized(network().model, tmp_path, "ORT_ENABLE_EXTENDED")
     _, result = rewrite(model)
-    shapes = {r.site.layer.name: r.site.layer.input_shape for r in result.rewritten}
+    shapes = {r.match.layer.name: r.match.layer.input_shape for r in result.rewritten}
     assert shapes["conv2"] == (6, 8, 5, 5)
     assert shapes["left"] == (6, 6)
 
@@ -399,7 +399,7 @@ def test_shapes_behind_a_crop_are_known() -> None:
     )
     case = case_of([crop, node], {"w": normal(4, 4, 3, 3)}, {"x": normal(1, 4, 8, 6)}, False, opset=7)
     model, result = rewrite(case)
-    assert result.rewritten[0].site.layer.input_shape == (1, 4, 7, 3)
+    assert result.rewritten[0].match.layer.input_shape == (1, 4, 7, 3)
     assert_same(case, model)
 
 

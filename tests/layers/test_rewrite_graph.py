@@ -70,7 +70,7 @@ def test_layers_that_feed_each_other() -> None:
         [conv("x", "w", "h", "one"), conv("h", "v", "y", "two")], [tensor("w", W), tensor("v", W + 1)]
     )
     rewritten, result = rewrite(proto)
-    assert [r.site.layer.name for r in result.rewritten] == ["one", "two"]
+    assert [r.match.layer.name for r in result.rewritten] == ["one", "two"]
     assert_same(proto, rewritten)
     assert all(check.passed for check in check_lowering(result.rewritten, opset=17, ir_version=8))
 
@@ -107,7 +107,7 @@ def test_nodes_of_the_same_name() -> None:
     converted = ir.from_proto(proto)
     result = Decompose(rank="1.0", must_save="none").call(converted)
     # ONNX Runtime refuses such a model, but a plan must still tell the two apart.
-    assert [r.site.layer.name for r in result.rewritten] == ["c:h", "c:y"]
+    assert [r.match.layer.name for r in result.rewritten] == ["c:h", "c:y"]
 
 
 def test_a_shared_weight_is_factorised_once() -> None:
@@ -195,7 +195,7 @@ def branches(captured: bool) -> onnx.ModelProto:
 def test_subgraphs(captured: bool) -> None:
     proto = branches(captured)
     rewritten, result = rewrite(proto)
-    assert {r.site.layer.graph for r in result.rewritten} == {"if/then_branch", "if/else_branch"}
+    assert {r.match.layer.graph for r in result.rewritten} == {"if/then_branch", "if/else_branch"}
     for sign in (1, -1):
         assert_same(proto, rewritten, {"x": sign * np.abs(X["x"])})
     if captured:
@@ -213,7 +213,7 @@ def test_functions() -> None:
     again = helper.make_node("Block", ["h"], ["y"], domain="local", name="again")
     proto = model([call, again], [], functions=[function])
     rewritten, result = rewrite(proto)
-    assert [r.site.layer.graph for r in result.rewritten] == ["function:local::Block"]
+    assert [r.match.layer.graph for r in result.rewritten] == ["function:local::Block"]
     assert [n.op_type for n in next(iter(rewritten.functions.values()))].count("Conv") == 3
     assert_same(proto, rewritten)
 
@@ -273,8 +273,8 @@ def test_a_computed_weight_is_no_layer() -> None:
         helper.make_node("Relu", ["x"], ["v"]),
         helper.make_node("MatMul", ["x", "v"], ["y"], name="m"),
     ]
-    sites, skips = find(ir.from_proto(model(nodes, [])))
-    assert not sites
+    matched, skips = find(ir.from_proto(model(nodes, [])))
+    assert not matched
     assert skips[0].name == "m"
     assert "no operand is constant" in skips[0].reason
 

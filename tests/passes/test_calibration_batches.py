@@ -22,6 +22,6 @@ def test_a_later_larger_input_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = np.zeros((1, 8, 4, 4), np.float32), np.zeros((1, 8, 40, 40), np.float32)
     feeds = Feeds([{"x": x} for x in [*[small] * 40, large]], "here", stackable=True)
     monkeypatch.setattr("onnxdecomp.calibration.statistics._HELD", 2 * large.size)
-    sites = Decompose(rank="2", method="svd").plan(model)[1]
-    calibration, _ = Decompose()._calibration(model, sites, PassContext(calibration=Calibration(feeds)))
+    matched = Decompose(rank="2", method="svd").plan(model)[1]
+    calibration, _ = Decompose()._calibration(model, matched, PassContext(calibration=Calibration(feeds)))
     assert calibration.batch == 2

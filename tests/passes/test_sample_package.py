@@ -252,14 +252,14 @@ def test_its_kind_of_layer_has_shapes_behind_it_and_is_timed(
     infer_shapes(subject)
     assert h.shape is not None
     assert h.shape.dims == (2, 3, 20)
-    sites, skips = find(subject)
-    assert ([site.layer.op_type for site in sites], skips) == (["TransposeMatMul", "MatMul"], [])
-    assert [refusal(site.layer) for site in sites] == [None, None]
+    matched, skips = find(subject)
+    assert ([match.layer.op_type for match in matched], skips) == (["TransposeMatMul", "MatMul"], [])
+    assert [refusal(match.layer) for match in matched] == [None, None]
     monkeypatch.undo()
-    assert refusal(sites[0].layer) == "the latency of TransposeMatMul is not measured alone"
+    assert refusal(matched[0].layer) == "the latency of TransposeMatMul is not measured alone"
 
 
 def test_without_the_package_its_kind_of_layer_is_named_and_stays() -> None:
-    sites, skips = find(ir.from_proto(three_layers()))
-    assert [site.layer.name for site in sites] == ["two"]
+    matched, skips = find(ir.from_proto(three_layers()))
+    assert [match.layer.name for match in matched] == ["two"]
     assert [(skip.name, skip.reason) for skip in skips] == [("one", "TransposeMatMul is not decomposed")]

@@ -145,6 +145,8 @@ def test_models_that_are_refused(name: str) -> None:
 
 def test_models_that_are_not() -> None:
     assert fatal(recurrent("LSTM", ("N", 3, 4))) is None
+    assert fatal(recurrent("LSTM", (2, 0, 4))) is None  # no steps: it runs
+    assert fatal(recurrent("RNN", (0, 3, 4))) is None
     assert fatal(recurrent("RNN", (0, 3, 4))) is None
     assert fatal(deconvolution((1, 4, 4, 4))) is None
     assert fatal(gather(1)) is None

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 from onnxdecomp.runtime.session import open_session
-from onnxdecomp.runtime.spinning import Idling, pause, together
+from onnxdecomp.runtime.spinning import Idling, idling_of, pause
 from tests.builders.models import scores
 
 
@@ -25,7 +25,7 @@ def test_only_sessions_of_several_threads_disturb_each_other(
     threads: int, sessions: int, version: str, expected: Idling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", version)
-    assert together(threads, sessions) == expected
+    assert idling_of(threads, sessions) == expected
 
 
 @pytest.mark.parametrize("idling", ["spin briefly", "sleep"])

@@ -81,7 +81,7 @@ def test_what_is_no_plan(choice: dict[str, Any], fragment: str) -> None:
 def test_the_largest_ranks_are_taken() -> None:
     given = PassContext(plan=Plan.from_json(changed(ranks=[16])))
     result = Decompose().run(ir.from_proto(net()), given)
-    (two,) = (done for done in result.rewritten if done.site.layer.name == "two")
+    (two,) = (done for done in result.rewritten if done.match.layer.name == "two")
     first = two.chain.steps[0]
     assert isinstance(first, Convolve)
     assert first.weight.shape[0] == 16

@@ -110,7 +110,7 @@ def test_a_defect_of_a_dead_layer_is_still_found() -> None:
 
     proto = two_outputs((BASE * 1e-34).astype(np.float32), False)
     result = Decompose(rank="0.25", method="svd", skip_below=0.0)(ir.from_proto(proto))
-    bad = next(done for done in result.rewritten if done.site.layer.name == "bad")  # type: ignore[attr-defined]
+    bad = next(done for done in result.rewritten if done.match.layer.name == "bad")  # type: ignore[attr-defined]
     first = bad.chain.steps[0]
     wrong = replace(first, weight=first.weight * np.float32(1.001))
     chain = replace(bad.chain, steps=(wrong, *bad.chain.steps[1:]))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from onnxdecomp.search.knapsack import OutOfReach
-from onnxdecomp.search.latency_feedback import LOOKS, look
+from onnxdecomp.search.latency_feedback import ROUNDS, refine_by_latency
 from onnxdecomp.search.plan import Choice, Plan
 from onnxdecomp.search.select import Chosen
 
@@ -24,7 +24,7 @@ def expected(chosen: Plan) -> float:
 
 def test_what_is_measured_corrects_what_is_expected() -> None:
     # Everything takes 1.25 times what is expected: the second plan aims at 0.5 / 1.25, less a little.
-    found = look(lambda optimism: plan(0.5 / optimism), lambda p: 1.25 * expected(p), 0.5)
+    found = refine_by_latency(lambda correction: plan(0.5 / correction), lambda p: 1.25 * expected(p), 0.5)
     assert isinstance(found, Chosen)
     assert found.measured == pytest.approx(0.5 / 1.01, rel=0.01)
 
@@ -34,12 +34,12 @@ def test_a_disturbed_look_does_not_lose_the_target() -> None:
     noise: Iterator[float] = iter((0.9, 0.3, 1.0, 1.0))
     asked = []
 
-    def choose(optimism: float) -> Chosen:
-        asked.append(optimism)
-        return plan(min(0.95, 0.5 / optimism))
+    def choose(correction: float) -> Chosen:
+        asked.append(correction)
+        return plan(min(0.95, 0.5 / correction))
 
-    found = look(choose, lambda p: next(noise) * expected(p), 0.5)
-    assert len(asked) == LOOKS
+    found = refine_by_latency(choose, lambda p: next(noise) * expected(p), 0.5)
+    assert len(asked) == ROUNDS
     assert isinstance(found, Chosen)
     assert found.measured is not None
     assert found.measured <= 0.5
@@ -53,7 +53,7 @@ def test_among_plans_that_keep_the_target_the_one_of_least_loss() -> None:
         seen.append((expected(p), next(noise) * expected(p)))
         return seen[-1][1]
 
-    found = look(lambda optimism: plan(min(0.95, 0.5 / optimism)), measure, 0.5)
+    found = refine_by_latency(lambda correction: plan(min(0.95, 0.5 / correction)), measure, 0.5)
     assert isinstance(found, Chosen)
     kept = [latency for latency, measured in seen if measured <= 0.5]
     assert len(kept) > 1
@@ -61,7 +61,7 @@ def test_among_plans_that_keep_the_target_the_one_of_least_loss() -> None:
 
 
 def test_where_none_keeps_it_the_fastest() -> None:
-    found = look(lambda optimism: plan(0.6), lambda p: 0.7, 0.5)
+    found = refine_by_latency(lambda correction: plan(0.6), lambda p: 0.7, 0.5)
     assert isinstance(found, Chosen)
     assert found.measured == 0.7
 
@@ -69,15 +69,15 @@ def test_where_none_keeps_it_the_fastest() -> None:
 def test_no_later_look_takes_the_original_for_an_answer() -> None:
     # Measured far too small, so that the original itself seems to be fast enough.
     kept = Chosen(Plan((Choice("a", "", "Conv"),)), 0.0, 0.0, 0.0, 0.8)
-    found = look(lambda optimism: plan(0.5) if optimism == 1 else kept, lambda p: 0.1, 0.5)
+    found = refine_by_latency(lambda correction: plan(0.5) if correction == 1 else kept, lambda p: 0.1, 0.5)
     assert isinstance(found, Chosen)
     assert found.plan.decomposed
 
 
 def test_out_of_reach_is_said_only_of_the_first_plan() -> None:
     beyond = OutOfReach("no", (0.6,))
-    assert look(lambda optimism: beyond, expected, 0.5) is beyond
-    found = look(lambda optimism: plan(0.5) if optimism == 1 else beyond, lambda p: 0.7, 0.5)
+    assert refine_by_latency(lambda correction: beyond, expected, 0.5) is beyond
+    found = refine_by_latency(lambda correction: plan(0.5) if correction == 1 else beyond, lambda p: 0.7, 0.5)
     assert isinstance(found, Chosen)
     assert found.measured == 0.7
 
@@ -87,16 +87,16 @@ def test_what_simplification_alone_would_meet_is_met_by_a_plan(fastest: float) -
     """The file of a plan that keeps everything is the original, as slow as it was."""
     nothing = Chosen(Plan(()), 0.0, 0.0, 0.0, 0.45)
 
-    def choose(optimism: float) -> Chosen | OutOfReach:
-        if 0.45 * optimism <= 0.5:
+    def choose(correction: float) -> Chosen | OutOfReach:
+        if 0.45 * correction <= 0.5:
             return nothing
         return plan(0.44) if fastest < 0.45 else OutOfReach("nothing is", (0.45,))
 
-    found = look(choose, expected, 0.5)
+    found = refine_by_latency(choose, expected, 0.5)
     assert isinstance(found, Chosen)
     if fastest < 0.45:
         assert found.plan.decomposed
         assert found.measured == pytest.approx(0.44)
     else:
         assert found == nothing  # there is no other
-    assert look(choose, expected, 0.5, quantized=True) == nothing  # its file is another one
+    assert refine_by_latency(choose, expected, 0.5, quantized=True) == nothing  # its file is another one

@@ -1,4 +1,4 @@
-"""Timing for the survey: what cannot be timed is left out and named, and no more than that."""
+"""Timing for the search: what cannot be timed is left out and named, and no more than that."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search import latency_model
 from onnxdecomp.search.candidates import outlines
 from onnxdecomp.search.latency_model import Stopwatch
-from onnxdecomp.search.layer_profiles import Scope, survey
+from onnxdecomp.search.layer_profiles import Scope, profile_layers
 from tests.search.test_select import CALIBRATION, net
 
 
@@ -40,18 +40,18 @@ def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
 def test_one_outline_that_cannot_be_timed_costs_no_other(watch: Stopwatch) -> None:
     model = ir.from_proto(net())
     infer_shapes(model)
-    sites, _ = find(model)
-    options = [outlines(site, [get("svd")]) for site in sites]
+    matched, _ = find(model)
+    options = [outlines(match, [get("svd")]) for match in matched]
     first = next(index for index, own in enumerate(options) if own)
-    timed = watch.time(model, sites, options)
+    timed = watch.time(model, matched, options)
     part, parts = timed.parts[first]
     assert len(parts) == len(options[first]) > 1
     assert [math.isfinite(value) for value in parts] == [False, *[True] * (len(parts) - 1)]
     assert parts[1] == pytest.approx(part / 2)
     (note,) = timed.notes
-    assert sites[first].layer.name in note
+    assert matched[first].layer.name in note
     assert "no kernel" in note
-    found = survey(model, sites, Scope(("svd",), skip_below=0.0), CALIBRATION, stopwatch=watch)
+    found = profile_layers(model, matched, Scope(("svd",), skip_below=0.0), CALIBRATION, stopwatch=watch)
     ranks = [candidate.outline.ranks for candidate in found.layers[first].candidates]
     assert ranks
     assert options[first][0].ranks not in ranks

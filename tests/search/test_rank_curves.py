@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxdecomp.calibration.statistics import observe_unchanged
 from onnxdecomp.core.layer import Array
 from onnxdecomp.decompositions.registry import get
-from onnxdecomp.fitting.moments import Moments, together
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.fitting.moments import Moments, merged
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.search import candidates as module
@@ -47,7 +47,7 @@ def cliff(method: str) -> Array:
     return np.asarray((low + noise) / 40, np.float32)
 
 
-def weighed(method: str, calibrated: bool) -> tuple[Site, Moments | None]:
+def weighed(method: str, calibrated: bool) -> tuple[LayerMatch, Moments | None]:
     weight = cliff(method)
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "w"], ["y"], name="one", pads=[1] * 4)],
@@ -58,26 +58,26 @@ def weighed(method: str, calibrated: bool) -> tuple[Site, Moments | None]:
     )
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
     infer_shapes(model)
-    (site,), _ = find(model)
+    (match,), _ = find(model)
     if not calibrated:
-        return site, None
+        return match, None
     scales = np.exp(-np.arange(32) / 8).astype(np.float32)[None, :, None, None]
     feeds = [{"x": scales * normal(1, 32, 6, 6, seed=index)} for index in range(40)]
-    ((train, held),) = observe_unchanged(model, [site], calibration(feeds))
-    return site, together(train, held)
+    ((train, held),) = observe_unchanged(model, [match], calibration(feeds))
+    return match, merged(train, held)
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_expected_is_what_a_fit_loses(method: str, calibrated: bool) -> None:
-    site, moments = weighed(method, calibrated)
+    match, moments = weighed(method, calibrated)
     name, _, order = method.partition(":")
-    options = outlines(site, [get(name, **({"order": order} if order else {}))])
-    found = candidates(site, options, moments)
+    options = outlines(match, [get(name, **({"order": order} if order else {}))])
+    found = candidates(match, options, moments)
     # Fitted at every rank, nothing is left to be expected.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_ANCHORS", tuple(module.REDUCTIONS))
-        fitted = candidates(site, options, moments)
+        fitted = candidates(match, options, moments)
     expected = {candidate.outline.ranks: candidate for candidate in found}
     guessed = [candidate for candidate in fitted if expected[candidate.outline.ranks].fitted is None]
     losses = [candidate.loss for candidate in fitted]

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 import onnxdecomp
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import UsageError
-from onnxdecomp.layers.adapter import Site
+from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search.candidates import Outline, dense_cost
 from onnxdecomp.search.knapsack import OutOfReach
@@ -132,12 +132,12 @@ def test_what_needs_no_loss_goes_with_none() -> None:
 
 
 def by_macs(
-    _: Stopwatch, model: ir.Model, sites: Sequence[Site], options: Sequence[Sequence[Outline]]
+    _: Stopwatch, model: ir.Model, matched: Sequence[LayerMatch], options: Sequence[Sequence[Outline]]
 ) -> Timed:
     """Stands in for timing: a layer takes a third of the whole, and a chain of that its share of MACs."""
     parts = {
-        index: (0.3, tuple(0.3 * option.cost.macs / dense_cost(site.layer).macs for option in own))
-        for index, (site, own) in enumerate(zip(sites, options, strict=True))
+        index: (0.3, tuple(0.3 * option.cost.macs / dense_cost(match.layer).macs for option in own))
+        for index, (match, own) in enumerate(zip(matched, options, strict=True))
     }
     return Timed(parts, 1.0, 1.0)
 

@@ -66,7 +66,7 @@ def _checked(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> Lo
     try:
         return _check(rewritten, opset, ir_version, seed)
     except Exception as error:
-        layer = rewritten.site.layer
+        layer = rewritten.match.layer
         _log.info("the check of %r has failed", layer.name, exc_info=error)
         what = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
         reason = f"its lowering check fails: {' '.join(what.split())}"
@@ -74,8 +74,8 @@ def _checked(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> Lo
 
 
 def _check(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> LoweringCheck:
-    layer = rewritten.site.layer
-    tolerance = TOLERANCE[layer.dtype] * rewritten.site.adapter.rounding
+    layer = rewritten.match.layer
+    tolerance = TOLERANCE[layer.dtype] * rewritten.match.adapter.rounding
     rng = np.random.default_rng(seed)
     given = probe_inputs(rewritten, rng)
     feeds = {value.name or "": array for value, array in given}

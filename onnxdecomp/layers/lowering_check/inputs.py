@@ -17,15 +17,15 @@ Inputs: TypeAlias = tuple[tuple[ir.Value, Array], ...]
 
 def probe_inputs(rewritten: Rewritten, rng: np.random.Generator) -> Inputs:
     """Numbers for the activation, the inputs that follow its shape, and others that are not constant."""
-    site, adapter = rewritten.site, rewritten.site.adapter
-    numbers = adapter.probe_inputs(site.layer, rewritten.before, rng)
+    match, adapter = rewritten.match, rewritten.match.adapter
+    numbers = adapter.probe_inputs(match.layer, rewritten.before, rng)
     given: dict[int, tuple[ir.Value, Array]] = {}
     for position, operand in enumerate(rewritten.before.inputs):
         if operand is None or position not in numbers or id(operand) in given:
             continue
-        if operand is site.x or position in adapter.follow or constant(operand) is None:
+        if operand is match.x or position in adapter.follow or constant(operand) is None:
             array = numbers[position]
-            kind = stored_type(site.layer) if array.dtype.kind == "f" else array.dtype
+            kind = stored_type(match.layer) if array.dtype.kind == "f" else array.dtype
             given[id(operand)] = (operand, array.astype(kind))
     return tuple(given.values())
 

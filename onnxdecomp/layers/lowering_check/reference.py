@@ -13,9 +13,9 @@ from onnxdecomp.layers.replace import Rewritten
 
 def reference(rewritten: Rewritten, feeds: dict[str, Array], opset: int, ir_version: int) -> Array:
     """What the chain's dense weight gives, with the factors rounded as they are stored."""
-    site = rewritten.site
-    chain = _rounded(rewritten.chain, site.layer.dtype)
-    known = site.adapter.reference(site, chain, feeds, opset, ir_version)
+    match = rewritten.match
+    chain = _rounded(rewritten.chain, match.layer.dtype)
+    known = match.adapter.reference(match, chain, feeds, opset, ir_version)
     return _dense_operator(rewritten, chain, feeds, opset, ir_version) if known is None else known
 
 
@@ -23,7 +23,7 @@ def _dense_operator(
     rewritten: Rewritten, chain: Chain, feeds: dict[str, Array], opset: int, ir_version: int
 ) -> Array:
     """What the operator itself gives with the chain's dense weight and bias."""
-    before, layer, adapter = rewritten.before, rewritten.site.layer, rewritten.site.adapter
+    before, layer, adapter = rewritten.before, rewritten.match.layer, rewritten.match.adapter
     kind = np.float64 if layer.dtype == "float64" else np.float32
     given = {adapter.weight_at: ("dense weight", adapter.stored(chain.dense(), layer))}
     if adapter.bias_at is not None and chain.bias is not None:

@@ -100,11 +100,11 @@ def run(model: ir.Model, feeds: dict[str, Array]) -> Array:
         ModelError: ONNX Runtime does not take the model.
     """
     from onnxdecomp.runtime import session
-    from onnxdecomp.runtime.shared_weights import lend
+    from onnxdecomp.runtime.shared_weights import share_weights
 
-    lent = lend(model)
+    weights = share_weights(model)
     opened = session.open_session(
-        ir.to_proto(model).SerializeToString(), low_memory=True, integers=False, weights=lent
+        ir.to_proto(model).SerializeToString(), low_memory=True, integers=False, weights=weights
     )
     outputs = session.run(opened, feeds)
     return outputs[0] if len(outputs) == 1 else np.concatenate([np.ravel(out) for out in outputs])

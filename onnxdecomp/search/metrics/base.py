@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.data.feeds import Feeds
-from onnxdecomp.search.layer_profiles import Survey, Surveyed
+from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.sensitivity import Outputs
 from onnxdecomp.search.tied_layers import Pick
 
@@ -119,18 +119,18 @@ class CostMetric(Metric):
     weighs: ClassVar[bool] = False
 
     @abstractmethod
-    def of_original(self, profiles: Survey, sizes: Sizes) -> float:
+    def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
         """What the model that came in has; budgets are on that."""
 
-    def of_simplified(self, profiles: Survey, sizes: Sizes) -> float:
+    def of_simplified(self, profiles: LayerProfiles, sizes: Sizes) -> float:
         """What is left where every layer stays."""
         return self.of_original(profiles, sizes)
 
     @abstractmethod
-    def of_layer(self, layer: Surveyed, pick: Pick, profiles: Survey, sizes: Sizes) -> float:
+    def of_layer(self, layer: LayerProfile, pick: Pick, profiles: LayerProfiles, sizes: Sizes) -> float:
         """What a layer has as it is picked."""
 
-    def adjusted(self, limit: float, *, optimism: float, sizes: Sizes) -> float:
+    def adjusted(self, limit: float, *, correction: float, sizes: Sizes) -> float:
         """The limit for what is expected, where measuring showed how far that is from the truth."""
         return limit
 

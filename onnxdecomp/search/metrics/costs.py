@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxdecomp.search.layer_profiles import Survey, Surveyed
+from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.metrics.base import COUNTS, Amount, CostMetric, Outcome, Sizes
 from onnxdecomp.search.tied_layers import Pick
 
@@ -22,10 +22,10 @@ class Macs(CostMetric):
     def reached(self, outcome: Outcome) -> Amount:
         return outcome.macs
 
-    def of_original(self, profiles: Survey, sizes: Sizes) -> float:
+    def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
         return float(sum(layer.dense.macs for layer in profiles.layers))
 
-    def of_layer(self, layer: Surveyed, pick: Pick, profiles: Survey, sizes: Sizes) -> float:
+    def of_layer(self, layer: LayerProfile, pick: Pick, profiles: LayerProfiles, sizes: Sizes) -> float:
         if pick.candidate is None:
             return float(layer.dense.macs)
         return float(layer.candidates[pick.candidate].outline.cost.macs)
@@ -43,10 +43,10 @@ class Parameters(CostMetric):
     def reached(self, outcome: Outcome) -> Amount:
         return outcome.params
 
-    def of_original(self, profiles: Survey, sizes: Sizes) -> float:
+    def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
         return float(sum(layer.stored for layer in profiles.layers))
 
-    def of_layer(self, layer: Surveyed, pick: Pick, profiles: Survey, sizes: Sizes) -> float:
+    def of_layer(self, layer: LayerProfile, pick: Pick, profiles: LayerProfiles, sizes: Sizes) -> float:
         return float(pick.stored)
 
 
@@ -69,18 +69,18 @@ class FileSize(CostMetric):
     def reached(self, outcome: Outcome) -> Amount:
         return outcome.bytes
 
-    def of_original(self, profiles: Survey, sizes: Sizes) -> float:
+    def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
         return float(sizes.original)
 
-    def of_simplified(self, profiles: Survey, sizes: Sizes) -> float:
+    def of_simplified(self, profiles: LayerProfiles, sizes: Sizes) -> float:
         return float(sizes.whole)
 
-    def of_layer(self, layer: Surveyed, pick: Pick, profiles: Survey, sizes: Sizes) -> float:
-        kept = layer.site.kept_bytes if pick.candidate is None else None
-        own = {"float64": 8, "float32": 4}.get(layer.site.layer.dtype, 2)
+    def of_layer(self, layer: LayerProfile, pick: Pick, profiles: LayerProfiles, sizes: Sizes) -> float:
+        kept = layer.match.kept_bytes if pick.candidate is None else None
+        own = {"float64": 8, "float32": 4}.get(layer.match.layer.dtype, 2)
         return float(pick.stored * (kept or sizes.each or own))
 
-    def adjusted(self, limit: float, *, optimism: float, sizes: Sizes) -> float:
+    def adjusted(self, limit: float, *, correction: float, sizes: Sizes) -> float:
         return limit - sizes.spare
 
 
@@ -104,16 +104,16 @@ class Latency(CostMetric):
     def reached(self, outcome: Outcome) -> Amount:
         return outcome.latency
 
-    def of_original(self, profiles: Survey, sizes: Sizes) -> float:
+    def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
         return profiles.original_ms
 
-    def of_simplified(self, profiles: Survey, sizes: Sizes) -> float:
+    def of_simplified(self, profiles: LayerProfiles, sizes: Sizes) -> float:
         # Budgets are on the original as it came in; what the simplifier gained is there already.
         return profiles.whole_ms
 
-    def of_layer(self, layer: Surveyed, pick: Pick, profiles: Survey, sizes: Sizes) -> float:
+    def of_layer(self, layer: LayerProfile, pick: Pick, profiles: LayerProfiles, sizes: Sizes) -> float:
         share = layer.part if pick.candidate is None or not layer.parts else layer.parts[pick.candidate]
         return share * (profiles.whole_ms or 1.0)
 
-    def adjusted(self, limit: float, *, optimism: float, sizes: Sizes) -> float:
-        return limit / optimism
+    def adjusted(self, limit: float, *, correction: float, sizes: Sizes) -> float:
+        return limit / correction

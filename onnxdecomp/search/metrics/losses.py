@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibration.activations import open_taps
+from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.calibration.statistics import Calibration, parted
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
@@ -129,10 +129,10 @@ def predictions(model: ir.Model, feeds: Feeds, run: Calibration, what: str) -> A
         UsageError: The model's first output is no table of scores.
     """
     name = str(model.graph.outputs[0].name)
-    taps = open_taps(model, [name], provider=run.provider, threads=run.threads)
+    observer = open_observer(model, [name], provider=run.provider, threads=run.threads)
     rows = []
     for feed in feeds.batches(run.batch):
-        scores = score_rows(taps.run(feed)[0])
+        scores = score_rows(observer.run(feed)[0])
         if scores is None:
             raise UsageError(f"the output {name!r} holds no scores of classes: {what} is unknown")
         rows.append(scores.argmax(1))

@@ -90,21 +90,21 @@ def _along(
     base = np.floor(points)
     part = points - base
     if mode == "cubic":
-        taps = _cubic(call, part)
+        observer = _cubic(call, part)
         shifts: Sequence[int] = (-1, 0, 1, 2)
     else:
         # Beyond the border a point is as the border is.
         inside = np.clip(points, 0, size - 1)
         base, part = np.floor(inside), inside - np.floor(inside)
-        taps, shifts = [1 - part, part], (0, 1)
+        observer, shifts = [1 - part, part], (0, 1)
     if mode == "cubic" and call.attribute("exclude_outside", 0):
         masks = [(base + s >= 0) & (base + s < size) for s in shifts]
-        taps = [tap * mask for tap, mask in zip(taps, masks, strict=True)]
-        total = np.sum(taps, axis=0)
-        taps = [tap / total for tap in taps]
+        observer = [tap * mask for tap, mask in zip(observer, masks, strict=True)]
+        total = np.sum(observer, axis=0)
+        observer = [tap / total for tap in observer]
     shape = (-1, *(1,) * (x.ndim - axis - 1))
     picked = [x.index_select(axis, _index(base + shift, size, x)) for shift in shifts]
-    weights = [torch.from_numpy(tap).to(x).reshape(shape) for tap in taps]
+    weights = [torch.from_numpy(tap).to(x).reshape(shape) for tap in observer]
     y = sum((p * w for p, w in zip(picked, weights, strict=True)), start=torch.zeros_like(picked[0]))
     if outside:
         beyond = torch.from_numpy((points < 0) | (points > size - 1)).to(x.device).reshape(shape)

@@ -11,7 +11,7 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.shape_inference import as_product
-from onnxdecomp.layers.adapter import LayerAdapter, Site
+from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import lower_linear
 from onnxdecomp.layers.scope import Scope, Snapshot, working
@@ -34,7 +34,7 @@ class TransposeMatMul(LayerAdapter):
     alpha: float = 1.0
 
     @classmethod
-    def match(cls, node: ir.Node, scope: Scope) -> Site | str:
+    def match(cls, node: ir.Node, scope: Scope) -> LayerMatch | str:
         x, source = node.inputs[0], scope.weight(node.inputs[1])
         if isinstance(source, str):
             return source
@@ -42,7 +42,7 @@ class TransposeMatMul(LayerAdapter):
         if x is None or source.array.ndim != 2 or attribute(node, "transA", 0) or alpha == 0:
             return "it is no product of rows and a matrix"
         weight = working(source.array if transposed else source.array.T)
-        return cls(transposed, alpha).site(
+        return cls(transposed, alpha).layer_match(
             node,
             scope,
             x,
@@ -56,8 +56,8 @@ class TransposeMatMul(LayerAdapter):
         known = layer.input_shape is not None or chain.any_rank
         return None if known else "the rank of its activation is unknown"
 
-    def lower(self, chain: Chain, site: Site, emit: Emitter) -> None:
-        lower_linear(chain, site.layer, site.x, emit)
+    def lower(self, chain: Chain, match: LayerMatch, emit: Emitter) -> None:
+        lower_linear(chain, match.layer, match.x, emit)
 
     def stored(self, weight: Array, layer: Layer) -> Array:
         own: Array = (weight if self.transposed else weight.T) / weight.dtype.type(self.alpha)

@@ -33,7 +33,7 @@ def failing(real: Callable[..., Any], error: Exception) -> Callable[..., Any]:
 
     def called(*arguments: Any, **named: Any) -> Any:
         for given in (*arguments, *named.values()):
-            layer = getattr(getattr(given, "site", given), "layer", given)
+            layer = getattr(getattr(given, "match", given), "layer", given)
             name = layer.name if isinstance(layer, Layer) else getattr(given, "name", "")
             if name == BAD:
                 raise error
@@ -51,7 +51,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "fit to inputs": (apply_plan, "_fitted"),
     "assemble": (Tucker, "assemble"),
     "choose ranks": (fixed_ranks, "choose"),
-    "find": (find, "_look"),
+    "find": (find, "_match"),
     "the error of the weight": (apply_plan, "_storable"),
     "rewrite": (Rewriter, "replace"),
     "check": (lowering, "_check"),
@@ -118,9 +118,9 @@ def test_a_wrong_lowering_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The nodes compute something else than the chain says, in one layer."""
     real = Rewriter.replace
 
-    def wrong(self: Rewriter, site: Any, chain: Any, *more: Any, **named: Any) -> Any:
-        done = real(self, site, chain, *more, **named)
-        if site.layer.name == BAD:
+    def wrong(self: Rewriter, match: Any, chain: Any, *more: Any, **named: Any) -> Any:
+        done = real(self, match, chain, *more, **named)
+        if match.layer.name == BAD:
             weight = next(v for v in done.nodes[0].inputs[1:] if v is not None)
             weight.const_value = type(weight.const_value)(weight.const_value.numpy() * 2)  # type: ignore
         return done
