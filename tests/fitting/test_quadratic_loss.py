@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.fitting import quadratic_loss as module
-from onnxdecomp.fitting.moments import Gatherer
+from onnxdecomp.fitting.moments import Gatherer, Moments
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
 from tests.builders.layers import linear_layer
 from tests.builders.moments import LAYERS, asymmetric, correlated, gathered, outputs
@@ -68,7 +68,7 @@ def test_the_best_weight(layer: Layer, seed: int, shrinkage: float) -> None:
 
 
 @EACH
-@pytest.mark.parametrize("rows", [1, 2, 100])
+@pytest.mark.parametrize("rows", [0, 1, 2, 100])
 def test_some_rows_at_a_time_give_the_same(layer: Layer, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     w = as_rows(layer.weight, layer)
     whole = problem(gathered(layer, *asymmetric(layer, 50)), w, 0.1)
@@ -168,6 +168,32 @@ def test_modes_are_the_principal_directions_of_the_best_outputs(layer: Layer) ->
         # Orthonormal, uncorrelated, and the one of most variance first.
         np.testing.assert_allclose(modes.T @ modes, np.eye(modes.shape[1]), atol=1e-9)
         np.testing.assert_allclose(modes.T @ spread @ modes, np.diag(variances), atol=1e-8 * variances[0])
+
+
+def test_what_rounding_left_below_zero_is_no_mode() -> None:
+    cross = np.array([[[3.0, 0.0], [4.0, 0.0], [0.0, 0.0]]])
+    posed = Problem(np.diag([1.0, -1e-12])[None], cross, 25.0, np.zeros((1, 2)), np.zeros(3), 0.0)
+    np.testing.assert_allclose(np.abs(posed.modes[0, :, 0]), [0.6, 0.8, 0.0], atol=1e-9)
+
+
+@pytest.mark.parametrize("rounding", [-1e-13, 0.0, 1e-13])
+def test_variances_that_are_rounding_count_as_none(rounding: float) -> None:
+    """Four rows of a feature and an output that are always 3."""
+    sums, squares = np.full((1, 1), 12.0), np.full((1, 1, 1), 36.0 * (1 + rounding))
+    moments = Moments(4, squares, squares.copy(), sums, sums[0], squares[0, 0])
+    w = np.array([[[0.5]]])
+    posed = problem(moments, w, 100.0)
+    assert posed.energy == 0
+    assert posed.second.item() > 0
+    assert posed.pull == pytest.approx(posed.second.item() * 0.25, rel=0.2)
+    assert posed.relative(0 * w) == pytest.approx(1, rel=0.2)
+
+
+@pytest.mark.parametrize(("small", "part"), [(1.5, 0.0), (2.5, 0.4)])
+def test_directions_like_the_negative_one_count_as_never_seen(small: float, part: float) -> None:
+    second = np.diag([8.0, -1.0, small])
+    posed = Problem(second[None], np.ones((1, 1, 3)), 1.0, np.zeros((1, 3)), np.zeros(1), 0.0)
+    np.testing.assert_allclose(posed.best, [[[0.125, 0.0, part]]], atol=1e-12)
 
 
 @pytest.mark.parametrize("long", [3, 4])
