@@ -1,14 +1,14 @@
 """Mutation testing: single changes of a module, each of which its tests should notice.
 
     pip install -e '.[dev,mutation]'
-    python -m bench.mutation [--only search/knapsack.py] [--each 1] [--seed 0]
+    python -m bench.mutation [--only search/knapsack.py] [--each 1] [--most 100] [--seed 0]
 
 The mutants are those of Cosmic Ray (github.com/sixty-north/cosmic-ray) but for those of annotations. It
-replaces an operator by any of a dozen: of a place and a kind of change at most --each mutants are tried,
-drawn by --seed. In a copy of the tree, the module's tests run until one fails, with few examples of
-hypothesis. A mutant that takes many times the CPU seconds of the original, or much memory, is noticed as
-well. bench/mutation_reasons.toml says of what survives why it may, by the line as it is changed, and leaves
-lines out by the line as it is. Without a reason for a survivor the exit code is 1.
+replaces an operator by any of a dozen: of a place and a kind of change at most --each mutants are tried, and
+of a module at most --most, drawn by --seed. In a copy of the tree, the module's tests run until one fails, with
+few examples of hypothesis. A mutant that takes many times the CPU seconds of the original, or much memory, is
+noticed as well. bench/mutation_reasons.toml says of what survives why it may, by the line as it is changed,
+and leaves lines out by the line as it is. Without a reason for a survivor the exit code is 1.
 """
 
 from __future__ import annotations
@@ -74,13 +74,15 @@ class Change:
     occurrence: int
 
 
-def drawn(changes: list[Change], each: int, seed: int) -> list[Change]:
+def drawn(changes: list[Change], each: int, most: int | None, seed: int) -> list[Change]:
     """Those to try, in the order of the source."""
     groups = defaultdict(list)
     for change in changes:
         groups[change.place, change.operator.partition("_")[0]].append(change)
     chosen = random.Random(seed)
-    return [one for _, some in sorted(groups.items()) for one in chosen.sample(some, min(each, len(some)))]
+    picked = [one for _, some in sorted(groups.items()) for one in chosen.sample(some, min(each, len(some)))]
+    places = sorted(chosen.sample(range(len(picked)), min(most or len(picked), len(picked))))
+    return [picked[place] for place in places]
 
 
 def made(source: str, change: Change) -> Mutant:
@@ -166,7 +168,7 @@ def _cpu_s() -> float:
     return spent.ru_utime + spent.ru_stime
 
 
-def measured(copy: Path, module: str, each: int, seed: int) -> dict[str, Any]:
+def measured(copy: Path, module: str, each: int, most: int | None, seed: int) -> dict[str, Any]:
     """The row of a module."""
     source = (copy / "onnxdecomp" / module).read_text()
     lines, reasons = (
@@ -174,7 +176,8 @@ def measured(copy: Path, module: str, each: int, seed: int) -> dict[str, Any]:
         tomllib.loads(REASONS.read_text())[module],
     )
     changes = list(possible(source))
-    tries = [one for one in drawn(changes, each, seed) if lines[one.place[0] - 1] not in reasons]
+    wanted = [one for one in changes if lines[one.place[0] - 1] not in reasons]
+    tries = drawn(wanted, each, most, seed)
     before = _cpu_s()
     left = survivors(copy, module, tries)
     return {
@@ -207,7 +210,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         for module, row in rows.items()
     ]
     left = [
-        f"- `{module}`: `{one['line']}` as `{one['changed']}`: {one['reason'] or '**not explained**'}"
+        f"- `{module}`: `{one['changed']}`: {one['reason'] or '**not explained**'}"
         for module, row in rows.items()
         for one in row["survivors"]
     ]
@@ -225,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="*", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--each", type=int, default=1, help="mutants of one place and kind of change")
+    parser.add_argument("--most", type=int, help="mutants of a module; without it all")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": "few"}
@@ -237,7 +241,7 @@ def main() -> None:
         copy = Path(folder) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
         for module in options.only:
-            rows[module] = measured(copy, module, options.each, options.seed)
+            rows[module] = measured(copy, module, options.each, options.most, options.seed)
     rows = {module: rows[module] for module in TARGETS if module in rows}
     write("mutation", rows, table(rows))
     if any(one["reason"] is None for module in options.only for one in rows[module]["survivors"]):
