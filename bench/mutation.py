@@ -5,10 +5,10 @@
 
 The mutants are those of Cosmic Ray (github.com/sixty-north/cosmic-ray) but for those of annotations. It
 replaces an operator by any of a dozen: of a place and a kind of change at most --each mutants are tried, and
-of a module at most --most, drawn by --seed. In a copy of the tree, the module's tests run until one fails, with
-few examples of hypothesis. A mutant that takes many times the CPU seconds of the original, or much memory, is
-noticed as well. bench/mutation_reasons.toml says of what survives why it may, by the line as it is changed,
-and leaves lines out by the line as it is. Without a reason for a survivor the exit code is 1.
+of a module at most --most, drawn by --seed. In a copy of the tree, the module's tests run until one fails,
+with few examples of hypothesis. A mutant that takes many times the CPU seconds of the original, or much
+memory, is noticed as well. bench/mutation_reasons.toml says of what survives why it may, by the line as it is
+changed, and leaves lines out by the line as it is. Without a reason for a survivor the exit code is 1.
 """
 
 from __future__ import annotations
@@ -74,15 +74,13 @@ class Change:
     occurrence: int
 
 
-def drawn(changes: list[Change], each: int, most: int | None, seed: int) -> list[Change]:
+def drawn(changes: list[Change], each: int, seed: int) -> list[Change]:
     """Those to try, in the order of the source."""
     groups = defaultdict(list)
     for change in changes:
         groups[change.place, change.operator.partition("_")[0]].append(change)
     chosen = random.Random(seed)
-    picked = [one for _, some in sorted(groups.items()) for one in chosen.sample(some, min(each, len(some)))]
-    places = sorted(chosen.sample(range(len(picked)), min(most or len(picked), len(picked))))
-    return [picked[place] for place in places]
+    return [one for _, some in sorted(groups.items()) for one in chosen.sample(some, min(each, len(some)))]
 
 
 def made(source: str, change: Change) -> Mutant:
@@ -176,8 +174,9 @@ def measured(copy: Path, module: str, each: int, most: int | None, seed: int) ->
         tomllib.loads(REASONS.read_text())[module],
     )
     changes = list(possible(source))
-    wanted = [one for one in changes if lines[one.place[0] - 1] not in reasons]
-    tries = drawn(wanted, each, most, seed)
+    tries = [one for one in drawn(changes, each, seed) if lines[one.place[0] - 1] not in reasons]
+    if most is not None and most < len(tries):
+        tries = [tries[at] for at in sorted(random.Random(seed).sample(range(len(tries)), most))]
     before = _cpu_s()
     left = survivors(copy, module, tries)
     return {
