@@ -230,6 +230,14 @@ def test_of_equal_options_the_first_is_taken() -> None:
     assert made.choice == (1, 0)
 
 
+@pytest.mark.parametrize(("share", "kept"), [(0.0, True), (0.25, True), (0.75, False)])
+def test_a_budget_is_kept_up_to_rounding(share: float, kept: bool) -> None:
+    """Of the slack one half is for the limit, the other for the sums."""
+    for limit in (1e-6, 100.0):
+        made = allocate([[Option(limit * (1 + share * SLACK), 0.0)]], limit)
+        assert isinstance(made, Allocation) == kept
+
+
 def test_without_items_only_the_fixed_cost_counts() -> None:
     assert allocate([], 3, fixed=2) == Allocation((), (2.0,), 0.0, 0.0, 0.0)
     assert allocate_loss([], 0, fixed=2) == Allocation((), (2.0,), 0.0, 2.0, 0.0)
