@@ -1,4 +1,4 @@
-"""Taps: the values inside a graph that ONNX Runtime computes for given inputs."""
+"""Observers: the values inside a graph that ONNX Runtime computes for given inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taps: what ONNX Runtime computes inside a graph, with the model left as it is."""
+"""Observers: what ONNX Runtime computes inside a graph, with the model left as it is."""
 
 from __future__ import annotations
 
