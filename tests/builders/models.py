@@ -55,6 +55,47 @@ def write(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, Any], **he
     return saved(model(nodes, {"x": ["N", 8, 8, 8]}, {"y": ["N", None, 8, 8]}, weights, **header), path)
 
 
+def thin_middle() -> onnx.ModelProto:
+    """x [N, 8, 6, 6] -> one -> Relu -> two -> Relu -> mean -> fc -> y [N, 20].
+
+    The layer two has little but a rank of 4.
+    """
+    rng = np.random.default_rng(1)
+    thin = np.einsum("tr,rskl->tskl", rng.standard_normal((24, 4)), rng.standard_normal((4, 16, 3, 3)))
+    weights = {
+        "w1": rng.standard_normal((16, 8, 3, 3)) / 8,
+        "w2": thin / 24 + 0.02 * rng.standard_normal(thin.shape),
+        "w3": rng.standard_normal((24, 20)) / 5,
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="one", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["c"], name="two", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["e"]),
+        helper.make_node("Flatten", ["e"], ["f"]),
+        helper.make_node("Gemm", ["f", "w3"], ["y"], name="fc"),
+    ]
+    stored = {name: weight.astype(np.float32) for name, weight in weights.items()}
+    return model(nodes, {"x": ["N", 8, 6, 6]}, {"y": ["N", 20]}, stored)
+
+
+def two_convolutions() -> onnx.ModelProto:
+    """x [N, 16, 8, 8] -> conv1 -> conv2 -> mean -> fc -> y [N, 36].
+
+    Large enough for every method to save something.
+    """
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="conv1", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["a", "w2"], ["b"], name="conv2", pads=[1, 1, 1, 1]),
+        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["d"]),
+        helper.make_node("Gemm", ["d", "w3"], ["y"], name="fc"),
+    ]
+    weights = {"w1": normal(16, 16, 3, 3), "w2": normal(36, 16, 3, 3), "w3": normal(36, 36)}
+    return model(nodes, {"x": ["N", 16, 8, 8]}, {"y": ["N", 36]}, weights)
+
+
 def scores(weight: NDArray[Any], batch: int | str | None = "N") -> onnx.ModelProto:
     """scores [batch, C] = x [batch, S] @ weight [S, C]."""
     nodes = [helper.make_node("MatMul", ["x", "w"], ["scores"], name="fc")]

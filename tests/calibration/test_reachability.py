@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from onnxdecomp.calibration.reachability import unreached, valueless
 from onnxdecomp.core.layer import Array
@@ -133,10 +133,7 @@ def called() -> onnx.ModelProto:
         node("block", ["x"], ["z"], name="call", domain="own"),
         node("MatMul", ["z", "w"], ["out"], name="last"),
     ]
-    stored = [numpy_helper.from_array(WEIGHTS["w"], "w")]
-    graph = helper.make_graph(main, "g", [value("x", ["N", 24])], [value("out", ["N", 24])], stored)
-    imports = [*opsets, helper.make_opsetid("own", 1)]
-    return helper.make_model(graph, opset_imports=imports, functions=[function], ir_version=8)
+    return make(main, {"x": ["N", 24]}, {"out": ["N", 24]}, {"w": WEIGHTS["w"]}, functions=[function])
 
 
 ABOVE = [{"x": np.abs(normal(3, 24, seed=seed))} for seed in range(8)]

@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from onnxdecomp.cli.inspect import command
 from onnxdecomp.decompositions.registry import names, options
 from onnxdecomp.errors import UsageError
-from tests.search.test_rules import net
+from tests.builders.models import two_convolutions
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     path = tmp_path / "net.onnx"
-    path.write_bytes(net().SerializeToString())
+    path.write_bytes(two_convolutions().SerializeToString())
     return str(path)
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 import onnxdecomp
 from onnxdecomp.core.layer import Array
@@ -17,6 +16,7 @@ from onnxdecomp.data.culprit import blaming, culprit
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import GateError, ModelError, UsageError
 from onnxdecomp.runtime.session import inputs_of, open_session, run
+from tests.builders import graphs
 from tests.builders.commands import command, files
 
 QUICK: dict[str, Any] = {"simplify": "none", "rank": "4", "method": "svd", "bench": False}
@@ -42,19 +42,11 @@ def embedding(path: Path, *batches: str | None) -> Path:
         "table": RNG.standard_normal((20, 16)).astype(np.float32),
         "w": RNG.standard_normal((16, 16)).astype(np.float32),
     }
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [
-            helper.make_tensor_value_info("ids", TensorProto.INT64, [batches[0], "S"]),
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, [batches[1], "S", 16]),
-        ],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, "S", 16])],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, path)
-    return path
+    inputs = [
+        graphs.value("ids", [batches[0], "S"], TensorProto.INT64),
+        graphs.value("x", [batches[1], "S", 16]),
+    ]
+    return graphs.saved(graphs.model(nodes, inputs, {"y": [None, "S", 16]}, weights), path)
 
 
 def good(count: int = 8) -> dict[str, Any]:
@@ -176,12 +168,9 @@ def test_numbers_that_overflow_inside(tmp_path: Path) -> None:
         helper.make_node("Exp", ["x"], ["e"]),
         helper.make_node("MatMul", ["e", "w"], ["y"], name="mm"),
     ]
-    weight = numpy_helper.from_array(RNG.standard_normal((16, 16)).astype(np.float32), "w")
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 16]) for name in "xy"]
-    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [weight])
-    path = tmp_path / "net.onnx"
-    opset = [helper.make_opsetid("", 17)]
-    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    weights = {"w": RNG.standard_normal((16, 16)).astype(np.float32)}
+    made = graphs.model(nodes, {"x": ["N", 16]}, {"y": ["N", 16]}, weights)
+    path = graphs.saved(made, tmp_path / "net.onnx")
     x = RNG.standard_normal((8, 16)).astype(np.float32)
     x[5] = 1e4
     result = onnxdecomp.compress(path, calib={"x": x}, **QUICK)

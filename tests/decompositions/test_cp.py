@@ -10,6 +10,7 @@ from onnxdecomp.core.steps import Convolve
 from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.decompositions.cp import Cp, _start
 from onnxdecomp.tensor import tenalg
+from tests.builders import graphs
 from tests.builders.layers import conv_layer, error_of, fitted
 
 
@@ -121,7 +122,7 @@ def test_the_best_of_several_starts_is_taken_where_the_tensor_is_small() -> None
 def test_half_precision_activations_stay_finite() -> None:
     # Weights and inputs as large as a half precision layer can have them: sums below 65504.
     import onnxruntime as ort
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
     weight = trained_like(32, 24)
     weight *= 20 / np.abs(weight).max()
@@ -130,15 +131,8 @@ def test_half_precision_activations_stay_finite() -> None:
     groups = (1, 40, 1)
     names = ["x", "first", "depthwise", "y"]
     nodes = [helper.make_node("Conv", [names[i], f"w{i}"], [names[i + 1]], group=groups[i]) for i in range(3)]
-    half = TensorProto.FLOAT16
-    graph = helper.make_graph(
-        nodes,
-        "chain",
-        [helper.make_tensor_value_info("x", half, [1, 24, 9, 9])],
-        [helper.make_tensor_value_info(name, half, None) for name in names[1:]],
-        [numpy_helper.from_array(f, f"w{i}") for i, f in enumerate(factors)],
-    )
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    weights = {f"w{i}": f for i, f in enumerate(factors)}
+    model = graphs.model(nodes, {"x": [1, 24, 9, 9]}, names[1:], weights, dtype=TensorProto.FLOAT16)
     x = np.random.default_rng(0).standard_normal((1, 24, 9, 9)).astype(np.float16) * np.float16(40)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     outputs = dict(zip(names[1:], session.run(None, {"x": x}), strict=True))

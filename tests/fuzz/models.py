@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from tests.builders import graphs, models
 
@@ -44,25 +44,12 @@ def _model(
     x: Sequence[int | str],
     *,
     kind: int = FLOAT,
-    result: int = FLOAT,
-    opset: int = 17,
-    ir_version: int = 8,
     listed: bool = False,
+    **header: int,
 ) -> onnx.ModelProto:
-    inputs = [helper.make_tensor_value_info("x", kind, x)]
-    if listed:
-        inputs += [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(w.dtype), w.shape)
-            for n, w in weights.items()
-        ]
-    graph = helper.make_graph(
-        list(nodes),
-        "g",
-        inputs,
-        [helper.make_tensor_value_info("y", result, None)],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+    inputs, outputs = [graphs.value("x", x, kind)], [graphs.value("y", None)]
+    also = weights if listed else ()
+    return graphs.model(nodes, inputs, outputs, weights, listed=also, **header)  # type: ignore[arg-type]
 
 
 def _convolutions(rng: np.random.Generator) -> tuple[onnx.ModelProto, tuple[int, ...]]:

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 import onnxdecomp
+from tests.builders import graphs
 from tests.builders.feeds import normal
 
 CLASSES = 10
@@ -34,15 +35,7 @@ def classifier() -> onnx.ModelProto:
         helper.make_value_info("probs", maps),
     ]
     weights = {"w": normal(24, 32) / np.float32(5), "v": normal(32, CLASSES) / np.float32(5)}
-    graph = helper.make_graph(
-        nodes,
-        "classifier",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 24])],
-        outputs,
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 2)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    return graphs.model(nodes, {"x": ["N", 24]}, outputs, weights)
 
 
 @pytest.mark.parametrize("simplify", ["onnxsim", "none"])

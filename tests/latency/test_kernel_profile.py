@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 import onnxdecomp
 from onnxdecomp.graph.load import load
 from onnxdecomp.latency.kernel_profile import _by_layer, profile
+from tests.builders import graphs
 from tests.builders.models import network
 
 
@@ -54,17 +54,8 @@ def test_a_residual_sum_goes_to_the_branch_that_has_no_kernel_yet() -> None:
         helper.make_node("Add", ["p", "q"], ["s"], name="sum"),
         helper.make_node("Relu", ["s"], ["y"], name="act"),
     ]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [value(name, TensorProto.FLOAT, shape) for name, shape in names.items()],
-        [value("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), "w")],
-    )
-    model = ir.from_proto(
-        onnx.ModelProto(ir_version=8, graph=graph, opset_import=[helper.make_opsetid("", 17)])
-    )
+    weights = {"w": np.ones((4, 4, 1, 1), np.float32)}
+    model = ir.from_proto(graphs.model(nodes, names, {"y": None}, weights))
     found = _by_layer({"p_nchwc": 1.0, "y_nchwc": 2.0, "reorder": 4.0}, model, {"left", "right"})
     assert (dict(found.layers), found.other) == ({"left": 1.0, "right": 2.0}, 4.0)
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 import onnxdecomp
 from onnxdecomp.calibration import random_set as calibrate
@@ -21,6 +20,7 @@ from onnxdecomp.latency.meter import timed_input
 from onnxdecomp.runtime.session import Feed, TensorSpec
 from onnxdecomp.search import latency_model
 from onnxdecomp.workflow import final_timing
+from tests.builders import graphs
 from tests.builders.commands import Outcome, command
 
 OWN, OTHER = (1, 8, 20, 12), (1, 8, 24, 24)
@@ -36,16 +36,13 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         helper.make_node("Conv", [x, w], [y], name=name, pads=[1, 1, 1, 1])
         for x, w, y, name in (("x", "w1", "a", "c1"), ("a", "w2", "y", "c2"))
     ]
-    graph = helper.make_graph(
+    made = graphs.model(
         nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8, "H", "W"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 32, "H", "W"])],
-        [numpy_helper.from_array(w, name) for w, name in zip(weights, ("w1", "w2"), strict=True)],
+        {"x": ["N", 8, "H", "W"]},
+        {"y": ["N", 32, "H", "W"]},
+        dict(zip(("w1", "w2"), weights, strict=True)),
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, "net.onnx")
-    return tmp_path / "net.onnx"
+    return graphs.saved(made, tmp_path / "net.onnx")
 
 
 @pytest.fixture
@@ -228,14 +225,7 @@ def test_the_first_input_given_is_taken(model: Path) -> None:
 
 def test_a_model_that_runs_on_no_random_input(tmp_path: Path) -> None:
     node = helper.make_node("Reshape", ["x", "shape"], ["y"])
-    graph = helper.make_graph(
-        [node],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 7, 11, 13])],
-        [numpy_helper.from_array(np.array([-1, 7, 11, 13]), "shape")],
-    )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(made, tmp_path / "odd.onnx")
+    made = graphs.model([node], {"x": ["N"]}, {"y": [None, 7, 11, 13]}, {"shape": np.array([-1, 7, 11, 13])})
+    graphs.saved(made, tmp_path / "odd.onnx")
     with pytest.raises(ModelError, match="--input-shape"):
         timed_input(tmp_path / "odd.onnx")

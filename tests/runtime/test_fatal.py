@@ -16,20 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxdecomp.graph.load import load
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.runtime.fatal import fatal
+from tests.builders import graphs
 from tests.builders.commands import QUICK, command, files
 
 Shape = tuple[int | str, ...]
 
 
 def model(nodes: list[onnx.NodeProto], x: Shape, **weights: NDArray[np.generic]) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return graphs.model(nodes, {"x": x}, {"y": None}, weights)
 
 
 def recurrent(operator: str, x: Shape) -> onnx.ModelProto:

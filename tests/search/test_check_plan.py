@@ -13,10 +13,10 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.runtime import jsonio
 from onnxdecomp.search.plan import Plan
-from tests.search.test_select import net
+from tests.builders.models import thin_middle
 
 PLAN: dict[str, Any] = jsonio.plain(
-    Decompose(rank="3", method="svd", skip_below=0.0).plan(ir.from_proto(net()))[0].plan.to_json()
+    Decompose(rank="3", method="svd", skip_below=0.0).plan(ir.from_proto(thin_middle()))[0].plan.to_json()
 )
 
 
@@ -50,7 +50,7 @@ def test_what_a_layer_cannot_be_given(
 ) -> None:
     stage, given = Decompose(), PassContext(plan=Plan.from_json(changed(**choice)))
     with pytest.raises(UsageError) as raised:
-        (stage.plan if planned_only else stage.run)(ir.from_proto(net()), given)
+        (stage.plan if planned_only else stage.run)(ir.from_proto(thin_middle()), given)
     assert [fragment for fragment in fragments if fragment not in str(raised.value)] == []
 
 
@@ -58,7 +58,7 @@ def test_a_method_that_refuses_the_layer() -> None:
     refused = changed(layer="fc", method="spatial", options={})
     refused["choices"] = refused["choices"][:2]
     with pytest.raises(UsageError, match=r"'fc': spatial does not take it"):
-        Decompose().plan(ir.from_proto(net()), PassContext(plan=Plan.from_json(refused)))
+        Decompose().plan(ir.from_proto(thin_middle()), PassContext(plan=Plan.from_json(refused)))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_what_is_no_plan(choice: dict[str, Any], fragment: str) -> None:
 
 def test_the_largest_ranks_are_taken() -> None:
     given = PassContext(plan=Plan.from_json(changed(ranks=[16])))
-    result = Decompose().run(ir.from_proto(net()), given)
+    result = Decompose().run(ir.from_proto(thin_middle()), given)
     (two,) = (done for done in result.rewritten if done.match.layer.name == "two")
     first = two.chain.steps[0]
     assert isinstance(first, Convolve)

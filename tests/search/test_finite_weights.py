@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 import onnxdecomp
 from onnxdecomp.core.layer import Array
 from onnxdecomp.search.finite_weights import unsound
+from tests.builders import graphs
 
 BASE = np.random.default_rng(3).standard_normal((16, 16, 3, 3)).astype(np.float32) / 12
 
@@ -48,14 +49,7 @@ def two_outputs(weight: Array, linear: bool) -> Any:
             helper.make_node("Conv", ["x", "w"], ["y"], name="good", pads=[1] * 4),
             helper.make_node("Conv", ["x", "v"], ["z"], name="bad", pads=[1] * 4),
         ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("y", "z")],
-        [numpy_helper.from_array(good, "w"), numpy_helper.from_array(bad, "v")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return graphs.model(nodes, {"x": shape}, dict.fromkeys(("y", "z"), shape), {"w": good, "v": bad})
 
 
 def samples(linear: bool) -> dict[str, Array]:

@@ -20,7 +20,8 @@ from onnxdecomp.search import latency_model
 from onnxdecomp.search.candidates import outlines
 from onnxdecomp.search.latency_model import Stopwatch
 from onnxdecomp.search.layer_profiles import Scope, profile_layers
-from tests.search.test_select import CALIBRATION, net
+from tests.builders.models import thin_middle
+from tests.search.test_select import CALIBRATION
 
 
 @pytest.fixture
@@ -33,12 +34,12 @@ def watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
 
     monkeypatch.setattr(latency_model, "time_chains", times)
     monkeypatch.setattr(Stopwatch, "_ratio", lambda *_: Ratio(1.0, 0.9, 1.1, 0.95))
-    onnx.save(net(), tmp_path / "net.onnx")
+    onnx.save(thin_middle(), tmp_path / "net.onnx")
     return Stopwatch(tmp_path / "net.onnx", {"x": np.zeros((1, 8, 6, 6), np.float32)})
 
 
 def test_one_outline_that_cannot_be_timed_costs_no_other(watch: Stopwatch) -> None:
-    model = ir.from_proto(net())
+    model = ir.from_proto(thin_middle())
     infer_shapes(model)
     matched, _ = find(model)
     options = [outlines(match, [get("svd")]) for match in matched]

@@ -6,9 +6,8 @@ import itertools
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from onnxdecomp.calibration.statistics import observe_unchanged
 from onnxdecomp.core.layer import Array
@@ -16,10 +15,10 @@ from onnxdecomp.decompositions.registry import get
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.search import candidates as module
 from onnxdecomp.search.candidates import candidates, outlines
 from onnxdecomp.search.rank_curves import filled_in
+from tests.builders import graphs
 from tests.builders.feeds import calibration, normal
 
 NOISE = 1e-4
@@ -49,15 +48,8 @@ def cliff(method: str) -> Array:
 
 def weighed(method: str, calibrated: bool) -> tuple[LayerMatch, Moments | None]:
     weight = cliff(method)
-    graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"], name="one", pads=[1] * 4)],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 32, 6, 6])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 40, 6, 6])],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    infer_shapes(model)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="one", pads=[1] * 4)
+    model = graphs.from_x([node], {"w": weight}, ["N", 32, 6, 6])
     (match,), _ = find(model)
     if not calibrated:
         return match, None

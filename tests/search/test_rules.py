@@ -4,47 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from onnxdecomp_passes.decompose import Decompose
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline import configuration
 from onnxdecomp.search.rules import Defaults, parse_rule
+from tests.builders.models import two_convolutions
 
 DEFAULTS = Defaults("0.5", {"tt": {"order": 2}})
-RNG = np.random.default_rng(0)
-
-
-def net() -> onnx.ModelProto:
-    """conv1 -> conv2 -> fc, large enough for every method to save something."""
-    floats = TensorProto.FLOAT
-
-    def weight(name: str, *shape: int) -> onnx.TensorProto:
-        return numpy_helper.from_array(RNG.standard_normal(shape).astype(np.float32), name)
-
-    nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["a"], name="conv1", pads=[1, 1, 1, 1]),
-        helper.make_node("Conv", ["a", "w2"], ["b"], name="conv2", pads=[1, 1, 1, 1]),
-        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
-        helper.make_node("Flatten", ["c"], ["d"]),
-        helper.make_node("Gemm", ["d", "w3"], ["y"], name="fc"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", floats, ["N", 16, 8, 8])],
-        [helper.make_tensor_value_info("y", floats, ["N", 36])],
-        [weight("w1", 16, 16, 3, 3), weight("w2", 36, 16, 3, 3), weight("w3", 36, 36)],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def plan(**options: Any) -> dict[str, Any]:
-    found, _ = Decompose(**options).plan(ir.from_proto(net()))
+    found, _ = Decompose(**options).plan(ir.from_proto(two_convolutions()))
     made = found.plan
     return {choice.layer: choice for choice in made.choices}
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 from onnxdecomp_passes.decompose import Decompose
 
 import onnxdecomp
@@ -22,37 +22,8 @@ from onnxdecomp.search.keep_layers import without
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.search_record import SearchRecord
 from onnxdecomp.search.targets import Budget, parse_budgets
-
-
-def net() -> onnx.ModelProto:
-    """one -> Relu -> two -> Relu -> mean over the picture -> fc; two has little but a rank of 4."""
-
-    def weight(name: str, array: Any) -> onnx.TensorProto:
-        return numpy_helper.from_array(array.astype(np.float32), name)
-
-    rng = np.random.default_rng(1)
-    thin = np.einsum("tr,rskl->tskl", rng.standard_normal((24, 4)), rng.standard_normal((4, 16, 3, 3)))
-    nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["a"], name="one", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("Conv", ["b", "w2"], ["c"], name="two", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["c"], ["d"]),
-        helper.make_node("GlobalAveragePool", ["d"], ["e"]),
-        helper.make_node("Flatten", ["e"], ["f"]),
-        helper.make_node("Gemm", ["f", "w3"], ["y"], name="fc"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8, 6, 6])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 20])],
-        [
-            weight("w1", rng.standard_normal((16, 8, 3, 3)) / 8),
-            weight("w2", thin / 24 + 0.02 * rng.standard_normal(thin.shape)),
-            weight("w3", rng.standard_normal((24, 20)) / 5),
-        ],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+from tests.builders import graphs
+from tests.builders.models import thin_middle
 
 
 def calibration() -> Calibration:
@@ -76,7 +47,7 @@ def totals(plan: Plan) -> dict[str, tuple[int, int]]:
 
 def search(target: str, **options: Any) -> tuple[Plan, SearchRecord]:
     stage = Decompose(target=target, **{"method": "tucker,svd", "skip_below": 0.0, **options})
-    found, _ = stage.plan(ir.from_proto(net()), PassContext(calibration=CALIBRATION))
+    found, _ = stage.plan(ir.from_proto(thin_middle()), PassContext(calibration=CALIBRATION))
     assert found.record is not None
     return found.plan, found.record
 
@@ -204,7 +175,7 @@ def test_targets_that_make_no_sense(target: str) -> None:
 
 def test_without_inputs_it_says_so() -> None:
     stage = Decompose(target="macs=2x", method="svd", skip_below=0.0)
-    found, _ = stage.plan(ir.from_proto(net()))
+    found, _ = stage.plan(ir.from_proto(thin_middle()))
     assert kept(parse_budgets("macs=2x")[0], found.plan)
     (note,) = found.notes
     assert "random" in note
@@ -222,14 +193,12 @@ def two_outputs() -> onnx.ModelProto:
         *(helper.make_node("Identity", ["y"], [f"copy{k}"]) for k in range(3)),
     ]
     names = ("y", "copy0", "copy1", "copy2", "state")
-    graph = helper.make_graph(
+    return graphs.model(
         nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 24])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 24]) for name in names],
-        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+        {"x": ["N", 24]},
+        dict.fromkeys(names, ("N", 24)),
+        {name: w.astype(np.float32) for name, w in weights.items()},
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def test_the_error_is_that_of_the_worst_output() -> None:

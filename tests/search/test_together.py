@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 import onnxdecomp
 from onnxdecomp.core.layer import Array
@@ -24,6 +24,7 @@ from onnxdecomp.search.plan import Choice, Cost, Plan
 from onnxdecomp.search.plan_trials import LossLimit, try_plans
 from onnxdecomp.search.select import Chosen
 from onnxdecomp.search.targets import parse_budgets
+from tests.builders import graphs
 from tests.search.test_select import search
 
 QUICK: dict[str, Any] = {"simplify": "none", "bench": False, "method": "svd", "skip_below": 0.0}
@@ -45,14 +46,7 @@ def network(path: Path, *, external: bool = False) -> Path:
         before, after = f"x{index}", f"x{index + 1}"
         nodes.append(helper.make_node("Conv", [before, name], [f"c{index}"], name=name, pads=[1] * 4))
         nodes.append(helper.make_node("Relu", [f"c{index}"], [after]))
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["N", 8, 6, 6])],
-        [helper.make_tensor_value_info("x3", TensorProto.FLOAT, ["N", 48, 6, 6])],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = graphs.model(nodes, {"x0": ["N", 8, 6, 6]}, {"x3": ["N", 48, 6, 6]}, weights)
     onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data")
     return path
 

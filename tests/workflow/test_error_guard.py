@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 import onnxdecomp
 from onnxdecomp.errors import GateError, UsageError
 from onnxdecomp.search.plan import Choice, Cost, Plan
 from onnxdecomp.search.search_record import CandidateRecord, Expected, LayerCandidates, Measured, SearchRecord
 from onnxdecomp.search.tighten import tighter
+from tests.builders import graphs
 from tests.builders.commands import command, files
 
 WIDTH = 24
@@ -39,14 +40,7 @@ def twice() -> onnx.ModelProto:
             ("four", "a", "w4", "state"),
         )
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", WIDTH])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", WIDTH]) for name in ("y", "state")],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return graphs.model(nodes, {"x": ["N", WIDTH]}, dict.fromkeys(("y", "state"), ("N", WIDTH)), weights)
 
 
 def inputs(rank: int = WIDTH, count: int = 64, seed: int = 1) -> dict[str, Any]:

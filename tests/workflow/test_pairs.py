@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from allpairspy import AllPairs  # type: ignore[import-untyped]
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 import onnxdecomp
 from onnxdecomp.core.options import option_fields
@@ -22,6 +22,7 @@ from onnxdecomp.errors import GateError, OnnxDecompError, UnchangedError, UsageE
 from onnxdecomp.runtime.session import inputs_of, open_session, outputs_of
 from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.result import Result
+from tests.builders import graphs
 from tests.builders.commands import files
 
 SEARCHES = ("error=0.4", "params=1.1x", "drop=0.9")
@@ -202,15 +203,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         helper.make_node("Flatten", ["d"], ["e"]),
         helper.make_node("Gemm", ["e", "w3"], ["y"], name="fc"),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 16])],
-        [numpy_helper.from_array(weight, name) for name, weight in weights.items()],
-    )
-    model = folder / "net.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
+    made = graphs.model(nodes, {"x": ["N", 8, 8, 8]}, {"y": ["N", 16]}, weights)
+    model = graphs.saved(made, folder / "net.onnx")
     x = rng.standard_normal((8, 8, 8, 8), dtype=np.float32)
     np.savez(folder / "calib.npz", x=x)
     scores = open_session(model).run(None, {"x": x})[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 import torch
@@ -15,6 +14,8 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError
 from onnxdecomp.runtime.session import open_session, run
 from onnxdecomp.training.autograd.network import Network, unknown
+from tests.builders import graphs
+from tests.builders.feeds import normal
 
 
 def read(text: str, **initializers: Array) -> ir.Model:
@@ -35,10 +36,6 @@ def same(model: ir.Model, feed: dict[str, Array], **options: Any) -> None:
 
 LINEAR = """<ir_version: 8, opset_import: ["" : 18]>
 g (float[N, 3] x) => (float[N, 2] y) { h = MatMul(x, W) z = Relu(h) y = Add(z, b) }"""
-
-
-def normal(*shape: int) -> Array:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
@@ -158,11 +155,7 @@ def test_unknown_operators_are_named_before_anything_runs() -> None:
         helper.make_node("Det", ["x"], ["a"]),
         helper.make_node("Strange", ["a"], ["y"], domain="somebody"),
     ]
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        nodes, "g", [value("x", onnx.TensorProto.FLOAT, [2, 2])], [value("y", onnx.TensorProto.FLOAT, [])]
-    )
-    model = ir.from_proto(helper.make_model(graph))
+    model = ir.from_proto(graphs.model(nodes, {"x": [2, 2]}, {"y": []}))
     assert unknown(model) == ("Det", "somebody::Strange")
     with pytest.raises(ModelError, match=r"Det, somebody::Strange"):
         Network(model)

@@ -13,14 +13,11 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.training.autograd.network import Network
+from tests.builders.feeds import normal
 from tests.training.autograd.one_node import check, model
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 LENGTH, BATCH, SIZE, HIDDEN = 5, 3, 4, 6
-
-
-def normal(*shape: int) -> Array:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 @settings(max_examples=40, deadline=None)
