@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 
 from onnxdecomp.search import knapsack
 from onnxdecomp.search.knapsack import Floats
@@ -108,7 +109,7 @@ def least_losses(problem: knapsack._Problem) -> Floats:
     return least
 
 
-@pytest.mark.parametrize("budgets", [1, 2])
+@pytest.mark.parametrize("budgets", [1, 2, 4])
 @settings(max_examples=25)
 @given(seed=st.integers(0, 999))
 def test_the_relaxation_bounds_every_choice(budgets: int, seed: int) -> None:
@@ -119,12 +120,28 @@ def test_the_relaxation_bounds_every_choice(budgets: int, seed: int) -> None:
     assert relaxed.bound <= least.min()
     assert (relaxed.least_with <= least).all()
     assert (relaxed.least_with.min(axis=1) >= relaxed.bound - 1e-9).all()
-    # No prices bound higher than those of the relaxation; of one budget they are easy to try.
-    if budgets == 1:
-        tried = np.linspace(0, 2 * relaxed.prices.max() + 1, 400)
-        charged = problem.loss + problem.cost[..., 0] * tried[:, None, None]
-        charged[:, ~problem.open] = np.inf
-        assert relaxed.bound >= (charged.min(axis=2).sum(axis=1) - tried).max() - 1e-9
+    # The first prices are the dual solution: of all prices they bound highest, as high as mixed options go.
+    assert knapsack._prices(problem) == pytest.approx(relaxed.prices[0])
+    assert relaxed.bound == pytest.approx(mixed(problem), abs=1e-9)
+
+
+def mixed(problem: knapsack._Problem) -> float:
+    """The least loss where an item may take shares of its options."""
+    rows, _ = np.nonzero(problem.open)
+    one_each = (rows == np.arange(len(problem.loss))[:, None]).astype(float)
+    shares = problem.cost[problem.open].T
+    solved = linprog(
+        problem.loss[problem.open], shares, np.ones(len(shares)), one_each, np.ones(len(one_each))
+    )
+    assert solved.fun is not None
+    return float(solved.fun)
+
+
+def test_nothing_is_relaxed_where_not_even_mixed_options_keep_the_budgets() -> None:
+    each_in_one_budget = np.tile(np.eye(2), (3, 1, 1))
+    problem = knapsack._Problem(each_in_one_budget, np.ones((3, 2)), np.ones((3, 2), bool))
+    assert knapsack._relax(problem) is None
+    assert knapsack._relax(knapsack._Problem(each_in_one_budget / 2, problem.loss, problem.open)) is not None
 
 
 @settings(max_examples=25)
