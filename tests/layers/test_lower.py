@@ -9,11 +9,11 @@ from typing import TypedDict, Unpack
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from onnxdecomp.core.chain import Chain
-from onnxdecomp.core.layer import Array
+from onnxdecomp.core.layer import Array, ConvSpec
 from onnxdecomp.core.steps import (
     BlockMatMul,
     Convolve,
@@ -21,6 +21,8 @@ from onnxdecomp.core.steps import (
     Lookup,
     MatMul,
     Pad,
+    PermuteChannels,
+    RegroupBatch,
     Reshape,
     Shape,
     Slice,
@@ -31,8 +33,10 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.int8_weights import on_grid
 from onnxdecomp.layers.lower import labels, lower
+from onnxdecomp.layers.replace import Rewriter
+from tests.builders.graphs import from_x, match_of, node
 from tests.builders.running import run
-from tests.core.test_steps import KINDS, drawn, each, each_weighted, normal
+from tests.core.test_steps import KINDS, drawn, each, each_weighted, normal, strided_convolves
 
 
 class Options(TypedDict, total=False):
@@ -119,6 +123,16 @@ def test_an_unknown_rank_is_said() -> None:
         lowered(Reshape((4,), (2, 2)), normal(3, 4).astype(np.float32), None)
 
 
+@settings(max_examples=40)
+@given(strided_convolves())
+def test_a_convolution_keeps_all_attributes(drawn: tuple[Convolve, Shape]) -> None:
+    step, shape = drawn
+    # ONNX Runtime knows no automatic padding of a dilated kernel.
+    assume(not isinstance(step.spec.pads, str) or set(step.spec.dilations) == {1})
+    made = lowered(step, normal(*shape).astype(np.float32), len(shape))
+    assert made.shape == step.output_shape(shape)
+
+
 @each_weighted
 @settings(max_examples=10)
 @given(data=st.data())
@@ -154,11 +168,42 @@ def test_transposes_in_a_row_are_one(perms: list[tuple[int, ...]], operators: li
     np.testing.assert_array_equal(given_, Chain(tuple(steps), None, 1).forward(x))
 
 
-def test_a_transpose_of_another_value_is_left_alone() -> None:
-    x = normal(5, 2, 3).astype(np.float32)
-    steps = [Transpose((1, 0)), MatMul(normal(2, 2)), Transpose((1, 0))]
-    _, made = emitted(steps, x, 2)
+def test_transposes_with_something_between_them_are_left_alone() -> None:
+    x, turn = normal(5, 2, 3).astype(np.float32), Transpose((1, 0))
+    _, made = emitted([turn, MatMul(normal(2, 2)), turn, turn, turn], x, 2)
     assert made == ["Transpose", "MatMul", "Transpose"]
+
+
+POINTWISE = Convolve(normal(6, 4, 1, 1), ConvSpec((1, 1), (1, 1), (0, 0, 0, 0)))
+BIAS = np.arange(6, dtype=np.float32)
+
+
+@pytest.mark.parametrize("bias", ["own", "other", "none"])
+@pytest.mark.parametrize(
+    ("steps", "operators"),
+    [
+        ((POINTWISE,), ["Conv"]),
+        ((PermuteChannels((3, 2, 1, 0)), POINTWISE), ["Gather", "Conv"]),
+        ((POINTWISE, PermuteChannels((5, 3, 1, 0, 2, 4))), ["Conv", "Gather"]),
+        ((POINTWISE, RegroupBatch(3), RegroupBatch(6)), ["Conv", "Reshape", "Reshape"]),
+    ],
+)
+def test_the_bias_goes_into_a_last_convolution(
+    steps: tuple[Step, ...], operators: list[str], bias: str
+) -> None:
+    weights = {"w": normal(6, 4, 1, 1).astype(np.float32), "b": BIAS}
+    model = from_x([node("Conv", "x w b", "y", name="layer")], weights, [2, 4, 3, 5])
+    match = match_of(model)
+    added = {"own": match.layer.bias, "other": 2 * BIAS, "none": None}[bias]
+    chain = Chain(steps, added, 4)
+    Rewriter(model).replace(match, chain, {})
+    alone = [*operators, "Add"] if operators[-1] != "Conv" and added is not None else operators
+    assert [made.op_type for made in model.graph] == alone
+    assert ("b" in model.graph.initializers) == (bias == "own" and operators[-1] == "Conv")
+    x = normal(2, 4, 3, 5).astype(np.float32)
+    (y,) = run(model, {"x": x})
+    expected = Chain(steps, None, 4).forward(x) + (0 if added is None else added[:, None, None])
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_labels_are_the_steps_own_or_their_places() -> None:
