@@ -55,8 +55,11 @@ class Conv(LayerAdapter):
             return f"its weight has {source.array.ndim} dimensions; a convolution's has at least 3"
         x = node.inputs[0]
         assert x is not None
+        shape = dims(x)
+        if shape is not None and len(shape) != source.array.ndim:
+            return f"its activation has {len(shape)} dimensions, its weight {source.array.ndim}"
         transposed = node.op_type == "ConvTranspose"
-        spec = _spec(node, source.array, transposed, dims(x))
+        spec = _spec(node, source.array, transposed, shape)
         if isinstance(spec, str):
             return spec
         bias_value = node.inputs[2] if len(node.inputs) > 2 else None
@@ -75,7 +78,7 @@ class Conv(LayerAdapter):
             bias=bias,
             bias_value=bias_value,
             conv=spec,
-            input_shape=dims(x),
+            input_shape=shape,
             output_shape=dims(node.outputs[0]),
         )
 

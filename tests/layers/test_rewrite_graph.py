@@ -268,6 +268,12 @@ def test_a_computed_weight_is_no_layer() -> None:
     assert "no operand is constant" in skips[0].reason
 
 
+def test_a_weight_of_other_dimensions_than_its_activation_is_no_layer() -> None:
+    matched, skips = find(ir.from_proto(model([conv("x", "w", "y", "one")], {"w": W[..., 0]})))
+    assert not matched
+    assert skips[0].reason == "its activation has 4 dimensions, its weight 3"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_weight_that_is_not_finite(value: float) -> None:
     bad = W.copy()
