@@ -28,7 +28,8 @@ def with_seen_shapes(
     """The matches; where inference does not tell all sizes, with those of one run on random inputs.
 
     If one layer needs the run, all layers whose sizes the model leaves free have those of the run, so that
-    their costs are at one and the same size of the inputs. Layers that did not run stay as they are.
+    their costs are at one and the same size of the inputs. Layers that did not run, or on nothing, stay as
+    they are: other inputs may bring rows to them.
 
     Args:
         model: The model.
@@ -42,7 +43,7 @@ def with_seen_shapes(
     found = _in_a_run(model, unknown, shapes)
     return [
         replace(match, layer=replace(match.layer, seen_shape=_canonical(match, found[match.nodes[0]])))
-        if match.nodes[0] in found
+        if math.prod(found.get(match.nodes[0], (0,)))
         else match
         for match in matched
     ]

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxdecomp.calibration.reachability import UNREACHED
 from onnxdecomp.calibration.statistics import Calibration, parted, shortened
 from onnxdecomp.core.names import some
+from onnxdecomp.core.patterns import names_of
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch, Skip
@@ -220,7 +221,7 @@ def _result(picker: _Picker, tried: Tried) -> SearchResult:
 
 def _idle(weighed: LayerProfiles) -> Iterator[str]:
     """What is said of layers that no input reaches: nothing is known of what they would lose."""
-    names = [entry.match.layer.name for entry in weighed.layers if entry.reason == UNREACHED]
+    names = [names_of(entry.match.layer)[-1] for entry in weighed.layers if entry.reason == UNREACHED]
     if names:
         yield f"kept, for no calibration input reaches them: {some(names)}"
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from onnxdecomp.pipeline.base import Progress
     from onnxdecomp.pipeline.configuration import PipelineSource
     from onnxdecomp.pipeline.pipeline import PipelineResult
+    from onnxdecomp.record.schema.training import Training
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.training.settings import Settings
     from onnxdecomp.workflow.keywords import CompressOptions
@@ -229,7 +230,10 @@ def _written(
             require_verified(verified)
         timed, remarks = _timed(run, made, written, meter) if config.bench and changed else (None, ())
         seen = _said_of_check(verified, layers, fitted=run.data is run.calib, trained=made.learnt is not None)
-        notes = _together(told, chosen.said, ran.notes, chosen.notes, error_notes(plan), remarks, seen)
+        taught = _said_of_training(made.learnt)
+        notes = _together(
+            told, chosen.said, ran.notes, chosen.notes, error_notes(plan), taught, remarks, seen
+        )
         record = run_record(
             before,
             plan=plan,
@@ -266,6 +270,13 @@ def _said_of_check(
         return ()
     own = fitted and (trained or any(layer.loss is not None for layer in layers))
     return (*checked.notes, _SEEN) if own else checked.notes
+
+
+def _said_of_training(learnt: Training | None) -> tuple[str, ...]:
+    """That a training changed nothing, where no epoch was better."""
+    if learnt is None or learnt.best:
+        return ()
+    return ("finetune: no epoch was better on the held-out samples: the numbers are those from before it",)
 
 
 def _together(*notes: Sequence[str]) -> tuple[str, ...]:

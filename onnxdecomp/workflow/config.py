@@ -208,7 +208,7 @@ class CompressConfig(PlanOptions):
                 onnxdecomp.workflow.config_checks.checked.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        known = {f.name for f in option_fields(cls)}
+        known = [f.name for f in option_fields(cls)]
         for name in given:
             if name not in known:
                 raise UsageError(f"compress has no option {name!r}{suggest(name, known)}")

@@ -46,8 +46,10 @@ def from_json(value: Mapping[str, object]) -> CompressConfig:
     Raises:
         UsageError: It is of another version, or holds what is no option.
     """
-    if value.get("version") != VERSION:
-        raise UsageError(f"a configuration of version {value.get('version')!r}, not {VERSION}")
+    if "version" not in value:
+        raise UsageError(f'a configuration says "version": {VERSION}; this one names no version')
+    if value["version"] != VERSION:
+        raise UsageError(f"a configuration of version {value['version']!r}, not {VERSION}")
     known = {field.name: described(field).group for field in option_fields(CompressConfig)}
     options: dict[str, object] = {}
     for group, table in value.items():
@@ -76,7 +78,10 @@ def source_of(config: CompressConfig | PipelineSource) -> CompressConfig | Pipel
         held = jsonio.read(config)
         if not isinstance(held, Mapping):
             raise UsageError(f"{config} holds no configuration")
-        return from_json(held)
+        try:
+            return from_json(held)
+        except UsageError as error:
+            raise UsageError(f"{config}: {error}") from None
     return from_json(config) if isinstance(config, Mapping) and "version" in config else config
 
 

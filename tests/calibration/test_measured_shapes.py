@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxdecomp import inspect
+from onnxdecomp import compress, inspect
 from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.calibration.measured_shapes import largest_value, shapes_in_a_run, with_seen_shapes
 from onnxdecomp.cli.show import show_plan
@@ -181,6 +181,35 @@ def test_layers_in_subgraphs_have_the_shape_of_a_run_or_none() -> None:
     assert seen["then"].seen_shape == (1, 5, 8)
     assert seen["then"].sized
     assert not seen["else"].sized
+
+
+def experts() -> onnx.ModelProto:
+    """A product sees those rows that have a number above a thousand: none."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["h"], "first"),
+        helper.make_node("ReduceMax", ["h"], ["most"], axes=[1], keepdims=0),
+        helper.make_node("Greater", ["most", "limit"], ["chosen"]),
+        helper.make_node("Compress", ["h", "chosen"], ["rows"], axis=0),
+        helper.make_node("MatMul", ["rows", "idle"], ["out"], "idle"),
+        helper.make_node("ReduceSum", ["out"], ["sum"], keepdims=1),
+        helper.make_node("Add", ["h", "sum"], ["y"]),
+    ]
+    weights = {"first": normal(24, 24), "idle": normal(24, 24), "limit": np.array(1000, np.float32)}
+    return make(nodes, [value("x", ["N", 24])], [value("y", ["N", 24])], weights)
+
+
+def test_a_layer_without_rows_in_the_run_costs_what_a_row_costs() -> None:
+    model, matched = matches_of(experts())
+    seen = {match.layer.name: match.layer for match in with_seen_shapes(model, matched)}
+    assert not seen["idle"].sized
+    assert seen["idle"].assumed_input_shape() == (1, 24)
+    calib = [{"x": normal(4, 24, seed=seed)} for seed in range(4)]
+    result = compress(
+        experts(), calib=calib, rank="0.25", method="svd", simplify="none", bench=False, verify=False
+    )
+    assert {layer.name: layer.method for layer in result.layers} == {"first": "svd", "idle": "svd"}
+    (reason,) = [layer.reason for layer in result.layers if layer.name == "idle"]
+    assert reason == "fitted to its weight alone: no calibration input reaches it"
 
 
 def test_macs_that_nobody_knows_are_not_told(capsys: pytest.CaptureFixture[str]) -> None:

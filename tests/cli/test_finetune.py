@@ -63,6 +63,20 @@ def test_in_one_go(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(training["epochs"]) == 3
 
 
+def test_a_training_that_won_nothing_says_so(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples(Path("data.npz"), count=12)
+    done = command(
+        capsys,
+        *("compress", model, "-o", "small.onnx", *QUICK, "--calib", "data.npz"),
+        *("--finetune", "epochs=1,batch=4,rate=1", "--json", "-"),
+    )
+    assert done.code == 0, done.err
+    record = json.loads(done.out)
+    assert record["training"]["best"] == 0
+    assert any(note.startswith("finetune: no epoch was better") for note in record["notes"])
+    assert "no epoch was better" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [

@@ -24,7 +24,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.search.plan_options import PlanOptions
 from onnxdecomp.workflow.config import _LARGE_TYPES, GROUPS, CompressConfig, hints
 from onnxdecomp.workflow.config_checks import checked
-from onnxdecomp.workflow.config_json import from_json, to_json
+from onnxdecomp.workflow.config_json import from_json, source_of, to_json
 from onnxdecomp.workflow.keywords import CompressOptions
 from onnxdecomp.workflow.request import request_of
 from tests.builders.commands import command
@@ -180,6 +180,18 @@ def test_the_json_form_goes_there_and_back(tmp_path: Path) -> None:
 def test_json_that_is_no_configuration(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         from_json({**WRITTEN, **change})
+
+
+def test_a_file_without_a_version_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "own.json"
+    file.write_text('{"goal": {"rank": "4"}}')
+    with pytest.raises(UsageError, match=r'own\.json: .*"version": 1.* names no version'):
+        source_of(file)
+
+
+def test_an_unknown_option_is_told_the_known_ones_in_their_order() -> None:
+    with pytest.raises(UsageError, match=r"did you mean 'rank'\? \(known: target, rank, layers, "):
+        CompressConfig.of(None, {"rnk": "4"})
 
 
 def test_the_json_form_is_taken_where_a_configuration_is(
