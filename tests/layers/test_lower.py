@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import TypedDict, Unpack
 
@@ -32,9 +33,10 @@ from onnxdecomp.core.steps import (
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.int8_weights import on_grid
-from onnxdecomp.layers.lower import labels, lower
+from onnxdecomp.layers.lower import labels, lower, lower_linear
 from onnxdecomp.layers.replace import Rewriter
 from tests.builders.graphs import from_x, match_of, node
+from tests.builders.layers import linear_layer
 from tests.builders.running import run
 from tests.core.test_steps import KINDS, drawn, each, each_weighted, normal, strided_convolves
 
@@ -46,10 +48,10 @@ class Options(TypedDict, total=False):
     quantize: bool
 
 
-def emitted(
-    steps: Sequence[Step], x: Array, rank: int | None, **options: Unpack[Options]
+def computed(
+    emission: Callable[[ir.Value, Emitter], ir.Value], x: Array, **options: Unpack[Options]
 ) -> tuple[Array, list[str]]:
-    """What the nodes of some steps give for an activation, and their operators."""
+    """What the nodes that are emitted on a value give for an activation, and their operators."""
     numbers, constants = count(), []
 
     def constant(array: Array, name: str, key: object) -> ir.Value:
@@ -57,10 +59,9 @@ def emitted(
         return constants[-1]
 
     kind = ir.DataType.from_numpy(x.dtype)
-    value = source = ir.Value(name="x", shape=ir.Shape(x.shape), type=ir.TensorType(kind))
+    source = ir.Value(name="x", shape=ir.Shape(x.shape), type=ir.TensorType(kind))
     emit = Emitter(constant, lambda name: f"{name}{next(numbers)}", "layer", ir.DataType.FLOAT, {}, **options)
-    for step in steps:
-        value = lower(step, value, rank, "step", emit)
+    value = emission(source, emit)
     operators = [node.op_type for node in emit.nodes]
     emit.add("Identity", [value], "y")
     outputs = [emit.nodes[-1].outputs[0]]
@@ -69,6 +70,19 @@ def emitted(
     )
     (y,) = run(ir.Model(graph, ir_version=8), {"x": x})
     return y, operators
+
+
+def emitted(
+    steps: Sequence[Step], x: Array, rank: int | None, **options: Unpack[Options]
+) -> tuple[Array, list[str]]:
+    """The same of some steps."""
+
+    def emission(value: ir.Value, emit: Emitter) -> ir.Value:
+        for step in steps:
+            value = lower(step, value, rank, "step", emit)
+        return value
+
+    return computed(emission, x, **options)
 
 
 def lowered(step: Step, x: Array, rank: int | None, **options: Unpack[Options]) -> Array:
@@ -204,6 +218,25 @@ def test_the_bias_goes_into_a_last_convolution(
     (y,) = run(model, {"x": x})
     expected = Chain(steps, None, 4).forward(x) + (0 if added is None else added[:, None, None])
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (2, 5, 6), None])
+def test_a_chain_of_a_product_knows_the_rank_from_the_layer(shape: Shape | None) -> None:
+    layer = replace(linear_layer(4, 6), input_shape=shape)
+    steps = (Reshape((6,), (2, 3)), BlockMatMul(normal(2, 3, 2)), Reshape((2, 2), (4,)))
+    chain = Chain(steps, normal(4), 6)
+    x = normal(*(shape or (5, 6))).astype(np.float32)
+
+    def emission(value: ir.Value, emit: Emitter) -> ir.Value:
+        return lower_linear(chain, layer, value, emit)
+
+    if shape is None:
+        with pytest.raises(ModelError, match="the rank of its activation is unknown"):
+            computed(emission, x)
+        return
+    y, _ = computed(emission, x)
+    without_bias = replace(chain, bias=None).forward(x)
+    np.testing.assert_allclose(y, without_bias, rtol=1e-4, atol=1e-4)
 
 
 def test_labels_are_the_steps_own_or_their_places() -> None:
