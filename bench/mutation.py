@@ -195,11 +195,12 @@ def measured(copy: Path, module: str, each: int, most: int | None, seed: int) ->
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The modules, and below them the survivors."""
-    head = ("module", "date", "mutants", "tried", "noticed", "survived", "CPU s")
+    head = ("module", "date", "Cosmic Ray", "mutants", "tried", "noticed", "survived", "CPU s")
     counts = [
         (
             f"`{module}`",
             row["date"],
+            row["cosmic-ray"],
             str(row["mutants"]),
             str(row["tried"]),
             str(row["tried"] - len(row["survivors"])),
