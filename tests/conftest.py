@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # "ci" repeats itself: a red run is the change's fault. HYPOTHESIS_PROFILE=thorough looks further; with "few"
 # the tests themselves are tested (bench/mutation.py).
 _slow_data = [HealthCheck.too_slow, HealthCheck.data_too_large]
-settings.register_profile("ci", derandomize=True, deadline=None, suppress_health_check=_slow_data)
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, max_examples=50, suppress_health_check=_slow_data
+)
 settings.register_profile(
     "few", settings.get_profile("ci"), max_examples=15, phases=[Phase.explicit, Phase.generate]
 )
