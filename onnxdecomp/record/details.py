@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from onnxdecomp.core.spectrum import Spectrum
 from onnxdecomp.latency.kernel_profile import Profile
 from onnxdecomp.layers.replace import Rewritten
 from onnxdecomp.record.node_view import surroundings
-from onnxdecomp.record.schema.layers import DetailedLayer, KernelTimes, LayerRecord, Spectrum, Surroundings
-from onnxdecomp.record.schema.reading import recorded
+from onnxdecomp.record.schema.layers import DetailedLayer, KernelTimes, LayerRecord, Surroundings
 from onnxdecomp.record.schema.timing import KernelProfile, TimeSpent
 from onnxdecomp.search.spectra import LayerSpectra
 
@@ -76,9 +76,7 @@ def details_of(
         spent: Where the time goes, see Details.
     """
     done = {(layer.graph, layer.name) for layer in layers if layer.status == "decomposed"}
-    found = {
-        (entry.graph, entry.layer): [recorded(Spectrum, one) for one in entry.spectra] for entry in spectra
-    }
+    found = {(entry.graph, entry.layer): entry.spectra for entry in spectra}
     return Details(
         spectra={key: value for key, value in found.items() if key in done},
         nodes={(r.match.layer.graph, r.match.layer.name): surroundings(r) for r in rewritten},

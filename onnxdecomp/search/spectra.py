@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.spectrum import Spectrum
 from onnxdecomp.decompositions.base import Decomposition, refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.layers.adapter import LayerMatch
@@ -18,33 +19,12 @@ POINTS = 48
 
 
 @dataclass(frozen=True)
-class Truncation:
-    """What one rank of a method truncates.
-
-    Attributes:
-        name: The rank's name: "out", "in", "rank", …
-        rank: Where it is cut.
-        full: How many singular values there are.
-        kept: The part of their squared sum before the cut, from 0 to 1.
-        index: The places of the values that are given, from 1.
-        values: Those singular values over the largest.
-    """
-
-    name: str
-    rank: int
-    full: int
-    kept: float
-    index: tuple[int, ...]
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class LayerSpectra:
     """The spectra of one layer, by its graph and its name."""
 
     graph: str
     layer: str
-    spectra: tuple[Truncation, ...]
+    spectra: tuple[Spectrum, ...]
 
 
 def spectra_of(matched: Sequence[LayerMatch], plan: Plan) -> tuple[LayerSpectra, ...]:
@@ -57,7 +37,7 @@ def spectra_of(matched: Sequence[LayerMatch], plan: Plan) -> tuple[LayerSpectra,
     )
 
 
-def spectra(layer: Layer, choice: Choice) -> tuple[Truncation, ...]:
+def spectra(layer: Layer, choice: Choice) -> tuple[Spectrum, ...]:
     """One per rank; of a method with fewer ranks than spectra, all are cut at the last."""
     method = get(choice.method or "", **choice.options)
     if refusal_of(method, layer) is not None or not choice.ranks:
@@ -76,7 +56,7 @@ def _name(method: Decomposition, choice: Choice, place: int) -> str:
     return names[place] if place < len(names) and names[place] != "…" else f"rank {place + 1}"
 
 
-def _spectrum(name: str, rank: int, values: Array) -> Truncation:
+def _spectrum(name: str, rank: int, values: Array) -> Spectrum:
     full = len(values)
     squares = np.square(np.asarray(values, np.float64))
     total = float(squares.sum())
@@ -84,7 +64,7 @@ def _spectrum(name: str, rank: int, values: Array) -> Truncation:
     places = {int(place) for place in np.geomspace(1, full, POINTS - 1).round()} | {min(rank, full)}
     index = tuple(sorted(places))
     top = float(values[0]) or 1.0
-    return Truncation(
+    return Spectrum(
         name=name,
         rank=rank,
         full=full,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner
 
 from onnxdecomp.cli.methods import command
-from onnxdecomp.core import plugins
 from onnxdecomp.decompositions import registry
 from onnxdecomp.decompositions.base import Refusal, refusal_of
 from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.errors import UsageError
 from onnxdecomp.search.rules import Defaults, parse_rule
+from tests.builders.entry_points import register_points
 from tests.builders.layers import conv_layer, linear_layer
 
 HERE = __name__
@@ -61,24 +60,12 @@ BROKEN = {
 }
 
 
-class Dist:
-    """As much of a distribution as an entry point is asked for."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.version = name, "1.0"
-
-
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Register entry points: register(first="GOOD", second="RIVAL")."""
 
     def apply(**mappings: str) -> None:
-        points = []
-        for name, attribute in mappings.items():
-            point = EntryPoint(name, f"{HERE}:{attribute}", registry.GROUP)
-            vars(point).update(dist=Dist(name))
-            points.append(point)
-        monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+        register_points(monkeypatch, registry.GROUP, HERE, mappings)
         registry._discovered.cache_clear()
 
     yield apply

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from importlib.metadata import EntryPoint
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -12,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.core import plugins
 from onnxdecomp.decompositions import registry as registry_of_methods
 from onnxdecomp.decompositions.registry import METHODS
 from onnxdecomp.layers import registry
@@ -31,6 +29,7 @@ from tests.builders.cases import (
     matmuls,
     recurrent,
 )
+from tests.builders.entry_points import Dist, register_points
 from tests.layers.test_attention import attentions
 from tests.layers.test_matmul_nbits import layers as blocks
 from tests.layers.test_more_layers_exact import assert_kept
@@ -93,13 +92,6 @@ def test_what_a_method_says_of_layers_are_operators_of_adapters(method: str) -> 
     assert {operator for operators in named for operator in operators} <= known
 
 
-class Dist:
-    """As much of a distribution as an entry point is asked for."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.version = name, "1.0"
-
-
 class Another(Linear):
     operators: ClassVar[tuple[tuple[str, str], ...]] = (("my.domain", "Product"),)
 
@@ -120,7 +112,7 @@ GOOD = {"another": f"{HERE}:Another"}
 RIVAL = {"another": f"{HERE}:Another"}
 BROKEN = {
     "lost": "no_such_module:Class",
-    "plain": f"{HERE}:Dist",
+    "plain": f"{HERE}:{Dist.__name__}",
     "unfinished": f"{HERE}:Unfinished",
     "nameless": f"{HERE}:Nameless",
     "taken": f"{HERE}:Taken",
@@ -132,12 +124,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Register entry points: register(first="GOOD", second="RIVAL")."""
 
     def apply(**mappings: str) -> None:
-        points = []
-        for name, attribute in mappings.items():
-            point = EntryPoint(name, f"{HERE}:{attribute}", registry.GROUP)
-            vars(point).update(dist=Dist(name))
-            points.append(point)
-        monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+        register_points(monkeypatch, registry.GROUP, HERE, mappings)
         registry._adapters.cache_clear()
 
     yield apply

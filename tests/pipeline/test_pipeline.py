@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -15,13 +14,13 @@ from click.testing import CliRunner
 from onnx import helper
 
 from onnxdecomp.cli.passes import command
-from onnxdecomp.core import plugins
 from onnxdecomp.errors import GateError, ModelError, OnnxDecompError, UsageError
 from onnxdecomp.pipeline import configuration, installed, pipeline
 from onnxdecomp.pipeline.base import Need, Pass, PassContext, PassResult, option
 from onnxdecomp.quantization.bounds import Memory
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.workflow.compress import compress
+from tests.builders.entry_points import register_points
 from tests.builders.graphs import model
 
 HERE = __name__
@@ -83,25 +82,12 @@ RIVAL = {"probe": f"{HERE}:Probe"}
 ODD = {"odd": f"{HERE}:NotAPass", "lost": "no_such_module:Class"}
 
 
-class Dist:
-    """As much of a distribution as an entry point is asked for."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.version = name, "1.0"
-
-
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Register entry points: register(first="PASSES", second="RIVAL")."""
 
     def apply(**mappings: str) -> None:
-        points = []
-        for name, attribute in mappings.items():
-            value = attribute if ":" in attribute else f"{HERE}:{attribute}"
-            point = EntryPoint(name, value, installed.GROUP)
-            vars(point).update(dist=Dist(name))
-            points.append(point)
-        monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+        register_points(monkeypatch, installed.GROUP, HERE, mappings)
 
     return apply
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from onnxdecomp.core.json_values import Json
+from onnxdecomp.core.spectrum import Spectrum
 from onnxdecomp.record.schema.markers import ABSENT
 from onnxdecomp.record.schema.planning import Shape
 
@@ -62,27 +63,6 @@ class KernelTimes:
 
     before: float | None
     after: float | None
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """What one rank of a method truncates.
-
-    Attributes:
-        name: The rank's name: "out", "in", "rank", …
-        rank: Where it is cut.
-        full: How many singular values there are.
-        kept: The part of their squared sum before the cut, from 0 to 1.
-        index: The places of the values that are given, from 1.
-        values: Those singular values over the largest.
-    """
-
-    name: str
-    rank: int
-    full: int
-    kept: float
-    index: tuple[int, ...]
-    values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
