@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -90,7 +90,11 @@ class Btd:
             return math.hypot(*missed) <= error * norm
 
         steps = max(self.full_ranks(layer))
-        return self.fraction_ranks(layer, _least(steps, lambda n: meets(self._at(layer, n, steps))) / steps)
+
+        def at(step: int) -> Ranks:
+            return self.fraction_ranks(layer, step / steps)
+
+        return at(1 + bisect_left(range(1, steps), True, key=lambda step: meets(at(step))))
 
     def shapes(self, layer: Layer, ranks: Ranks) -> tuple[tuple[int, ...], ...]:
         (out, inner), g, b = ranks, layer.groups, self._count(layer)
@@ -119,9 +123,6 @@ class Btd:
 
     def _count(self, layer: Layer) -> int:
         return min(self.blocks, *channels(layer))
-
-    def _at(self, layer: Layer, step: int, steps: int) -> Ranks:
-        return self.fraction_ranks(layer, step / steps)
 
     def _terms(self, w: Array, ranks: Ranks) -> tuple[list[tuple[Array, Array, Array]], float]:
         """The terms (A, core, B) of one group, and the norm of what they leave.
@@ -152,12 +153,3 @@ class Btd:
 def _tensor(term: tuple[Array, Array, Array]) -> Array:
     a, core, b = term
     return mode_dot(compress_inputs(core, b.T), a, 0)
-
-
-def _least(most: int, holds: Callable[[int], bool]) -> int:
-    """The smallest number from 1 at which it holds, if it holds at all above that, too; `most` at the end."""
-    low, high = 0, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
