@@ -1,4 +1,4 @@
-"""A plan without some of its layers: they stay as they were, and say why."""
+"""A plan without some of its layers and cuts: they stay as they were, and say why."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TypeAlias
 
-from onnxdecomp.search.plan import Choice, Plan
+from onnxdecomp.search.plan import Choice, Cut, Plan
 
 Key: TypeAlias = tuple[str, str]
-"""A layer: the graph that it stands in, and its name."""
+"""A layer: the graph that it stands in, and its name; or a channel: CHANNEL and its name."""
 
+CHANNEL = "<channel>"
+"""In place of a graph in the key of a channel."""
 
 BETTER_KEPT = "better kept: "
 """How the reason begins of a layer to which others were preferred."""
@@ -18,21 +20,35 @@ BETTER_KEPT = "better kept: "
 _NOT_TRIED = "left out of the plan that was put back: "
 
 
-def key_of(choice: Choice) -> Key:
-    """The layer that a choice is about."""
-    return choice.graph, choice.layer
+def key_of(choice: Choice | Cut) -> Key:
+    """The layer or channel that a choice is about."""
+    return (CHANNEL, choice.channel) if isinstance(choice, Cut) else (choice.graph, choice.layer)
+
+
+def changes_of(plan: Plan) -> tuple[Choice | Cut, ...]:
+    """All that a plan does: chains and cuts."""
+    return (*plan.decomposed, *plan.cuts)
 
 
 def without(plan: Plan, layers: Collection[Key], reason: str) -> Plan:
-    """The plan with these layers kept, for this reason."""
+    """The plan with these layers and channels kept, for this reason."""
 
     def kept(choice: Choice) -> Choice:
         if choice.method is None or key_of(choice) not in layers:
             return choice
         return replace(choice, method=None, options={}, ranks=(), reason=reason, after=None)
 
-    left = replace(plan, choices=tuple(kept(choice) for choice in plan.choices))
-    return left if left.decomposed or not plan.decomposed else _all_kept(left)
+    def whole(cut: Cut) -> Cut:
+        return uncut(cut, reason) if cut.method is not None and key_of(cut) in layers else cut
+
+    choices, channels = tuple(map(kept, plan.choices)), tuple(map(whole, plan.channels))
+    left = replace(plan, choices=choices, channels=channels)
+    return left if left.changes or not plan.changes else _all_kept(left)
+
+
+def uncut(cut: Cut, reason: str) -> Cut:
+    """The channel as it is, for this reason."""
+    return replace(cut, method=None, kept=cut.width, reason=reason, after=None)
 
 
 def _all_kept(plan: Plan) -> Plan:
@@ -47,5 +63,5 @@ def _all_kept(plan: Plan) -> Plan:
 
 
 def nothing_of(plan: Plan, reason: str = "") -> Plan:
-    """The plan with every layer kept."""
-    return without(plan, {key_of(choice) for choice in plan.decomposed}, reason)
+    """The plan with every layer and channel kept."""
+    return without(plan, {key_of(choice) for choice in changes_of(plan)}, reason)

@@ -40,7 +40,7 @@ def refine_by_latency(
         found = choose(correction)
         if not (seen or quantized or wanted is None):
             found = _something(choose, found, wanted)
-        if isinstance(found, OutOfReach) or not found.plan.decomposed or found.latency is None:
+        if isinstance(found, OutOfReach) or not found.plan.changes or found.latency is None:
             # Only the first is what was asked for: the others hang on the measurement before them.
             if not seen:
                 return found
@@ -66,7 +66,7 @@ def _something(
 
     A file in which nothing is decomposed is the original, which nobody has simplified.
     """
-    if isinstance(found, OutOfReach) or found.plan.decomposed or not found.latency or wanted >= 1:
+    if isinstance(found, OutOfReach) or found.plan.changes or not found.latency or wanted >= 1:
         return found
     least = choose(_ASIDE * wanted / found.latency)
     return found if isinstance(least, OutOfReach) else least

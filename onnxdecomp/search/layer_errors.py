@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from onnxdecomp.core.names import some
 from onnxdecomp.errors import DefectError, OnnxDecompError
-from onnxdecomp.search.keep_layers import Key, key_of
-from onnxdecomp.search.plan import Choice, Plan
+from onnxdecomp.search.keep_layers import Key, key_of, uncut
+from onnxdecomp.search.plan import Choice, Cut, Plan
 
 _KEPT = "kept for an error of onnxdecomp: "
 _LONGEST = 300
@@ -48,15 +48,20 @@ def keeping(plan: Plan, reasons: Mapping[Key, str]) -> Plan:
             return choice
         return replace(choice, method=None, options={}, ranks=(), reason=reason, after=None, fixed=True)
 
-    return replace(plan, choices=tuple(kept(choice) for choice in plan.choices))
+    def whole(cut: Cut) -> Cut:
+        return cut if (reason := reasons.get(key_of(cut))) is None else uncut(cut, reason)
+
+    choices, channels = tuple(map(kept, plan.choices)), tuple(map(whole, plan.channels))
+    return replace(plan, choices=choices, channels=channels)
 
 
 def error_notes(plan: Plan) -> tuple[str, ...]:
     """What is said of the layers of a plan that an error of ours has met."""
     layers: dict[str, list[str]] = {}
-    for choice in plan.choices:
-        if choice.reason.startswith(_KEPT):
-            layers.setdefault(choice.reason, []).append(choice.layer)
+    told = [(choice.layer, choice.reason) for choice in plan.choices]
+    for name, reason in (*told, *((cut.channel, cut.reason) for cut in plan.channels)):
+        if reason.startswith(_KEPT):
+            layers.setdefault(reason, []).append(name)
     return tuple(
         f"{some(names)}: {reason}; please report it, with the traceback that --debug shows"
         for reason, names in layers.items()

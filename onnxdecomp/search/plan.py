@@ -55,6 +55,33 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What happens to one channel: what some layers make and others read, with nothing but operators that
+    work unit by unit between them.
+
+    Attributes:
+        channel: Its name, which is that of the first layer that makes it.
+        method: The method that cuts it, or None where it stays as it is.
+        width: Its units.
+        kept: Those that are left, `width` where it stays.
+        producers, readers: The layers that make it, and those that read it.
+        reason: Why it stays, a phrase for people; empty where it is cut.
+        before: What all layers cost that it is an axis of.
+        after: What they cost with this channel alone cut; None where it stays.
+    """
+
+    channel: str
+    method: str | None
+    width: int
+    kept: int
+    producers: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+    reason: str = ""
+    before: Cost | None = None
+    after: Cost | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """One choice per operator that carries a weight, in graph order.
 
@@ -62,18 +89,35 @@ class Plan:
         choices: The choices.
         repair: Whether layers that are kept get other numbers, and BatchNormalization other statistics,
             where layers before them have changed what they see and calibration inputs show it.
+        channels: What happens to the channels between layers, in graph order; empty where none was looked at.
     """
 
     choices: tuple[Choice, ...]
     repair: bool = True
+    channels: tuple[Cut, ...] = ()
 
     @property
     def decomposed(self) -> tuple[Choice, ...]:
+        """The choices that replace a layer by a chain."""
         return tuple(choice for choice in self.choices if choice.method is not None)
 
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The channels that are cut."""
+        return tuple(cut for cut in self.channels if cut.method is not None)
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is decomposed."""
+        return bool(self.decomposed or self.cuts)
+
     def to_json(self) -> dict[str, Json]:
+        """The plan as JSON values: of version 1, which earlier releases read, where no channel is in it."""
         choices: list[Json] = [asdict(choice) for choice in self.choices]
-        return {"version": 1, "repair": self.repair, "choices": choices}
+        if not self.channels:
+            return {"version": 1, "repair": self.repair, "choices": choices}
+        channels: list[Json] = [asdict(cut) for cut in self.channels]
+        return {"version": 2, "repair": self.repair, "choices": choices, "channels": channels}
 
     @staticmethod
     def from_json(value: Mapping[str, Json]) -> Plan:
@@ -83,11 +127,12 @@ class Plan:
             UsageError: The value is no plan of a version that this release reads.
         """
         entries = value.get("choices")
-        if value.get("version") != 1 or not isinstance(entries, list):
-            raise UsageError("this is no onnxdecomp plan of version 1")
+        if value.get("version") not in (1, 2) or not isinstance(entries, list):
+            raise UsageError("this is no onnxdecomp plan of version 1 or 2")
         try:
             choices = tuple(_choice(entry) for entry in entries)
-            return Plan(choices, repair=bool(value.get("repair", False)))
+            cuts = tuple(_cut(_mapping(entry)) for entry in _list(value.get("channels", ())))
+            return Plan(choices, repair=bool(value.get("repair", False)), channels=cuts)
         except KeyError as error:
             raise UsageError(f"the plan is damaged: a choice lacks {error}") from error
         except (TypeError, ValueError, AttributeError) as error:
@@ -119,6 +164,25 @@ def _choice(entry: Mapping[str, Json]) -> Choice:
         fixed=bool(entry.get("fixed", False)),
         copied=_whole(entry.get("copied", 0)),
         sized=bool(entry.get("sized", True)),
+    )
+
+
+def _cut(entry: Mapping[str, Json]) -> Cut:
+    method, width, kept = entry["method"], _whole(entry["width"]), _whole(entry["kept"])
+    if method is not None and not isinstance(method, str):
+        raise ValueError(f"channel {entry['channel']!r}: {method!r} is no name of a method")
+    if not 1 <= kept <= width:
+        raise ValueError(f"channel {entry['channel']!r}: {kept} of {width} units cannot be kept")
+    return Cut(
+        channel=str(entry["channel"]),
+        method=method,
+        width=width,
+        kept=kept,
+        producers=tuple(map(str, _list(entry.get("producers", ())))),
+        readers=tuple(map(str, _list(entry.get("readers", ())))),
+        reason=str(entry.get("reason", "")),
+        before=_cost(entry.get("before")),
+        after=_cost(entry.get("after")),
     )
 
 

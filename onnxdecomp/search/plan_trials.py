@@ -113,7 +113,7 @@ def try_plans(
                 break
             found = cheapest = pick(None)
         chosen = reached(found)
-        if not chosen.plan.decomposed:
+        if not chosen.plan.changes:
             best = best or chosen
             break
         made = trial(chosen.plan)
@@ -160,7 +160,7 @@ def _best(
             raise UsageError(_too_lossy(costs, losses, tries))
         best = nothing
         notes = ("no plan that was tried keeps the loss asked for: every layer stays",)
-    if not best.plan.decomposed:
+    if not best.plan.changes:
         _require_reach(losses, trial(best.plan))
     return Tried(best, tuple(tries), notes)
 

@@ -193,7 +193,7 @@ class _Picker:
 
     def _bytes(self, plan: Plan) -> int:
         # A file in which nothing is decomposed or quantized is the original, which nobody has simplified.
-        as_it_was = not plan.decomposed and self.precision == "float"
+        as_it_was = not plan.changes and self.precision == "float"
         return self.sizes.original if as_it_was else file_size(self.trial(plan))
 
     def _latency(self, plan: Plan) -> float:

@@ -44,7 +44,7 @@ def dry_run(
         ran = pipeline.run(loaded, passes[: passes.index(planner)], given, run.report)
         run.report("plan")
         found, _ = planner.plan(ran.model, given.only(planner.needs | planner.uses))
-    would_change = bool(found.plan.decomposed or run.config.precision)
+    would_change = bool(found.plan.changes or run.config.precision)
     require_changed(found.plan, would_change or not run.config.fail_if_unchanged)
     layers = layer_records(found.plan, carried_out=False)
     notes = (

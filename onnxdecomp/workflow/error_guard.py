@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxdecomp.core.names import some
-from onnxdecomp.search.keep_layers import key_of, nothing_of
-from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.keep_layers import changes_of, key_of, nothing_of
+from onnxdecomp.search.plan import Choice, Plan
 from onnxdecomp.search.plan_trials import QuantizedTooFarError
 from onnxdecomp.search.targets import parse_budgets
 from onnxdecomp.search.tighten import tighter
@@ -134,9 +134,12 @@ def _next_plan(chosen: TimedResult, checked: Verification, floor: float, tries: 
 
 def _changes(before: Plan, after: Plan, checked: Verification) -> str:
     """What was changed from one plan to the next, and why."""
-    now = {key_of(choice): choice for choice in after.decomposed}
-    back = [choice.layer for choice in before.decomposed if key_of(choice) not in now]
-    other = sum(choice != now[key_of(choice)] for choice in before.decomposed if key_of(choice) in now)
-    done = [f"{other} layer{'s' if other > 1 else ''} got ranks that lose less"] if other else []
+    now = {key_of(choice): choice for choice in changes_of(after)}
+    back = [key_of(choice)[1] for choice in changes_of(before) if key_of(choice) not in now]
+    other = [choice for choice in changes_of(before) if choice != now.get(key_of(choice), choice)]
+    layers = sum(isinstance(choice, Choice) for choice in other)
+    channels = len(other) - layers
+    done = [f"{layers} layer{'s' if layers > 1 else ''} got ranks that lose less"] if layers else []
+    done += [f"{channels} channel{'s' if channels > 1 else ''} got more units"] if channels else []
     done += [f"put back: {some(back)}"] if back else []
     return f"{checked.reason}: {'; '.join(done) or 'the plan stays'}"

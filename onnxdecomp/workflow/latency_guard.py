@@ -16,8 +16,8 @@ from onnxdecomp.pipeline.pipeline import PipelineResult
 from onnxdecomp.record.schema.reading import recorded
 from onnxdecomp.record.schema.timing import DecidingTiming, Interval
 from onnxdecomp.runtime import temporary_files
-from onnxdecomp.search.keep_layers import Key, key_of, nothing_of, without
-from onnxdecomp.search.plan import Choice, Cost, Plan
+from onnxdecomp.search.keep_layers import Key, changes_of, key_of, nothing_of, without
+from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
 from onnxdecomp.search.search_record import SearchRecord
 
 _ROUNDS = 3
@@ -123,12 +123,12 @@ def _guard_layers(
             break
         timed = meter.time_model(chosen.ran.model)
         found = _finding(timed, against, meter)
-        looks = (*chosen.looks, _look("layers", len(chosen.plan.decomposed), found))
+        looks = (*chosen.looks, _look("layers", len(changes_of(chosen.plan)), found))
         if found.pays:
             notes = (*chosen.notes, *_kept_unsure(found, "the result"))
             return replace(chosen, timed=timed, notes=notes, looks=looks)
         worst = _worst(chosen.plan, gains, everything=left == 0)
-        names = some([choice.layer for choice in worst])
+        names = some([key_of(choice)[1] for choice in worst])
         if found.outcome == "undecided":
             reason = f"not shown to pay on {meter.provider}: with it {found.why}"
             note = f"put back, for whether the model is faster with them is {found.why}: {names}"
@@ -167,14 +167,14 @@ def _kept_unsure(found: Finding, what: str) -> tuple[str, ...]:
     )
 
 
-def _worst(plan: Plan, gains: Mapping[Key, float], *, everything: bool) -> list[Choice]:
-    """The half of a plan's layers that gain least, or all."""
-    ordered = sorted(plan.decomposed, key=lambda choice: gains.get(key_of(choice), _saved(choice)))
+def _worst(plan: Plan, gains: Mapping[Key, float], *, everything: bool) -> list[Choice | Cut]:
+    """The half of what a plan does that gains least, or all."""
+    ordered = sorted(changes_of(plan), key=lambda choice: gains.get(key_of(choice), _saved(choice)))
     return ordered if everything else ordered[: max(1, len(ordered) // 2)]
 
 
-def _saved(choice: Choice) -> float:
-    """The share of MACs that a layer saves: what it gains where nothing was timed."""
+def _saved(choice: Choice | Cut) -> float:
+    """The MACs that a layer or channel saves, made small: what it gains where nothing was timed."""
     before, after = choice.before or Cost(0, 0), choice.after or Cost(0, 0)
     return (before.macs - after.macs) * 1e-12
 

@@ -9,7 +9,7 @@ from onnxdecomp.errors import DefectError
 from onnxdecomp.layers.lowering_check import LoweringCheck
 from onnxdecomp.pipeline.base import PlanFailedError
 from onnxdecomp.pipeline.pipeline import PipelineResult
-from onnxdecomp.search.keep_layers import Key, key_of
+from onnxdecomp.search.keep_layers import Key, changes_of, key_of
 from onnxdecomp.search.layer_errors import keeping, reason_for
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.search_record import SearchRecord
@@ -60,7 +60,7 @@ def _reason(check: LoweringCheck) -> str:
 def _without_guilty(run: Run, error: PlanFailedError) -> Plan:
     """The plan without the layers that an error comes from: the one it names, else those found by halves."""
     plan = error.plan
-    layers = [key_of(choice) for choice in plan.decomposed]
+    layers = [key_of(choice) for choice in changes_of(plan)]
     if not layers:
         raise error
     if error.layer is not None:

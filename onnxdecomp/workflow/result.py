@@ -63,6 +63,7 @@ def require_changed(plan: Plan, changed: bool) -> None:
 
 def _why_nothing(plan: Plan) -> str:
     reasons = sorted({choice.reason for choice in plan.choices if choice.reason})
+    reasons += sorted({cut.reason for cut in plan.channels if cut.reason})
     operators = ", ".join(op_type for _, op_type in adapters().by_operator)
     return "; ".join(reasons[:3]) or f"the model has none of these with a constant weight: {operators}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
 from onnxdecomp.core.json_values import Json
-from onnxdecomp.record.schema.markers import LATER, Known
+from onnxdecomp.record.schema.markers import ABSENT, LATER, Known
 
 Shape: TypeAlias = tuple[int | str | None, ...]
 """Free dimensions by name, or None."""
@@ -54,16 +54,43 @@ class PlannedLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedChannel:
+    """The decision for one channel: what some layers make and others read.
+
+    Attributes:
+        channel: Its name, that of the first layer that makes it.
+        method: What cuts it; null where it stays.
+        width, kept: Its units, and those that are left.
+        producers, readers: The layers that make it and those that read it.
+        reason: Why it stays.
+        before, after: Cost of all its layers, and with this channel alone cut.
+    """
+
+    channel: str
+    method: str | None
+    width: int
+    kept: int
+    producers: tuple[str, ...]
+    readers: tuple[str, ...]
+    reason: str
+    before: PlannedCost | None
+    after: PlannedCost | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordedPlan:
     """The decision for every layer, which `--plan` reads.
 
     Attributes:
+        version: 2 where channels are in it.
         repair: Whether kept layers are fitted anew.
+        channels: The decision for every channel; not there where none was looked at.
     """
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     repair: bool = field(default=False, metadata=LATER)
     choices: tuple[PlannedLayer, ...]
+    channels: tuple[PlannedChannel, ...] | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
