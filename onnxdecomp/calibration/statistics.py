@@ -157,7 +157,19 @@ def window(
     )
 
 
-@np.errstate(over="ignore", invalid="ignore")  # Moments.finite tells
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A layer as it was in the original, where a cut has left less of it.
+
+    Attributes:
+        match: The layer in the original.
+        outputs: Which of its outputs are left; None: all.
+    """
+
+    match: LayerMatch
+    outputs: Array | None = None
+
+
 def observe(
     match: LayerMatch,
     now: Window,
@@ -165,6 +177,7 @@ def observe(
     calibration: Calibration,
     pending: Collection[ir.Node] = (),
     aim: Aim | None = None,
+    reference: Reference | None = None,
 ) -> tuple[Moments, Moments | None]:
     """Moments of a layer's rows, and of held-out ones (None where there are too few samples).
 
@@ -177,27 +190,81 @@ def observe(
         pending: The nodes of `now` that will still be replaced, this layer's among them.
         aim: Changes the wanted outputs; the rows are those of every other look, so their second moments
             are left out.
+        reference: The layer in the original, where that is another one by now.
     """
-    other = branch(match)
-    names = [match.x.name or "", *([other.name or ""] if other is not None else [])]
-    gather = _Halves(match, calibration, second=aim is None)
+    (found,) = observe_together([match], now, original, calibration, pending, aim, [reference])
+    return found
+
+
+@np.errstate(over="ignore", invalid="ignore")  # Moments.finite tells
+def observe_together(
+    matched: Sequence[LayerMatch],
+    now: Window,
+    original: Window,
+    calibration: Calibration,
+    pending: Collection[ir.Node] = (),
+    aim: Aim | None = None,
+    references: Sequence[Reference | None] | None = None,
+) -> list[tuple[Moments, Moments | None]]:
+    """Moments of several layers in a single walk over the inputs; see `observe`."""
+    known = references or [None] * len(matched)
+    looks = [_Look(match, own, calibration, aim) for match, own in zip(matched, known, strict=True)]
+    names = [name for look in looks for name in look.names]
     windows = zip(now.advance(names, pending), original.advance(names), strict=True)
-    apart = loose(match.x) or (other is not None and loose(other))
     for index, ((looked, meant), feed) in enumerate(zip(windows, mask_feeds(calibration), strict=False)):
+        values = iter(zip(looked, meant, strict=True))
+        for look in looks:
+            own = list(itertools.islice(values, len(look.names)))
+            look.add(index, [one for one, _ in own], [two for _, two in own], feed)
+    return [look.gather.halves() for look in looks]
+
+
+class _Look:
+    """What is gathered of one layer: rows of one model, and what the original makes of its own."""
+
+    def __init__(
+        self, match: LayerMatch, reference: Reference | None, calibration: Calibration, aim: Aim | None
+    ) -> None:
+        self._other = branch(match)
+        self._match, self._reference, self._aim = match, reference, aim
+        self.names = [match.x.name or ""]
+        if self._other is not None:
+            self.names.append(self._other.name or "")
+        self.gather = _Halves(match, calibration, second=aim is None)
+        self._original = self.gather
+        if reference is not None:
+            self._original = _Halves(reference.match, calibration, second=False)
+        self._apart = loose(match.x) or (self._other is not None and loose(self._other))
+
+    def add(self, index: int, looked: Sequence[Array], meant: Sequence[Array], feed: Feed) -> None:
+        """The values of `names` in both models for one batch."""
+        gather, left = self.gather, None if self._reference is None else self._reference.outputs
         # Rows that are no counterparts, chosen by other scores or drawn anew, say nothing about each other.
-        unlike = apart or any(one.shape != two.shape for one, two in zip(looked, meant, strict=True))
+        unlike = self._apart or any(
+            self._positions(one) != self._positions(two) for one, two in zip(looked, meant, strict=True)
+        )
+        if unlike and self._reference is not None:
+            return
         seen = meant if unlike else looked
         for at in gather.places(seen[0], feed):
-            rows, wanted = gather.rows(seen[0], at), gather.wanted(gather.rows(meant[0], at))
+            rows, wanted = gather.rows(seen[0], at), self._original.wanted(self._original.rows(meant[0], at))
+            wanted = wanted if left is None else wanted[:, left]
             added = None
-            if other is not None:
+            if self._other is not None:
                 # The branch may be the layer's own input, which is then tapped once.
-                added = gather.outputs(seen[-1], at)
-                wanted = wanted + gather.outputs(meant[-1], at) - added
-            if aim is not None:
-                wanted = aim(rows, wanted, added)
+                added, then = gather.outputs(seen[-1], at), gather.outputs(meant[-1], at)
+                wanted = wanted + (then if left is None else then[:, left]) - added
+            if self._aim is not None:
+                wanted = self._aim(rows, wanted, added)
             gather.add(index, rows, wanted)
-    return gather.halves()
+
+    def _positions(self, x: Array) -> tuple[int, ...]:
+        """The shape without the axis of the features, whose number a cut changes."""
+        if self._reference is None:
+            return x.shape
+        if self._match.layer.conv is not None:
+            return (*x.shape[:1], *x.shape[2:])
+        return self._match.adapter.rows(x).shape[:-1]
 
 
 def mask_feeds(calibration: Calibration) -> Iterator[Feed]:
