@@ -1,0 +1,178 @@
+"""Width: the units of a channel that stay, and its readers fitted to what they leave.
+
+Two layers cut together at the channel between them lose less than each replaced by a chain (ThiNet, Luo et
+al. 2017; He et al. 2017, "Channel pruning"; for feed-forward blocks MoDeGPT, Lin et al. 2024): units that
+others can stand in for go, and the layers that read the channel get the least squares weight on those that
+stay, by the same quadratic loss, shrinkage and held-out rows as chains (see `fit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxdecomp.core.layer import Array
+from onnxdecomp.fitting.fit import SHRINKAGES
+from onnxdecomp.fitting.moments import Moments, merged
+from onnxdecomp.fitting.quadratic_loss import Problem, problem
+from onnxdecomp.fitting.unit_order import ReaderMoments, UnitOrder, unit_order
+from onnxdecomp.tensor.blas_threads import one_thread
+
+_UNHARMED = 1e-8
+"""Of the outputs' energy: less is lost only where nothing that the layer read has changed."""
+
+_WORTH = 0.99
+"""Other numbers than the layer's own must leave less than this share of the loss on held-out rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class RefittedReader:
+    """A reader on the features that are left, in float64.
+
+    Attributes:
+        weight: [g, T/g, D'], of the features that are left, in their order.
+        bias: [T]; the layer's own where it must stay, None where it has none.
+        features: int [g, D'], which of the D features these are.
+        loss: E |y - V x|² over E |y|², y centred, on all rows.
+        held_out: The same on held-out rows of a fit to the others, or None where none were held out.
+        shrinkage: The strength chosen; infinite where the layer's own numbers are kept.
+    """
+
+    weight: Array
+    bias: Array | None
+    features: Array
+    loss: float
+    held_out: float | None
+    shrinkage: float
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The units that stay, sorted, and the readers in the order in which they were given."""
+
+    units: Array
+    readers: tuple[RefittedReader, ...]
+
+    @property
+    def loss(self) -> float:
+        """The sum of the readers' losses."""
+        return sum(reader.loss for reader in self.readers)
+
+    @property
+    def held_out(self) -> float | None:
+        """The sum of their losses on held-out rows; None where a reader had none."""
+        losses = [reader.held_out for reader in self.readers]
+        return None if None in losses else sum(loss for loss in losses if loss is not None)
+
+
+@one_thread()
+def select_units(
+    readers: Sequence[ReaderMoments],
+    width: int,
+    kept: int,
+    *,
+    blocks: int = 1,
+    order: UnitOrder | None = None,
+    shrinkages: Sequence[float] = SHRINKAGES,
+) -> Selection:
+    """The units of a channel that its readers together lose least without, and the readers fitted anew.
+
+    At full width the readers are repaired (see `repair`): their own numbers come back where nothing was lost.
+
+    Args:
+        readers: What reads the channel; at least one.
+        width: U, the units that there are.
+        kept: How many of them stay.
+        blocks: The units are so many equal runs, of each of which equally many stay.
+        order: Where it is known already (see `unit_order`).
+        shrinkages: Strengths to choose among, for each reader; with no held-out rows the first is taken.
+
+    Raises:
+        ValueError: `kept` is not between 1 and `width`, or `blocks` does not divide both; or a reader's
+            groups are left with features of unequal number.
+    """
+    if not 1 <= kept <= width:
+        raise ValueError(f"{kept} of {width} units cannot stay")
+    if width % blocks or kept % blocks:
+        raise ValueError(f"{blocks} blocks do not divide {width} and {kept} units")
+    if kept == width:
+        units = np.arange(width)
+    else:
+        order = order or unit_order(readers, width, blocks=blocks)
+        units = np.sort(order.order[:kept])
+    return Selection(units, tuple(refit_reader(reader, units, shrinkages) for reader in readers))
+
+
+@one_thread()
+def refit_reader(
+    reader: ReaderMoments, units: Array, shrinkages: Sequence[float] = SHRINKAGES
+) -> RefittedReader:
+    """A reader's best weight and bias where these units stay and all others are gone.
+
+    Its own numbers stay where they lose nothing, and, with its bias corrected, where held-out rows say that
+    others would be no better.
+
+    Raises:
+        ValueError: Its groups are left with features of unequal number.
+    """
+    features = left_features(reader.units, units)
+    weight = np.take_along_axis(reader.weight.astype(np.float64), features[:, None, :], axis=2)
+    train = _restricted(reader.train, features)
+    held_out = None if reader.held_out is None else _restricted(reader.held_out, features)
+    everything = merged(train, held_out)
+
+    def posed(moments: Moments, shrinkage: float = 0.0) -> Problem:
+        return problem(moments, weight, shrinkage, centred=reader.centred)
+
+    judged = posed(everything)
+    lost = judged.relative(weight)
+    moved = _moved(judged, weight, reader.bias) if reader.centred else 0.0
+    strength, outside = np.inf, None
+    if held_out is not None:
+        judge = posed(held_out)
+        outside = judge.relative(weight)
+    if lost + moved <= _UNHARMED:
+        return RefittedReader(weight, reader.bias, features, max(0.0, lost), outside, strength)
+    if held_out is not None:
+        least = _WORTH * judge.relative(weight)
+        for candidate in shrinkages:
+            found = judge.relative(posed(train, candidate).best)
+            if found < least:
+                strength, outside, least = candidate, found, found
+    elif features.shape[1] < reader.weight.shape[2]:
+        strength = shrinkages[0]
+    fitted = weight if np.isinf(strength) else posed(everything, strength).best
+    bias = judged.bias(fitted) if reader.centred else reader.bias
+    return RefittedReader(fitted, bias, features, max(0.0, judged.relative(fitted)), outside, strength)
+
+
+def left_features(of_features: Array, units: Array) -> Array:
+    """Which features are left where these units stay, int [g, D'], of their units [g, D].
+
+    Raises:
+        ValueError: The groups are left with features of unequal number.
+    """
+    left = (of_features < 0) | np.isin(of_features, units)
+    counts = left.sum(1)
+    if (counts != counts[0]).any():
+        raise ValueError(f"groups are left with {counts.min()} to {counts.max()} features")
+    return np.nonzero(left)[1].reshape(len(left), -1)
+
+
+def _restricted(moments: Moments, features: Array) -> Moments:
+    """The moments of some features [g, D'] of the rows."""
+    some = features[:, None, :]
+    xx = np.stack([xx[np.ix_(at, at)] for xx, at in zip(moments.xx, features, strict=True)])
+    yx = np.take_along_axis(moments.yx, some, axis=2)
+    return Moments(
+        moments.count, xx, yx, np.take_along_axis(moments.x, features, axis=1), moments.y, moments.yy
+    )
+
+
+def _moved(judged: Problem, weight: Array, own: Array | None) -> float:
+    """What the means of the outputs have moved by, squared, over the outputs' energy."""
+    bias = judged.bias(weight)
+    moved = float(np.sum(np.square(bias if own is None else bias - own)))
+    return moved / judged.energy if judged.energy else moved
