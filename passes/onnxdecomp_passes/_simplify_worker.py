@@ -27,6 +27,8 @@ _TRIAL_WEIGHTS = 1 << 23
 memory than the compression itself. Larger models have the verification of the result."""
 _FREE_SIZES = (32, 1, 64)
 """What free dimensions are bound to, until one suits the model."""
+_UNNEEDED = ("torch", "sympy")
+"""What onnxsim imports, where it is installed, for other things than simplifying: that takes seconds."""
 
 
 def simplify(model: onnx.ModelProto, tool: str) -> onnx.ModelProto:
@@ -169,6 +171,9 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def main(tool: str, source: str, target: str) -> int:
+    if tool == "onnxsim":
+        for name in _UNNEEDED:
+            sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
     model = onnx.load(source)
     before = onnx.ModelProto()
     before.CopyFrom(model)
