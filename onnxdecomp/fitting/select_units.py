@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.fitting.elimination import ReaderMoments
 from onnxdecomp.fitting.fit import SHRINKAGES
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, problem
-from onnxdecomp.fitting.unit_order import ReaderMoments, UnitOrder, unit_order
+from onnxdecomp.fitting.unit_order import UnitOrder, unit_order
 from onnxdecomp.tensor.blas_threads import one_thread
 
 _UNHARMED = 1e-8

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.fitting.elimination import ReaderMoments
 from onnxdecomp.fitting.select_units import left_features, refit_reader, select_units
-from onnxdecomp.fitting.unit_order import ReaderMoments, unit_order
+from onnxdecomp.fitting.unit_order import unit_order
 from tests.fitting.test_unit_order import RNG, gathered, outputs, rows
 
 WEIGHT = RNG.normal(size=(1, 5, 12))

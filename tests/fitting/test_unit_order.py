@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.fitting.elimination import ReaderMoments
 from onnxdecomp.fitting.moments import Gatherer, Moments
-from onnxdecomp.fitting.unit_order import ReaderMoments, unit_order
+from onnxdecomp.fitting.unit_order import unit_order
 
 RNG = np.random.default_rng(0)
 

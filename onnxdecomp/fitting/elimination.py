@@ -1,0 +1,189 @@
+"""Features eliminated from a least squares fit, whose weight and loss follow exactly.
+
+With P the inverse of a reader's G and V its best weight (see `quadratic_loss`), dropping the features F and
+fitting the others anew
+
+    adds  tr(V_F P_FF^-1 V_F^T)  to the loss  and leaves  V - V_F P_FF^-1 P_F.  and  P - P_.F P_FF^-1 P_F.
+
+(Hassibi and Stork 1993, "Optimal Brain Surgeon"; for groups of weights Frantar and Alistarh 2022, "Optimal
+Brain Compression").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxdecomp.core.layer import Array
+from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.fitting.quadratic_loss import Problem, problem, solved_positive
+from onnxdecomp.tensor.blas_threads import threads_for
+
+
+@dataclass(frozen=True, eq=False)
+class ReaderMoments:
+    """What a layer that reads the channel sees, and the layer itself.
+
+    Attributes:
+        train, held_out: Moments of its rows, as for `fit`.
+        weight: Its own, [g, T/g, D].
+        units: int [g, D], the unit that each feature belongs to; -1: it always stays.
+        bias: Its own, [T], if it has one.
+        centred: Give the means to the bias; else the layer's own bias stays and the wanted outputs are
+            without it.
+    """
+
+    train: Moments
+    held_out: Moments | None
+    weight: Array
+    units: Array
+    bias: Array | None = None
+    centred: bool = True
+
+
+class Part:
+    """One group of a reader while units are dropped, its weight always the best on the features left.
+
+    Attributes:
+        inverse: P, [n, n].
+        weight: V, [T', n]; of its outputs nothing but products is asked, so any rotation of them will do.
+        units: int [n], those that the features belong to.
+        whole: E |y|² of the reader.
+    """
+
+    def __init__(self, inverse: Array, weight: Array, units: Array, whole: float) -> None:
+        self.inverse, self.weight, self.units, self.whole = inverse, weight, units, whole
+
+    def scores(self, width: int) -> Array:
+        """[width], what dropping each unit adds to the relative loss."""
+        found = np.zeros(width)
+        for units, places in _places(self.units):
+            if places.shape[1] == 1:
+                at = places[:, 0]
+                found[units] = np.square(self.weight[:, at]).sum(0) / self.inverse[at, at]
+            else:
+                own = self.weight[:, places].transpose(1, 2, 0)  # [m, b, T']
+                blocks = self.inverse[places[:, :, None], places[:, None, :]]
+                solved = np.linalg.solve(blocks, own @ own.swapaxes(1, 2))
+                found[units] = np.trace(solved, axis1=1, axis2=2)
+        return np.asarray(found / self.whole)
+
+    def drop(self, chosen: Array) -> Array:
+        """Drops the features of these units, and says which features were left, bool [n]."""
+        left = ~np.isin(self.units, chosen)
+        if not left.all():
+            with threads_for(len(left)):
+                across = self.inverse[np.ix_(~left, left)]
+                moved = np.linalg.solve(self.inverse[np.ix_(~left, ~left)], across)
+                self.inverse = self.inverse[np.ix_(left, left)]
+                self.inverse -= across.T @ moved
+                self.weight = self.weight[:, left] - self.weight[:, ~left] @ moved
+            self.units = self.units[left]
+        return left
+
+    def among(self, units: Array) -> Part:
+        """The same in few numbers, as far as scores and drops of these units go."""
+        here = np.isin(self.units, units)
+        weight = self.weight[:, here]
+        if len(weight) > weight.shape[1]:
+            weight = np.asarray(np.linalg.qr(weight, mode="r"))
+        return Part(self.inverse[np.ix_(here, here)], weight, self.units[here], self.whole)
+
+
+def _places(units: Array) -> Iterator[tuple[Array, Array]]:
+    """Units of equally many features b: the units [m], and where their features are, [m, b]."""
+    order = np.argsort(units, kind="stable")
+    order = order[np.searchsorted(units[order], 0) :]  # without those that always stay
+    found, starts, counts = np.unique(units[order], return_index=True, return_counts=True)
+    for count in np.unique(counts):
+        which = counts == count
+        yield found[which], order[starts[which][:, None] + np.arange(count)]
+
+
+class TrackedPart(Part):
+    """A part that knows what its weight loses, on the rows that it is fitted to and on others.
+
+    Attributes:
+        loss: Relative and with the shrinkage's part, before anything is dropped. What the groups of a reader
+            have together counts for the first.
+    """
+
+    def __init__(self, posed: Problem, judge: Problem | None, own: Array, units: Array, group: int) -> None:
+        second, cross = posed.second[group], posed.cross[group]
+        # Of more outputs than features as many say it all.
+        basis = np.linalg.qr(cross)[0] if len(cross) > len(second) else None
+
+        def turned(weight: Array) -> Array:
+            return weight if basis is None else np.asarray(basis.T @ weight)
+
+        inverse = _inverse(second)
+        wanted = turned(cross)
+        super().__init__(inverse, wanted @ inverse, units, posed.energy or posed.pull or 1.0)
+        constant = 0.0 if group else posed.energy + posed.pull
+        self.loss = (constant - float(np.sum(self.weight * wanted))) / self.whole
+        square = float(np.sum(np.square(own)))
+        self._strength = posed.pull / square if posed.energy and square else 0.0
+        self._own = np.array(turned(own[group]), np.float64)
+        self._square = float(np.sum(np.square(own[group])))
+        self._seen = np.zeros((0, 0))
+        if judge is not None:
+            self._seen, self._wanted = judge.second[group], turned(judge.cross[group])
+            self._constant = 0.0 if group else judge.energy + judge.pull
+            self._judged = judge.energy or judge.pull or 1.0
+        self._features = np.arange(len(units))
+
+    def drop(self, chosen: Array) -> Array:
+        left = super().drop(chosen)
+        self._features = self._features[left]
+        return left
+
+    def rotate(self, at: Array, turn: Array) -> None:
+        """Puts new features in the place of those at `at` [m]: `turn` [m, m], orthogonal, times them."""
+        self.inverse[at] = turn @ self.inverse[at]
+        self.inverse[:, at] = self.inverse[:, at] @ turn.T
+        self.weight[:, at] = self.weight[:, at] @ turn.T
+        at = self._features[at]
+        self._own[:, at] = self._own[:, at] @ turn.T
+        if self._seen.size:
+            self._seen[at] = turn @ self._seen[at]
+            self._seen[:, at] = self._seen[:, at] @ turn.T
+            self._wanted[:, at] = self._wanted[:, at] @ turn.T
+
+    def pulled(self) -> float:
+        """l |V - W|², the shrinkage's part of the relative loss."""
+        apart = np.sum(np.square(self.weight)) - 2 * np.sum(self.weight * self._own[:, self._features])
+        return self._strength * (float(apart) + self._square) / self.whole
+
+    def outside(self) -> float:
+        """The relative loss on held-out rows."""
+        at, v = self._features, self.weight
+        with threads_for(len(at)):
+            products = float(np.sum((v @ self._seen[np.ix_(at, at)] - 2 * self._wanted[:, at]) * v))
+        return (products + self._constant) / self._judged
+
+
+def tracked(reader: ReaderMoments, shrinkage: float) -> Iterator[TrackedPart]:
+    """The groups of a reader, nothing dropped so far, their weights fitted at this shrinkage."""
+    posed = problem(reader.train, reader.weight, shrinkage, centred=reader.centred)
+    judge = None
+    if reader.held_out is not None:
+        judge = problem(reader.held_out, reader.weight, centred=reader.centred)
+    for group, units in enumerate(reader.units):
+        yield TrackedPart(posed, judge, reader.weight, units, group)
+
+
+def _inverse(second: Array) -> Array:
+    """The inverse of G.
+
+    With the sums' rounding G may not be positive definite; then directions seen less than that tells count as
+    seen so little.
+    """
+    try:
+        inverse = solved_positive(second, np.eye(len(second)))
+    except np.linalg.LinAlgError:
+        with threads_for(len(second)):
+            values, vectors = np.linalg.eigh(second)
+            inverse = (vectors / np.maximum(values, 2 * abs(values[0]))) @ vectors.T
+    return (inverse + inverse.T) / 2
