@@ -82,6 +82,21 @@ def as_declared(model: ir.Model) -> None:
                 value.shape, value.type = value.meta.pop(_DECLARED)
 
 
+def set_sizes(value: ir.Value, sizes: Mapping[int, int]) -> None:
+    """Set sizes of a value along axes, also in what the model declared of it before `infer_shapes`."""
+    value.shape = _with_sizes(value.shape, sizes)
+    if _DECLARED in value.meta:
+        shape, kind = value.meta[_DECLARED]
+        value.meta[_DECLARED] = (_with_sizes(shape, sizes), kind)
+
+
+def _with_sizes(shape: ir.Shape | None, sizes: Mapping[int, int]) -> ir.Shape | None:
+    """The shape with other sizes along axes where it has any."""
+    if shape is None or max(sizes) >= len(shape):
+        return shape
+    return ir.Shape([sizes.get(axis, dim) if isinstance(dim, int) else dim for axis, dim in enumerate(shape)])
+
+
 def _inferred(model: ir.Model, stand_ins: StandIns) -> ir.Graph | None:
     """The main graph of `model` as ONNX's inference returns it; None where that fails."""
     try:

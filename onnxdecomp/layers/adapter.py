@@ -58,6 +58,24 @@ class OutputChannels:
     along: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class FeatureAxes:
+    """The axes that a layer's features lie along, for cutting some out (see onnxdecomp.channels).
+
+    Attributes:
+        x, y: Of the activation and of the node's first output, from the end where negative.
+        inputs, outputs: Of the stored weight; of a convolution in groups one has the features of one group
+            only. None: these features cannot be cut.
+        bias: The position of an operand [T] that is added; others follow the output's shape from the right.
+    """
+
+    x: int
+    y: int
+    inputs: int | None
+    outputs: int | None
+    bias: int | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class LayerAdapter(ABC):
     """A family of operators, each linear in a constant weight.
@@ -161,11 +179,15 @@ class LayerAdapter(ABC):
         """The adapter of such a layer alone, nothing else about it; None where that cannot be timed."""
         return None
 
-    # Folding what follows into the layer, shapes, and training.
+    # Folding what follows into the layer, cutting features out, shapes, and training.
 
     @classmethod
     def output_channels(cls, node: ir.Node, shape: tuple[int, ...]) -> OutputChannels | None:
         """Where a weight of this shape has them; None where it cannot be scaled channel by channel."""
+        return None
+
+    def feature_axes(self, node: ir.Node) -> FeatureAxes | None:
+        """Where features lie; None where none can be cut out."""
         return None
 
     @classmethod

@@ -16,7 +16,7 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.shape_inference import as_product
-from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch
+from onnxdecomp.layers.adapter import FeatureAxes, LayerAdapter, LayerMatch
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.projection import emit_projected, ends_in_product
 from onnxdecomp.layers.scope import MICROSOFT, Scope, Snapshot
@@ -101,6 +101,9 @@ class Attention(LayerAdapter):
             return mask
         rows = np.broadcast_to(mask[:, None], (_BATCH, _TOKENS if len(shape) == 3 else total, total))
         return rows.copy() if len(shape) == 3 else rows[:, None].copy()
+
+    def feature_axes(self, node: ir.Node) -> FeatureAxes:
+        return FeatureAxes(-1, -1, inputs=0, outputs=None)
 
     @classmethod
     def stand_in(cls, node: ir.Node) -> None:

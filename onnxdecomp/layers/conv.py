@@ -16,7 +16,7 @@ from onnxdecomp.core.layer import Array, ConvSpec, Dim, Layer
 from onnxdecomp.core.steps import Convolve
 from onnxdecomp.graph.attributes import as_attributes, attribute, dims
 from onnxdecomp.graph.shape_inference import unfuse
-from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch, OutputChannels, ParameterRoles
+from onnxdecomp.layers.adapter import FeatureAxes, LayerAdapter, LayerMatch, OutputChannels, ParameterRoles
 from onnxdecomp.layers.conv_layout import canonical_transposed, onnx_transposed
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.fused import Fused
@@ -149,6 +149,10 @@ class Conv(LayerAdapter):
         groups = int(attribute(node, "group", 1))
         split = (groups, shape[0] // groups, *shape[1:])
         return OutputChannels(shape[1] * groups, len(shape), split, (groups, 1, shape[1], *ones))
+
+    def feature_axes(self, node: ir.Node) -> FeatureAxes:
+        transposed = node.op_type == "ConvTranspose"
+        return FeatureAxes(1, 1, inputs=int(not transposed), outputs=int(transposed), bias=2)
 
     @classmethod
     def stand_in(cls, node: ir.Node) -> None:

@@ -19,7 +19,7 @@ from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.core.steps import BlockMatMul, Lookup, MatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import OVERRIDABLE, Constant
-from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch, ParameterRoles
+from onnxdecomp.layers.adapter import FeatureAxes, LayerAdapter, LayerMatch, ParameterRoles
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import lower_linear
 from onnxdecomp.layers.scope import Scope, Snapshot, Weight
@@ -94,6 +94,9 @@ class Embedding(LayerAdapter):
         size = tuple(min(dim, 8) for dim in shape)
         kind = np.int32 if _is_int32(node.inputs[1]) else np.int64
         return {1: np.asarray(rng.integers(-layer.inputs, layer.inputs, size)).astype(kind)}
+
+    def feature_axes(self, node: ir.Node) -> FeatureAxes:
+        return FeatureAxes(-1, -1, inputs=None, outputs=1)
 
     @classmethod
     def parameter_roles(cls, op_type: str) -> ParameterRoles:

@@ -16,7 +16,14 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.inherit import inherit_node, inherit_value
 from onnxdecomp.graph.shape_inference import unfuse
-from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch, Operator, OutputChannels, ParameterRoles
+from onnxdecomp.layers.adapter import (
+    FeatureAxes,
+    LayerAdapter,
+    LayerMatch,
+    Operator,
+    OutputChannels,
+    ParameterRoles,
+)
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.fused import Fused
 from onnxdecomp.layers.lower import labels, lower, own_bias
@@ -192,6 +199,15 @@ class Linear(LayerAdapter):
         if node.op_type in _GEMMS and attribute(node, "transB", 0):
             return OutputChannels(shape[0], 2, shape, (shape[0], 1))
         return OutputChannels(shape[1], 2, shape, (1, shape[1]))
+
+    def feature_axes(self, node: ir.Node) -> FeatureAxes | None:
+        side = "A" if self.left else "B"
+        turned = bool(attribute(node, f"trans{side}", 0))
+        if self.rotated or attribute(node, f"transBatch{side}", 0):
+            return None
+        features, rows = (-1, -2) if self.left != turned else (-2, -1)
+        x, y = (-2, -2) if self.left else (-1, -1)
+        return FeatureAxes(-3 - x if self.swapped else x, y, inputs=features, outputs=rows)
 
     @classmethod
     def with_bias(cls, node: ir.Node) -> ir.Node:

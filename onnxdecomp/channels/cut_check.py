@@ -1,0 +1,132 @@
+"""The cut check: a cut model computes what the model does whose readers have lost the units' columns.
+
+The lowering check's counterpart (see onnxdecomp.layers.lowering_check). What is lost with the units is a
+choice and shows in the verification; what the cut differs from it by is a defect, whatever units stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.channels.channel import Channel
+from onnxdecomp.core.layer import Array
+from onnxdecomp.errors import ModelError
+from onnxdecomp.graph.traversal import places, unique_name, value_names
+from onnxdecomp.layers.lowering_check import TOLERANCE as ROUNDING
+from onnxdecomp.runtime import session
+from onnxdecomp.runtime.shared_weights import share_weights
+
+TOLERANCE = {dtype: 10 * rounding for dtype, rounding in ROUNDING.items()}
+"""Largest relative L2 difference per element type: sums of another length are added up in another order."""
+
+
+@dataclass(frozen=True)
+class CutCheck:
+    """The check of one cut.
+
+    Attributes:
+        channel: Its name.
+        rel_error: The largest ||cut - original|| / ||original|| of the outputs of readers and of the model;
+            None where it could not run.
+        tolerance: What it may be at most.
+        reason: Why it could not run.
+    """
+
+    channel: str
+    rel_error: float | None
+    tolerance: float
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.rel_error is None or self.rel_error <= self.tolerance
+
+
+def without_columns(model: ir.Model, channel: Channel, keep: Array) -> ir.Model:
+    """A copy of the model in which nothing reads the units that do not stay; to be made before the cut.
+
+    What readers and products see of the other units is zero, as if their columns were.
+
+    Args:
+        model: The model that the channel was found in, as it was then.
+        channel: It.
+        keep: The units that stay.
+    """
+    left = np.zeros(channel.width + 1, bool)
+    left[[*keep, -1]] = True
+    copy = model.clone()
+    taken = value_names(copy)
+    where = {place.path: place for place in places(copy)}
+    units = {part.value: part.units for part in channel.shaped}
+    ends = [(match.nodes[0], match.x) for match in (reader.match for reader in channel.readers)]
+    ends += [(node, node.inputs[0]) for node in channel.products if node.inputs[0] is not None]
+    copies = {
+        node: other
+        for place in places(model)
+        for node, other in zip(place.graph, where[place.path].graph, strict=True)
+    }
+    for node, value in ends:
+        other = copies[node]
+        at = next(index for index, operand in enumerate(node.inputs) if operand is value)
+        seen = other.inputs[at]
+        assert seen is not None
+        assert seen.dtype is not None
+        assert other.graph is not None
+        name = unique_name(f"{value.name}/left", taken)
+        mask = ir.node(
+            "Constant", [], attributes={"value": ir.tensor(left[units[value]].astype(seen.dtype.numpy()))}
+        )
+        product = ir.node("Mul", [seen, mask.outputs[0]], name=name)
+        mask.outputs[0].name, product.outputs[0].name = unique_name(f"{name}/mask", taken), name
+        other.graph.insert_before(other, [mask, product])
+        other.replace_input_with(at, product.outputs[0])
+    return copy
+
+
+def check_cut(before: ir.Model, after: ir.Model, channel: Channel, feed: Mapping[str, Array]) -> CutCheck:
+    """Compare a cut model with what `without_columns` made of it before the cut, on the CPU provider.
+
+    Args:
+        before: What `without_columns` has returned.
+        after: The cut model.
+        channel: The channel that was cut.
+        feed: Inputs of the model.
+    """
+    dtype = channel.producers[0].match.layer.dtype
+    tolerance = TOLERANCE[dtype]
+    names = [end.match.output.name for end in channel.readers]
+    names += [node.outputs[0].name for node in channel.products]
+    try:
+        expected, actual = (_outputs(model, names, feed) for model in (before, after))
+    except ModelError as error:
+        return CutCheck(channel.name, None, tolerance, str(error))
+    worst = 0.0
+    for name, wanted in expected.items():
+        if wanted.dtype.kind == "f" and wanted.size:
+            got = actual[name].astype(np.float64)
+            if got.shape != wanted.shape:
+                return CutCheck(channel.name, np.inf, tolerance, f"{name} has another shape")
+            norm = float(np.linalg.norm(wanted.astype(np.float64)))
+            difference = float(np.linalg.norm(got - wanted))
+            worst = max(worst, difference / norm if norm else difference)
+    return CutCheck(channel.name, worst, tolerance)
+
+
+def _outputs(model: ir.Model, names: list[str | None], feed: Mapping[str, Array]) -> dict[str, Array]:
+    """The model's outputs and the named values of its main graph, by name."""
+    copy = model.clone()
+    values = {value.name: value for node in copy.graph for value in node.outputs}
+    for name in names:
+        value = values.get(name)
+        if value is not None and not value.is_graph_output():
+            copy.graph.outputs.append(value)
+    weights = share_weights(copy)
+    opened = session.open_session(
+        ir.to_proto(copy).SerializeToString(), low_memory=True, integers=False, weights=weights
+    )
+    found = session.run(opened, feed)
+    return {spec.name: array for spec, array in zip(session.outputs_of(opened), found, strict=True)}

@@ -1,0 +1,328 @@
+"""Facts: which units the places of activations and stored tensors belong to, and how they spread.
+
+One propagation, forward and backward, until nothing is added (the dependency graph of Fang et al. 2023). A
+rule of an operator reads the labels of the node's inputs and outputs and gives each what follows from the
+others; it is asked again whenever one of them has changed. Labels only ever come on top: where two units meet
+they become one, and a unit that cannot be left out is frozen. So the order of the nodes does not matter.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.channels import labels as of
+from onnxdecomp.channels.channel import NONE
+from onnxdecomp.core.layer import Array
+from onnxdecomp.graph.attributes import dims, node_name
+from onnxdecomp.graph.constants import Constant
+from onnxdecomp.layers.adapter import LayerMatch, Operator
+from onnxdecomp.layers.scope import Scope
+
+Rule: TypeAlias = "Callable[[ir.Node, Facts], None]"
+"""Spreads what is known of a node's values to the others."""
+
+
+class HasRule(Protocol):
+    """What is known of an operator."""
+
+    @property
+    def spread(self) -> Rule:
+        """Its rule."""
+        ...
+
+
+Term: TypeAlias = tuple[int, tuple[int, ...]]
+"""An operand's position, or -1 - that of an output, and the axes of a common space that its axes are."""
+
+
+class Broken(Exception):  # noqa: N818 - no error: it ends a search early
+    """All units are frozen."""
+
+
+@dataclass(eq=False)
+class Facts:
+    """What is known of one set of units.
+
+    Attributes:
+        scope: Where the nodes stand.
+        width: Units at the beginning.
+        layers: The layers by their first nodes.
+        rules: Those of operators.
+        layer_rule: That of layers.
+        values: Labels of activations; as they were given: `labels` has them with units that have become one.
+        stored: Labels of constant operands, by node and position.
+        aligned: Labels [n, m] of which each row must keep as many units as the others, with the node.
+        passed: Convolutions that units pass, each group being one.
+        products: Nodes that sum over units which both operands have.
+        nodes: All nodes that have been visited and have a part in it.
+        nonlinear: The units pass something that may treat them differently.
+        reasons: Units that are frozen, and why.
+        united: What made units one that were several, for people.
+    """
+
+    scope: Scope
+    width: int
+    layers: Mapping[ir.Node, LayerMatch]
+    rules: Mapping[Operator, HasRule]
+    layer_rule: Callable[[LayerMatch, Facts], None]
+    values: dict[ir.Value, Array] = field(default_factory=dict)
+    stored: dict[tuple[ir.Node, int], list[Array]] = field(default_factory=dict)
+    aligned: list[tuple[ir.Node, Array]] = field(default_factory=list)
+    passed: set[ir.Node] = field(default_factory=set)
+    products: dict[ir.Node, Array] = field(default_factory=dict)
+    nodes: dict[ir.Node, None] = field(default_factory=dict)
+    nonlinear: bool = False
+    reasons: list[tuple[Array, str]] = field(default_factory=list)
+    united: str = ""
+    _parent: Array = field(init=False)
+    _frozen: Array = field(init=False)
+    _todo: deque[ir.Node] = field(init=False, default_factory=deque)
+
+    def __post_init__(self) -> None:
+        # The last entry is that of NONE.
+        self._parent = np.append(np.arange(self.width), NONE)
+        self._frozen = np.zeros(self.width + 1, bool)
+
+    # What rules ask.
+
+    def labels(self, value: ir.Value | None) -> Array | None:
+        """The labels of an activation, None where it has none."""
+        found = None if value is None else self.values.get(value)
+        return None if found is None else self.current(found)
+
+    def current(self, labels: Array) -> Array:
+        """The labels with one number for units that have become one."""
+        return of.collapsed(self._parent[labels])
+
+    def constant(self, value: ir.Value | None) -> Constant | None:
+        """The constant behind a value, if there is one."""
+        found = self.scope.constant(value)
+        return found if isinstance(found, Constant) else None
+
+    def integers(self, value: ir.Value | None) -> list[int] | None:
+        """The numbers of a small constant, such as axes or sizes."""
+        found = self.constant(value)
+        return None if found is None else [int(number) for number in found.array.reshape(-1)]
+
+    # What rules do.
+
+    def tie(self, node: ir.Node, terms: Sequence[Term], rank: int) -> Array | None:
+        """Give all operands and outputs that are named the same labels, in a common space of `rank` axes.
+
+        An operand that has no such axis, or has size 1 there, takes no part in what differs along it.
+
+        Returns:
+            The labels in that space.
+        """
+        joint: Array | None = None
+        for at, axes in terms:
+            own = self.labels(_value(node, at))
+            if own is not None and len(axes) == own.ndim:
+                there = of.placed(own, axes, rank)
+                joint = there if joint is None else self.met(joint, there)
+        if joint is None:
+            return None
+        joint = self.current(joint)
+        for at, axes in terms:
+            part = of.restricted(joint, axes)
+            if part is not None:
+                self.give(node, at, part, broadcast=True)
+        return joint
+
+    def give(self, node: ir.Node, at: int, labels: Array, *, broadcast: bool = False) -> None:
+        """Label an operand or output of a node; with `broadcast`, not if it has size 1 along such an axis."""
+        value = _value(node, at)
+        if value is None or of.is_empty(labels):
+            return None
+        constant = self.constant(value) if at >= 0 else None
+        known = tuple(constant.array.shape) if constant is not None else dims(value)
+        if known is None or len(known) != labels.ndim:
+            return self.freeze(labels, f"the shape of {value.name} is not known")
+        labels = of.collapsed(labels)
+        for axis in of.varies(labels):
+            if broadcast and known[axis] == 1:
+                return None
+            if known[axis] != labels.shape[axis]:
+                return self.freeze(labels, f"a size of {value.name} is not known")
+        if constant is not None:
+            if not of.varies(labels):
+                return None
+            return self.store(node, at, labels)
+        return self._put(value, labels)
+
+    def store(self, node: ir.Node, at: int, labels: Array) -> None:
+        """Label a constant operand; one may be labelled along several axes, each by itself."""
+        value = node.inputs[at]
+        constant = self.constant(value)
+        if constant is None:
+            return self.freeze(labels, f"{describe(node)} reads a weight that is not constant")
+        if "DequantizeLinear" in constant.via:
+            return self.freeze(labels, f"what {describe(node)} reads is stored quantized")
+        found = self.stored.setdefault((node, at), [])
+        for index, other in enumerate(found):
+            if of.varies(other) == of.varies(labels):
+                found[index] = self.met(other, labels)
+                return None
+        found.append(labels)
+        return None
+
+    def mix(self, node: ir.Node, at: int, axes: Sequence[int], what: str) -> None:
+        """The node computes with all places along these axes together: their units can only go together."""
+        labels = self.labels(_value(node, at))
+        mixed = [] if labels is None else [axis for axis in axes if labels.shape[axis] > 1]
+        if labels is None or not mixed:
+            return None
+        rows = np.moveaxis(labels, mixed, range(-len(mixed), 0))
+        rows = rows.reshape(-1, int(np.prod(rows.shape[labels.ndim - len(mixed) :])))
+        reason = f"{describe(node)} {what}"
+        if len(rows) == 1:
+            return self.freeze(rows, reason)
+        others = (rows == NONE).any(axis=1)
+        self.freeze(rows[others], reason)
+        self.united = self.united or reason
+        return self._unite(np.repeat(rows[:, :1], rows.shape[1], axis=1), rows)
+
+    def align(self, node: ir.Node, labels: Array) -> None:
+        """Each row of labels [n, m] must keep as many units as the others."""
+        self.aligned.append((node, labels))
+
+    def bend(self) -> None:
+        """The node may treat units differently, or not linearly."""
+        self.nonlinear = True
+
+    def freeze(self, labels: Array, reason: str) -> None:
+        """These units cannot be left out.
+
+        Raises:
+            Broken: None can.
+        """
+        units = np.unique(self._parent[labels])
+        units = units[units >= 0]
+        if not units.size or self._frozen[units].all():
+            return
+        self._frozen[units] = True
+        self.reasons.append((units, reason))
+        if self._frozen[self._parent[:-1]].all():
+            raise Broken(reason)
+
+    def freeze_all(self, node: ir.Node, reason: str) -> None:
+        """No unit that the node has a part in can be left out."""
+        for value in (*node.inputs, *node.outputs):
+            labels = self.labels(value)
+            if labels is not None:
+                self.freeze(labels, f"{describe(node)}: {reason}")
+
+    def met(self, a: Array, b: Array) -> Array:
+        """Both labels of one tensor: where two units meet they become one."""
+        a, b = np.broadcast_arrays(self._parent[a], self._parent[b])
+        self._unite(a, b)
+        return self.current(np.where(a == NONE, b, a))
+
+    # The propagation.
+
+    def spread(self) -> None:
+        """Ask the rules until nothing is added.
+
+        Raises:
+            Broken: No unit can be left out.
+        """
+        while self._todo:
+            node = self._todo.popleft()
+            self.nodes.setdefault(node)
+            if node in self.layers:
+                self.layer_rule(self.layers[node], self)
+            elif (
+                known := self.rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+            ) is not None:
+                known.spread(node, self)
+            else:
+                self.freeze_all(node, "what it does to single features is not known")
+
+    def several(self) -> Iterator[Array]:
+        """The labels of all tensors that have units along several axes, and of what is aligned."""
+        for labels in (
+            *self.values.values(),
+            *(found for several in self.stored.values() for found in several),
+        ):
+            if len(of.varies(self.current(labels))) > 1:
+                yield labels
+        yield from (rows for _, rows in self.aligned)
+
+    @property
+    def why(self) -> str:
+        """Why fewer than two units can be left out."""
+        return self.reasons[0][1] if self.reasons else self.united or "its outputs can only go together"
+
+    def current_rows(self, rows: Array) -> Array:
+        """As `current`, of the same shape."""
+        return np.asarray(self._parent[rows])
+
+    def usable(self) -> Array:
+        """bool [width]: the units that can be left out, one for all that have become one."""
+        own = self._parent[:-1] == np.arange(self.width)
+        return np.asarray(own & ~self._frozen[:-1])
+
+    def _put(self, value: ir.Value, labels: Array) -> None:
+        if not of.varies(labels):
+            return self.freeze(labels, f"all of {value.name} would go")
+        before = self.values.get(value)
+        after = labels if before is None else self.met(before, labels)
+        if before is not None and np.array_equal(self.current(before), after):
+            return None
+        self.values[value] = after
+        self._ask_around(value)
+        node = value.producer()
+        if node is None:
+            return self.freeze(after, f"it comes from the input {value.name}")
+        if value.is_graph_output():
+            return self.freeze(after, f"it is the output {value.name}")
+        for user, _ in value.uses():
+            if user.graph is not node.graph:
+                return self.freeze(after, f"{value.name} is read inside a subgraph")
+        return None
+
+    def _ask_around(self, value: ir.Value) -> None:
+        node = value.producer()
+        for near in [node, *value.consumers()]:
+            if near is not None and near not in self._todo:
+                self._todo.append(near)
+
+    def _unite(self, a: Array, b: Array) -> None:
+        """The units of `a` are those of `b`, place by place; NONE is nothing."""
+        differ = (a != b) & (a != NONE) & (b != NONE)
+        if not differ.any():
+            return
+        pairs = np.unique(np.stack([a[differ], b[differ]], axis=1), axis=0)
+        parent = self._parent
+        for one, other in pairs.tolist():
+            x, y = sorted((_root(parent, one), _root(parent, other)))
+            parent[y] = x
+        while not np.array_equal(parent[parent], parent):
+            parent[:] = parent[parent]
+        frozen = np.unique(parent[:-1][self._frozen[:-1]])
+        self._frozen[:-1] |= np.isin(parent[:-1], frozen)
+        for value in self.values:  # what held back because units differed may go on now
+            self._ask_around(value)
+
+
+def describe(node: ir.Node) -> str:
+    """A node for people."""
+    return f"{node.op_type} {node_name(node)}"
+
+
+def _value(node: ir.Node, at: int) -> ir.Value | None:
+    if at < 0:
+        return node.outputs[-1 - at]
+    return node.inputs[at] if at < len(node.inputs) else None
+
+
+def _root(parent: Array, unit: int) -> int:
+    while parent[unit] != unit:
+        unit = int(parent[unit])
+    return unit

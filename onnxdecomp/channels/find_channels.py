@@ -1,0 +1,244 @@
+"""Finding the channels of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxdecomp.channels import labels as of
+from onnxdecomp.channels.blocks import blocks_of
+from onnxdecomp.channels.channel import NONE, Channel, ChannelSkip, Producer, Reader, Shaped, Stored
+from onnxdecomp.channels.facts import Broken, Facts, describe
+from onnxdecomp.channels.layers import made_units, makes_units, read_units, seed, spread_layer
+from onnxdecomp.channels.rules import RULES
+from onnxdecomp.core.layer import Array
+from onnxdecomp.graph.constants import Memo
+from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.layers.scope import Scope
+
+BLOCKS = ":blocks"
+"""What the name of a channel ends in whose units are whole blocks of another's."""
+
+
+def find_channels(
+    model: ir.Model, matched: Sequence[LayerMatch], *, freeze: bool = False
+) -> tuple[tuple[Channel, ...], tuple[ChannelSkip, ...]]:
+    """The channels of a model in graph order, and the layers whose outputs cannot be cut.
+
+    Channels may have units in common: one of whole blocks (heads) with those inside of the blocks.
+
+    Args:
+        model: Read only; with the shapes of activations (see onnxdecomp.layers.shapes).
+        matched: Its layers, as `onnxdecomp.layers.find.find` has them.
+        freeze: Treat initializers that are also graph inputs as constants.
+    """
+    search = _Search(model, matched, freeze)
+    found: list[Channel] = []
+    skips: list[ChannelSkip] = []
+    taken = {match.nodes[0]: np.zeros(match.layer.outputs, bool) for match in matched}
+    for match in matched:
+        node = match.nodes[0]
+        if taken[node].all():
+            continue
+        result = search.of(match, _numbered(~taken[node]))
+        taken[node][:] = True
+        if isinstance(result, str):
+            skips.append(ChannelSkip(search.name(match), result))
+            continue
+        facts, channels = result
+        for other, rows in taken.items():
+            labels = facts.labels(other.outputs[0])
+            if labels is not None and labels.size == rows.size:
+                np.logical_or(rows, labels.reshape(-1) != NONE, out=rows)
+        found += channels
+        found += search.blocks(channels, found)
+    return tuple(found), tuple(skips)
+
+
+def find_channel(
+    model: ir.Model, matched: Sequence[LayerMatch], name: str, *, freeze: bool = False
+) -> Channel | None:
+    """The channel of a name, as `find_channels`; None where there is none any more."""
+    channels, _ = find_channels(model, matched, freeze=freeze)
+    return next((channel for channel in channels if channel.name == name), None)
+
+
+@dataclass(eq=False)
+class _Search:
+    """Searches that begin at one layer each."""
+
+    model: ir.Model
+    matched: Sequence[LayerMatch]
+    freeze: bool
+    _memo: Memo = field(default_factory=dict)
+    _order: dict[ir.Node, int] = field(default_factory=dict)
+    _layers: Mapping[ir.Node, LayerMatch] = field(init=False)
+    _names: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._layers = {match.nodes[0]: match for match in self.matched}
+        for match in self.matched:
+            if match.nodes[0] not in self._order:
+                self._order.update({node: at for at, node in enumerate(match.place.graph)})
+        names = [match.layer.name for match in self.matched]
+        self._names = {name for name in names if names.count(name) > 1}
+
+    def name(self, match: LayerMatch) -> str:
+        """The layer's name, with its graph's where it is not unique in the model."""
+        repeated = match.layer.name in self._names and match.layer.graph
+        return f"{match.layer.graph}/{match.layer.name}" if repeated else match.layer.name
+
+    def of(self, match: LayerMatch, units: Array) -> tuple[Facts, list[Channel]] | str:
+        """The channels of a layer's outputs, labelled so, or why there are none."""
+        if match.place.function is not None:
+            return "it is inside a function"
+        if not makes_units(match):
+            return "its outputs cannot be cut"
+        width = int(units.max()) + 1
+        if width < 2:
+            return "it has a single output"
+        facts = Facts(self._scope(match), width, self._layers, RULES, spread_layer)
+        try:
+            seed(match, units, facts)
+            facts.spread()
+        except Broken as broken:
+            return str(broken)
+        channels: list[Channel] = []
+        reason = ""
+        for members in _classes(self._readers(facts), facts):
+            name = self.name(match) + (f":{len(channels) + 1}" if channels else "")
+            built = self._channel(name, members, facts)
+            if isinstance(built, Channel):
+                channels.append(built)
+            else:
+                reason = reason or built
+        return (facts, channels) if channels else reason or facts.why
+
+    def blocks(self, channels: Sequence[Channel], known: Sequence[Channel]) -> list[Channel]:
+        """The channels whose units are whole blocks of these."""
+        found: list[Channel] = []
+        for channel in channels:
+            if channel.blocks < 2:
+                continue
+            first = channel.producers[0]
+            size = channel.width // channel.blocks
+            result = self.of(first.match, np.where(first.units < 0, NONE, first.units // size))
+            if isinstance(result, str) or len(result[1]) != 1:
+                continue
+            (whole,) = result[1]
+            makers = {producer.match.nodes[0] for producer in whole.producers}
+            if all(
+                makers != {p.match.nodes[0] for p in c.producers}
+                for c in (*known, *found)
+                if c.name.endswith(BLOCKS)
+            ):
+                found.append(replace(whole, name=channel.name + BLOCKS))
+        return found
+
+    def _readers(self, facts: Facts) -> dict[ir.Node, Array]:
+        """The labels of what reads units: columns of layers, and products."""
+        found = dict(facts.products)
+        for node in facts.nodes:
+            match = self._layers.get(node)
+            units = None if match is None else read_units(match, facts)
+            if units is not None:
+                found[node] = units
+        return found
+
+    def _channel(self, name: str, members: Array, facts: Facts) -> Channel | str:
+        number = np.full(facts.width + 1, NONE)
+        number[members] = np.arange(members.size)
+        if members.size < 2:
+            return facts.why
+
+        def own(labels: Array) -> Array | None:
+            found = of.collapsed(number[facts.current(labels)])
+            return None if of.is_empty(found) else found
+
+        shaped = [
+            Shaped(v, found) for v, labels in facts.values.items() if (found := own(labels)) is not None
+        ]
+        stored = [
+            Stored(node, at, found)
+            for (node, at), several in facts.stored.items()
+            for labels in several
+            if (found := own(labels)) is not None
+        ]
+        tensors = [(part.units, f"the activation {part.value.name}") for part in shaped]
+        tensors += [(part.units, f"a weight of {describe(part.node)}") for part in stored]
+        rows = [(number[facts.current_rows(lines)], describe(node)) for node, lines in facts.aligned]
+        blocks = blocks_of(tensors, rows, members.size)
+        if isinstance(blocks, str):
+            return blocks
+        if blocks == members.size:
+            return f"as many of its {blocks} outputs must stay in each of {blocks} places"
+        values = {part.value for part in shaped}
+        nodes = {part.node for part in stored}
+        nodes |= {node for node in facts.nodes if values & {*node.inputs, *node.outputs}}
+        ordered = tuple(sorted(nodes, key=self._order.__getitem__))
+        layers = {node: self._layers[node] for node in ordered if node in self._layers}
+        producers, readers = [], []
+        for match in layers.values():
+            made, read = made_units(match, facts), read_units(match, facts)
+            if made is not None and not of.is_empty(number[made]):
+                producers.append(Producer(match, number[made]))
+            if read is not None and not of.is_empty(number[read]):
+                readers.append(Reader(match, number[read]))
+        products = [n for n, labels in facts.products.items() if own(labels) is not None]
+        if not producers:
+            return "no layer makes it"
+        if not (readers or products):
+            return "no layer reads it"
+        ends = {
+            node
+            for match in (*(p.match for p in producers), *(r.match for r in readers))
+            for node in match.nodes
+        }
+        return Channel(
+            name,
+            int(members.size),
+            blocks,
+            tuple(producers),
+            tuple(readers),
+            tuple(sorted(products, key=self._order.__getitem__)),
+            tuple(stored),
+            tuple(shaped),
+            layers,
+            ordered,
+            not facts.nonlinear and all(part.node in ends for part in stored),
+        )
+
+    def _scope(self, match: LayerMatch) -> Scope:
+        opset = int(self.model.opset_imports.get("", 1) or 1)
+        return Scope(match.place, self.model.ir_version, opset, self.freeze, self._memo)
+
+
+def _numbered(free: Array) -> Array:
+    """0, 1, … for the places that are free, NONE for the others."""
+    return np.where(free, np.cumsum(free) - 1, NONE)
+
+
+def _classes(readers: Mapping[ir.Node, Array], facts: Facts) -> Iterator[Array]:
+    """The units that can be left out, in groups with the same readers; those that are cut alike together."""
+    usable = np.flatnonzero(facts.usable())
+    if not usable.size:
+        return
+    seen = np.zeros((len(readers), facts.width + 1), bool)
+    for index, labels in enumerate(readers.values()):
+        seen[index, facts.current(labels)] = True
+    _, group = np.unique(seen[:, usable], axis=1, return_inverse=True)
+    group = group.reshape(-1)
+    groups = np.full(facts.width + 1, NONE)
+    groups[usable] = group
+    together = [facts.current(labels) for labels in facts.several()]
+    for labels in together:
+        found = np.unique(groups[labels])
+        found = found[found >= 0]
+        if found.size > 1:
+            groups[np.isin(groups, found)] = found[0]
+    firsts = [int(np.flatnonzero(groups == g)[0]) for g in np.unique(groups[usable])]
+    for first in sorted(firsts):
+        yield np.flatnonzero(groups[:-1] == groups[first])

@@ -1,0 +1,59 @@
+"""Arrays of labels: to which unit each place of a tensor belongs.
+
+As many axes as the tensor. An axis along which the units do not differ has size 1, whatever the tensor's
+size, which so need not be known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxdecomp.channels.channel import NONE
+from onnxdecomp.core.layer import Array
+
+
+def varies(labels: Array) -> tuple[int, ...]:
+    """The axes along which the labels have more than one place."""
+    return tuple(axis for axis, size in enumerate(labels.shape) if size > 1)
+
+
+def collapsed(labels: Array) -> Array:
+    """The labels with size 1 along the axes on which they do not differ."""
+    for axis in varies(labels):
+        first = labels.take([0], axis)
+        if np.array_equal(np.broadcast_to(first, labels.shape), labels):
+            labels = first
+    return labels
+
+
+def along(vector: Array, axis: int, rank: int) -> Array:
+    """A vector of labels as those of a tensor that has them along one axis."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return vector.reshape(shape)
+
+
+def placed(labels: Array, axes: Sequence[int], rank: int) -> Array:
+    """The labels in a space of `rank` axes, of which `axes` says where each of their own lies."""
+    order = np.argsort(axes)
+    shape = [1] * rank
+    for axis, size in zip(axes, labels.shape, strict=True):
+        shape[axis] = size
+    return labels.transpose(order).reshape(shape)
+
+
+def restricted(labels: Array, axes: Sequence[int]) -> Array | None:
+    """The inverse of `placed`: None where the labels differ along an axis that is not among `axes`."""
+    missing = [axis for axis in range(labels.ndim) if axis not in axes]
+    if any(labels.shape[axis] > 1 for axis in missing):
+        return None
+    kept = sorted(axes)
+    squeezed = labels.reshape([labels.shape[axis] for axis in kept])
+    return squeezed.transpose([kept.index(axis) for axis in axes])
+
+
+def is_empty(labels: Array) -> bool:
+    """Whether no place belongs to a unit."""
+    return bool((labels == NONE).all())

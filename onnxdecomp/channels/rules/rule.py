@@ -1,0 +1,31 @@
+"""OperatorRule: what is known of an operator for channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from onnxdecomp.channels.facts import Rule
+from onnxdecomp.channels.resize import Resizing
+from onnxdecomp.layers.adapter import Operator
+
+__all__ = ["Operator", "OperatorRule", "Resize"]
+
+Resize: TypeAlias = Callable[[ir.Node, Resizing], None]
+"""Sets what a node says of sizes, in attributes or constant operands, to the sizes after a cut."""
+
+
+@dataclass(frozen=True)
+class OperatorRule:
+    """What an operator does to units.
+
+    Attributes:
+        spread: Spreads labels between its operands and outputs.
+        resize: What a cut changes in its node; None: nothing but tensors.
+    """
+
+    spread: Rule
+    resize: Resize | None = None

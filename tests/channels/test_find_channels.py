@@ -1,0 +1,79 @@
+"""Channels between two layers: what makes them, what reads them, what breaks them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxdecomp.channels import cut_channel
+from onnxdecomp.core.layer import Array
+from tests.builders import graphs
+from tests.builders.feeds import normal
+from tests.builders.graphs import node
+from tests.channels.cutting import assert_cut, channels_of, opened
+
+
+def feed_forward(
+    activation: str = "Relu", **attributes: float
+) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
+    nodes = [
+        node("MatMul", "x up.w", "up"),
+        node("Add", "up up.b", "biased"),
+        node(activation, "biased", "hidden", **attributes),
+        node("MatMul", "hidden down.w", "down"),
+        node("Add", "down down.b", "y"),
+    ]
+    weights = {"up.w": normal(6, 10), "up.b": normal(10), "down.w": normal(10, 4), "down.b": normal(4)}
+    return nodes, weights
+
+
+def test_a_feed_forward_block_is_a_channel() -> None:
+    nodes, weights = feed_forward()
+    proto = graphs.model(nodes, {"x": ["N", 5, 6]}, {"y": ["N", 5, 4]}, weights)
+    (channel,) = assert_cut(proto, {"x": normal(2, 5, 6)})
+    assert (channel.name, channel.width, channel.blocks) == ("up", 10, 1)
+    assert [end.match.layer.name for end in channel.producers] == ["up"]
+    assert [end.match.layer.name for end in channel.readers] == ["down"]
+    np.testing.assert_array_equal(channel.readers[0].units, [np.arange(10)])
+    np.testing.assert_array_equal(channel.producers[0].units, np.arange(10))
+    assert [part.value.name for part in channel.shaped] == ["up", "biased", "hidden"]
+    assert not channel.linear
+
+
+def test_a_channel_without_a_bend_is_linear() -> None:
+    nodes, weights = feed_forward("Identity")
+    proto = graphs.model(nodes, {"x": ["N", 5, 6]}, {"y": ["N", 5, 4]}, weights)
+    assert channels_of(opened(proto))[0][0].linear
+
+
+def test_convolutions_are_a_channel() -> None:
+    nodes = [
+        graphs.conv("first", "x", "a", pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("Relu", "a", "b"),
+        graphs.conv("second", "b", "y"),
+    ]
+    weights = {"first.w": normal(8, 3, 3, 3), "first.b": normal(8), "second.w": normal(4, 8, 3, 3)}
+    weights["second.b"] = normal(4)
+    proto = graphs.model(nodes, {"x": ["N", 3, "H", "W"]}, {"y": ["N", 4, None, None]}, weights)
+    (channel,) = assert_cut(proto, {"x": normal(2, 3, 9, 11)})
+    np.testing.assert_array_equal(channel.readers[0].units, [np.repeat(np.arange(8), 9)])
+
+
+def test_what_stays_must_be_units_of_the_channel() -> None:
+    nodes, weights = feed_forward()
+    model = opened(graphs.model(nodes, {"x": ["N", 5, 6]}, {"y": ["N", 5, 4]}, weights))
+    (channel,), _ = channels_of(model)
+    for wrong in ([], [0, 0], [3, 1], [-1, 2], [10], [0.5]):
+        with pytest.raises(ValueError, match="units that stay"):
+            cut_channel(model, channel, np.array(wrong))
+
+
+def test_what_breaks_a_channel_is_named() -> None:
+    nodes, weights = feed_forward("Softmax", axis=-1)
+    proto = graphs.model(nodes, {"x": ["N", 5, 6]}, {"y": ["N", 5, 4]}, weights)
+    channels, skips = channels_of(opened(proto))
+    assert channels == ()
+    assert [skip.name for skip in skips] == ["up", "down"]
+    assert "Softmax hidden" in skips[0].reason
+    assert skips[1].reason == "it is the output y"
