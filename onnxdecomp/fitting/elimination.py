@@ -83,6 +83,12 @@ class Part:
             self.units = self.units[left]
         return left
 
+    def rotate(self, at: Array, turn: Array) -> None:
+        """Puts new features in the place of those at `at` [m]: `turn` [m, m], orthogonal, times them."""
+        self.inverse[at] = turn @ self.inverse[at]
+        self.inverse[:, at] = self.inverse[:, at] @ turn.T
+        self.weight[:, at] = self.weight[:, at] @ turn.T
+
     def among(self, units: Array) -> Part:
         """The same in few numbers, as far as scores and drops of these units go."""
         here = np.isin(self.units, units)
@@ -108,6 +114,7 @@ class TrackedPart(Part):
     Attributes:
         loss: Relative and with the shrinkage's part, before anything is dropped. What the groups of a reader
             have together counts for the first.
+        judged: Whether there are held-out rows.
     """
 
     def __init__(self, posed: Problem, judge: Problem | None, own: Array, units: Array, group: int) -> None:
@@ -118,7 +125,7 @@ class TrackedPart(Part):
         def turned(weight: Array) -> Array:
             return weight if basis is None else np.asarray(basis.T @ weight)
 
-        inverse = _inverse(second)
+        inverse = inverse_of(second)
         wanted = turned(cross)
         super().__init__(inverse, wanted @ inverse, units, posed.energy or posed.pull or 1.0)
         constant = 0.0 if group else posed.energy + posed.pull
@@ -127,11 +134,11 @@ class TrackedPart(Part):
         self._strength = posed.pull / square if posed.energy and square else 0.0
         self._own = np.array(turned(own[group]), np.float64)
         self._square = float(np.sum(np.square(own[group])))
-        self._seen = np.zeros((0, 0))
+        self.judged = judge is not None
         if judge is not None:
             self._seen, self._wanted = judge.second[group], turned(judge.cross[group])
             self._constant = 0.0 if group else judge.energy + judge.pull
-            self._judged = judge.energy or judge.pull or 1.0
+            self._held_whole = judge.energy or judge.pull or 1.0
         self._features = np.arange(len(units))
 
     def drop(self, chosen: Array) -> Array:
@@ -140,13 +147,10 @@ class TrackedPart(Part):
         return left
 
     def rotate(self, at: Array, turn: Array) -> None:
-        """Puts new features in the place of those at `at` [m]: `turn` [m, m], orthogonal, times them."""
-        self.inverse[at] = turn @ self.inverse[at]
-        self.inverse[:, at] = self.inverse[:, at] @ turn.T
-        self.weight[:, at] = self.weight[:, at] @ turn.T
+        super().rotate(at, turn)
         at = self._features[at]
         self._own[:, at] = self._own[:, at] @ turn.T
-        if self._seen.size:
+        if self.judged:
             self._seen[at] = turn @ self._seen[at]
             self._seen[:, at] = self._seen[:, at] @ turn.T
             self._wanted[:, at] = self._wanted[:, at] @ turn.T
@@ -161,7 +165,7 @@ class TrackedPart(Part):
         at, v = self._features, self.weight
         with threads_for(len(at)):
             products = float(np.sum((v @ self._seen[np.ix_(at, at)] - 2 * self._wanted[:, at]) * v))
-        return (products + self._constant) / self._judged
+        return (products + self._constant) / self._held_whole
 
 
 def tracked(reader: ReaderMoments, shrinkage: float) -> Iterator[TrackedPart]:
@@ -174,7 +178,7 @@ def tracked(reader: ReaderMoments, shrinkage: float) -> Iterator[TrackedPart]:
         yield TrackedPart(posed, judge, reader.weight, units, group)
 
 
-def _inverse(second: Array) -> Array:
+def inverse_of(second: Array) -> Array:
     """The inverse of G.
 
     With the sums' rounding G may not be positive definite; then directions seen less than that tells count as

@@ -108,12 +108,19 @@ def select_units(
 
 @one_thread()
 def refit_reader(
-    reader: ReaderMoments, units: Array, shrinkages: Sequence[float] = SHRINKAGES
+    reader: ReaderMoments, units: Array, shrinkages: Sequence[float] = SHRINKAGES, *, cut: bool = False
 ) -> RefittedReader:
     """A reader's best weight and bias where these units stay and all others are gone.
 
     Its own numbers stay where they lose nothing, and, with its bias corrected, where held-out rows say that
     others would be no better.
+
+    Args:
+        reader: The layer.
+        units: Those that stay.
+        shrinkages: Strengths to choose among. With no held-out rows the first is taken where something is
+            gone, else the weight stays.
+        cut: Something is gone although all units stay.
 
     Raises:
         ValueError: Its groups are left with features of unequal number.
@@ -142,7 +149,7 @@ def refit_reader(
             found = judge.relative(posed(train, candidate).best)
             if found < least:
                 strength, outside, least = candidate, found, found
-    elif features.shape[1] < reader.weight.shape[2]:
+    elif cut or features.shape[1] < reader.weight.shape[2]:
         strength = shrinkages[0]
     fitted = weight if np.isinf(strength) else posed(everything, strength).best
     bias = judged.bias(fitted) if reader.centred else reader.bias
