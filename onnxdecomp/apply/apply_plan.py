@@ -12,13 +12,14 @@ import onnx_ir as ir
 
 from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.apply.schedule import fit_stages
+from onnxdecomp.apply.sibling_group import SiblingGroup, sibling_groups
 from onnxdecomp.calibration.statistics import Calibration, unobservable
 from onnxdecomp.core.chain import Chain, mirrored
 from onnxdecomp.core.layer import Factors, Layer, Ranks
 from onnxdecomp.core.weight_error import weight_error
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.errors import DefectError
-from onnxdecomp.fitting.fit import Fit, stored
+from onnxdecomp.fitting.fit import Fit, in_working_type, stored
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.replace import Rewriter, Rewritten
@@ -45,7 +46,8 @@ def carry_out(
 
     `matched` is emptied: every dense weight is let go of as soon as its factors stand in the model.
     Layers that share a weight and are given the same method and ranks share the factors, an embedding and
-    the head that multiplies by its transpose too. With `requantize`, layers whose weight was stored
+    the head that multiplies by its transpose too; a group of siblings has its first factor in the graph once.
+    With `requantize`, layers whose weight was stored
     quantized get factors stored as int8, or as the weight was. With a `calibration` every layer that can be
     observed is fitted to what it sees by then, unless it shares its factors.
 
@@ -61,10 +63,12 @@ def carry_out(
     work = fit_stages(model, matched, plan, repair=calibration is not None and plan.repair)
     found_ties = ties(matched)
     shares = shares_of(matched, found_ties, plan)
+    groups = sibling_groups(plan, matched)
     tied = {matched[index].nodes[0] for tie in found_ties if tie.is_shared for index in tie.members}
     matched.clear()
     del found_ties
     users = Counter(share.key for share in shares.values())
+    shares = {key: share for key, share in shares.items() if users[share.key] > 1}
     fitter = Fitter.of(model, calibration) if calibration is not None else None
     shared_factors: dict[Hashable, Factors] = {}
     rewriter = Rewriter(model)
@@ -78,9 +82,8 @@ def carry_out(
             continue
         match, choice = stage.match.current(), stage.choice
         assert choice is not None
+        group = groups.get((choice.graph, choice.group))
         share = shares.get((choice.graph, choice.layer))
-        if share is not None and users[share.key] == 1:
-            share = None
         hidden = None if fitter is None else _hidden(match, share)
         fitting = None if hidden else fitter
         if choice.method is None:
@@ -94,23 +97,36 @@ def carry_out(
             if on_layer:
                 on_layer(choice.layer)
             method = method_of(choice)
-            metadata = {
-                "pkg.onnxdecomp.method": method.name,
-                "pkg.onnxdecomp.ranks": ",".join(map(str, choice.ranks)),
-            }
-            fit = partial(_fitted, fitting, match, method, choice.ranks, seed, pending)
-            make = partial(fit, share, shared_factors, hidden)
-        try:
-            made = make()
-        except Exception as error:
-            if on_failure is None or foreseen(error):
-                raise
-            on_failure(choice, error)
-            continue
+            metadata = _metadata(method, choice.ranks)
+            if group is not None:
+                make = partial(_with_siblings, group, fitting, match, method, pending, hidden)
+            else:
+                fit = partial(_fitted, fitting, match, method, choice.ranks, seed, pending)
+                make = partial(fit, share, shared_factors, hidden)
+        made = _attempt(make, choice, on_failure)
         if made is not None:
             quantize = requantize and match.requantizes
-            done.append(_put(rewriter, match, made, metadata, quantize=quantize))
+            done.append(_put(rewriter, match, made, metadata, group, quantize=quantize))
     return tuple(done)
+
+
+def _attempt(
+    make: Callable[[], _Storable | None],
+    choice: Choice,
+    on_failure: Callable[[Choice, Exception], object] | None,
+) -> _Storable | None:
+    """What is made for a layer; None where nothing is, or an error of ours prevents it."""
+    try:
+        return make()
+    except Exception as error:
+        if on_failure is None or foreseen(error):
+            raise
+        on_failure(choice, error)
+        return None
+
+
+def _metadata(method: Decomposition, ranks: Ranks) -> dict[str, str]:
+    return {"pkg.onnxdecomp.method": method.name, "pkg.onnxdecomp.ranks": ",".join(map(str, ranks))}
 
 
 def _hidden(match: LayerMatch, share: Share | None) -> str | None:
@@ -157,8 +173,24 @@ def _fitted(
     return replace(_storable(chain, match), share=share, unfitted=found or hidden or "")
 
 
-def _storable(found: Fit | Chain, match: LayerMatch) -> _Storable:
-    chain = stored(found.chain, match.layer) if isinstance(found, Fit) else found
+def _with_siblings(
+    group: SiblingGroup,
+    fitting: Fitter | None,
+    match: LayerMatch,
+    method: Decomposition,
+    pending: set[ir.Node],
+    hidden: str | None,
+) -> _Storable:
+    """A chain whose first factor is that of its siblings, too."""
+    found = group.chain(match, method, fitting, pending)
+    if isinstance(found, Fit):
+        return _storable(found, match, in_working_type(found.chain, match.layer))
+    return replace(_storable(found, match), unfitted=hidden or group.unfitted)
+
+
+def _storable(found: Fit | Chain, match: LayerMatch, cast: Chain | None = None) -> _Storable:
+    """What was found, in the layer's type: as `cast`, or with the norms of its factors balanced."""
+    chain = cast or (stored(found.chain, match.layer) if isinstance(found, Fit) else found)
     _check_range(chain, match)
     loss = found.loss if isinstance(found, Fit) else None
     return _Storable(chain, weight_error(chain, match.layer), loss)
@@ -169,12 +201,14 @@ def _put(
     match: LayerMatch,
     made: _Storable,
     metadata: Mapping[str, str],
+    group: SiblingGroup | None,
     *,
     quantize: bool,
 ) -> Rewritten:
-    """Put a chain in a layer's place."""
+    """Put a chain in a layer's place, and before it the first factor of its group."""
     try:
-        rewritten = rewriter.replace(match, made.chain, metadata, made.share, quantize)
+        trunk = None if group is None else group.put(rewriter, made.chain, metadata, quantize=quantize)
+        rewritten = rewriter.replace(match, made.chain, metadata, made.share, quantize, trunk)
     except Exception as error:
         what = f"{type(error).__name__} while it is put into the graph: {error}"
         raise DefectError(what, layer=(match.layer.graph, match.layer.name)) from error

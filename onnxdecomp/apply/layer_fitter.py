@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import onnx_ir as ir
 
@@ -12,12 +13,13 @@ from onnxdecomp.calibration.batchnorm import renormalise
 from onnxdecomp.calibration.nonlinearity import activation, aim
 from onnxdecomp.calibration.pinned_values import pins_of
 from onnxdecomp.calibration.reachability import UNREACHED
-from onnxdecomp.calibration.statistics import Calibration, centred, observe, window
-from onnxdecomp.core.layer import Array, Ranks
+from onnxdecomp.calibration.statistics import Calibration, centred, observe, observe_together, window
+from onnxdecomp.core.layer import Array, Layer, Ranks
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.refit_kept import repair
+from onnxdecomp.fitting.shared_factor import fit_first, fit_last, refit_last
 from onnxdecomp.layers.adapter import LayerMatch
 
 ROUNDS = 2
@@ -26,6 +28,12 @@ ROUNDS = 2
 
 _TRUSTED = 1.1
 """Loss on held-out rows over that on all, up to which a fit is taken to say what others would say."""
+
+
+class Refit(Protocol):
+    """Carries a fit on with other wanted outputs."""
+
+    def __call__(self, found: Fit, layer: Layer, moments: Moments, *, centred: bool) -> Fit: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +76,8 @@ class Fitter:
         """
         train, held = observe(match, self.now, self.original, self.calibration, pending)
         halves = _present(train, held)
-        if not any(half.count for half in halves):
-            return UNREACHED
-        if not all(half.finite for half in halves):
-            return "what it sees or makes is not finite"
+        if reason := _unusable(halves):
+            return reason
         found = fit(
             method,
             match.layer,
@@ -82,7 +88,41 @@ class Fitter:
             shrinkages=self.calibration.shrinkages,
             centred=centred(match),
         )
-        return self._rectified(match, found, _second(halves), pending)
+        return self._rectified(match, found, _second(halves), pending, refit)
+
+    def first_of(
+        self, siblings: Sequence[LayerMatch], rank: int, pending: Collection[ir.Node]
+    ) -> Array | str:
+        """The first factor [rank, S] that siblings have in common, or why there is none.
+
+        `pending` as for `Window.advance`, all of the siblings' nodes among them.
+        """
+        seen = observe_together(siblings, self.now, self.original, self.calibration, pending, alone=True)
+        if reason := next(filter(None, (_unusable(_present(*halves)) for halves in seen)), ""):
+            return reason
+        return fit_first(
+            [match.layer for match in siblings],
+            seen,
+            rank,
+            centred=[centred(match) for match in siblings],
+            shrinkages=self.calibration.shrinkages,
+        )
+
+    def fit_sibling(self, match: LayerMatch, first: Array, pending: Collection[ir.Node]) -> Fit | str:
+        """A layer's chain after the first factor that it has in common with others."""
+        train, held = observe(match, self.now, self.original, self.calibration, pending)
+        halves = _present(train, held)
+        if reason := _unusable(halves):
+            return reason
+        found = fit_last(
+            match.layer,
+            first,
+            train,
+            held,
+            centred=centred(match),
+            shrinkages=self.calibration.shrinkages,
+        )
+        return self._rectified(match, found, _second(halves), pending, refit_last)
 
     def repair(self, match: LayerMatch, pending: Collection[ir.Node]) -> Fit | None:
         """Other numbers for a layer that is kept, or None where they would be of no use."""
@@ -95,13 +135,15 @@ class Fitter:
         )
         if found is None or not found.shrinkage:
             return found
-        return self._rectified(match, found, _second(halves), pending)
+        return self._rectified(match, found, _second(halves), pending, refit)
 
     def renormalise(self, node: ir.Node, pending: Collection[ir.Node]) -> bool:
         """Other statistics for a BatchNormalization."""
         return renormalise(self.model, node, self.now, self.original, pending, self.calibration)
 
-    def _rectified(self, match: LayerMatch, found: Fit, second: Array, pending: Collection[ir.Node]) -> Fit:
+    def _rectified(
+        self, match: LayerMatch, found: Fit, second: Array, pending: Collection[ir.Node], again: Refit
+    ) -> Fit:
         """The fit carried on with what the activation behind the layer forgives; `second` is all rows' xx."""
         act = activation(match)
         # Where the fit does worse on rows that it has not seen, it would learn which of its own are cut off.
@@ -113,12 +155,19 @@ class Fitter:
             wanted = aim(act, dense_rows(found.chain, match.layer), bias)
             train, held = observe(match, self.now, self.original, self.calibration, pending, wanted)
             both = merged(train, held)
-            found = refit(found, match.layer, replace(both, xx=second), centred=centred(match))
+            found = again(found, match.layer, replace(both, xx=second), centred=centred(match))
         return found
 
 
 def _present(train: Moments, held: Moments | None) -> list[Moments]:
     return [train] if held is None else [train, held]
+
+
+def _unusable(halves: Sequence[Moments]) -> str:
+    """Why nothing can be fitted to these rows, a phrase for people; "" where it can."""
+    if not any(half.count for half in halves):
+        return UNREACHED
+    return "" if all(half.finite for half in halves) else "what it sees or makes is not finite"
 
 
 def _second(halves: Sequence[Moments]) -> Array:

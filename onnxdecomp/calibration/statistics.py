@@ -205,10 +205,17 @@ def observe_together(
     pending: Collection[ir.Node] = (),
     aim: Aim | None = None,
     references: Sequence[Reference | None] | None = None,
+    *,
+    alone: bool = False,
 ) -> list[tuple[Moments, Moments | None]]:
-    """Moments of several layers in a single walk over the inputs; see `observe`."""
+    """Moments of several layers in a single walk over the inputs; see `observe`.
+
+    With `alone` what another branch has lost that an output is added to is not wanted.
+    """
     known = references or [None] * len(matched)
-    looks = [_Look(match, own, calibration, aim) for match, own in zip(matched, known, strict=True)]
+    looks = [
+        _Look(match, own, calibration, aim, alone=alone) for match, own in zip(matched, known, strict=True)
+    ]
     names = [name for look in looks for name in look.names]
     windows = zip(now.advance(names, pending), original.advance(names), strict=True)
     for index, ((looked, meant), feed) in enumerate(zip(windows, mask_feeds(calibration), strict=False)):
@@ -223,9 +230,15 @@ class _Look:
     """What is gathered of one layer: rows of one model, and what the original makes of its own."""
 
     def __init__(
-        self, match: LayerMatch, reference: Reference | None, calibration: Calibration, aim: Aim | None
+        self,
+        match: LayerMatch,
+        reference: Reference | None,
+        calibration: Calibration,
+        aim: Aim | None,
+        *,
+        alone: bool,
     ) -> None:
-        self._other = branch(match)
+        self._other = None if alone else branch(match)
         self._match, self._reference, self._aim = match, reference, aim
         self.names = [match.x.name or ""]
         if self._other is not None:

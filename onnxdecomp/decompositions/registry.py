@@ -34,9 +34,13 @@ METHODS: Mapping[str, str] = {
     "btt": "onnxdecomp.decompositions.btt:Btt",
     "tproduct": "onnxdecomp.decompositions.tproduct:Tproduct",
     "btd": "onnxdecomp.decompositions.btd:Btd",
+    "shared": "onnxdecomp.decompositions.shared:Shared",
 }
 """Name to "module:Class" of our own; imported on use. They are what "auto" chooses from: what a run does by
 default does not depend on what else is installed."""
+
+JOINT = frozenset(("shared",))
+"""Those of them that take several layers at once: no candidate for one layer alone."""
 
 GROUP = "onnxdecomp.decompositions"
 _BUILTIN = EntryPoint("builtin", f"{__name__}:METHODS", GROUP)

@@ -60,6 +60,13 @@ def alternate(
     return replace(chain, steps=tuple(steps))
 
 
+def solve_last(chain: Chain, problem: Problem) -> Chain:
+    """The chain with the last factor of least loss while the others stand, in float64."""
+    steps = chain.with_weights(lambda step: step.weight.astype(np.float64)).steps
+    last = _last(steps, len(steps) - 1, _Responses(chain, problem))
+    return replace(chain, steps=(*steps[:-1], last))
+
+
 def _affordable(steps: Sequence[Step], responses: _Responses) -> int:
     """Iterations per factor whose work is within bounds: each goes through the chain about three times."""
     weighted = [

@@ -129,12 +129,17 @@ def sketch(
 
 def stored(chain: Chain, layer: Layer) -> Chain:
     """The chain in the layer's own working type, the norms of its factors balanced."""
-    kind = layer.weight.dtype
     norms = {step: float(np.linalg.norm(step.weight)) for step in chain.weighted}
     mean = float(np.exp(np.mean(np.log(list(norms.values()))))) if all(norms.values()) else 0.0
     scales = {step: mean / norm if mean else 1.0 for step, norm in norms.items()}
-    balanced = chain.with_weights(lambda step: (step.weight * scales[step]).astype(kind))
-    return replace(balanced, bias=None if chain.bias is None else chain.bias.astype(kind))
+    return in_working_type(chain.with_weights(lambda step: step.weight * scales[step]), layer)
+
+
+def in_working_type(chain: Chain, layer: Layer) -> Chain:
+    """The chain in the layer's own working type, its factors as they are."""
+    kind = layer.weight.dtype
+    cast = chain.with_weights(lambda step: step.weight.astype(kind))
+    return replace(cast, bias=None if chain.bias is None else chain.bias.astype(kind))
 
 
 def _improved(chain: Chain, layer: Layer, posed: Problem, *, sweeps: int) -> Chain:

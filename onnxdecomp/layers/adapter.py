@@ -130,6 +130,11 @@ class LayerAdapter(ABC):
     def lower(self, chain: Chain, match: LayerMatch, emit: Emitter) -> None:
         """Emit the chain's nodes. The last one's outputs take the place of the operator's."""
 
+    @property
+    def reads_as_stored(self) -> bool:
+        """Whether a first factor can stand before the operator, which then reads that one's product."""
+        return False
+
     def live(self, now: Callable[[ir.Value], ir.Value]) -> LayerAdapter:
         """The same with values of the graph that it holds as they are now."""
         return self

@@ -72,6 +72,10 @@ class Attention(LayerAdapter):
     def lower(self, chain: Chain, match: LayerMatch, emit: Emitter) -> None:
         emit_projected(chain, match, emit, lambda step, label: emit.weight(step.weight, label, axis=1))
 
+    @property
+    def reads_as_stored(self) -> bool:
+        return True
+
     def stored(self, weight: Array, layer: Layer) -> Array:
         return weight.T
 

@@ -98,6 +98,10 @@ class Conv(LayerAdapter):
             last.resize_inputs(_RESIDUAL + 1)
             last.replace_input_with(_RESIDUAL, self.fused.residual)
 
+    @property
+    def reads_as_stored(self) -> bool:
+        return True
+
     def live(self, now: Callable[[ir.Value], ir.Value]) -> Conv:
         if self.fused is None or self.fused.residual is None:
             return self

@@ -120,6 +120,10 @@ class Linear(LayerAdapter):
         else:
             emit.add("MatMul", [x, weight], label)
 
+    @property
+    def reads_as_stored(self) -> bool:
+        return not (self.swapped or self.rotated)
+
     def live(self, now: Callable[[ir.Value], ir.Value]) -> Linear:
         return self if self.addend is None else replace(self, addend=now(self.addend))
 

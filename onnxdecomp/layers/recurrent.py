@@ -86,6 +86,10 @@ class Recurrent(LayerAdapter):
 
         emit_projected(chain, match, emit, weight)
 
+    @property
+    def reads_as_stored(self) -> bool:
+        return True
+
     def stored(self, weight: Array, layer: Layer) -> Array:
         return weight.reshape(self.directions, -1, weight.shape[-1])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,14 +10,16 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import Chain, with_lookup
 from onnxdecomp.core.layer import Array
+from onnxdecomp.core.steps import LeftMatMul, MatMul, WeightedStep
 from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.inherit import inherit_value
 from onnxdecomp.graph.traversal import Place, node_names, value_names
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Emitter, Share
 from onnxdecomp.layers.int8_weights import on_grid
-from onnxdecomp.layers.lower import labels
+from onnxdecomp.layers.lower import labels, lower
 from onnxdecomp.layers.scope import Snapshot
+from onnxdecomp.layers.siblings import source
 
 LAYER = "pkg.onnxdecomp.layer"
 """The metadata of a rewritten layer's nodes that holds the layer's name."""
@@ -53,6 +55,19 @@ class Rewritten:
         return replace(self, match=replace(self.match, layer=replace(layer, weight=hollow)))
 
 
+@dataclass(frozen=True, eq=False)
+class Trunk:
+    """The first factor that siblings have in common, where it stands in the graph.
+
+    Attributes:
+        nodes: Those of the factor.
+        output: What the siblings read in place of their activation.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    output: ir.Value
+
+
 @dataclass(eq=False)
 class Rewriter:
     """Replaces matches of one model; keeps names unique and stores equal factors once."""
@@ -71,34 +86,35 @@ class Rewriter:
         metadata: Mapping[str, str],
         share: Share | None = None,
         quantize: bool = False,
+        trunk: Trunk | None = None,
     ) -> Rewritten:
         """Replace the match's nodes by the chain's.
 
         The last new node takes the name, the output name and the output's uses of the match's last node;
         the dense weight goes when nothing uses it any more. Matches replaced with the same `share` have the
         same factors, which are stored once. With `quantize`, factors are stored as int8 or
-        as the match says, and the chain that is returned has their values.
+        as the match says, and the chain that is returned has their values. With a `trunk` of the chain's
+        first step the nodes are those of the other steps.
         """
         match = match.current()
         before = Snapshot.of(match.nodes[0])
+        if trunk is not None:  # an Identity before the layer goes with it
+            x = source(match.x)
+            before = replace(before, inputs=tuple(x if v is match.x else v for v in before.inputs))
+            match = replace(match, x=x)
+        operands = match.nodes[0].inputs
         last_old = match.nodes[-1]
         if match.layer.lookup:
             chain = with_lookup(chain)
         if quantize:
             chain = on_grid(chain, match.storage)
-        emit = Emitter(
-            constant=lambda array, name, key: self._constant(match.place, array, name, key),
-            unique=self._unique,
-            name=match.layer.name,
-            dtype=_data_type(match.layer.dtype),
-            metadata={LAYER: match.layer.name, **metadata},
-            share=share,
-            mirror=_mirror(chain) if share is not None and share.flipped else {},
-            quantize=quantize,
-            storage=match.storage,
-            opset=self._opset(match.place),
-        )
-        match.adapter.lower(chain, match, emit)
+        emit = self._emitter(match, metadata, quantize)
+        if share is not None:
+            emit.share, emit.mirror = share, _mirror(chain) if share.flipped else {}
+        if trunk is None:
+            match.adapter.lower(chain, match, emit)
+        else:
+            match.adapter.lower(_after_first(chain), replace(match, x=trunk.output), emit)
         last = emit.nodes[-1]
         pairs = [(old, new) for old, new in zip(last_old.outputs, last.outputs, strict=True) if old.name]
         if not last_old.outputs[0].name:
@@ -120,10 +136,50 @@ class Rewriter:
         discard(match.weight)
         if match.bias is not None:
             discard(match.bias)
-        for operand in dict.fromkeys(before.inputs):  # what belongs to the weight, such as its scales
+        for operand in dict.fromkeys(operands):  # what belongs to the weight, such as its scales
             if operand is not None and operand not in (match.weight, match.bias):
                 discard(operand)
-        return Rewritten(match, chain, tuple(emit.nodes), before, quantize)
+        above = () if trunk is None else trunk.nodes
+        return Rewritten(match, chain, (*above, *emit.nodes), before, quantize)
+
+    def trunk(
+        self,
+        siblings: Sequence[LayerMatch],
+        chain: Chain,
+        metadata: Mapping[str, str],
+        quantize: bool = False,
+    ) -> Trunk:
+        """Put the first step of the chains of siblings into the graph, once for all of them.
+
+        It comes before the first of them and bears its name.
+
+        Args:
+            siblings: As `layers.siblings` finds them, in graph order; none of them is replaced yet.
+            chain: Of one of them; the first step is that of all.
+            metadata, quantize: As for `replace`.
+        """
+        match = siblings[0].current()
+        if quantize:
+            chain = on_grid(chain, match.storage)
+        (step, *_), (label, *_) = chain.steps, labels(chain)
+        if isinstance(step, MatMul) and match.adapter.left:
+            step = LeftMatMul(step.weight.swapaxes(-1, -2))
+        emit = self._emitter(match, metadata, quantize)
+        output = lower(step, source(match.x), None, label, emit)
+        match.place.graph.insert_before(match.nodes[0], emit.nodes)
+        return Trunk(tuple(emit.nodes), output)
+
+    def _emitter(self, match: LayerMatch, metadata: Mapping[str, str], quantize: bool) -> Emitter:
+        return Emitter(
+            constant=lambda array, name, key: self._constant(match.place, array, name, key),
+            unique=self._unique,
+            name=match.layer.name,
+            dtype=_data_type(match.layer.dtype),
+            metadata={LAYER: match.layer.name, **metadata},
+            quantize=quantize,
+            storage=match.storage,
+            opset=self._opset(match.place),
+        )
 
     def _opset(self, place: Place) -> int:
         own = {} if place.function is None else place.function.opset_imports
@@ -160,6 +216,13 @@ class Rewriter:
         first = place.function[0]
         place.function.insert_before(first, node)
         return node.outputs[0]
+
+
+def _after_first(chain: Chain) -> Chain:
+    """The chain of what the first step gives."""
+    first, *rest = chain.steps
+    assert isinstance(first, WeightedStep)
+    return replace(chain, steps=tuple(rest), inputs=int(first.weight.shape[first.output_axis]))
 
 
 def _mirror(chain: Chain) -> dict[str, str]:

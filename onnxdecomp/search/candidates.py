@@ -16,7 +16,7 @@ from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer, Ranks
 from onnxdecomp.core.weight_error import weight_error
 from onnxdecomp.decompositions.base import Decomposition, Refusal, outline
-from onnxdecomp.decompositions.registry import METHODS, get
+from onnxdecomp.decompositions.registry import JOINT, METHODS, get
 from onnxdecomp.fitting.fit import dense_rows, sketch
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
@@ -83,6 +83,7 @@ def methods_for(
     layer = match.layer
     if tuple(names) == ("auto",):
         names = tuple(METHODS) if layer.weight.size <= _SMALL else QUICK
+    names = [name for name in names if name not in JOINT]
     found: dict[str, Decomposition] = {}
     for name in names:
         method = get(name, **(options or {}).get(name, {})).specialise(layer)

@@ -9,6 +9,7 @@ from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.search.plan import Choice, Plan
+from onnxdecomp.search.sibling_groups import check_groups
 
 
 def check_plan(plan: Plan, matched: Sequence[LayerMatch]) -> None:
@@ -16,7 +17,8 @@ def check_plan(plan: Plan, matched: Sequence[LayerMatch]) -> None:
 
     Raises:
         UsageError: The plan names a layer that is not there, or one twice, or a method that is unknown or
-            does not take its layer, or ranks that the layer does not have.
+            does not take its layer, or ranks that the layer does not have; or a group of layers that are no
+            siblings (see `check_groups`).
     """
     by_name = {(match.layer.graph, match.layer.name): match for match in matched}
     seen: set[tuple[str, str]] = set()
@@ -31,6 +33,7 @@ def check_plan(plan: Plan, matched: Sequence[LayerMatch]) -> None:
             raise UsageError(f"the plan decides twice about the layer {choice.layer!r}")
         seen.add(key)
         _check_choice(choice, by_name[key])
+    check_groups(plan, matched)
 
 
 def method_of(choice: Choice) -> Decomposition:
@@ -50,7 +53,8 @@ def _check_choice(choice: Choice, match: LayerMatch) -> None:
     whose = f"the plan's layer {choice.layer!r}: {method.name}"
     if refusal := refusal_of(method, layer):
         raise UsageError(f"{whose} does not take it ({refusal})")
-    full = method.full_ranks(layer)
+    # What a group has in common has more ranks than one of its layers may have alone.
+    full = (layer.inputs,) if choice.group else method.full_ranks(layer)
     largest = ",".join(map(str, full))
     if len(choice.ranks) != len(full):
         given = ",".join(map(str, choice.ranks)) or "none"

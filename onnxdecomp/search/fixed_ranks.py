@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.json_values import Json
 from onnxdecomp.core.layer import Ranks
+from onnxdecomp.core.names import some
 from onnxdecomp.core.patterns import Named, names_of, of_layers, selected
 from onnxdecomp.decompositions.base import Decomposition, Refusal, outline
+from onnxdecomp.decompositions.registry import JOINT, get
+from onnxdecomp.decompositions.shared import whole
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch, Skip
+from onnxdecomp.layers.siblings import Siblings, siblings
 from onnxdecomp.layers.tied_weights import stays, ties
 from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.search.finite_weights import unsound
 from onnxdecomp.search.layer_errors import foreseen, reason_for
-from onnxdecomp.search.plan import Choice, Cost, Plan, cost_of, kept
+from onnxdecomp.search.plan import Choice, Cost, Plan, cost_after_first, cost_of, kept
 from onnxdecomp.search.plan_options import Saving
 from onnxdecomp.search.rules import Rule
 from onnxdecomp.search.stored_parameters import tallied
@@ -52,9 +56,19 @@ def plan_uniform(matched: Sequence[LayerMatch], skips: Sequence[Skip], request: 
     request = _resolved(request, matched, skips)
     costs = [cost_of(dense_chain(match.layer), match.layer) for match in matched]
     smallest = _smallest(costs, request)
-    choices = [
-        _chosen(match, before, smallest, request) for match, before in zip(matched, costs, strict=True)
-    ]
+    joint = any(method.name in JOINT for rule in request.rules for method in rule.methods)
+    kin = siblings(matched, ties(matched)) if joint else Siblings((), {})
+    refused = dict(kin.refusals)
+
+    def chosen(place: int) -> Choice:
+        return _chosen(matched[place], costs[place], smallest, request, refused.get(place, ""))
+
+    choices = [chosen(place) for place in range(len(matched))]
+    for group in kin.groups:
+        choices = _with_group(group, matched, choices, request, refused)
+        for place in group:
+            if place in refused:
+                choices[place] = chosen(place)
     choices = _with_ties(matched, choices, request.must_save)
     beyond = [choice.reason for choice in choices if choice.reason.startswith("rank ")]
     if beyond and not any(choice.method or choice.after for choice in choices):
@@ -73,22 +87,23 @@ def _smallest(costs: Sequence[Cost], request: Request) -> Cost:
     return Cost(int(share * sum(c.params for c in costs)), int(share * sum(c.macs for c in costs)))
 
 
-def _chosen(match: LayerMatch, before: Cost, smallest: Cost, request: Request) -> Choice:
+def _chosen(match: LayerMatch, before: Cost, smallest: Cost, request: Request, refused: str) -> Choice:
     """The choice for a layer; it stays where an error of ours prevents one."""
     try:
-        return _choose(match, before, smallest, request)
+        return _choose(match, before, smallest, request, refused)
     except Exception as error:
         if foreseen(error):
             raise
         return replace(kept(match.layer, before), reason=reason_for(error, match.layer.name), fixed=True)
 
 
-def _choose(match: LayerMatch, before: Cost, smallest: Cost, request: Request) -> Choice:
+def _choose(match: LayerMatch, before: Cost, smallest: Cost, request: Request, refused: str) -> Choice:
+    """The choice for a layer; of a method that takes several it has no ranks yet, and none if `refused`."""
     layer = match.layer
     stays = kept(layer, before)
     if not selected(names_of(layer), request.include, request.exclude):
         return replace(stays, reason="excluded by name", fixed=True)
-    rule = next((rule for rule in request.rules if rule.fits(names_of(layer))), None)
+    rule = _rule_of(match, request)
     if rule is None or not rule.methods:
         return replace(stays, reason="kept as asked" if rule else "no rule fits its name", fixed=True)
     if before.macs < smallest.macs and before.params < smallest.params:
@@ -98,12 +113,86 @@ def _choose(match: LayerMatch, before: Cost, smallest: Cost, request: Request) -
         return replace(stays, reason=wrong)
     tried = []
     for method in rule.methods:
-        choice = _with_method(match, stays, method, rule.rank, request)
+        if method.name in JOINT:
+            choice = _jointly(match, stays, method, refused)
+        else:
+            choice = _with_method(match, stays, method, rule.rank, request)
         if choice.method is not None:
             return choice
         tried.append(choice)
     reasons = dict.fromkeys(choice.reason for choice in tried)
     return replace(tried[-1], reason="; ".join(reasons))
+
+
+def _rule_of(match: LayerMatch, request: Request) -> Rule | None:
+    return next((rule for rule in request.rules if rule.fits(names_of(match.layer))), None)
+
+
+def _jointly(match: LayerMatch, stays: Choice, method: Decomposition, refused: str) -> Choice:
+    """The choice of a method that takes several layers: its ranks are the group's to find."""
+    fitting = method.specialise(match.layer)
+    if reason := fitting.reason if isinstance(fitting, Refusal) else refused:
+        return replace(stays, reason=reason)
+    return replace(stays, method=method.name, options=method_options(method))
+
+
+def _with_group(
+    group: Sequence[int],
+    matched: Sequence[LayerMatch],
+    choices: list[Choice],
+    request: Request,
+    refused: dict[int, str],
+) -> list[Choice]:
+    """The choices with those of siblings that are decomposed together; the others' reasons go to `refused`.
+
+    Layers whose rules ask for different ranks are different groups.
+    """
+    choices, by_rank = list(choices), dict[RankSpec, list[int]]()
+    for place in group:
+        if choices[place].method in JOINT:
+            rule = _rule_of(matched[place], request)
+            assert rule is not None
+            by_rank.setdefault(rule.rank, []).append(place)
+    for spec, members in by_rank.items():
+        found = _together([matched[place] for place in members], [choices[p] for p in members], spec, request)
+        if isinstance(found, str):
+            refused.update(dict.fromkeys(members, found))
+        else:
+            for place, choice in zip(members, found, strict=True):
+                choices[place] = choice
+    return choices
+
+
+def _together(
+    own: Sequence[LayerMatch], choices: Sequence[Choice], spec: RankSpec, request: Request
+) -> list[Choice] | str:
+    """The choices of siblings that are decomposed together, or why they are not."""
+    if len(own) < 2:
+        return "no other layer that reads its activation is given the same"
+    method = get(choices[0].method or "", **choices[0].options)
+    ranks = choose(method, whole([match.layer for match in own]), spec, request.multiple)
+    if isinstance(ranks, str):
+        return ranks
+    costs: list[Cost] = []
+    for match in own:
+        chain = outline(method, match.layer, ranks)
+        if reason := match.adapter.obstacle(chain, match.layer):
+            return f"{match.layer.name}: {reason}"
+        costs.append((cost_after_first if costs else cost_of)(chain, match.layer))
+    before = _sum(choice.before for choice in choices)
+    if why_not := _does_not_save(request.must_save, before, _sum(costs), lookup=False):
+        names = some([match.layer.name for match in own])
+        return f"{method.name} at {_show(ranks)} {why_not}, of all that read one activation: {names}"
+    name = own[0].layer.name
+    return [
+        replace(choice, ranks=ranks, after=after, group=name)
+        for choice, after in zip(choices, costs, strict=True)
+    ]
+
+
+def _sum(costs: Iterable[Cost | None]) -> Cost:
+    known = [cost for cost in costs if cost is not None]
+    return Cost(sum(cost.params for cost in known), sum(cost.macs for cost in known))
 
 
 def _with_method(

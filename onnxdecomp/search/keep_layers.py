@@ -36,7 +36,7 @@ def without(plan: Plan, layers: Collection[Key], reason: str) -> Plan:
     def kept(choice: Choice) -> Choice:
         if choice.method is None or key_of(choice) not in layers:
             return choice
-        return replace(choice, method=None, options={}, ranks=(), reason=reason, after=None)
+        return replace(choice, method=None, options={}, ranks=(), group="", reason=reason, after=None)
 
     def whole(cut: Cut) -> Cut:
         return uncut(cut, reason) if cut.method is not None and key_of(cut) in layers else cut

@@ -24,12 +24,13 @@ from onnxdecomp.latency.measure import Request, Timing, time_chains
 from onnxdecomp.latency.predict import part_of_whole
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.replace import Rewriter
+from onnxdecomp.layers.replace import Rewriter, Trunk
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search.candidates import Outline, dense_cost
 from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.sibling_groups import GroupKey, group_of, members_of
 
 Parts: TypeAlias = Mapping[int, tuple[float, tuple[float, ...]]]
 
@@ -132,10 +133,14 @@ class Stopwatch:
         matched, _ = find(copy, freeze=True)
         by_name = {(match.layer.graph, match.layer.name): match for match in matched}
         rewriter = Rewriter(copy)
+        groups, trunks = members_of(plan, matched), dict[GroupKey, Trunk]()
         for choice in plan.decomposed:
             match = by_name[choice.graph, choice.layer]
             method = get(choice.method or "", **choice.options)
-            rewriter.replace(match, filled(outline(method, match.layer, choice.ranks)), {})
+            chain = filled(outline(method, match.layer, choice.ranks))
+            if (group := group_of(choice)) is not None and group not in trunks:
+                trunks[group] = rewriter.trunk(groups[group], chain, {})
+            rewriter.replace(match, chain, {}, trunk=None if group is None else trunks[group])
         with temporary_files.folder() as folder:
             path = folder / "model.onnx"
             save(self._quantized(copy), path)

@@ -46,7 +46,8 @@ def keeping(plan: Plan, reasons: Mapping[Key, str]) -> Plan:
     def kept(choice: Choice) -> Choice:
         if (reason := reasons.get(key_of(choice))) is None:
             return choice
-        return replace(choice, method=None, options={}, ranks=(), reason=reason, after=None, fixed=True)
+        kept = replace(choice, method=None, options={}, ranks=(), group="", after=None)
+        return replace(kept, reason=reason, fixed=True)
 
     def whole(cut: Cut) -> Cut:
         return cut if (reason := reasons.get(key_of(cut))) is None else uncut(cut, reason)

@@ -36,6 +36,8 @@ class Choice:
         fixed: It was asked to stay: its numbers are not repaired either.
         copied: Numbers of its bias, where that is a copy of another layer's: the original stores them once.
         sized: The size of the activation is known (see Layer), and so are MACs: else they are a guess.
+        group: What the layers have in common that share their first factor (method "shared"): the name of one
+            that was the first of them. That factor's cost is the first one's. "" for any other method.
     """
 
     layer: str
@@ -52,6 +54,7 @@ class Choice:
     fixed: bool = False
     copied: int = 0
     sized: bool = True
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Json]:
         """The plan as JSON values: of version 1, which earlier releases read, where no channel is in it."""
-        choices: list[Json] = [asdict(choice) for choice in self.choices]
+        choices: list[Json] = [_to_json(choice) for choice in self.choices]
         if not self.channels:
             return {"version": 1, "repair": self.repair, "choices": choices}
         channels: list[Json] = [asdict(cut) for cut in self.channels]
@@ -137,6 +140,11 @@ class Plan:
             raise UsageError(f"the plan is damaged: a choice lacks {error}") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"the plan is damaged: {error}") from error
+
+
+def _to_json(choice: Choice) -> dict[str, Json]:
+    held: dict[str, Json] = asdict(choice)
+    return held if choice.group else {key: value for key, value in held.items() if key != "group"}
 
 
 def _choice(entry: Mapping[str, Json]) -> Choice:
@@ -164,6 +172,7 @@ def _choice(entry: Mapping[str, Json]) -> Choice:
         fixed=bool(entry.get("fixed", False)),
         copied=_whole(entry.get("copied", 0)),
         sized=bool(entry.get("sized", True)),
+        group=str(entry.get("group", "")),
     )
 
 
@@ -236,3 +245,9 @@ def cost_of(chain: Chain, layer: Layer) -> Cost:
     if layer.lookup:
         chain = with_lookup(chain)
     return Cost(chain.params, chain.macs(layer.assumed_input_shape()))
+
+
+def cost_after_first(chain: Chain, layer: Layer) -> Cost:
+    """What the chain costs beside its first step, where that is another layer's, too."""
+    whole, first = cost_of(chain, layer), chain.steps[0]
+    return Cost(whole.params - first.params, whole.macs - first.macs(layer.assumed_input_shape()))

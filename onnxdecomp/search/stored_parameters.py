@@ -11,7 +11,7 @@ from onnxdecomp.graph.inherit import origin
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.tied_weights import Tie, share_of, ties
-from onnxdecomp.search.plan import Choice, Cost, Plan, cost_of
+from onnxdecomp.search.plan import Choice, Cost, Plan, cost_after_first, cost_of
 
 
 def shares_of(
@@ -36,8 +36,9 @@ def tallied(plan: Plan, matched: Sequence[LayerMatch]) -> Plan:
 
     A weight that several layers read is the first one's; it is counted afterwards, too, unless all of its
     readers are decomposed, and none of them is anything but a layer. Factors that several layers share are
-    the first one's as well, and so is a bias. Copies of one, which layers have only since they were given
-    their own, are told apart: they are stored afterwards, and were not before.
+    the first one's as well, and so are a bias and the MACs of siblings' first factor. Copies of a bias, which
+    layers have only since they were given their own, are told apart: they are stored afterwards, and were
+    not before.
 
     Args:
         plan: For these layers; choices for others stay as they are.
@@ -52,6 +53,7 @@ def tallied(plan: Plan, matched: Sequence[LayerMatch]) -> Plan:
     shares = shares_of(matched, found, plan)
     biases: set[int] = set()
     origins: set[tuple[str, str]] = set()
+    groups: set[tuple[str, str]] = set()
     seen = set()
     for tie in found:
         stays = bool(tie.other) or any(choices[index].method is None for index in tie.members)
@@ -66,7 +68,10 @@ def tallied(plan: Plan, matched: Sequence[LayerMatch]) -> Plan:
             after = choice.after
             if choice.method is not None:
                 chain = outline(get(choice.method, **choice.options), layer, choice.ranks)
-                cost = cost_of(replace(chain, bias=None), layer)
+                group = (choice.graph, choice.group)
+                price = cost_after_first if choice.group and group in groups else cost_of
+                groups.add(group)
+                cost = price(replace(chain, bias=None), layer)
                 factors = 0 if share is not None and share.key in seen else cost.params
                 after = Cost((numbers if stays else 0) + factors + bias, cost.macs)
             if share is not None:
