@@ -35,7 +35,7 @@ EXACT = 1e-10
 
 # Prices are tried around those of the relaxation, by the number of budgets: a partial choice that spent
 # more or less than its share is bounded best by higher or lower ones.
-_FACTORS = {
+PRICE_FACTORS = {
     1: (1.0, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99, 1.01, 1.03, 1.07, 1.15, 1.3, 2.0),
     2: (1.0, 0.7, 0.93, 1.07, 1.4),
     3: (1.0, 0.85, 1.15),
@@ -275,7 +275,7 @@ def _relax(problem: _Problem) -> _Relaxed | None:
     prices = _prices(problem) if problem.open.any(axis=1).all() else None
     if prices is None:
         return None
-    factors = itertools.product(_FACTORS.get(len(prices), (1.0,)), repeat=len(prices))
+    factors = itertools.product(PRICE_FACTORS.get(len(prices), (1.0,)), repeat=len(prices))
     trials = prices * np.array(list(factors))
     charged = problem.loss + np.einsum("ikb,tb->tik", problem.cost, trials)
     charged = np.where(problem.open, charged, np.inf)
