@@ -25,7 +25,10 @@ KNOWING = {
     "layers/lower.py": "the nodes that steps become",
     "quantization/scheme.py": "operators of all kinds that have no integer kernel",
     "runtime/fatal.py": "nodes of all kinds on which ONNX Runtime ends the process",
-    **{f"decompositions/{name}.py": "the kinds of layers it takes, for people" for name in METHODS},
+    **{
+        f"decompositions/{name}.py": "the kinds of layers it takes, for people"
+        for name in (*METHODS, "joint")
+    },
     **{
         f"training/autograd/operators/{name}.py": "a table of all operators"
         for name in ("convolution", "fused", "indexing", "products", "recurrent")

@@ -16,7 +16,8 @@ def command(json_target: str | None) -> None:
     """List the decompositions and the layers that they take.
 
     FusedConv, FusedGemm, FusedMatMul and an Einsum that is a matrix product count as the Conv, Gemm or MatMul
-    that they are; LSTM, GRU and RNN are their input projections, Gather is an embedding table.
+    that they are; LSTM, GRU and RNN are their input projections, Gather is an embedding table. Methods with a
+    line "together" take several layers at once.
     """
     from onnxdecomp.cli import console
     from onnxdecomp.decompositions.registry import describe, problems
@@ -34,7 +35,7 @@ def command(json_target: str | None) -> None:
 def _lines(method: Mapping[str, Any]) -> list[tuple[str, str]]:
     options = ", ".join(f"{name}={value}" for name, value in method["options"].items())
     facts = (
-        ("layers", ", ".join(method["takes"])),
+        ("together" if method.get("joint") else "layers", ", ".join(method["takes"])),
         ("ranks", ", ".join(method["ranks"])),
         ("options", options),
         ("source", method["paper"]),

@@ -20,6 +20,7 @@ from onnxdecomp.core import plugins
 from onnxdecomp.core.options import convert, default_of, from_text, suggest
 from onnxdecomp.core.options import describe as describe_type
 from onnxdecomp.decompositions.base import Decomposition
+from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.errors import UsageError
 
 METHODS: Mapping[str, str] = {
@@ -45,7 +46,7 @@ JOINT = frozenset(("shared",))
 GROUP = "onnxdecomp.decompositions"
 _BUILTIN = EntryPoint("builtin", f"{__name__}:METHODS", GROUP)
 _WORD = re.compile(r"[a-z]+")
-_RESERVED = ("auto", "keep")
+_RESERVED = ("auto", "keep", *CUTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,8 @@ class MethodInfo(plugins.Plugin):
                 or is no Decomposition of that name.
         """
         if not _WORD.fullmatch(self.name) or self.name in _RESERVED:
-            taken = f", and not {' or '.join(_RESERVED)}" if self.name in _RESERVED else ""
+            taken = f", and not {', '.join(_RESERVED[:-1])} or {_RESERVED[-1]}"
+            taken = taken if self.name in _RESERVED else ""
             raise UsageError(f"{self.label}: a method's name is a word of the letters a to z{taken}")
         loaded = self.imported()
         if isinstance(loaded, type) and dataclasses.is_dataclass(loaded):
@@ -185,12 +187,30 @@ def get(name: str, **values: Any) -> Decomposition:
         raise UsageError(f"method {name}: {error}") from error
 
 
+def is_joint(name: str) -> bool:
+    """Whether the method of that name takes several layers together."""
+    return name in JOINT or name in CUTS
+
+
 def describe() -> list[dict[str, Any]]:
     """What every method that can be loaded is, as plain values: name, summary, ranks, layers, options, paper.
 
-    Those of other packages also say which one it is ("distribution").
+    Those that cut channels, and so have neither ranks nor options, come last. Those that take several layers
+    together say so ("joint"), those of other packages which one it is ("distribution").
     """
-    return [_described(name) for name in names() if problem_of(name) is None]
+    chains = [_described(name) for name in names() if problem_of(name) is None]
+    return chains + [
+        {
+            "name": cut.name,
+            "summary": cut.summary,
+            "ranks": [],
+            "takes": list(cut.takes),
+            "options": {},
+            "paper": cut.paper,
+            "joint": True,
+        }
+        for cut in CUTS.values()
+    ]
 
 
 def problem_of(name: str) -> str | None:
@@ -217,5 +237,6 @@ def _described(name: str) -> dict[str, Any]:
         "takes": list(method.takes),
         "options": {option.name: option.default for option in options(name)},
         "paper": method.paper,
+        **({"joint": True} if name in JOINT else {}),
         **({} if package is None else {"distribution": package}),
     }

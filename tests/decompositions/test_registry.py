@@ -92,7 +92,7 @@ def test_another_packages_method_is_one_like_ours(register: Callable[..., None])
         ("nothing", "is not a dataclass with all that onnxdecomp.decompositions.base.Decomposition asks for"),
         ("needy", "method 'needy' of third 1.0 cannot be made with its defaults: a size is needed"),
         ("other", "method 'other' of third 1.0 calls itself 'plain'"),
-        ("auto", "a word of the letters a to z, and not auto or keep"),
+        ("auto", "a word of the letters a to z, and not auto, keep, width or attention"),
         ("my-svd", "a method's name is a word of the letters a to z$"),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_broken_package_harms_only_who_asks_for_it(
     with pytest.raises(UsageError, match=message):
         registry.get(name)
     listed = [entry["name"] for entry in registry.describe()]
-    assert listed == [*registry.METHODS, "plain"]
+    assert listed == [*registry.METHODS, "plain", "width", "attention"]
     assert len(registry.problems()) == len(BROKEN)
     done = CliRunner().invoke(command, [])
     assert (done.exit_code, done.exception) == (0, None)
@@ -135,3 +135,11 @@ def test_a_method_answers_with_the_one_that_does_its_work() -> None:
     assert refusal_of(tucker, conv_layer(4, 5, (3, 3))) is None
     assert refusal_of(tucker, linear_layer(4, 5)) == "on such a layer it is svd: use that"
     assert refusal_of(tucker, linear_layer(1, 5)) == "a full rank of 1: nothing to reduce"
+
+
+def test_joint_methods_are_listed_and_marked() -> None:
+    joint = [entry["name"] for entry in registry.describe() if entry.get("joint")]
+    assert joint == ["shared", "width", "attention"]
+    assert all(registry.is_joint(name) for name in joint)
+    assert not registry.is_joint("svd")
+    assert all(entry["takes"] and entry["paper"] and entry["summary"] for entry in registry.describe())
