@@ -15,10 +15,11 @@ import numpy as np
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.elimination import ReaderMoments
+from onnxdecomp.fitting.exchange import FEATURES, exchanged
 from onnxdecomp.fitting.fit import SHRINKAGES
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, problem
-from onnxdecomp.fitting.unit_order import UnitOrder, unit_order
+from onnxdecomp.fitting.unit_order import SHRINKAGE, UnitOrder, unit_order
 from onnxdecomp.tensor.blas_threads import one_thread
 
 _UNHARMED = 1e-8
@@ -26,6 +27,12 @@ _UNHARMED = 1e-8
 
 _WORTH = 0.99
 """Other numbers than the layer's own must leave less than this share of the loss on held-out rows."""
+
+_STRONG = 1e-1
+"""Of the choice of units, in place of `SHRINKAGE`, where there are few rows and held-out ones bear it out."""
+
+_FEW_ROWS = 4
+"""For each feature."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +87,8 @@ def select_units(
 ) -> Selection:
     """The units of a channel that its readers together lose least without, and the readers fitted anew.
 
+    The first units of the order, and where there are few features units are exchanged after it.
+
     At full width the readers are repaired (see `repair`): their own numbers come back where nothing was lost.
 
     Args:
@@ -99,11 +108,27 @@ def select_units(
     if width % blocks or kept % blocks:
         raise ValueError(f"{blocks} blocks do not divide {width} and {kept} units")
     if kept == width:
-        units = np.arange(width)
-    else:
-        order = order or unit_order(readers, width, blocks=blocks)
-        units = np.sort(order.order[:kept])
+        return _fitted(readers, np.arange(width), shrinkages)
+    strengths = (SHRINKAGE, _STRONG) if order is None and _few_rows(readers) else (SHRINKAGE,)
+    found = []
+    for strength in strengths:
+        along = order or unit_order(readers, width, blocks=blocks, shrinkage=strength)
+        units = np.sort(along.order[:kept])
+        if sum(reader.weight.shape[2] for reader in readers) <= FEATURES:
+            units = exchanged(readers, width, units, blocks=blocks, shrinkage=strength)
+        found.append(_fitted(readers, units, shrinkages))
+    return min(found, key=lambda one: one.loss if one.held_out is None else one.held_out)
+
+
+def _fitted(readers: Sequence[ReaderMoments], units: Array, shrinkages: Sequence[float]) -> Selection:
     return Selection(units, tuple(refit_reader(reader, units, shrinkages) for reader in readers))
+
+
+def _few_rows(readers: Sequence[ReaderMoments]) -> bool:
+    """Whether held-out rows should say how far to trust the others in the choice of units, too."""
+    return all(reader.held_out is not None for reader in readers) and any(
+        reader.train.count < _FEW_ROWS * reader.weight.shape[2] for reader in readers
+    )
 
 
 @one_thread()

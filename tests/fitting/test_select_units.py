@@ -117,3 +117,13 @@ def test_groups_must_be_left_alike() -> None:
 def test_widths_that_cannot_be(kept: int, blocks: int) -> None:
     with pytest.raises(ValueError, match="units"):
         select_units([reader()], 12, kept, blocks=blocks)
+
+
+def test_few_rows_have_held_out_ones_choose_how_far_to_trust_them() -> None:
+    """Of as many rows as features the fit learns the noise; the choice is the better of two on others."""
+    noisy = reader(SEEN + RNG.normal(size=SEEN.shape) * 0.5, train=20)
+    found = select_units([noisy], 12, 4).held_out
+    assert found is not None
+    alone = [unit_order([noisy], 12, shrinkage=strength) for strength in (1e-3, 1e-1)]
+    tried = [select_units([noisy], 12, 4, order=order).held_out or 0.0 for order in alone]
+    assert found <= min(tried) * 1.01
