@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 KNOWING = {
     "search/plan_options.py": "the help of --requantize, for people",
+    "channels/rules/products.py": "products of two activations, which are no layers",
+    "channels/rules/layout.py": "a lookup in an activation, which is no layer",
     "core/steps/__init__.py": "names of steps, one of which is called as an operator is",
     "graph/constants.py": "how large the results of all kinds of operators on constants are",
     "graph/shape_inference.py": "what stands in for operators that the inference does not know",

@@ -35,7 +35,11 @@ def cut_channel(model: ir.Model, channel: Channel, keep: Array) -> None:
     if left.all():
         return
     store = _Store(model)
-    cut = Resizing(channel, left, {part.value: part.units for part in channel.shaped}, store.array, store.put)
+    units_of = {part.value: part.units for part in channel.shaped}
+    cut = Resizing(channel, left, units_of, store.opset, store.array, store.computed, store.put)
+    for value, units in units_of.items():
+        if not cut.size(value, cut.shrinking(units)):
+            raise ValueError(f"nothing of {value.name} would stay")
     slices: dict[tuple[ir.Node, int], list[Array]] = {}
     for part in channel.stored:
         slices.setdefault((part.node, part.at), []).append(part.units)
@@ -87,15 +91,27 @@ class _Store:
     def __post_init__(self) -> None:
         self._names = value_names(self.model)
 
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's domain."""
+        return int(self.model.opset_imports.get("", 1) or 1)
+
     def array(self, node: ir.Node, at: int) -> Array:
         """The numbers of a constant operand."""
         return self._constant(node.inputs[at]).array
 
+    def computed(self, node: ir.Node, at: int) -> Array | None:
+        """The numbers of an operand; None where it is computed."""
+        found = self._resolved(node.inputs[at])
+        return found.array if isinstance(found, Constant) else None
+
     def put(self, node: ir.Node, at: int, array: Array) -> None:
         """Give a node other numbers as an operand; readers of the same numbers share them still."""
-        value = node.inputs[at]
-        assert value is not None
-        dtype = self._constant(value).dtype
+        value = node.inputs[at] if at < len(node.inputs) else None
+        if value is None:
+            return self._add(node, at, array)
+        found = self._resolved(value)
+        dtype = found.dtype if isinstance(found, Constant) else array.dtype.name
         kind = ir.DataType.BFLOAT16 if dtype == "bfloat16" else ir.DataType.from_numpy(np.dtype(dtype))
         stored = np.ascontiguousarray(array).astype(kind.numpy(), copy=False)
         key = (value, stored.tobytes())
@@ -104,6 +120,13 @@ class _Store:
             self._made[key] = initializer(self.model.graph, ir.Tensor(stored, name=name), name)
         node.replace_input_with(at, self._made[key])
         self._old.setdefault(value)
+        return None
+
+    def _add(self, node: ir.Node, at: int, array: Array) -> None:
+        """Give a node an operand that it did not have."""
+        name = unique_name(f"{node.outputs[0].name}/sizes", self._names)
+        node.resize_inputs(max(len(node.inputs), at + 1))
+        node.replace_input_with(at, initializer(self.model.graph, ir.Tensor(array, name=name), name))
 
     def tidy(self) -> None:
         """Remove what nothing reads any more; what took its place gets its name."""
@@ -115,16 +138,19 @@ class _Store:
                 _rename(new[0], name)
 
     def _constant(self, value: ir.Value | None) -> Constant:
+        found = self._resolved(value)
+        assert isinstance(found, Constant)
+        return found
+
+    def _resolved(self, value: ir.Value | None) -> Constant | str:
         assert value is not None
-        found = resolve(
+        return resolve(
             value,
             ir_version=self.model.ir_version,
             freeze=True,
-            opset=int(self.model.opset_imports.get("", 1) or 1),
+            opset=self.opset,
             memo=self._memo,
         )
-        assert isinstance(found, Constant)
-        return found
 
 
 def _rename(value: ir.Value, name: str) -> None:

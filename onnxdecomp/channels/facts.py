@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxdecomp.channels import labels as of
 from onnxdecomp.channels.channel import NONE
-from onnxdecomp.core.layer import Array
+from onnxdecomp.core.layer import Array, Dim
 from onnxdecomp.graph.attributes import dims, node_name
 from onnxdecomp.graph.constants import Constant
 from onnxdecomp.layers.adapter import LayerMatch, Operator
@@ -82,6 +82,7 @@ class Facts:
     united: str = ""
     _parent: Array = field(init=False)
     _frozen: Array = field(init=False)
+    _united: bool = field(init=False, default=False)
     _todo: deque[ir.Node] = field(init=False, default_factory=deque)
 
     def __post_init__(self) -> None:
@@ -98,7 +99,7 @@ class Facts:
 
     def current(self, labels: Array) -> Array:
         """The labels with one number for units that have become one."""
-        return of.collapsed(self._parent[labels])
+        return of.collapsed(self._parent[labels]) if self._united else labels
 
     def constant(self, value: ir.Value | None) -> Constant | None:
         """The constant behind a value, if there is one."""
@@ -109,6 +110,20 @@ class Facts:
         """The numbers of a small constant, such as axes or sizes."""
         found = self.constant(value)
         return None if found is None else [int(number) for number in found.array.reshape(-1)]
+
+    def shape(self, node: ir.Node, at: int) -> tuple[Dim, ...] | None:
+        """The shape of an operand or output as far as it is known."""
+        value = _value(node, at)
+        constant = self.constant(value) if at >= 0 else None
+        if constant is not None:
+            return tuple(constant.array.shape)
+        return None if value is None else dims(value)
+
+    def size(self, node: ir.Node, at: int, axis: int) -> int | None:
+        """A size of an operand or output, None where it is not known."""
+        shape = self.shape(node, at)
+        size = None if shape is None or axis >= len(shape) else shape[axis]
+        return size if isinstance(size, int) else None
 
     # What rules do.
 
@@ -135,6 +150,44 @@ class Facts:
                 self.give(node, at, part, broadcast=True)
         return joint
 
+    def spread_places(
+        self,
+        node: ir.Node,
+        a_at: int,
+        b_at: int,
+        axis: int,
+        a_places: Array,
+        b_places: Array,
+        *,
+        drops: bool = False,
+    ) -> None:
+        """Places along an axis of one operand or output are places of another's, in this order.
+
+        Args:
+            node: The node.
+            a_at, b_at: As in `Term`.
+            axis: Of both.
+            a_places, b_places: int [n]; of `a_places` some may be repeated.
+            drops: The second one has no such axis: there is one place.
+        """
+        a, b = self.labels(_value(node, a_at)), self.labels(_value(node, b_at))
+        a_size, b_size = self.size(node, a_at, axis), 1 if drops else self.size(node, b_at, axis)
+        if a_size is None or b_size is None:
+            return self.freeze_all(node, "a size of its operands is not known")
+        if b is not None and drops:
+            b = np.expand_dims(b, axis)
+        if a is None and b is None:
+            return None
+        rank = a.ndim if a is not None else b.ndim if b is not None else 0
+        a = _spelled_out(a, axis, a_size, rank)
+        b = _spelled_out(b, axis, b_size, rank)
+        joint = self._joined(a.take(a_places, axis), b.take(b_places, axis))
+        a, b = _with_places(a, axis, a_places, joint), _with_places(b, axis, b_places, joint)
+        again = self._joined(a.take(a_places, axis), joint)  # places that are repeated
+        b = _with_places(b, axis, b_places, again)
+        self.give(node, a_at, a)
+        return self.give(node, b_at, b.squeeze(axis) if drops else b)
+
     def give(self, node: ir.Node, at: int, labels: Array, *, broadcast: bool = False) -> None:
         """Label an operand or output of a node; with `broadcast`, not if it has size 1 along such an axis."""
         value = _value(node, at)
@@ -152,7 +205,7 @@ class Facts:
                 return self.freeze(labels, f"a size of {value.name} is not known")
         if constant is not None:
             if not of.varies(labels):
-                return None
+                return self.freeze(labels, f"all of a constant that {describe(node)} reads would go")
             return self.store(node, at, labels)
         return self._put(value, labels)
 
@@ -180,7 +233,14 @@ class Facts:
             return None
         rows = np.moveaxis(labels, mixed, range(-len(mixed), 0))
         rows = rows.reshape(-1, int(np.prod(rows.shape[labels.ndim - len(mixed) :])))
-        reason = f"{describe(node)} {what}"
+        return self._mix_rows(rows, f"{describe(node)} {what}")
+
+    def mix_runs(self, node: ir.Node, labels: Array, axis: int, count: int, what: str) -> None:
+        """As `mix`, of each of so many equal runs along an axis."""
+        runs = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis] // count)
+        self._mix_rows(runs, f"{describe(node)} {what}")
+
+    def _mix_rows(self, rows: Array, reason: str) -> None:
         if len(rows) == 1:
             return self.freeze(rows, reason)
         others = (rows == NONE).any(axis=1)
@@ -220,9 +280,17 @@ class Facts:
 
     def met(self, a: Array, b: Array) -> Array:
         """Both labels of one tensor: where two units meet they become one."""
-        a, b = np.broadcast_arrays(self._parent[a], self._parent[b])
+        return of.collapsed(self._joined(a, b))
+
+    def _joined(self, a: Array, b: Array) -> Array:
+        """As `met`, spelled out along all axes that either has."""
+        if self._united:
+            a, b = self._parent[a], self._parent[b]
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
         self._unite(a, b)
-        return self.current(np.where(a == NONE, b, a))
+        joint = np.where(a == NONE, b, a)
+        return np.asarray(self._parent[joint]) if self._united else joint
 
     # The propagation.
 
@@ -303,6 +371,7 @@ class Facts:
         for one, other in pairs.tolist():
             x, y = sorted((_root(parent, one), _root(parent, other)))
             parent[y] = x
+        self._united = True
         while not np.array_equal(parent[parent], parent):
             parent[:] = parent[parent]
         frozen = np.unique(parent[:-1][self._frozen[:-1]])
@@ -320,6 +389,24 @@ def _value(node: ir.Node, at: int) -> ir.Value | None:
     if at < 0:
         return node.outputs[-1 - at]
     return node.inputs[at] if at < len(node.inputs) else None
+
+
+def _spelled_out(labels: Array | None, axis: int, size: int, rank: int) -> Array:
+    """The labels with the axis' own size there."""
+    if labels is None:
+        labels = np.full([1] * rank, NONE)
+    shape = list(labels.shape)
+    shape[axis] = size
+    return labels if labels.shape[axis] == size else np.broadcast_to(labels, shape)
+
+
+def _with_places(labels: Array, axis: int, places: Array, values: Array) -> Array:
+    """The labels with others at some places along an axis."""
+    shape = list(values.shape)
+    shape[axis] = labels.shape[axis]
+    moved = np.moveaxis(np.broadcast_to(labels, shape).copy(), axis, 0)
+    moved[places] = np.moveaxis(values, axis, 0)
+    return np.moveaxis(moved, 0, axis)
 
 
 def _root(parent: Array, unit: int) -> int:

@@ -37,24 +37,30 @@ def find_channels(
     """
     search = _Search(model, matched, freeze)
     found: list[Channel] = []
-    skips: list[ChannelSkip] = []
+    reasons: dict[ir.Node, str] = {}
     taken = {match.nodes[0]: np.zeros(match.layer.outputs, bool) for match in matched}
     for match in matched:
         node = match.nodes[0]
         if taken[node].all():
             continue
-        result = search.of(match, _numbered(~taken[node]))
+        channels, reason, facts = search.of(match, _numbered(~taken[node]))
         taken[node][:] = True
-        if isinstance(result, str):
-            skips.append(ChannelSkip(search.name(match), result))
-            continue
-        facts, channels = result
+        if not channels:
+            reasons[node] = reason
         for other, rows in taken.items():
-            labels = facts.labels(other.outputs[0])
+            labels = None if facts is None else facts.labels(other.outputs[0])
             if labels is not None and labels.size == rows.size:
                 np.logical_or(rows, labels.reshape(-1) != NONE, out=rows)
+                if not channels and rows.all():
+                    reasons.setdefault(other, reason)
         found += channels
         found += search.blocks(channels, found)
+    made = {producer.match.nodes[0] for channel in found for producer in channel.producers}
+    skips = [
+        ChannelSkip(search.name(match), reasons[match.nodes[0]])
+        for match in matched
+        if match.nodes[0] in reasons and match.nodes[0] not in made
+    ]
     return tuple(found), tuple(skips)
 
 
@@ -91,21 +97,21 @@ class _Search:
         repeated = match.layer.name in self._names and match.layer.graph
         return f"{match.layer.graph}/{match.layer.name}" if repeated else match.layer.name
 
-    def of(self, match: LayerMatch, units: Array) -> tuple[Facts, list[Channel]] | str:
-        """The channels of a layer's outputs, labelled so, or why there are none."""
+    def of(self, match: LayerMatch, units: Array) -> tuple[list[Channel], str, Facts | None]:
+        """The channels of a layer's outputs, labelled so; why there are none; all facts if they are known."""
         if match.place.function is not None:
-            return "it is inside a function"
+            return [], "it is inside a function", None
         if not makes_units(match):
-            return "its outputs cannot be cut"
+            return [], "its outputs cannot be cut", None
         width = int(units.max()) + 1
         if width < 2:
-            return "it has a single output"
+            return [], "it has a single output", None
         facts = Facts(self._scope(match), width, self._layers, RULES, spread_layer)
         try:
             seed(match, units, facts)
             facts.spread()
         except Broken as broken:
-            return str(broken)
+            return [], str(broken), None
         channels: list[Channel] = []
         reason = ""
         for members in _classes(self._readers(facts), facts):
@@ -115,7 +121,7 @@ class _Search:
                 channels.append(built)
             else:
                 reason = reason or built
-        return (facts, channels) if channels else reason or facts.why
+        return channels, reason or facts.why, facts
 
     def blocks(self, channels: Sequence[Channel], known: Sequence[Channel]) -> list[Channel]:
         """The channels whose units are whole blocks of these."""
@@ -125,10 +131,10 @@ class _Search:
                 continue
             first = channel.producers[0]
             size = channel.width // channel.blocks
-            result = self.of(first.match, np.where(first.units < 0, NONE, first.units // size))
-            if isinstance(result, str) or len(result[1]) != 1:
+            wholes, _, _ = self.of(first.match, np.where(first.units < 0, NONE, first.units // size))
+            if len(wholes) != 1:
                 continue
-            (whole,) = result[1]
+            (whole,) = wholes
             makers = {producer.match.nodes[0] for producer in whole.producers}
             if all(
                 makers != {p.match.nodes[0] for p in c.producers}

@@ -21,7 +21,15 @@ def varies(labels: Array) -> tuple[int, ...]:
 
 def collapsed(labels: Array) -> Array:
     """The labels with size 1 along the axes on which they do not differ."""
-    for axis in varies(labels):
+    axes = varies(labels)
+    if len(axes) == 1:  # by far the most
+        flat = labels.reshape(-1)
+        return (
+            labels
+            if flat[0] != flat[1] or (flat != flat[0]).any()
+            else labels.reshape(-1)[:1].reshape([1] * labels.ndim)
+        )
+    for axis in axes:
         first = labels.take([0], axis)
         if np.array_equal(np.broadcast_to(first, labels.shape), labels):
             labels = first

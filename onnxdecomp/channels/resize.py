@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxdecomp.channels.blocks import shrinking
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.core.layer import Array
+from onnxdecomp.graph.attributes import dims
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,14 +22,18 @@ class Resizing:
         channel: It.
         left: bool [width + 1]: the units that stay; the last is NONE, which does.
         units: The labels of each activation.
+        opset: The version of ONNX's domain.
         constant: The numbers of a constant operand.
+        computed: The same; None where it is computed.
         put: Gives a node another constant operand.
     """
 
     channel: Channel
     left: Array
     units: dict[ir.Value, Array]
+    opset: int
     constant: Callable[[ir.Node, int], Array]
+    computed: Callable[[ir.Node, int], Array | None]
     put: Callable[[ir.Node, int, Array], None]
 
     def stays(self, value: ir.Value | None, axis: int) -> Array | None:
@@ -37,10 +42,19 @@ class Resizing:
         Where other places stay in each block, those of the first one.
         """
         labels = None if value is None else self.units.get(value)
-        if labels is None or labels.shape[axis] == 1:
+        if labels is None or labels.shape[axis] == 1 or axis != self.shrinking(labels):
             return None
         first = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
         return np.asarray(self.left[first])
+
+    def size(self, value: ir.Value, axis: int) -> int:
+        """The size that an activation has along an axis then; it must be known."""
+        stays = self.stays(value, axis)
+        if stays is not None:
+            return int(stays.sum())
+        size = (dims(value) or ())[axis]
+        assert isinstance(size, int)
+        return size
 
     def shrinking(self, units: Array) -> int:
         """The axis along which a tensor with these labels becomes shorter."""
@@ -48,14 +62,18 @@ class Resizing:
 
     def take(self, array: Array, units: Array) -> Array:
         """What is left of a tensor with these labels; the array itself where that is all."""
-        stays = self.left[units]
-        if stays.all():
-            return array
-        axis = shrinking(units, self.channel.width)
-        others = [k for k in range(units.ndim) if k != axis and units.shape[k] > 1]
-        if not others:
-            return np.compress(stays.reshape(-1), array, axis)
-        full = np.moveaxis(np.broadcast_to(stays, array.shape), axis, -1)
-        kept = int(full.reshape(-1, full.shape[-1])[0].sum())
-        moved = np.moveaxis(array, axis, -1)
-        return np.ascontiguousarray(np.moveaxis(moved[full].reshape(*moved.shape[:-1], kept), -1, axis))
+        return taken(array, units, self.left)
+
+
+def taken(array: Array, units: Array, left: Array) -> Array:
+    """What is left of a tensor with these labels, where `left` says which units are, NONE last."""
+    stays = left[units]
+    if stays.all():
+        return array
+    axis = shrinking(units, left.size - 1)
+    if stays.shape[axis] == stays.size:
+        return np.compress(stays.reshape(-1), array, axis)
+    full = np.moveaxis(np.broadcast_to(stays, array.shape), axis, -1)
+    kept = int(full.reshape(-1, full.shape[-1])[0].sum())
+    moved = np.moveaxis(array, axis, -1)
+    return np.ascontiguousarray(np.moveaxis(moved[full].reshape(*moved.shape[:-1], kept), -1, axis))

@@ -73,7 +73,7 @@ def assert_cut(proto: onnx.ModelProto, feed: Mapping[str, Array], seed: int = 0)
                 keep = random_keep(left, rng)
                 before = without_columns(model, left, keep)
                 cut_channel(model, left, keep)
-                assert_same(before, model, left, feed)
+                assert_same(before, model, left, keep, feed)
         assert_valid(model)
     return list(channels)
 
@@ -93,14 +93,16 @@ def assert_one_cut(
     poison(poisoned, twin, keep, rng)
     cut_channel(model, channel, keep)
     assert_valid(model)
-    assert_same(before, model, channel, feed)
-    assert_same(without_columns(poisoned, twin, keep), model, channel, feed)
+    assert_same(before, model, channel, keep, feed)
+    assert_same(without_columns(poisoned, twin, keep), model, channel, keep, feed)
     assert parameters(model) < parameters(opened(proto))
     return model
 
 
-def assert_same(before: ir.Model, after: ir.Model, channel: Channel, feed: Mapping[str, Array]) -> None:
-    check = check_cut(before, after, channel, feed)
+def assert_same(
+    before: ir.Model, after: ir.Model, channel: Channel, keep: Array, feed: Mapping[str, Array]
+) -> None:
+    check = check_cut(before, after, channel, keep, feed)
     assert check.reason == ""
     assert check.passed, (channel.name, check)
     assert check.rel_error is not None

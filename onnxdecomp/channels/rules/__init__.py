@@ -9,9 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxdecomp.channels.rules import elementwise
+from onnxdecomp.channels.rules import channelwise, elementwise, layout, mixing, products, reshape
 from onnxdecomp.channels.rules.rule import Operator, OperatorRule
 
-RULES: Mapping[Operator, OperatorRule] = {**elementwise.RULES}
+RULES: Mapping[Operator, OperatorRule] = {
+    **elementwise.RULES,
+    **channelwise.RULES,
+    **mixing.RULES,
+    **layout.RULES,
+    **reshape.RULES,
+    **products.RULES,
+}
 
 __all__ = ["RULES", "OperatorRule"]

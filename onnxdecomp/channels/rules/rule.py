@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onnxdecomp.channels.facts import Rule
+from onnxdecomp.channels.facts import Facts, Rule
 from onnxdecomp.channels.resize import Resizing
 from onnxdecomp.layers.adapter import Operator
 
-__all__ = ["Operator", "OperatorRule", "Resize"]
+__all__ = ["Operator", "OperatorRule", "Resize", "single_output"]
 
 Resize: TypeAlias = Callable[[ir.Node, Resizing], None]
 """Sets what a node says of sizes, in attributes or constant operands, to the sizes after a cut."""
@@ -29,3 +30,15 @@ class OperatorRule:
 
     spread: Rule
     resize: Resize | None = None
+
+
+def single_output(rule: Rule) -> Rule:
+    """The rule for nodes of which the first output alone is read."""
+
+    @functools.wraps(rule)
+    def checked(node: ir.Node, facts: Facts) -> None:
+        if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+            return facts.freeze_all(node, "its further outputs are read, too")
+        return rule(node, facts)
+
+    return checked
