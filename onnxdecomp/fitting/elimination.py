@@ -19,7 +19,7 @@ import numpy as np
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import Problem, problem, solved_positive
-from onnxdecomp.tensor.blas_threads import threads_for
+from onnxdecomp.tensor.blas_threads import LONG, threads_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,10 +184,27 @@ def inverse_of(second: Array) -> Array:
     With the sums' rounding G may not be positive definite; then directions seen less than that tells count as
     seen so little.
     """
-    try:
-        inverse = solved_positive(second, np.eye(len(second)))
-    except np.linalg.LinAlgError:
-        with threads_for(len(second)):
+    with threads_for(len(second)):
+        try:
+            inverse = _by_halves(second)
+        except np.linalg.LinAlgError:
             values, vectors = np.linalg.eigh(second)
             inverse = (vectors / np.maximum(values, 2 * abs(values[0]))) @ vectors.T
     return (inverse + inverse.T) / 2
+
+
+def _by_halves(second: Array) -> Array:
+    """The inverse of a positive definite matrix, by products of its halves where it is large.
+
+    Raises:
+        numpy.linalg.LinAlgError: It is not positive definite.
+    """
+    if len(second) <= LONG:
+        return solved_positive(second, np.eye(len(second)))
+    half = len(second) // 2
+    across = second[:half, half:]
+    first = _by_halves(second[:half, :half])
+    moved = first @ across
+    last = _by_halves(second[half:, half:] - across.T @ moved)
+    corner = -moved @ last
+    return np.block([[first - corner @ moved.T, corner], [corner.T, last]])

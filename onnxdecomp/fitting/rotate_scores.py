@@ -58,7 +58,7 @@ class ScoreMaps:
     """Maps of queries and keys to heads of size d'; weights and biases of both are to be multiplied by them.
 
     Attributes:
-        query: A, [S, d', d], the same for all heads that share keys.
+        query: A, [H, d', d]; in closed form the same for all heads that share keys.
         key: B, [S, d', d].
         loss: Of the scores, E (q^T k - q^T A^T B k)² over E (q^T k)², all heads together.
     """
@@ -124,8 +124,7 @@ def rotate_scores(moments: ScoreMoments, groups: Sequence[int], kept: int) -> Sc
     if not 1 <= kept <= size:
         raise ValueError(f"{kept} of {size} numbers per head cannot stay")
     if kept == size:
-        same = np.tile(np.eye(size), (sets, 1, 1))
-        return ScoreMaps(same, same.copy(), 0.0)
+        return ScoreMaps(np.tile(np.eye(size), (len(groups), 1, 1)), np.tile(np.eye(size), (sets, 1, 1)), 0.0)
     heads = np.maximum(np.bincount(groups, minlength=sets), 1)
     queries, keys = [], []
     for count, query, key in zip(heads, moments.query, moments.key, strict=True):
@@ -136,7 +135,8 @@ def rotate_scores(moments: ScoreMoments, groups: Sequence[int], kept: int) -> Sc
         scale = np.where(scale > 0, scale, 1.0)
         queries.append(first @ root / scale)
         keys.append(scale * (first @ inverse))
-    return ScoreMaps(np.stack(queries), np.stack(keys), float(score_losses(moments)[kept]))
+    loss = float(score_losses(moments)[kept])
+    return ScoreMaps(np.stack(queries)[np.asarray(groups)], np.stack(keys), loss)
 
 
 def _product(query: Array, key: Array) -> tuple[Array, Array, Array, Array]:

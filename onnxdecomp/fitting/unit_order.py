@@ -27,7 +27,7 @@ _AT_ONCE = 32
 _CANDIDATES = 3
 """Times as many are candidates."""
 
-_JUDGED = 16
+_JUDGED = 8
 """Widths at which held-out rows are asked."""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.fitting.elimination import ReaderMoments
+from onnxdecomp.fitting.elimination import ReaderMoments, inverse_of
 from onnxdecomp.fitting.moments import Gatherer, Moments
 from onnxdecomp.fitting.unit_order import unit_order
 
@@ -149,6 +149,15 @@ def test_fewer_rows_than_features() -> None:
     found = unit_order([few], 50, shrinkage=0.0)
     assert np.isfinite(found.losses).all()
     assert sorted(found.order) == list(range(50))
+
+
+def test_large_inverses_go_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rows(200, 23)[0]
+    second = x.T @ x
+    monkeypatch.setattr("onnxdecomp.fitting.elimination.LONG", 4)
+    np.testing.assert_allclose(inverse_of(second), np.linalg.inv(second), rtol=1e-6)
+    second[20, 20] = -1.0
+    assert (np.linalg.eigvalsh(inverse_of(second)) > 0).all()
 
 
 def test_a_unit_that_nobody_reads_goes_first() -> None:
