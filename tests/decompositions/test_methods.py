@@ -38,7 +38,7 @@ METHODS = (
     get("ht"),
     get("ht", order=3),
     get("cp"),
-    get("cp", split_kernel=True),
+    get("cp", split_kernel=True, max_sweeps=20, starts=1),
 )
 KINDS = (
     (conv_layer(12, 10, (3, 3)), convolutions()),
