@@ -84,7 +84,8 @@ class Case:
     name: str
     root: Path
     folder: Path
-    _sessions: dict[tuple[Path, bool], ort.InferenceSession] = field(default_factory=dict)
+    _results: dict[tuple[str, str], Result] = field(default_factory=dict)
+    _expected: dict[tuple[int, bool], list[Array]] = field(default_factory=dict)
 
     @property
     def freeze(self) -> bool:
@@ -109,10 +110,12 @@ class Case:
         return save(model, folder / "model.onnx")
 
     def compress(self, method: str, rank: str, **options: Any) -> Result:
-        """The prepared model, compressed."""
-        target = self.target("here", method, rank)
+        """The prepared model, compressed; without further options once for all tests."""
+        if not options and (method, rank) in self._results:
+            return self._results[method, rank]
+        target = self.target("with options" if options else "here", method, rank)
         target.parent.mkdir(parents=True, exist_ok=True)
-        return api.compress(
+        result = api.compress(
             self.prepared,
             target,
             verify=False,
@@ -120,6 +123,9 @@ class Case:
             overwrite=True,
             **self._options(method, rank, **options),
         )
+        if not options:
+            self._results[method, rank] = result
+        return result
 
     def inspect(self, method: str, rank: str, **options: Any) -> Result:
         """What would be done to the prepared model."""
@@ -167,16 +173,20 @@ class Case:
 
     def outputs(self, path: Path, sample: int = 0, *, optimised: bool = True) -> list[Array]:
         """What ONNX Runtime makes of a calibration sample, on one thread."""
-        found = self._sessions.get((path, optimised))
-        if found is None:
-            found = session(path, optimised=optimised)
-            if path == self.original:
-                self._sessions[path, optimised] = found
+        found = session(path, optimised=optimised)
         return [np.asarray(value) for value in found.run(None, self.feeds[sample])]
 
     def expected(self, sample: int, *, optimised: bool = True) -> list[Array]:
-        """What the original makes of it."""
-        return self.outputs(self.original, sample, optimised=optimised)
+        """What the original makes of it; run once."""
+        key = sample, optimised
+        if key not in self._expected:
+            self._expected[key] = self.outputs(self.original, sample, optimised=optimised)
+        return self._expected[key]
+
+    @cached_property
+    def ports(self) -> list[tuple[str, str, list[Any]]]:
+        """The original's inputs and outputs, as ONNX Runtime sees them."""
+        return ports(self.original)
 
 
 @cache
@@ -204,6 +214,12 @@ def session(path: Path, *, optimised: bool = True) -> ort.InferenceSession:
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def ports(path: Path) -> list[tuple[str, str, list[Any]]]:
+    """Inputs and outputs as ONNX Runtime sees them: name, type, shape."""
+    opened = session(path)
+    return [(v.name, v.type, v.shape) for v in (*opened.get_inputs(), *opened.get_outputs())]
 
 
 def files(folder: Path) -> dict[str, str]:

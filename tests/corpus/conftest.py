@@ -9,7 +9,7 @@ import pytest
 from tests.corpus.case import Case
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def case(request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """The model that the test's parameter names; one for all tests of a module that follow each other."""
+    """The model that the test's parameter names; one for all tests, which pytest puts in an order for it."""
     return Case(str(request.param), corpus, tmp_path_factory.mktemp("model"))

@@ -27,8 +27,8 @@ from tests.corpus.case import (
     interface,
     model_names,
     objection,
+    ports,
     relative,
-    session,
 )
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
@@ -234,10 +234,8 @@ def _not_valid(case: Case, result: Result) -> Iterator[str]:
     for actual in case.outputs(path):
         if not np.isfinite(np.asarray(actual, np.float64)).all():
             yield "an output is not finite"
-    one, two = session(path), session(case.original)
-    ports = [[(v.name, v.type, v.shape) for v in (*s.get_inputs(), *s.get_outputs())] for s in (one, two)]
-    if ports[0] != ports[1]:
-        yield f"ONNX Runtime sees {ports[0]} instead of {ports[1]}"
+    if (seen := ports(path)) != case.ports:
+        yield f"ONNX Runtime sees {seen} instead of {case.ports}"
 
 
 def _lost(original: Path, path: Path) -> Iterator[str]:
