@@ -13,7 +13,7 @@ from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, common_refusal
 from onnxdecomp.core.steps import Convolve, MatMul, pointwise
 from onnxdecomp.decompositions.base import Decomposition, Refusal, SingleRank
 from onnxdecomp.decompositions.svd import Svd
-from onnxdecomp.tensor.linalg import finite_groups, tails, two_factors
+from onnxdecomp.tensor.linalg import finite_groups, left_basis, tails, two_factors
 
 _SVD = Svd(order="channel-first")
 
@@ -106,6 +106,19 @@ def sibling_factors(layers: Sequence[Layer], rank: int) -> tuple[Array, tuple[Ar
         for rows, norm, layer in zip(np.split(last, ends), norms, layers, strict=True)
     )
     return as_first((first * scale).astype(stack.dtype), layers[0]), lasts
+
+
+def sibling_errors(layers: Sequence[Layer], ranks: Sequence[int]) -> list[tuple[float, ...]]:
+    """The squared relative error of each layer's weight at each of the ranks of `sibling_factors`."""
+    weights = [by_channel(finite_groups(layer)[0]) for layer in layers]
+    stack = _stack(weights, [_norm(weight) for weight in weights])
+    basis, _ = left_basis(np.ascontiguousarray(stack.T))  # [S, at most S]
+    found = []
+    for rows in np.split(stack, np.cumsum([len(weight) for weight in weights])[:-1]):
+        seen = np.square(rows.astype(np.float64) @ basis).sum(axis=0)
+        left = np.square(rows, dtype=np.float64).sum() - np.concatenate([[0.0], np.cumsum(seen)])
+        found.append(np.maximum(left, 0.0))
+    return [tuple(float(own[min(rank, len(own) - 1)]) for own in found) for rank in ranks]
 
 
 def whole(layers: Sequence[Layer]) -> Layer:

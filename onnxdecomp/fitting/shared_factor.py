@@ -66,11 +66,16 @@ class SiblingProblem:
         return all(layer.is_matrix for layer in self.layers)
 
     @cached_property
+    def covariance(self) -> Array:
+        """G [S, S]; of convolutions that of the channels, averaged."""
+        s = self.layers[0].inputs
+        return np.asarray(np.mean([_covariance(posed, s) for posed in self.problems], axis=0))
+
+    @cached_property
     def directions(self) -> Array:
         """The first factors of all ranks, [S, S]: the top rows, of which each gives outputs of variance 1."""
         s = self.layers[0].inputs
-        covariance = np.mean([_covariance(posed, s) for posed in self.problems], axis=0)
-        values, vectors = _eigh(covariance)
+        values, vectors = _eigh(self.covariance)
         values = np.sqrt(np.maximum(values, _FLOOR * values[-1]))
         values = np.where(values > 0, values, 1.0)
         colour, whiten = vectors * values @ vectors.T, vectors / values @ vectors.T
@@ -105,6 +110,18 @@ class SiblingProblem:
             max(0.0, posed.relative(dense_rows(self.chain(first, place), self.layers[place])))
             for place, posed in enumerate(self.problems)
         )
+
+    def curve(self, ranks: Sequence[int]) -> list[tuple[float, ...]]:
+        """The relative loss of each layer at each of the ranks, of convolutions without further turns."""
+        if not self.is_closed:
+            return [self.losses(self.directions[:rank]) for rank in ranks]
+        tails = []
+        for posed, layer in zip(self.problems, self.layers, strict=True):
+            seen = posed.best.reshape(layer.outputs, -1) @ (self.covariance @ self.directions.T)
+            left = np.append(np.cumsum(np.square(seen).sum(axis=0)[::-1])[::-1], 0.0)
+            whole = posed.energy or posed.pull or 1.0
+            tails.append(np.maximum(posed.loss(posed.best) + left, 0.0) / whole)
+        return [tuple(float(tail[rank]) for tail in tails) for rank in ranks]
 
 
 def _chain(layer: Layer, first: Array, last: Array) -> Chain:

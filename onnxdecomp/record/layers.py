@@ -50,6 +50,7 @@ def layer_records(
                 macs=_change(choice.before, after, "macs") if choice.sized else Change(None, None),
                 weight=choice.weight,
                 input=choice.input,
+                group=choice.group or None,
             )
         )
     return tuple(records)

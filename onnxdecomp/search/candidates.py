@@ -37,6 +37,9 @@ _ANCHORS = (2.0, 1.25, 3.5, 8.0)
 QUICK = ("spatial", "tucker", "svd")
 """Methods whose fit is quick whatever the layer's size is."""
 
+NOTHING_CHEAPER = "no rank makes it cheaper"
+"""Why nothing can be done to a layer that methods take."""
+
 _SMALL = 1 << 13
 """Numbers in a weight up to which every method is tried."""
 
@@ -167,10 +170,7 @@ def candidates(
         seed: Of methods that start at random.
         price: By which methods are compared, 1 being the layer's own: None is the share of `what`.
     """
-    posed = None
-    if moments is not None:
-        weight = as_rows(match.layer.weight, match.layer)
-        posed = problem(moments, weight, _SHRINKAGE, centred=centred(match))
+    posed = None if moments is None else posed_for(match, moments)
     dense = getattr(dense_cost(match.layer), what)
     paid = price or (lambda option: getattr(option.cost, what) / max(dense, 1))
     groups: dict[str, list[Outline]] = {}
@@ -194,6 +194,12 @@ def candidates(
                 anchors[option.ranks] = _fitted(match, option, posed, seed)
         found += _all(match, own, anchors, posed, what, seed)
     return found
+
+
+def posed_for(match: LayerMatch, moments: Moments) -> Problem:
+    """The quadratic that candidates of a layer are compared by."""
+    weight = as_rows(match.layer.weight, match.layer)
+    return problem(moments, weight, _SHRINKAGE, centred=centred(match))
 
 
 def dense_cost(layer: Layer) -> Cost:

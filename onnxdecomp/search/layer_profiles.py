@@ -19,8 +19,10 @@ from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import DefectError, ModelError
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.layers.siblings import siblings
 from onnxdecomp.layers.tied_weights import Tie, stays, ties
 from onnxdecomp.search.candidates import (
+    NOTHING_CHEAPER,
     QUICK,
     Candidate,
     Outline,
@@ -32,10 +34,12 @@ from onnxdecomp.search.candidates import (
     outlines,
 )
 from onnxdecomp.search.finite_weights import unsound
-from onnxdecomp.search.latency_model import Stopwatch
+from onnxdecomp.search.latency_model import Stopwatch, Timed
 from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.plan import Cost
 from onnxdecomp.search.sensitivity import Effect, Outputs, effect, original_outputs
+from onnxdecomp.search.sibling_candidates import Relatives, probing
+from onnxdecomp.search.timed_outlines import time_outlines
 
 Progress = Callable[[str, int, int], None]
 
@@ -111,6 +115,7 @@ class LayerProfiles:
         whole_ms: The latency of the original, simplified; 0 where it was not measured. Shares are of it.
         original_ms: The latency of the original as it came in, likewise.
         ties: Who reads which weight.
+        groups: Siblings with candidates of method "shared", each at the same ranks, as places in `layers`.
         notes: What a user should know of it.
     """
 
@@ -120,6 +125,7 @@ class LayerProfiles:
     whole_ms: float = 0.0
     original_ms: float = 0.0
     ties: tuple[Tie, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
     notes: tuple[str, ...] = ()
 
     def reader(self, tie: Tie) -> str:
@@ -154,23 +160,18 @@ def profile_layers(
     reasons = _reasons(
         matched, dense, unreached(model, matched, calibration.feeds, batch=calibration.batch), scope
     )
-    options = _outlines(matched, reasons, scope)
     found_ties = ties(matched)
+    related = Relatives.of(
+        matched, siblings(matched, found_ties), reasons, scope.methods, scope.multiple, scope.what
+    )
+    options = _outlines(matched, reasons, scope)
     joint = _joined(found_ties, matched, options, reasons, scope)
-    timed = None
+    timed: Timed | None = None
     takes: dict[int, float] = {}
     if stopwatch is not None:
         report("time layers", 0, 0)
-        timed = stopwatch.time(model, matched, options)
-        for index, own in enumerate(options):
-            if not own or index not in timed.parts:
-                continue
-            part, parts = timed.parts[index]
-            takes |= {id(option): value for option, value in zip(own, parts, strict=True)}
-            options[index] = [option for option in own if takes[id(option)] < part]
-            if not options[index]:
-                best = min(parts) / part if part > 0 else 1.0
-                reasons[index] = f"does not pay: the fastest chain takes {best:.2f}x of its time"
+        timed, takes = time_outlines(stopwatch, model, matched, options, related, reasons)
+    related.explain(options, reasons)
     macs = _real_macs(model, matched, calibration)
     outputs = original_outputs(model, parted(calibration)[1], macs)
     found = [
@@ -179,31 +180,43 @@ def profile_layers(
         )
         for s, c, r, n in zip(matched, dense, reasons, _stored(found_ties, matched, dense), strict=True)
     ]
-    todo = [index for index, own in enumerate(options) if own]
+    todo = [index for index, own in enumerate(options) if own or related.outlines(index)]
     for done, (index, moments) in enumerate(_moments(model, matched, todo, calibration, joint)):
         match = matched[index]
         report(f"weigh {match.layer.name}", done, len(todo))
         price = None
-        if timed is not None and index in timed.parts:
+        alone = options[index]
+        if alone and timed is not None and index in timed.parts:
             own_part = timed.parts[index][0]
             price = lambda option, own_part=own_part: takes[id(option)] / own_part  # noqa: E731
         pending = {node for later in todo[done:] for node in matched[later].nodes}
         try:
-            weighed = _weighed(match, options[index], moments, scope, price)
+            weighed = _weighed(match, alone or probing(match), moments, scope, price)
             measured = _measured(model, match, weighed, outputs, calibration, pending)
+            related.see(index, moments)
         except Exception as error:
             found[index] = replace(found[index], reason=_ours(error, match))
+            related.lose(index)
             continue
-        entry = replace(found[index], candidates=tuple(weighed), effect=measured)
+        entry = replace(found[index], candidates=tuple(weighed) if alone else (), effect=measured)
         if timed is not None and index in timed.parts:
-            parts = tuple(takes[id(candidate.outline)] for candidate in weighed)
+            parts = tuple(takes[id(candidate.outline)] for candidate in entry.candidates)
             entry = replace(entry, part=timed.parts[index][0], parts=parts)
         # The numbers of the anchors have served; a plan is carried out anew.
         light = tuple(replace(candidate, fitted=None) for candidate in entry.candidates)
         found[index] = replace(entry, candidates=light)
+    _add_joint(found, related, takes)
     latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
     said = () if timed is None else timed.notes
-    return LayerProfiles(tuple(found), outputs, macs, *latency, ties=found_ties, notes=said)
+    return LayerProfiles(tuple(found), outputs, macs, *latency, found_ties, related.groups(), said)
+
+
+def _add_joint(found: list[LayerProfile], related: Relatives, takes: Mapping[int, float]) -> None:
+    """Add what could be done to layers together with their siblings."""
+    for index, joint in related.candidates().items():
+        parts = tuple(takes[id(candidate.outline)] for candidate in joint) if takes else ()
+        candidates = (*found[index].candidates, *joint)
+        found[index] = replace(found[index], candidates=candidates, parts=(*found[index].parts, *parts))
 
 
 def _of_layers(scope: Scope, layers: Sequence[Layer]) -> Scope:
@@ -378,4 +391,4 @@ def _refusals(names: Sequence[str], match: LayerMatch) -> str:
     tried = QUICK if tuple(names) == ("auto",) else names
     found = [get(name).specialise(match.layer) for name in tried]
     reasons = dict.fromkeys(answer.reason for answer in found if isinstance(answer, Refusal))
-    return "; ".join(reasons) or "no rank makes it cheaper"
+    return "; ".join(reasons) or NOTHING_CHEAPER

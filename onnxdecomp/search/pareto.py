@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxdecomp.decompositions.registry import JOINT
 from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.plan import Cost, Plan
 
@@ -36,7 +37,8 @@ def frontier(profiles: LayerProfiles) -> tuple[Point, ...]:
     """The lower hull of loss against latency (MACs where nothing was timed), from the original on.
 
     Every layer's own hull is a chain of steps that gain ever less for their loss; taking the steps of all
-    layers in the order of what they gain for their loss gives the hull of whole plans (Everett 1963).
+    layers in the order of what they gain for their loss gives the hull of whole plans (Everett 1963). What is
+    done to several layers at once is not in it: plans with that may lie below.
     """
     timed = any(entry.part for entry in profiles.layers)
     steps = sorted(
@@ -75,6 +77,8 @@ def _steps(place: int, entry: LayerProfile, timed: bool) -> Iterator[_Step]:
     parts = entry.parts or (entry.part,) * len(entry.candidates)
     rows = []
     for candidate, loss, part in zip(entry.candidates, entry.losses(), parts, strict=True):
+        if candidate.outline.method.name in JOINT:
+            continue
         saved = entry.dense.macs - candidate.outline.cost.macs
         rows.append((loss, entry.part - part if timed else float(saved), saved))
     at = (0.0, 0.0, 0)

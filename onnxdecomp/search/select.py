@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from onnxdecomp.decompositions.registry import JOINT
 from onnxdecomp.layers.adapter import Skip
 from onnxdecomp.search.candidates import Candidate
 from onnxdecomp.search.fixed_ranks import method_options
 from onnxdecomp.search.keep_layers import BETTER_KEPT
-from onnxdecomp.search.knapsack import Allocation, Option, OutOfReach, allocate
+from onnxdecomp.search.knapsack import Allocation, Option, OutOfReach
 from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.metrics.base import CostMetric, Sizes
 from onnxdecomp.search.metrics.costs import Latency, Macs
 from onnxdecomp.search.plan import Choice, Plan, kept
+from onnxdecomp.search.sibling_choice import agreed, allocate_agreeing
 from onnxdecomp.search.targets import Budget
 from onnxdecomp.search.tied_layers import Pick, ways
 
@@ -91,10 +93,12 @@ def choose(
         for metric in metrics
     ]
     items = [[option(way) for way in own] for own in decisions]
+    agreements = agreed(profiles, decisions)
     if max_loss is not None:
-        found = allocate(items, [max_loss, *limits], fixed=[0.0, *(max(0.0, f) for f in fixed)])
+        lossy = [0.0, *(max(0.0, f) for f in fixed)]
+        found = allocate_agreeing(items, agreements, [max_loss, *limits], fixed=lossy)
     else:
-        found = allocate(items, limits, fixed=[max(0.0, f) for f in fixed])
+        found = allocate_agreeing(items, agreements, limits, fixed=[max(0.0, f) for f in fixed])
     if isinstance(found, OutOfReach):
         return found
     picked = [way for own, index in zip(decisions, found.choice, strict=True) for way in own[index]]
@@ -151,10 +155,13 @@ def _chosen(
     entries = profiles.layers
     nothing = not any(found.choice)
     choices, loss, latency = [], 0.0, 1.0
+    leaders = {place: group[0] for group in profiles.groups for place in group}
     for place, entry in enumerate(entries):
         picked = candidates[place]
         reason = _why_kept(entry, max_loss, alone=nothing) if picked is None else ""
-        choices.append(_choice(entry, None if picked is None else entry.candidates[picked], reason))
+        choice = _choice(entry, None if picked is None else entry.candidates[picked], reason)
+        group = entries[leaders[place]].match.layer.name if choice.method in JOINT else ""
+        choices.append(replace(choice, group=group))
         if picked is not None:
             loss += entry.losses()[picked]
             latency += (entry.parts[picked] if entry.parts else entry.part) - entry.part

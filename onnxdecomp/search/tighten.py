@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from onnxdecomp.decompositions.registry import JOINT
 from onnxdecomp.search.keep_layers import Key, key_of, without
 from onnxdecomp.search.knapsack import Option, OutOfReach, allocate
 from onnxdecomp.search.plan import Choice, Cost, Plan
@@ -25,37 +27,61 @@ def tighter(plan: Plan, search: SearchRecord, share: float, reason: str) -> Plan
     """
     layers = {(layer.graph, layer.layer): layer for layer in search.layers}
     done = [choice for choice in plan.decomposed if key_of(choice) in layers]
-    options = [_options(choice, layers[key_of(choice)]) for choice in done]
     now = [_current(choice, layers[key_of(choice)]) for choice in done]
     loss = sum(candidate.output_loss for candidate in now if candidate is not None)
     if not loss > 0 or len(done) < len(plan.decomposed) or None in now:
         return without(plan, _worst_half(plan, now), reason)
     macs = sum(choice.before.macs for choice in done if choice.before) or 1
     params = sum(choice.before.params for choice in done if choice.before) or 1
-    items = []
-    for choice, own in zip(done, options, strict=True):
-        dense = choice.before or Cost(0, 0)
-        part = layers[key_of(choice)].part
-        kept = Option((0.0,), _cost(part, dense.macs / macs, dense.params / params))
-        items.append(
-            [kept] + [Option((c.output_loss,), _cost(c.part, c.macs / macs, c.params / params)) for c in own]
-        )
+
+    def price(parts: Sequence[float | None], costs: Sequence[Cost]) -> float:
+        shares = zip(parts, costs, strict=True)
+        return sum(_cost(part, cost.macs / macs, cost.params / params) for part, cost in shares)
+
+    items, ways = [], []
+    for unit in _units(done):
+        own = [(choice, layers[key_of(choice)]) for choice in unit]
+        options = _options(own)
+        kept = price([layer.part for _, layer in own], [choice.before or Cost(0, 0) for choice in unit])
+        taken = [price([c.part for c in way], [Cost(c.params, c.macs) for c in way]) for way in options]
+        lost = [sum(candidate.output_loss for candidate in way) for way in options]
+        items.append([Option((0.0,), kept), *map(Option, [(loss,) for loss in lost], taken)])
+        ways.append((unit, options))
     found = allocate(items, [share * loss], fixed=[0.0])
     if isinstance(found, OutOfReach):  # keeping all is always within
         return without(plan, {key_of(choice) for choice in plan.decomposed}, reason)
-    picked = {
-        key_of(choice): own[index - 1] if index else None
-        for choice, own, index in zip(done, options, found.choice, strict=True)
-    }
+    picked: dict[Key, CandidateRecord | None] = {}
+    for (unit, options), index in zip(ways, found.choice, strict=True):
+        way = options[index - 1] if index else (None,) * len(unit)
+        picked |= {key_of(choice): candidate for choice, candidate in zip(unit, way, strict=True)}
     back = without(plan, {key for key, candidate in picked.items() if candidate is None}, reason)
     return replace(back, choices=tuple(_with(choice, picked.get(key_of(choice))) for choice in back.choices))
 
 
-def _options(choice: Choice, layer: LayerCandidates) -> list[CandidateRecord]:
-    """The candidates that lose no more than the one that was chosen."""
-    current = _current(choice, layer)
-    most = float("inf") if current is None else current.output_loss
-    return [candidate for candidate in layer.candidates if candidate.output_loss <= most]
+def _units(done: Sequence[Choice]) -> list[list[Choice]]:
+    """The choices, those of a group of siblings together."""
+    units: dict[tuple[str, str, str], list[Choice]] = {}
+    for choice in done:
+        own = (choice.graph, choice.group, "" if choice.group else choice.layer)
+        units.setdefault(own, []).append(choice)
+    return list(units.values())
+
+
+def _options(unit: Sequence[tuple[Choice, LayerCandidates]]) -> list[tuple[CandidateRecord, ...]]:
+    """The candidates of a layer, or of siblings at one rank, that lose no more than what was chosen."""
+    first, *others = [
+        {(c.method, c.ranks): c for c in layer.candidates if (c.method in JOINT) == bool(choice.group)}
+        for choice, layer in unit
+    ]
+    current = [_current(choice, layer) for choice, layer in unit]
+    most = sum(math.inf if candidate is None else candidate.output_loss for candidate in current)
+    # As they were weighed: a group that has lost its first layer costs a little more.
+    ways = [
+        (own, *(other[key] for other in others))
+        for key, own in first.items()
+        if all(key in o for o in others)
+    ]
+    return [way for way in ways if sum(candidate.output_loss for candidate in way) <= most]
 
 
 def _current(choice: Choice, layer: LayerCandidates) -> CandidateRecord | None:

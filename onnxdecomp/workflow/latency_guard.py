@@ -189,4 +189,13 @@ def _gains(search: SearchRecord | None, plan: Plan) -> dict[Key, float]:
             found = (candidate.method, candidate.ranks) == chosen.get(own)
             if found and layer.part is not None and candidate.part is not None:
                 gains[own] = layer.part - candidate.part
-    return gains
+    return gains | _evened(gains, plan)
+
+
+def _evened(gains: Mapping[Key, float], plan: Plan) -> dict[Key, float]:
+    """The gains of siblings, to whose first one alone the cost of what they have in common was counted."""
+    groups: dict[Key, list[Key]] = {}
+    for choice in plan.decomposed:
+        if choice.group and key_of(choice) in gains:
+            groups.setdefault((choice.graph, choice.group), []).append(key_of(choice))
+    return {key: sum(gains[one] for one in own) / len(own) for own in groups.values() for key in own}

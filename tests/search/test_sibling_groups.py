@@ -89,6 +89,8 @@ def grouped(plan: Plan) -> list[str]:
 def test_the_first_layer_bears_the_cost_of_what_they_have_in_common() -> None:
     result = compressed()
     assert grouped(result.plan) == list(QKV)
+    named = {layer["name"]: layer.get("group") for layer in result.record["layers"]}
+    assert named == {**dict.fromkeys(QKV, "q"), "o": None} | {name: None for name in named if name not in QKV}
     costs = {layer.name: (layer.params.after, layer.macs.after) for layer in result.layers}
     assert costs["q"] == (S * RANK + RANK * 16 + 16, 6 * (S * RANK + RANK * 16))
     assert costs["k"] == (RANK * 16, 6 * RANK * 16)

@@ -37,6 +37,7 @@ class LayerRecord:
         params, macs: Cost before and after (after = before where it was kept); MACs are not known where the
             size of the activation is not.
         weight, input: Shapes of the canonical weight (see Layer) and of the activation, where known.
+        group: What the layers have in common that share their first factor; not there for others.
     """
 
     name: str
@@ -55,6 +56,7 @@ class LayerRecord:
     macs: Change
     weight: tuple[int, ...]
     input: Shape | None
+    group: str | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)

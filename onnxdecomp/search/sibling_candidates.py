@@ -1,0 +1,262 @@
+"""Candidates of siblings: what could be done to layers that read one activation, all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from onnxdecomp.core.layer import Layer
+from onnxdecomp.decompositions.base import outline
+from onnxdecomp.decompositions.shared import Shared, sibling_errors
+from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.fitting.quadratic_loss import Problem
+from onnxdecomp.fitting.shared_factor import SiblingProblem
+from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.layers.siblings import Siblings
+from onnxdecomp.search.candidates import (
+    NOTHING_CHEAPER,
+    REDUCTIONS,
+    Candidate,
+    Outline,
+    What,
+    dense_cost,
+    outlined,
+    posed_for,
+)
+from onnxdecomp.search.layer_errors import foreseen, reason_for
+from onnxdecomp.search.plan import cost_after_first, cost_of
+
+
+@dataclass(frozen=True, eq=False)
+class SiblingOutlines:
+    """What could be put in the place of siblings, at ranks of rising cost, all below theirs together.
+
+    Attributes:
+        places: The layers, as places in the list of matches.
+        ranks: Of their first factor.
+        outlines: At each rank those of the layers; the first bears the cost of what they have in common.
+    """
+
+    places: tuple[int, ...]
+    ranks: tuple[int, ...]
+    outlines: tuple[tuple[Outline, ...], ...]
+
+    def of(self, place: int) -> list[Outline]:
+        """Those of one of the layers."""
+        member = self.places.index(place)
+        return [own[member] for own in self.outlines]
+
+    def paying(
+        self, matched: Sequence[LayerMatch], takes: Mapping[int, float], parts: Mapping[int, float]
+    ) -> tuple[SiblingOutlines, dict[int, float]]:
+        """Those that are faster than the layers, and by `id` what each takes of the latency.
+
+        Args:
+            matched: All matches.
+            takes: By `id` of an outline, the share of the latency that its whole chain takes.
+            parts: By place, the share that the layer takes.
+        """
+        known: dict[int, float] = {}
+        kept = []
+        layers = [matched[place].layer for place in self.places]
+        for rank, own in zip(self.ranks, self.outlines, strict=True):
+            shares = [
+                takes[id(one)] * (_beside(one, layer) if index else 1.0)
+                for index, (one, layer) in enumerate(zip(own, layers, strict=True))
+            ]
+            if sum(shares) < sum(parts[place] for place in self.places):
+                kept.append((rank, own))
+                known |= {id(one): share for one, share in zip(own, shares, strict=True)}
+        left = replace(self, ranks=tuple(rank for rank, _ in kept), outlines=tuple(own for _, own in kept))
+        return left, known
+
+    def candidates(
+        self, matched: Sequence[LayerMatch], problems: Sequence[Problem | None]
+    ) -> list[list[Candidate]]:
+        """Of each layer, the outlines with what they lose.
+
+        Args:
+            matched: All matches.
+            problems: The quadratic of each of the layers; where one is None the weights are approximated.
+        """
+        layers = [matched[place].layer for place in self.places]
+        known = [posed for posed in problems if posed is not None]
+        if len(known) == len(layers):
+            curve = SiblingProblem(tuple(layers), tuple(known), (1.0,) * len(layers)).curve(self.ranks)
+        else:
+            curve = sibling_errors(layers, self.ranks)
+        return [
+            [Candidate(own[k], losses[k]) for own, losses in zip(self.outlines, curve, strict=True)]
+            for k in range(len(layers))
+        ]
+
+
+@dataclass(eq=False)
+class Relatives:
+    """The groups of siblings of a model while its layers are weighed.
+
+    Attributes:
+        matched: All layers.
+        kin: Which are siblings.
+        asked: Whether groups are wanted.
+        found: What could be done to each group.
+        problems: Of the layers in them that were seen so far, by place.
+    """
+
+    matched: Sequence[LayerMatch]
+    kin: Siblings
+    asked: bool
+    found: list[SiblingOutlines]
+    problems: dict[int, Problem | None] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        matched: Sequence[LayerMatch],
+        kin: Siblings,
+        reasons: Sequence[str],
+        methods: Sequence[str],
+        multiple: int,
+        what: What,
+    ) -> Relatives:
+        """The groups of those layers that no reason keeps; the rest as for `sibling_outlines`."""
+        free = [not reason for reason in reasons]
+        found = sibling_outlines(matched, kin, free, methods, multiple=multiple, what=what)
+        return Relatives(matched, kin, Shared.name in methods, found)
+
+    def outlines(self, place: int) -> list[Outline]:
+        """What could be done to a layer together with others."""
+        return next((group.of(place) for group in self.found if place in group.places), [])
+
+    def keep_paying(self, takes: Mapping[int, float], parts: Mapping[int, float]) -> dict[int, float]:
+        """Leave what is slower than the layers, as `SiblingOutlines.paying` says."""
+        shares: dict[int, float] = {}
+        left = []
+        for group in self.found:
+            if not set(group.places) <= set(parts):
+                continue
+            paying, known = group.paying(self.matched, takes, parts)
+            shares |= known
+            left += [paying] if paying.ranks else []
+        self.found = left
+        return shares
+
+    def explain(self, options: Sequence[Sequence[Outline]], reasons: list[str]) -> None:
+        """Put right why layers stay that nothing is done to alone."""
+        for place, own in enumerate(options):
+            if self.outlines(place):
+                reasons[place] = ""
+            elif self.asked and not own and reasons[place] == NOTHING_CHEAPER:
+                reasons[place] = self.kin.refusals.get(place, NOTHING_CHEAPER)
+
+    def see(self, place: int, moments: Moments | None) -> None:
+        """Keep what is needed of a layer that is weighed."""
+        if self.outlines(place):
+            self.problems[place] = None if moments is None else posed_for(self.matched[place], moments)
+
+    def lose(self, place: int) -> None:
+        """A layer that cannot be weighed is in no group, and its group is none."""
+        self.found = [group for group in self.found if place not in group.places]
+
+    def candidates(self) -> dict[int, list[Candidate]]:
+        """By place, what could be done to layers together with their siblings, once all were seen."""
+        found: dict[int, list[Candidate]] = {}
+        for group in tuple(self.found):
+            try:
+                own = group.candidates(self.matched, [self.problems[place] for place in group.places])
+            except Exception as error:
+                if foreseen(error):
+                    raise
+                reason_for(error, self.matched[group.places[0]].layer.name)  # logs it
+                self.found.remove(group)
+                continue
+            found |= dict(zip(group.places, own, strict=True))
+        self.problems.clear()
+        return found
+
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The places of each group."""
+        return tuple(group.places for group in self.found)
+
+
+def probing(match: LayerMatch) -> list[Outline]:
+    """What tells the effect of a layer that nothing is done to alone."""
+    method = Shared()
+    ranks = dict.fromkeys(method.fraction_ranks(match.layer, share) for share in (0.25, 0.5, 0.75))
+    return [outlined(match, method, own) for own in ranks]
+
+
+def sibling_outlines(
+    matched: Sequence[LayerMatch],
+    kin: Siblings,
+    open_to: Sequence[bool],
+    methods: Sequence[str],
+    *,
+    multiple: int = 1,
+    what: What = "macs",
+) -> list[SiblingOutlines]:
+    """What the methods can do to groups of the matches.
+
+    Args:
+        matched: The matches.
+        kin: Their groups.
+        open_to: Of each match, whether it may be decomposed.
+        methods: Names, or ("auto",); those that take a single layer do nothing here.
+        multiple: Ranks are multiples of it.
+        what: The cost along which they are laid out.
+    """
+    if tuple(methods) != ("auto",) and Shared.name not in methods:
+        return []
+    found = []
+    for group in kin.groups:
+        places = tuple(place for place in group if open_to[place])
+        if len(places) > 1:
+            own = _outlined(matched, places, multiple, what)
+            found += [own] if own.ranks else []
+    return found
+
+
+def _outlined(
+    matched: Sequence[LayerMatch], places: tuple[int, ...], multiple: int, what: What
+) -> SiblingOutlines:
+    own = [matched[place] for place in places]
+    dense = sum(getattr(dense_cost(match.layer), what) for match in own)
+    once, twice = (sum(getattr(one.cost, what) for one in _at(own, rank)) for rank in (1, 2))
+    ranks: dict[int, tuple[Outline, ...]] = {}
+    for reduction in reversed(REDUCTIONS):
+        # What they cost is linear in the rank.
+        rank = int((dense / reduction - once) // max(1, twice - once)) + 1
+        rank = min(rank, own[0].layer.inputs) // multiple * multiple
+        if rank >= 1:
+            ranks[rank] = _at(own, rank)
+    chosen = {
+        rank: outlines
+        for rank, outlines in ranks.items()
+        if sum(getattr(one.cost, what) for one in outlines) < dense and _possible(own, outlines)
+    }
+    return SiblingOutlines(places, tuple(chosen), tuple(chosen.values()))
+
+
+def _at(own: Sequence[LayerMatch], rank: int) -> tuple[Outline, ...]:
+    method = Shared()
+    found: list[Outline] = []
+    for match in own:
+        chain = outline(method, match.layer, (rank,))
+        cost = (cost_after_first if found else cost_of)(chain, match.layer)
+        found.append(Outline(method, (rank,), chain, cost))
+    return tuple(found)
+
+
+def _possible(own: Sequence[LayerMatch], outlines: Sequence[Outline]) -> bool:
+    return all(
+        match.adapter.obstacle(one.chain, match.layer) is None
+        for match, one in zip(own, outlines, strict=True)
+    )
+
+
+def _beside(option: Outline, layer: Layer) -> float:
+    """The share of a chain's latency that is not that of its first step.
+
+    Between its share of the multiplications and of the nodes: the one is the latency of large chains, the
+    other that of small ones. A whole plan is timed in the end.
+    """
+    return (option.cost.macs / max(1, cost_of(option.chain, layer).macs) + 0.5) / 2

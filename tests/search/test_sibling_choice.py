@@ -1,0 +1,187 @@
+"""Searches over siblings: a group is decomposed at one rank or not at all, and costs what it costs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.layers.find import find
+from onnxdecomp.layers.siblings import siblings
+from onnxdecomp.layers.tied_weights import ties
+from onnxdecomp.search.knapsack import Option, OutOfReach
+from onnxdecomp.search.plan import Choice, Cost, Plan
+from onnxdecomp.search.search_record import (
+    CandidateRecord,
+    Expected,
+    LayerCandidates,
+    Measured,
+    SearchRecord,
+)
+from onnxdecomp.search.sibling_candidates import SiblingOutlines, sibling_outlines
+from onnxdecomp.search.sibling_choice import Agreement, allocate_agreeing
+from onnxdecomp.search.tighten import tighter
+from onnxdecomp.workflow import compress
+from onnxdecomp.workflow.latency_guard import _gains
+from onnxdecomp.workflow.result import Result
+from tests.builders.graphs import loaded
+from tests.search.test_sibling_groups import FEEDS, QKV, attention, error, grouped
+
+
+@cache
+def searched(method: str, target: str) -> Result:
+    return compress.compress(
+        attention(), bench=False, verify=False, simplify="none", method=method, target=target, calib=FEEDS
+    )
+
+
+@pytest.mark.parametrize("target", ["macs=1.5x", "params=2x"])
+def test_a_search_gives_siblings_one_factor_where_that_loses_least(target: str) -> None:
+    shared, alone = searched("svd,shared", target), searched("svd", target)
+    assert grouped(shared.plan) == list(QKV)
+    assert len({choice.ranks for choice in shared.plan.decomposed if choice.group}) == 1
+    what, factor = target.rstrip("x").split("=")
+    assert shared.record["totals"][what]["ratio"] >= float(factor)
+    assert error(shared.model) < 0.9 * error(alone.model)
+    weighed = {layer["layer"]: layer["candidates"] for layer in shared.record["search"]["layers"]}
+    assert {name: {c["method"] for c in own} for name, own in weighed.items()} == {
+        **{key: {"svd", "shared"} for key in QKV},
+        "o": {"svd"},
+    }
+    expected = shared.record["search"]["expected"]
+    assert expected["gap"] <= 1e-9 * expected["loss"]
+
+
+def test_what_takes_siblings_alone_leaves_the_others() -> None:
+    result = searched("shared", "macs=1.5x")
+    assert grouped(result.plan) == list(QKV)
+    reasons = {choice.layer: choice.reason for choice in result.plan.choices}
+    assert reasons["o"] == "no other layer of its kind reads its activation"
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[list[Option]], list[Agreement], list[float]]:
+    numbers = st.integers(0, 9).map(float)
+    count = draw(st.integers(1, 4))
+    budgets = draw(st.integers(1, 2))
+    items = [
+        [Option((0.0,) * budgets, 9.0)]
+        + [
+            Option(tuple(draw(numbers) for _ in range(budgets)), draw(numbers))
+            for _ in range(draw(st.integers(1, 3)))
+        ]
+        for _ in range(count)
+    ]
+    members = draw(st.sets(st.integers(0, count - 1), max_size=count))
+    agreements = []
+    if len(members) > 1:
+        modes = [(0, *(draw(st.integers(0, 2)) for _ in items[m][1:])) for m in sorted(members)]
+        agreements.append(Agreement(tuple(sorted(members)), tuple(modes), 3))
+    return items, agreements, [draw(st.integers(0, 20).map(float)) for _ in range(budgets)]
+
+
+@settings(max_examples=60)
+@given(problem=problems())
+def test_it_is_the_best_choice_that_agrees(
+    problem: tuple[list[list[Option]], list[Agreement], list[float]],
+) -> None:
+    items, agreements, limits = problem
+    best = math.inf
+    for choice in itertools.product(*(range(len(own)) for own in items)):
+        modes = [{own[choice[item]] for item, own in zip(a.items, a.modes, strict=True)} for a in agreements]
+        picked = [own[k] for own, k in zip(items, choice, strict=True)]
+        costs = np.sum([option.cost for option in picked], axis=0)
+        if all(len(mode) == 1 for mode in modes) and np.all(costs <= limits):
+            best = min(best, sum(option.loss for option in picked))
+    answer = allocate_agreeing(items, agreements, limits, fixed=[0.0] * len(limits))
+    assert not isinstance(answer, OutOfReach)
+    assert answer.loss == pytest.approx(best)
+    assert len(answer.choice) == len(items)
+    for agreement in agreements:
+        pairs = zip(agreement.items, agreement.modes, strict=True)
+        assert len({modes[answer.choice[item]] for item, modes in pairs}) == 1
+
+
+def outlines() -> tuple[list[LayerMatch], SiblingOutlines]:
+    model = loaded(attention())
+    matched, _ = find(model)
+    (own,) = sibling_outlines(matched, siblings(matched, ties(matched)), [True] * 4, ("auto",), multiple=2)
+    return matched, own
+
+
+def test_outlines_cost_less_than_the_layers_and_are_multiples() -> None:
+    matched, own = outlines()
+    assert own.places == (0, 1, 2)
+    assert own.ranks == tuple(sorted(own.ranks))
+    assert own.ranks[-1] >= 8
+    assert all(rank % 2 == 0 for rank in own.ranks)
+    for rank, layers in zip(own.ranks, own.outlines, strict=True):
+        params = [outline.cost.params for outline in layers]
+        assert params == [rank * 16 + rank * 16 + 16, rank * 16, rank * 12]
+        assert sum(outline.cost.macs for outline in layers) < 6 * 16 * 44
+    assert len(matched) == 4
+
+
+def test_what_takes_longer_than_the_layers_together_is_left_out() -> None:
+    matched, own = outlines()
+    parts = {0: 0.1, 1: 0.1, 2: 0.1}
+    takes = {
+        id(one): 0.02 * rank for rank, layers in zip(own.ranks, own.outlines, strict=True) for one in layers
+    }
+    paying, known = own.paying(matched, takes, parts)
+    assert 0 < len(paying.ranks) < len(own.ranks)
+    for rank, layers in zip(paying.ranks, paying.outlines, strict=True):
+        first, *others = (known[id(one)] for one in layers)
+        assert first == pytest.approx(0.02 * rank)
+        # The first factor's time is the first layer's.
+        assert all(0.3 < other / first < 0.7 for other in others)
+        assert first + sum(others) < 0.3
+
+
+def weighed(part: float | None = None) -> tuple[Plan, SearchRecord]:
+    """Two siblings at rank 1, weighed as such and alone: each further rank halves what is lost."""
+    choices = tuple(
+        Choice(
+            name, "", "MatMul", "shared", {}, (1,), before=Cost(100, 100), after=Cost(cost, cost), group="q"
+        )
+        for name, cost in (("q", 20), ("k", 10))
+    )
+    layers = tuple(
+        LayerCandidates(
+            *(choice.layer, "", 100, None if part is None else 0.5, ()),
+            tuple(
+                CandidateRecord(*(method, {}, (rank,), cost * rank, cost * rank), 0.1, 0.1 / 2**rank, part)
+                for method, cost in (("svd", 1), ("shared", choice.after.params if choice.after else 0))
+                for rank in (1, 2, 3)
+            ),
+        )
+        for choice, part in zip(choices, (part, None if part is None else part / 2), strict=True)
+    )
+    return Plan(choices), SearchRecord(Expected(0.1, 0.0, 0.0, None), Measured(None), None, 4, (), (), layers)
+
+
+def test_a_tighter_plan_keeps_groups_whole() -> None:
+    plan, search = weighed()
+    for share, rank in ((0.6, 2), (0.3, 3)):
+        less = tighter(plan, search, share, "put back")
+        assert [(c.layer, c.method, c.ranks, c.group) for c in less.choices] == [
+            ("q", "shared", (rank,), "q"),
+            ("k", "shared", (rank,), "q"),
+        ]
+    back = tighter(plan, search, 0.1, "put back")
+    assert [(choice.method, choice.group, choice.reason) for choice in back.choices] == [
+        (None, "", "put back")
+    ] * 2
+
+
+def test_gains_of_siblings_are_alike() -> None:
+    plan, search = weighed(0.4)
+    assert _gains(search, plan) == pytest.approx({("", "q"): 0.2, ("", "k"): 0.2})
+    # Its first factor is the first layer's: alone it would seem to gain least.
+    assert [layer.candidates[-1].part for layer in search.layers] == [0.4, 0.2]
