@@ -11,10 +11,12 @@ from onnxdecomp.channels.channel import NONE, Channel
 from onnxdecomp.channels.layers import resize_layer
 from onnxdecomp.channels.resize import Resizing
 from onnxdecomp.channels.rules import RULES
+from onnxdecomp.channels.sizes import Sizes
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import Constant, Memo, discard, initializer, resolve
 from onnxdecomp.graph.shape_inference import set_sizes
 from onnxdecomp.graph.traversal import unique_name, value_names
+from onnxdecomp.layers.scope import Scope
 
 
 def cut_channel(model: ir.Model, channel: Channel, keep: Array) -> None:
@@ -36,7 +38,9 @@ def cut_channel(model: ir.Model, channel: Channel, keep: Array) -> None:
         return
     store = _Store(model)
     units_of = {part.value: part.units for part in channel.shaped}
-    cut = Resizing(channel, left, units_of, store.opset, store.array, store.computed, store.put)
+    place = channel.producers[0].match.place
+    sizes = Sizes(Scope(place, model.ir_version, store.opset, True))
+    cut = Resizing(channel, left, sizes, units_of, store.opset, store.array, store.computed, store.put)
     for value, units in units_of.items():
         if not cut.size(value, cut.shrinking(units)):
             raise ValueError(f"nothing of {value.name} would stay")

@@ -18,8 +18,9 @@ import onnx_ir as ir
 
 from onnxdecomp.channels import labels as of
 from onnxdecomp.channels.channel import NONE
-from onnxdecomp.core.layer import Array, Dim
-from onnxdecomp.graph.attributes import dims, node_name
+from onnxdecomp.channels.sizes import Shape, Sizes
+from onnxdecomp.core.layer import Array
+from onnxdecomp.graph.attributes import node_name
 from onnxdecomp.graph.constants import Constant
 from onnxdecomp.layers.adapter import LayerMatch, Operator
 from onnxdecomp.layers.scope import Scope
@@ -51,6 +52,7 @@ class Facts:
 
     Attributes:
         scope: Where the nodes stand.
+        sizes: Those of its values.
         width: Units at the beginning.
         layers: The layers by their first nodes.
         rules: Those of operators.
@@ -67,6 +69,7 @@ class Facts:
     """
 
     scope: Scope
+    sizes: Sizes
     width: int
     layers: Mapping[ir.Node, LayerMatch]
     rules: Mapping[Operator, HasRule]
@@ -111,13 +114,13 @@ class Facts:
         found = self.constant(value)
         return None if found is None else [int(number) for number in found.array.reshape(-1)]
 
-    def shape(self, node: ir.Node, at: int) -> tuple[Dim, ...] | None:
+    def shape(self, node: ir.Node, at: int) -> Shape | None:
         """The shape of an operand or output as far as it is known."""
         value = _value(node, at)
         constant = self.constant(value) if at >= 0 else None
         if constant is not None:
             return tuple(constant.array.shape)
-        return None if value is None else dims(value)
+        return self.sizes.shape(value)
 
     def size(self, node: ir.Node, at: int, axis: int) -> int | None:
         """A size of an operand or output, None where it is not known."""
@@ -194,7 +197,7 @@ class Facts:
         if value is None or of.is_empty(labels):
             return None
         constant = self.constant(value) if at >= 0 else None
-        known = tuple(constant.array.shape) if constant is not None else dims(value)
+        known = tuple(constant.array.shape) if constant is not None else self.sizes.shape(value)
         if known is None or len(known) != labels.ndim:
             return self.freeze(labels, f"the shape of {value.name} is not known")
         labels = of.collapsed(labels)

@@ -9,11 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.channels import labels as of
-from onnxdecomp.channels.blocks import blocks_of
+from onnxdecomp.channels.blocks import blocks_of, shrinking
 from onnxdecomp.channels.channel import NONE, Channel, ChannelSkip, Producer, Reader, Shaped, Stored
 from onnxdecomp.channels.facts import Broken, Facts, describe
 from onnxdecomp.channels.layers import made_units, makes_units, read_units, seed, spread_layer
+from onnxdecomp.channels.measured import wrong_size
 from onnxdecomp.channels.rules import RULES
+from onnxdecomp.channels.sizes import Sizes
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import Memo
 from onnxdecomp.layers.adapter import LayerMatch
@@ -80,6 +82,7 @@ class _Search:
     matched: Sequence[LayerMatch]
     freeze: bool
     _memo: Memo = field(default_factory=dict)
+    _known: dict[ir.Graph, tuple[Scope, Sizes]] = field(default_factory=dict)
     _order: dict[ir.Node, int] = field(default_factory=dict)
     _layers: Mapping[ir.Node, LayerMatch] = field(init=False)
     _names: set[str] = field(init=False)
@@ -106,7 +109,8 @@ class _Search:
         width = int(units.max()) + 1
         if width < 2:
             return [], "it has a single output", None
-        facts = Facts(self._scope(match), width, self._layers, RULES, spread_layer)
+        scope, sizes = self._around(match)
+        facts = Facts(scope, sizes, width, self._layers, RULES, spread_layer)
         try:
             seed(match, units, facts)
             facts.spread()
@@ -181,6 +185,10 @@ class _Search:
             return blocks
         if blocks == members.size:
             return f"as many of its {blocks} outputs must stay in each of {blocks} places"
+        units_of = {part.value: part.units for part in shaped}
+        reason = wrong_size(facts, units_of.get, lambda units: shrinking(units, members.size))
+        if reason:
+            return reason
         values = {part.value for part in shaped}
         nodes = {part.node for part in stored}
         nodes |= {node for node in facts.nodes if values & {*node.inputs, *node.outputs}}
@@ -217,9 +225,13 @@ class _Search:
             not facts.nonlinear and all(part.node in ends for part in stored),
         )
 
-    def _scope(self, match: LayerMatch) -> Scope:
-        opset = int(self.model.opset_imports.get("", 1) or 1)
-        return Scope(match.place, self.model.ir_version, opset, self.freeze, self._memo)
+    def _around(self, match: LayerMatch) -> tuple[Scope, Sizes]:
+        graph = match.place.graph
+        if graph not in self._known:
+            opset = int(self.model.opset_imports.get("", 1) or 1)
+            scope = Scope(match.place, self.model.ir_version, opset, self.freeze, self._memo)
+            self._known[graph] = scope, Sizes(scope)
+        return self._known[graph]
 
 
 def _numbered(free: Array) -> Array:

@@ -43,6 +43,11 @@ def along(vector: Array, axis: int, rank: int) -> Array:
     return vector.reshape(shape)
 
 
+def line(labels: Array, axis: int) -> Array:
+    """The labels along one axis, of the first place on all others."""
+    return np.asarray(np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0])
+
+
 def placed(labels: Array, axes: Sequence[int], rank: int) -> Array:
     """The labels in a space of `rank` axes, of which `axes` says where each of their own lies."""
     order = np.argsort(axes)

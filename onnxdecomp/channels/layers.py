@@ -13,7 +13,6 @@ from onnxdecomp.channels.facts import Facts, Term, describe
 from onnxdecomp.channels.resize import Resizing
 from onnxdecomp.channels.rules.elementwise import aligned_right
 from onnxdecomp.core.layer import Array
-from onnxdecomp.graph.attributes import dims
 from onnxdecomp.layers.adapter import FeatureAxes, LayerMatch
 
 
@@ -25,7 +24,7 @@ def spread_layer(match: LayerMatch, facts: Facts) -> None:
         return facts.freeze_all(node, "its features cannot be cut")
     if match.quantized:
         return facts.freeze_all(node, "its weight is stored quantized")
-    x, y = dims(match.x), dims(node.outputs[0])
+    x, y = facts.sizes.shape(match.x), facts.sizes.shape(node.outputs[0])
     if x is None or y is None:
         return facts.freeze_all(node, "the shape of its activation is not known")
     if not (match.adapter.is_plain or match.layer.lookup):
@@ -51,7 +50,7 @@ def makes_units(match: LayerMatch) -> bool:
 def seed(match: LayerMatch, units: Array, facts: Facts) -> None:
     """Label the outputs of a layer, int [T], where a search begins."""
     y = match.nodes[0].outputs[0]
-    axes, shape = match.adapter.feature_axes(match.nodes[0]), dims(y)
+    axes, shape = match.adapter.feature_axes(match.nodes[0]), facts.sizes.shape(y)
     assert axes is not None
     if shape is None:
         facts.freeze(units, f"the shape of {y.name} is not known")

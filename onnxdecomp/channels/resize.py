@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp.channels import labels as of
 from onnxdecomp.channels.blocks import shrinking
 from onnxdecomp.channels.channel import Channel
+from onnxdecomp.channels.sizes import Shape, Sizes
 from onnxdecomp.core.layer import Array
-from onnxdecomp.graph.attributes import dims
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,7 @@ class Resizing:
     Attributes:
         channel: It.
         left: bool [width + 1]: the units that stay; the last is NONE, which does.
+        sizes: Those before the cut.
         units: The labels of each activation.
         opset: The version of ONNX's domain.
         constant: The numbers of a constant operand.
@@ -30,6 +32,7 @@ class Resizing:
 
     channel: Channel
     left: Array
+    sizes: Sizes
     units: dict[ir.Value, Array]
     opset: int
     constant: Callable[[ir.Node, int], Array]
@@ -44,15 +47,18 @@ class Resizing:
         labels = None if value is None else self.units.get(value)
         if labels is None or labels.shape[axis] == 1 or axis != self.shrinking(labels):
             return None
-        first = np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0]
-        return np.asarray(self.left[first])
+        return np.asarray(self.left[of.line(labels, axis)])
+
+    def shape(self, value: ir.Value | None) -> Shape:
+        """The shape of an activation before the cut."""
+        return self.sizes.shape(value) or ()
 
     def size(self, value: ir.Value, axis: int) -> int:
         """The size that an activation has along an axis then; it must be known."""
         stays = self.stays(value, axis)
         if stays is not None:
             return int(stays.sum())
-        size = (dims(value) or ())[axis]
+        size = self.shape(value)[axis]
         assert isinstance(size, int)
         return size
 

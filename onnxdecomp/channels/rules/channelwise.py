@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxdecomp.channels.facts import Facts, Term, describe
 from onnxdecomp.channels.resize import Resizing
 from onnxdecomp.channels.rules.rule import Operator, OperatorRule, single_output
-from onnxdecomp.graph.attributes import attribute, dims
+from onnxdecomp.graph.attributes import attribute
 
 AVERAGES = ("AveragePool", "GlobalAveragePool")
 POOLS = ("MaxPool", "LpPool", "GlobalMaxPool", "GlobalLpPool", "GridSample", "InstanceNormalization")
@@ -19,7 +19,7 @@ _SIZES = 3
 @single_output
 def channelwise(node: ir.Node, facts: Facts) -> None:
     """Batch and channels pass, and with the channels all operands of one number a channel."""
-    shape = dims(node.outputs[0])
+    shape = facts.sizes.shape(node.outputs[0])
     if shape is None:
         return facts.freeze_all(node, "the shape of its output is not known")
     rank = len(shape)
@@ -34,7 +34,7 @@ def _tie(node: ir.Node, facts: Facts, rank: int) -> None:
     terms: list[Term] = [(0, every), (-1, every)]
     for at, value in enumerate(node.inputs[1:], 1):
         constant = facts.constant(value)
-        shape = constant.array.shape if constant is not None else None if value is None else dims(value)
+        shape = constant.array.shape if constant is not None else facts.sizes.shape(value)
         if shape is not None and len(shape) == 1:
             terms.append((at, (1,)))
     facts.tie(node, terms, rank)
@@ -49,7 +49,7 @@ def _pool(node: ir.Node, facts: Facts) -> None:
 @single_output
 def _batch_norm(node: ir.Node, facts: Facts) -> None:
     """Every place has its own numbers, so other axes than the channels pass, too."""
-    shape = dims(node.outputs[0])
+    shape = facts.sizes.shape(node.outputs[0])
     facts.bend()
     if shape is None:
         return facts.freeze_all(node, "the shape of its output is not known")
@@ -60,7 +60,7 @@ def _batch_norm(node: ir.Node, facts: Facts) -> None:
 @single_output
 def _group_norm(node: ir.Node, facts: Facts) -> None:
     """Means over the channels of a group: they stay or go together."""
-    shape, groups = dims(node.outputs[0]), int(attribute(node, "num_groups", 1))
+    shape, groups = facts.sizes.shape(node.outputs[0]), int(attribute(node, "num_groups", 1))
     facts.bend()
     if shape is None:
         return facts.freeze_all(node, "the shape of its output is not known")
@@ -94,7 +94,7 @@ def _resize_group_norm(node: ir.Node, cut: Resizing) -> None:
 @single_output
 def _interpolate(node: ir.Node, facts: Facts) -> None:
     """An axis whose size stays passes."""
-    before, after = dims(node.inputs[0]) if node.inputs[0] is not None else None, dims(node.outputs[0])
+    before, after = facts.sizes.shape(node.inputs[0]), facts.sizes.shape(node.outputs[0])
     facts.bend()
     if before is None or after is None:
         return facts.freeze_all(node, "the shape of its output is not known")
@@ -102,20 +102,20 @@ def _interpolate(node: ir.Node, facts: Facts) -> None:
     for at in (0, -1):
         facts.mix(node, at, moved, "works across it")
     every = tuple(range(len(after)))
-    joint = facts.tie(node, [(0, every), (-1, every)], len(after))
-    sizes = node.inputs[_SIZES] if len(node.inputs) > _SIZES else None
-    if joint is not None and sizes is not None and facts.constant(sizes) is None:
-        facts.freeze(joint, f"the sizes of {describe(node)} are computed")
+    facts.tie(node, [(0, every), (-1, every)], len(after))
     return None
 
 
 def _resize_interpolate(node: ir.Node, cut: Resizing) -> None:
-    if len(node.inputs) <= _SIZES or node.inputs[_SIZES] is None:
+    found = None
+    if len(node.inputs) > _SIZES and node.inputs[_SIZES] is not None:
+        found = cut.computed(node, _SIZES)
+    if found is None:
         return
-    sizes = cut.constant(node, _SIZES).copy()
+    sizes = found.copy()
     axes = [int(axis) for axis in attribute(node, "axes", range(len(sizes)))]
     for index, axis in enumerate(axes):
-        stays = cut.stays(node.outputs[0], axis % len(dims(node.outputs[0]) or ()))
+        stays = cut.stays(node.outputs[0], axis % len(cut.shape(node.outputs[0])))
         if stays is not None:
             sizes[index] = stays.sum()
     cut.put(node, _SIZES, sizes)
@@ -125,7 +125,7 @@ def _resize_interpolate(node: ir.Node, cut: Resizing) -> None:
 def _depth_to_space(node: ir.Node, facts: Facts) -> None:
     """Channels that become places of one channel go together."""
     shape, block = (
-        dims(node.inputs[0]) if node.inputs[0] is not None else None,
+        facts.sizes.shape(node.inputs[0]),
         int(attribute(node, "blocksize", 1)),
     )
     if shape is None or not isinstance(shape[1], int):

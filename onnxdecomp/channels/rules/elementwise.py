@@ -6,7 +6,6 @@ import onnx_ir as ir
 
 from onnxdecomp.channels.facts import Facts, Term
 from onnxdecomp.channels.rules.rule import Operator, OperatorRule
-from onnxdecomp.graph.attributes import dims
 from onnxdecomp.layers.scope import MICROSOFT
 
 LINEAR = "Add Cast CastLike Dropout Identity Mean Neg Sub Sum".split()  # noqa: SIM905
@@ -22,7 +21,7 @@ FUSED = "BiasGelu FastGelu Gelu QuickGelu".split()  # noqa: SIM905
 
 def elementwise(node: ir.Node, facts: Facts) -> None:
     """All operands and the output are aligned from the right."""
-    shape = dims(node.outputs[0])
+    shape = facts.sizes.shape(node.outputs[0])
     if shape is None:
         facts.freeze_all(node, "the shape of its output is not known")
         return
@@ -41,7 +40,7 @@ def aligned_right(node: ir.Node, at: int, rank: int, facts: Facts) -> tuple[int,
     if value is None:
         return None
     constant = facts.constant(value)
-    shape = constant.array.shape if constant is not None else dims(value)
+    shape = constant.array.shape if constant is not None else facts.sizes.shape(value)
     if shape is None or len(shape) > rank:
         facts.freeze_all(node, f"the shape of {value.name} is not known")
         return None

@@ -9,19 +9,12 @@ from onnxdecomp.channels import labels as of
 from onnxdecomp.channels.facts import Facts, Term, describe
 from onnxdecomp.channels.resize import Resizing
 from onnxdecomp.channels.rules.rule import Operator, OperatorRule
-from onnxdecomp.core.layer import Array, Dim
-from onnxdecomp.graph.attributes import attribute, dims
-
-_END = np.iinfo(np.int64).max
-
-
-def _shape(node: ir.Node, at: int) -> tuple[Dim, ...] | None:
-    value = node.outputs[-1 - at] if at < 0 else node.inputs[at]
-    return None if value is None else dims(value)
+from onnxdecomp.core.layer import Array
+from onnxdecomp.graph.attributes import attribute
 
 
 def _transpose(node: ir.Node, facts: Facts) -> None:
-    shape = _shape(node, 0)
+    shape = facts.shape(node, 0)
     if shape is None:
         return facts.freeze_all(node, "the shape of its input is not known")
     rank = len(shape)
@@ -32,7 +25,7 @@ def _transpose(node: ir.Node, facts: Facts) -> None:
 
 def _squeeze(node: ir.Node, facts: Facts) -> None:
     """Squeeze and Unsqueeze: axes of size 1 come or go."""
-    before, after = _shape(node, 0), _shape(node, -1)
+    before, after = facts.shape(node, 0), facts.shape(node, -1)
     if before is None or after is None:
         return facts.freeze_all(node, "the shape of its output is not known")
     longer = max(len(before), len(after))
@@ -52,7 +45,7 @@ def _squeeze(node: ir.Node, facts: Facts) -> None:
 
 
 def _concat(node: ir.Node, facts: Facts) -> None:
-    shape = _shape(node, -1)
+    shape = facts.shape(node, -1)
     if shape is None:
         return facts.freeze_all(node, "the shape of its output is not known")
     axis = int(attribute(node, "axis", 0)) % len(shape)
@@ -71,7 +64,7 @@ def _concat(node: ir.Node, facts: Facts) -> None:
 
 
 def _split(node: ir.Node, facts: Facts) -> None:
-    shape = _shape(node, 0)
+    shape = facts.shape(node, 0)
     if shape is None:
         return facts.freeze_all(node, "the shape of its input is not known")
     axis = int(attribute(node, "axis", 0)) % len(shape)
@@ -91,7 +84,7 @@ def _split(node: ir.Node, facts: Facts) -> None:
 
 
 def _resize_split(node: ir.Node, cut: Resizing) -> None:
-    rank = len(_shape(node, 0) or ())
+    rank = len(cut.shape(node.inputs[0]))
     axis = int(attribute(node, "axis", 0)) % rank
     sizes = [cut.size(output, axis) for output in node.outputs]
     if all(cut.stays(output, axis) is None for output in node.outputs):
@@ -104,7 +97,7 @@ def _resize_split(node: ir.Node, cut: Resizing) -> None:
 
 
 def _slice(node: ir.Node, facts: Facts) -> None:
-    shape, bounds = _shape(node, 0), _bounds(node, facts)
+    shape, bounds = facts.shape(node, 0), _bounds(node, facts)
     if shape is None or bounds is None:
         return facts.freeze_all(node, "where it cuts is not known")
     rank = len(shape)
@@ -149,7 +142,7 @@ def _bounds(node: ir.Node, facts: Facts) -> dict[int, slice | None] | None:
 
 
 def _resize_slice(node: ir.Node, cut: Resizing) -> None:
-    shape = _shape(node, 0) or ()
+    shape = cut.shape(node.inputs[0])
     if "starts" in node.attributes:
         starts, ends = (np.array(attribute(node, name, ())) for name in ("starts", "ends"))
         axes = np.array(attribute(node, "axes", range(len(starts))))
@@ -172,7 +165,7 @@ def _resize_slice(node: ir.Node, cut: Resizing) -> None:
 
 
 def _gather(node: ir.Node, facts: Facts) -> None:
-    data, out = facts.shape(node, 0), _shape(node, -1)
+    data, out = facts.shape(node, 0), facts.shape(node, -1)
     if data is None or out is None:
         return facts.freeze_all(node, "the shape of its output is not known")
     axis = int(attribute(node, "axis", 0)) % len(data)
@@ -204,7 +197,7 @@ def _gather(node: ir.Node, facts: Facts) -> None:
 
 def _resize_gather(node: ir.Node, cut: Resizing) -> None:
     data = node.inputs[0]
-    axis = int(attribute(node, "axis", 0)) % len(_shape(node, 0) or ())
+    axis = int(attribute(node, "axis", 0)) % len(cut.shape(node.inputs[0]))
     stays = cut.stays(data, axis)
     if stays is None:
         return
@@ -214,7 +207,7 @@ def _resize_gather(node: ir.Node, cut: Resizing) -> None:
 
 
 def _pad(node: ir.Node, facts: Facts) -> None:
-    shape, pads = _shape(node, 0), _pads(node, facts)
+    shape, pads = facts.shape(node, 0), _pads(node, facts)
     if shape is None or pads is None:
         return facts.freeze_all(node, "how much it pads is not known")
     rank = len(shape)
@@ -243,14 +236,14 @@ def _pads(node: ir.Node, facts: Facts) -> dict[int, tuple[int, int]] | None:
     axes: list[int] | None = list(range(half))
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         axes = facts.integers(node.inputs[3])
-    rank = len(_shape(node, 0) or ())
+    rank = len(facts.shape(node, 0) or ())
     if axes is None or not rank:
         return None
     return {axis % rank: (int(given[k]), int(given[half + k])) for k, axis in enumerate(axes)}
 
 
 def _resize_pad(node: ir.Node, cut: Resizing) -> None:
-    rank = len(_shape(node, 0) or ())
+    rank = len(cut.shape(node.inputs[0]))
     by_attribute = "pads" in node.attributes
     pads = np.array(attribute(node, "pads", ())) if by_attribute else cut.constant(node, 1).copy()
     axes = np.arange(rank)
@@ -271,7 +264,7 @@ def _resize_pad(node: ir.Node, cut: Resizing) -> None:
 
 
 def _tile(node: ir.Node, facts: Facts) -> None:
-    shape, repeats = _shape(node, 0), facts.integers(node.inputs[1]) if len(node.inputs) == 2 else None
+    shape, repeats = facts.shape(node, 0), facts.integers(node.inputs[1]) if len(node.inputs) == 2 else None
     if shape is None or repeats is None:
         return facts.freeze_all(node, "how often it repeats is not known")
     every = tuple(range(len(shape)))
@@ -293,7 +286,12 @@ def _differ(node: ir.Node, axis: int, facts: Facts) -> bool:
     return any(labels is not None and axis < labels.ndim and labels.shape[axis] > 1 for labels in found)
 
 
+def _measure(node: ir.Node, facts: Facts) -> None:
+    """Shape gives out no places; what its numbers are for is judged at the end (channels/measured.py)."""
+
+
 RULES: dict[Operator, OperatorRule] = {
+    ("", "Shape"): OperatorRule(_measure),
     ("", "Transpose"): OperatorRule(_transpose),
     ("", "Squeeze"): OperatorRule(_squeeze),
     ("", "Unsqueeze"): OperatorRule(_squeeze),

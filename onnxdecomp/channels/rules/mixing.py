@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxdecomp.channels.facts import Facts, Term
 from onnxdecomp.channels.rules.elementwise import aligned_right
 from onnxdecomp.channels.rules.rule import Operator, OperatorRule, single_output
-from onnxdecomp.graph.attributes import attribute, dims
+from onnxdecomp.graph.attributes import attribute
 from onnxdecomp.layers.scope import MICROSOFT
 
 FLATTENING = 13
@@ -21,7 +21,7 @@ REDUCTIONS = [f"Reduce{name}" for name in "L1 L2 LogSum LogSumExp Max Mean Min P
 
 @single_output
 def _softmax(node: ir.Node, facts: Facts) -> None:
-    rank = _rank(node)
+    rank = _rank(node, facts)
     flattens = facts.scope.opset < FLATTENING
     axis = int(attribute(node, "axis", 1 if flattens else -1)) % max(rank, 1)
     _apart(node, facts, range(axis, rank) if flattens else [axis], "weighs its places against each other")
@@ -29,14 +29,14 @@ def _softmax(node: ir.Node, facts: Facts) -> None:
 
 @single_output
 def _normalisation(node: ir.Node, facts: Facts) -> None:
-    rank = _rank(node)
+    rank = _rank(node, facts)
     axis = int(attribute(node, "axis", -1)) % max(rank, 1)
     _apart(node, facts, range(axis, rank), "takes the mean over it")
 
 
 @single_output
 def _skip_normalisation(node: ir.Node, facts: Facts) -> None:
-    _apart(node, facts, [_rank(node) - 1], "takes the mean over it")
+    _apart(node, facts, [_rank(node, facts) - 1], "takes the mean over it")
 
 
 @single_output
@@ -45,12 +45,12 @@ def _along_axis(node: ir.Node, facts: Facts) -> None:
     axes = [int(attribute(node, "axis", default))]
     if node.op_type == "CumSum":
         axes = facts.integers(node.inputs[1]) or []
-    _apart(node, facts, [axis % max(_rank(node), 1) for axis in axes], "works across it", operands=1)
+    _apart(node, facts, [axis % max(_rank(node, facts), 1) for axis in axes], "works across it", operands=1)
 
 
 @single_output
 def _mean_variance(node: ir.Node, facts: Facts) -> None:
-    axes = [int(axis) % max(_rank(node), 1) for axis in attribute(node, "axes", (0, 2, 3))]
+    axes = [int(axis) % max(_rank(node, facts), 1) for axis in attribute(node, "axes", (0, 2, 3))]
     _apart(node, facts, axes, "takes the mean over it")
 
 
@@ -63,7 +63,7 @@ def _neighbours(node: ir.Node, facts: Facts) -> None:
 def _reduce(node: ir.Node, facts: Facts) -> None:
     """The axes that are left pass."""
     x = node.inputs[0]
-    shape = None if x is None else dims(x)
+    shape = facts.sizes.shape(x)
     axes = _axes(node, facts)
     if shape is None or axes is None:
         return facts.freeze_all(node, "the axes that it works along are not known")
@@ -80,7 +80,7 @@ def _reduce(node: ir.Node, facts: Facts) -> None:
 
 def _top(node: ir.Node, facts: Facts) -> None:
     x = node.inputs[0]
-    shape = None if x is None else dims(x)
+    shape = facts.sizes.shape(x)
     if shape is None:
         return facts.freeze_all(node, "the shape of its input is not known")
     rank, axis = len(shape), int(attribute(node, "axis", -1)) % len(shape)
@@ -104,7 +104,7 @@ def _axes(node: ir.Node, facts: Facts) -> list[int] | None:
             return None
     if given is None or len(given) == 0:
         x = node.inputs[0]
-        rank = len((None if x is None else dims(x)) or ())
+        rank = len((facts.sizes.shape(x)) or ())
         return [] if attribute(node, "noop_with_empty_axes", 0) else list(range(rank))
     return [int(axis) for axis in given]
 
@@ -113,7 +113,7 @@ def _apart(
     node: ir.Node, facts: Facts, axes: range | list[int], what: str, operands: int | None = None
 ) -> None:
     """All axes but these pass between operands and output, aligned from the right."""
-    rank = _rank(node)
+    rank = _rank(node, facts)
     facts.bend()
     if not rank:
         return facts.freeze_all(node, "the shape of its output is not known")
@@ -128,8 +128,8 @@ def _apart(
     return None
 
 
-def _rank(node: ir.Node) -> int:
-    return len(dims(node.outputs[0]) or ())
+def _rank(node: ir.Node, facts: Facts) -> int:
+    return len(facts.sizes.shape(node.outputs[0]) or ())
 
 
 RULES: dict[Operator, OperatorRule] = {

@@ -9,12 +9,12 @@ import onnx_ir as ir
 from onnxdecomp.channels import labels as of
 from onnxdecomp.channels.facts import Facts, describe
 from onnxdecomp.channels.rules.rule import Operator, OperatorRule
-from onnxdecomp.graph.attributes import attribute, dims
+from onnxdecomp.graph.attributes import attribute
 from onnxdecomp.layers.scope import MICROSOFT
 
 
 def _matmul(node: ir.Node, facts: Facts) -> None:
-    ranks = [len((None if value is None else dims(value)) or ()) for value in node.inputs[:2]]
+    ranks = [len((facts.sizes.shape(value)) or ()) for value in node.inputs[:2]]
     batch = attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0)
     if min(ranks) < 2 or batch:
         return facts.freeze_all(node, "how its axes lie is not known")

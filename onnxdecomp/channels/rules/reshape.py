@@ -7,34 +7,45 @@ stand in groups of their own: [N, T, 384] to [N, T, 12, 32] is the last axis in 
 from __future__ import annotations
 
 import itertools
-import math
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.channels.facts import Facts, Term, describe
+from onnxdecomp.channels import labels as of
+from onnxdecomp.channels.facts import Facts, Term
 from onnxdecomp.channels.resize import Resizing
 from onnxdecomp.channels.rules.rule import Operator, OperatorRule
-from onnxdecomp.core.layer import Dim
-from onnxdecomp.graph.attributes import dims
+from onnxdecomp.channels.sizes import Shape, Sizes, product
+from onnxdecomp.core.layer import Array
 
 Group = tuple[tuple[int, ...], tuple[int, ...]]
 """Axes of the operand and those of the output that they become."""
 
 
 def _reshape(node: ir.Node, facts: Facts) -> None:
-    before = None if node.inputs[0] is None else dims(node.inputs[0])
-    after = dims(node.outputs[0])
+    before = facts.sizes.shape(node.inputs[0])
+    after = facts.sizes.shape(node.outputs[0])
     if before is None or after is None:
         return facts.freeze_all(node, "the shape of its output is not known")
-    if node.op_type == "Reshape" and not _is_writable(node, before, after, facts):
-        return facts.freeze_all(node, "the shape that it gives is computed")
     groups = groups_of(before, after)
     _carry(node, 0, -1, groups, before, after, facts)
     _carry(node, -1, 0, [(b, a) for a, b in groups], after, before, facts)
+    joint = facts.labels(node.outputs[0])
+    computed = node.op_type == "Reshape" and facts.constant(node.inputs[1]) is None
+    if not computed or joint is None or _is_open(node, joint, facts.sizes):
+        return None
+    if _written(before, after) is None:
+        facts.freeze_all(node, "the shape that it gives is computed")
     return None
+
+
+def _is_open(node: ir.Node, labels: Array, sizes: Sizes) -> bool:
+    """Whether the computed shape leaves all sizes open that may change."""
+    numbers = sizes.numbers(node.inputs[1])
+    if numbers is None or any(number.size == 0 for number in numbers):
+        return False
+    return all(numbers[axis].size == -1 for axis in of.varies(labels))
 
 
 def _carry(
@@ -42,8 +53,8 @@ def _carry(
     source: int,
     target: int,
     groups: Sequence[Group],
-    before: Sequence[Dim],
-    after: Sequence[Dim],
+    before: Shape,
+    after: Shape,
     facts: Facts,
 ) -> None:
     """Give one side of a reshape the labels of the other."""
@@ -69,48 +80,34 @@ def _carry(
     return None
 
 
-def groups_of(before: Sequence[Dim], after: Sequence[Dim]) -> list[Group]:
-    """Which axes become which, in as small groups as the sizes tell; free sizes that differ end in one."""
+def groups_of(before: Shape, after: Shape) -> list[Group]:
+    """Which axes become which, in as small groups as the sizes tell."""
     cuts = {(0, 0), (len(before), len(after))}
     cuts |= _matches(before, after)
-    backward = _matches(before[::-1], after[::-1])
-    cuts |= {(len(before) - i, len(after) - j) for i, j in backward}
-    ordered = sorted(cuts)
-    chain = [ordered[0]]
-    for i, j in ordered[1:]:
+    cuts |= {(len(before) - i, len(after) - j) for i, j in _matches(before[::-1], after[::-1])}
+    chain = [(0, 0)]
+    for i, j in sorted(cuts)[1:]:
         if i >= chain[-1][0] and j >= chain[-1][1]:
             chain.append((i, j))
     return [(tuple(range(i, k)), tuple(range(j, n))) for (i, j), (k, n) in itertools.pairwise(chain)]
 
 
-def _matches(before: Sequence[Dim], after: Sequence[Dim]) -> set[tuple[int, int]]:
+def _matches(before: Shape, after: Shape) -> set[tuple[int, int]]:
     """Where the products of all sizes so far are equal."""
-    ends = {_product(before[:i]): i for i in range(len(before), 0, -1)}
-    found = set()
-    for j in range(1, len(after) + 1):
-        i = ends.get(_product(after[:j]))
-        if i is not None and None not in (*before[:i], *after[:j]):
-            found.add((i, j))
-    return found
+    ends = {_key(before[:i]): i for i in range(len(before), 0, -1)}
+    starts = {_key(after[:j]): j for j in range(len(after), 0, -1)}
+    return {(i, starts[key]) for key, i in ends.items() if key in starts}
 
 
-def _product(sizes: Sequence[Dim]) -> tuple[int, frozenset[tuple[str, int]]]:
-    names = Counter(size for size in sizes if isinstance(size, str))
-    return math.prod(size for size in sizes if isinstance(size, int)), frozenset(names.items())
+def _key(sizes: Shape) -> tuple[int, frozenset[tuple[str, int]]]:
+    number, names = product(sizes)
+    return number, frozenset(names.items())
 
 
-def _is_writable(node: ir.Node, before: Sequence[Dim], after: Sequence[Dim], facts: Facts) -> bool:
-    return facts.constant(node.inputs[1]) is not None or _written(before, after) is not None
-
-
-def _written(before: Sequence[Dim], after: Sequence[Dim]) -> list[int] | None:
+def _written(before: Shape, after: Shape) -> list[int] | None:
     """The target shape as numbers where it is computed: 0 copies a size, and one may be left open."""
     target = [
-        size
-        if isinstance(size, int)
-        else 0
-        if size is not None and axis < len(before) and before[axis] == size
-        else -1
+        size if isinstance(size, int) else 0 if axis < len(before) and before[axis] == size else -1
         for axis, size in enumerate(after)
     ]
     return target if target.count(-1) <= 1 else None
@@ -118,10 +115,13 @@ def _written(before: Sequence[Dim], after: Sequence[Dim]) -> list[int] | None:
 
 def _resize_reshape(node: ir.Node, cut: Resizing) -> None:
     x, y = node.inputs[0], node.outputs[0]
-    before, after = (dims(x) if x is not None else None) or (), dims(y) or ()
+    before, after = cut.shape(x), cut.shape(y)
     grows = [axis for axis in range(len(after)) if cut.stays(y, axis) is not None]
     copied = [axis for axis in range(len(before)) if cut.stays(x, axis) is not None]
     found = cut.computed(node, 1)
+    labels = cut.units.get(y)
+    if found is None and (labels is None or _is_open(node, labels, cut.sizes)):
+        return
     target = _written(before, after) if found is None else [int(size) for size in found.tolist()]
     assert target is not None
     for axis, size in enumerate(target):
@@ -135,22 +135,23 @@ def _resize_reshape(node: ir.Node, cut: Resizing) -> None:
 
 
 def _expand(node: ir.Node, facts: Facts) -> None:
-    before = None if node.inputs[0] is None else dims(node.inputs[0])
-    after = dims(node.outputs[0])
+    before = facts.sizes.shape(node.inputs[0])
+    after = facts.sizes.shape(node.outputs[0])
     if before is None or after is None:
         return facts.freeze_all(node, "the shape of its output is not known")
     rank = len(after)
     terms: list[Term] = [(0, tuple(range(rank - len(before), rank))), (-1, tuple(range(rank)))]
-    joint = facts.tie(node, terms, rank)
-    if joint is not None and facts.constant(node.inputs[1]) is None:
-        facts.freeze(joint, f"the shape that {describe(node)} gives is computed")
+    facts.tie(node, terms, rank)
     return None
 
 
 def _resize_expand(node: ir.Node, cut: Resizing) -> None:
     y = node.outputs[0]
-    target = cut.constant(node, 1).copy()
-    rank = len(dims(y) or ())
+    found = cut.computed(node, 1)
+    if found is None:
+        return
+    target = found.copy()
+    rank = len(cut.shape(y))
     for axis in range(rank):
         at = axis - (rank - target.size)
         if at >= 0 and cut.stays(y, axis) is not None and target[at] != 1:
