@@ -10,10 +10,13 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp.channels.channel_cut import ChannelCut
+from onnxdecomp.apply.cut_channels import carry_out_cut
 from onnxdecomp.apply.layer_fitter import Fitter
-from onnxdecomp.apply.schedule import fit_stages
+from onnxdecomp.apply.schedule import as_they_are, fit_stages
 from onnxdecomp.apply.sibling_group import SiblingGroup, sibling_groups
 from onnxdecomp.calibration.statistics import Calibration, unobservable
+from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.core.chain import Chain, mirrored
 from onnxdecomp.core.layer import Factors, Layer, Ranks
 from onnxdecomp.core.weight_error import weight_error
@@ -27,8 +30,21 @@ from onnxdecomp.layers.tied_weights import ties
 from onnxdecomp.search.check_plan import check_plan, method_of
 from onnxdecomp.search.finite_weights import unsound
 from onnxdecomp.search.layer_errors import foreseen
-from onnxdecomp.search.plan import Choice, Plan
+from onnxdecomp.search.plan import Choice, Cut, Plan
 from onnxdecomp.search.stored_parameters import shares_of
+
+
+@dataclass(frozen=True, eq=False)
+class CarriedOut:
+    """What was done to a model.
+
+    Attributes:
+        rewritten: The layers that have other nodes or numbers, a layer once.
+        cuts: What became of the channels that were cut.
+    """
+
+    rewritten: tuple[Rewritten, ...] = ()
+    cuts: tuple[ChannelCut, ...] = ()
 
 
 def carry_out(
@@ -40,8 +56,8 @@ def carry_out(
     requantize: bool = False,
     calibration: Calibration | None = None,
     on_layer: Callable[[str], None] | None = None,
-    on_failure: Callable[[Choice, Exception], object] | None = None,
-) -> tuple[Rewritten, ...]:
+    on_failure: Callable[[Choice | Cut, Exception], object] | None = None,
+) -> CarriedOut:
     """Rewrite the model in place as the plan says; the same plan, seed and model give the same bytes.
 
     `matched` is emptied: every dense weight is let go of as soon as its factors stand in the model.
@@ -59,8 +75,11 @@ def carry_out(
         ModelError: A weight holds NaN or infinite values.
         DefectError: Names the layer that could not be put in.
     """
-    check_plan(plan, matched)
-    work = fit_stages(model, matched, plan, repair=calibration is not None and plan.repair)
+    channels = find_channels(model, matched)[0] if plan.cuts else ()
+    check_plan(plan, matched, channels)
+    repairs = calibration is not None and plan.repair
+    work = fit_stages(model, matched, plan, channels, repair=repairs)
+    del channels
     found_ties = ties(matched)
     shares = shares_of(matched, found_ties, plan)
     groups = sibling_groups(plan, matched)
@@ -72,10 +91,24 @@ def carry_out(
     fitter = Fitter.of(model, calibration) if calibration is not None else None
     shared_factors: dict[Hashable, Factors] = {}
     rewriter = Rewriter(model)
-    done = []
+    done: list[Rewritten] = []
+    cuts: list[ChannelCut] = []
     while work:
         pending = {node for stage in work for node in stage.nodes}
         stage = work.popleft()
+        if stage.cut is not None:
+            try:
+                cut, rewritten = carry_out_cut(model, stage.cut, fitter, pending)
+            except Exception as error:
+                if on_failure is None or foreseen(error):
+                    raise
+                on_failure(stage.cut, error)
+                continue
+            cuts.append(cut)
+            touched = {*cut.producers, *cut.readers}
+            done = [one for one in done if one.match.layer.name not in touched] + list(rewritten)
+            work = as_they_are(model, work)
+            continue
         if stage.match is None:
             assert fitter is not None
             fitter.renormalise(stage.nodes[0], pending)
@@ -106,8 +139,13 @@ def carry_out(
         made = _attempt(make, choice, on_failure)
         if made is not None:
             quantize = requantize and match.requantizes
+            done = [one for one in done if _key(one) != (choice.graph, choice.layer)]
             done.append(_put(rewriter, match, made, metadata, group, quantize=quantize))
-    return tuple(done)
+    return CarriedOut(tuple(done), tuple(cuts))
+
+
+def _key(done: Rewritten) -> tuple[str, str]:
+    return done.match.layer.graph, done.match.layer.name
 
 
 def _attempt(

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.activation_cache import Window
 from onnxdecomp.calibration.batchnorm import renormalise
-from onnxdecomp.calibration.nonlinearity import activation, aim
+from onnxdecomp.calibration.nonlinearity import Aim, activation, aim
 from onnxdecomp.calibration.pinned_values import pins_of
 from onnxdecomp.calibration.reachability import UNREACHED
-from onnxdecomp.calibration.statistics import Calibration, centred, observe, observe_together, window
+from onnxdecomp.calibration.statistics import (
+    Calibration,
+    Reference,
+    centred,
+    observe,
+    observe_together,
+    window,
+)
+from onnxdecomp.channels.channel import Channel, Producer
 from onnxdecomp.core.layer import Array, Layer, Ranks
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
@@ -44,12 +53,16 @@ class Fitter:
         calibration: The inputs.
         model: The one that is rewritten.
         now, original: Windows on what the layers see, and on what they saw.
+        references: What layers were of which a cut has left less, by graph and name.
+        left: Which channels a cut has left of those that a BatchNormalization had in the original.
     """
 
     calibration: Calibration
     model: ir.Model
     now: Window
     original: Window
+    references: dict[tuple[str, str], Reference] = field(default_factory=dict)
+    left: dict[ir.Node, Array] = field(default_factory=dict)
 
     @staticmethod
     def of(model: ir.Model, calibration: Calibration) -> Fitter:
@@ -63,9 +76,8 @@ class Fitter:
             provider=calibration.provider,
             threads=calibration.threads,
         )
-        return Fitter(
-            calibration, model, *(window(of, calibration, pins, beside=2) for of in (seen, original))
-        )
+        now, then = (window(of, calibration, pins, beside=2) for of in (seen, original))
+        return Fitter(calibration, model, now, then)
 
     def fit(
         self, match: LayerMatch, method: Decomposition, ranks: Ranks, seed: int, pending: Collection[ir.Node]
@@ -74,7 +86,7 @@ class Fitter:
 
         `pending` as for `Window.advance`.
         """
-        train, held = observe(match, self.now, self.original, self.calibration, pending)
+        train, held = self._observed(match, pending)
         halves = _present(train, held)
         if reason := _unusable(halves):
             return reason
@@ -126,7 +138,7 @@ class Fitter:
 
     def repair(self, match: LayerMatch, pending: Collection[ir.Node]) -> Fit | None:
         """Other numbers for a layer that is kept, or None where they would be of no use."""
-        train, held = observe(match, self.now, self.original, self.calibration, pending)
+        train, held = self._observed(match, pending)
         halves = _present(train, held)
         if not any(half.count for half in halves) or not all(half.finite for half in halves):
             return None
@@ -137,9 +149,48 @@ class Fitter:
             return found
         return self._rectified(match, found, _second(halves), pending, refit)
 
+    def observe(
+        self, matched: Sequence[LayerMatch], pending: Collection[ir.Node]
+    ) -> list[tuple[Moments, Moments | None]]:
+        """Moments of several layers at once, as `calibration.statistics.observe_together` has them."""
+        references = [self._reference(match) for match in matched]
+        return observe_together(
+            matched, self.now, self.original, self.calibration, pending, references=references
+        )
+
+    def will_cut(self, channel: Channel, between: Sequence[Producer], units: Array) -> None:
+        """Remember the layers of a channel, and those between, as they are before other units of it go."""
+        for producer in (*channel.producers, *between):
+            self._remember(producer.match, _left(producer.units, units))
+        for reader in channel.readers:
+            self._remember(reader.match, None)
+        for stored in channel.stored:
+            if stored.node.op_type == "BatchNormalization" and stored.at == 1:
+                left = _left(stored.units.reshape(-1), units)
+                known = self.left.get(stored.node)
+                self.left[stored.node] = left if known is None else known[left]
+
+    def _remember(self, match: LayerMatch, outputs: Array | None) -> None:
+        known = self._reference(match)
+        first, left = (match, None) if known is None else (known.match, known.outputs)
+        if outputs is not None:
+            left = outputs if left is None else left[outputs]
+        self.references[match.layer.graph, match.layer.name] = Reference(first, left)
+
+    def _reference(self, match: LayerMatch) -> Reference | None:
+        return self.references.get((match.layer.graph, match.layer.name))
+
+    def _observed(
+        self, match: LayerMatch, pending: Collection[ir.Node], aim: Aim | None = None
+    ) -> tuple[Moments, Moments | None]:
+        return observe(
+            match, self.now, self.original, self.calibration, pending, aim, self._reference(match)
+        )
+
     def renormalise(self, node: ir.Node, pending: Collection[ir.Node]) -> bool:
         """Other statistics for a BatchNormalization."""
-        return renormalise(self.model, node, self.now, self.original, pending, self.calibration)
+        left = self.left.get(node)
+        return renormalise(self.model, node, self.now, self.original, pending, self.calibration, left)
 
     def _rectified(
         self, match: LayerMatch, found: Fit, second: Array, pending: Collection[ir.Node], again: Refit
@@ -153,10 +204,15 @@ class Fitter:
         for _ in range(ROUNDS):
             bias = found.chain.bias if centred(match) else None
             wanted = aim(act, dense_rows(found.chain, match.layer), bias)
-            train, held = observe(match, self.now, self.original, self.calibration, pending, wanted)
+            train, held = self._observed(match, pending, wanted)
             both = merged(train, held)
             found = again(found, match.layer, replace(both, xx=second), centred=centred(match))
         return found
+
+
+def _left(units: Array, kept: Array) -> Array:
+    """The places that are left where these units stay, of the unit of each place."""
+    return np.flatnonzero((units < 0) | np.isin(units, kept))
 
 
 def _present(train: Moments, held: Moments | None) -> list[Moments]:

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from onnxdecomp.calibration.batchnorm import normalisations
 from onnxdecomp.calibration.residual import branch
+from onnxdecomp.channels.channel import Channel
+from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.traversal import upstream
 from onnxdecomp.layers.adapter import LayerMatch
-from onnxdecomp.search.plan import Choice, Plan
+from onnxdecomp.layers.find import find
+from onnxdecomp.search.check_plan import channel_of
+from onnxdecomp.search.plan import Choice, Cut, Plan
 
 
 @dataclass(frozen=True, eq=False)
 class FitStage:
-    """Something that is done: to a layer, or to a normalisation (then without a choice and a match)."""
+    """Something that is done: to a layer, to a channel, or to a normalisation (then only with its node)."""
 
     nodes: tuple[ir.Node, ...]
     choice: Choice | None = None
     match: LayerMatch | None = None
+    cut: Cut | None = None
 
 
 def fit_stages(
-    model: ir.Model, matched: Sequence[LayerMatch], plan: Plan, *, repair: bool
+    model: ir.Model,
+    matched: Sequence[LayerMatch],
+    plan: Plan,
+    channels: Sequence[Channel] = (),
+    *,
+    repair: bool,
 ) -> deque[FitStage]:
     """What there is to do, in the graph's order.
 
     A layer whose output is added to another branch comes after the layers of that branch: it makes up for
-    what they lose, and nothing that it was fitted to changes any more.
+    what they lose, and nothing that it was fitted to changes any more. A channel is cut before anything is
+    done to the layers that make it: a chain is then one for the layer that is left.
 
     Args:
         model, matched, plan: As for `carry_out`.
+        channels: Those that the plan names.
         repair: Whether kept layers and normalisations behind the first decomposed layer have a stage.
 
     Raises:
@@ -42,7 +54,7 @@ def fit_stages(
     """
     by_name = {(match.layer.graph, match.layer.name): match for match in matched}
     place = {node: position for position, node in enumerate(model.graph)}
-    found: list[tuple[int, FitStage]] = []
+    found: list[tuple[int, FitStage]] = _cut_stages(plan, channels, place)
     position = 0
     for choice in plan.choices:
         match = by_name.get((choice.graph, choice.layer))
@@ -52,17 +64,50 @@ def fit_stages(
             continue
         # A layer inside a subgraph comes where the plan has it.
         position = max(position, place.get(match.nodes[-1], 0))
-        if choice.method is not None or (repair and found and not choice.fixed):
+        changed = any(before <= position for before, _ in found)
+        if choice.method is not None or (repair and changed and not choice.fixed):
             found.append((position, FitStage(match.nodes, choice, match)))
     if repair and found:
-        first = found[0][0]
+        first = min(position for position, _ in found)
         found += [(place[node], FitStage((node,))) for node in normalisations(model) if place[node] > first]
-    at = {node: position for position, stage in found for node in stage.nodes}
+    at = {node: position for position, stage in found if stage.cut is None for node in stage.nodes}
 
     def turn(position: int, stage: FitStage) -> tuple[int, bool]:
+        if stage.cut is not None:
+            return position, False
         other = None if stage.match is None else branch(stage.match)
         before = upstream(model.graph, [] if other is None else [other])
         last = max((at[node] for node in before if node in at), default=-1)
         return max(position, last), last > position
 
     return deque(stage for _, stage in sorted(found, key=lambda pair: turn(*pair)))
+
+
+def as_they_are(model: ir.Model, work: Sequence[FitStage]) -> deque[FitStage]:
+    """What there is left to do with the nodes and layers that a cut has left."""
+    matched = find(model, freeze=True)[0]
+    by_name = {(match.layer.graph, match.layer.name): match for match in matched}
+    left = any(stage.cut is not None for stage in work)
+    nodes = {channel.name: channel.nodes for channel in find_channels(model, matched)[0]} if left else {}
+
+    def now(stage: FitStage) -> FitStage:
+        if stage.cut is not None:
+            return replace(stage, nodes=nodes.get(stage.cut.channel, stage.nodes))
+        if stage.match is None:
+            return stage
+        match = by_name[stage.match.layer.graph, stage.match.layer.name]
+        return replace(stage, nodes=match.nodes, match=match)
+
+    return deque(map(now, work))
+
+
+def _cut_stages(
+    plan: Plan, channels: Sequence[Channel], place: Mapping[ir.Node, int]
+) -> list[tuple[int, FitStage]]:
+    """The channels that are cut, each where the first layer that makes it stands."""
+    found = []
+    for cut in plan.cuts:
+        channel = channel_of(cut, channels)
+        first = min(place[producer.match.nodes[0]] for producer in channel.producers)
+        found.append((first, FitStage(channel.nodes, cut=cut)))
+    return found

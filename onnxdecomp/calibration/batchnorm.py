@@ -42,6 +42,7 @@ def renormalise(
     original: Window,
     pending: Collection[ir.Node],
     calibration: Calibration | None = None,
+    left: Array | None = None,
 ) -> bool:
     """Give each channel of the output the mean and variance that it has in the original.
 
@@ -54,6 +55,7 @@ def renormalise(
         now, original: Windows on both models, where the input has the same name.
         pending: As for `Window.advance`.
         calibration: The inputs, where some of their positions are padding.
+        left: Which of the original's channels there still are; None: all.
 
     Returns:
         Whether anything was changed.
@@ -64,6 +66,7 @@ def renormalise(
     mask = None if calibration is None else calibration.mask
     windows = zip(now.advance([name], pending), original.advance([name]), strict=True)
     for (ours, theirs), feed in zip(windows, feeds, strict=False):
+        theirs = theirs if left is None else [x[:, left] for x in theirs]
         for channels, (x,) in ((here, ours), (there, theirs)):
             real = None if mask is None else mask.rows(feed, (len(x), *x.shape[2:]))
             channels.add(x if real is None else np.moveaxis(x, 1, -1)[real])

@@ -210,6 +210,40 @@ class Layer:
         return self.weight.reshape(g, self.weight.shape[0] // g, *self.weight.shape[1:])
 
 
+def narrowed(layer: Layer, outputs: int, inputs: int) -> Layer:
+    """The layer with fewer outputs and inputs, and without its numbers: for what it would cost.
+
+    Of a depthwise convolution (one input channel in each group) the groups go with the inputs.
+    """
+    conv, kind = layer.conv, layer.weight.dtype
+    shape: tuple[int, ...] = (*layer.weight.shape[:-2], outputs, inputs)
+    if conv is not None:
+        groups = inputs if conv.groups == layer.inputs else conv.groups
+        conv = replace(conv, groups=groups)
+        shape = (outputs, inputs // groups, *layer.kernel)
+    axis = 1 if conv is not None else -1
+
+    def resized(dims: tuple[Dim, ...] | None, size: int) -> tuple[Dim, ...] | None:
+        if dims is None:
+            return None
+        found = list(dims)
+        found[axis] = size
+        return tuple(found)
+
+    seen = None if layer.seen_shape is None else list(layer.seen_shape)
+    if seen is not None:
+        seen[axis] = inputs
+    return replace(
+        layer,
+        weight=np.broadcast_to(np.zeros((), kind), shape),
+        bias=None if layer.bias is None else np.broadcast_to(np.zeros((), kind), (outputs,)),
+        conv=conv,
+        input_shape=resized(layer.input_shape, inputs),
+        output_shape=resized(layer.output_shape, outputs),
+        seen_shape=None if seen is None else tuple(seen),
+    )
+
+
 def relative_error(approximation: Array, exact: Array) -> float:
     """||approximation - exact|| / ||exact|| in the Frobenius norm; 0 where both are zero."""
     norm = float(np.linalg.norm(exact))

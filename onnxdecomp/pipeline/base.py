@@ -20,6 +20,7 @@ from onnxdecomp.search.plan_options import PlanOptions
 
 if TYPE_CHECKING:
     from onnxdecomp.calibration.statistics import Calibration
+    from onnxdecomp.channels.channel_cut import ChannelCut
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
     from onnxdecomp.layers.adapter import LayerMatch
@@ -142,6 +143,7 @@ class PassResult(ir.passes.PassResult):
         model, modified: As in onnx_ir.
         notes: What a user should know, a sentence each; shown as warnings and kept in the record.
         rewritten: The layers that were replaced, for the lowering check.
+        cuts: What became of the channels that were cut.
         record: JSON-serialisable facts for the run's record, under the pass's name.
         plan: The decision for every layer as it was carried out, of a pass that decides it.
         search: How that plan was found, where it was searched for.
@@ -153,6 +155,7 @@ class PassResult(ir.passes.PassResult):
 
     notes: tuple[str, ...] = ()
     rewritten: tuple[Rewritten, ...] = ()
+    cuts: tuple[ChannelCut, ...] = ()
     record: dict[str, object] = field(default_factory=dict)
     plan: Plan | None = None
     search: SearchRecord | None = None

@@ -13,6 +13,7 @@ from onnxdecomp.errors import DefectError, OnnxDecompError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from onnxdecomp.channels.channel_cut import ChannelCut
     from onnxdecomp.layers.lowering_check import LoweringCheck
     from onnxdecomp.layers.replace import Rewritten
     from onnxdecomp.pipeline.base import Interface, Pass, PassContext, PassResult
@@ -29,6 +30,7 @@ class PipelineResult:
         model: The model after the last pass; the object that came in if every pass works in place.
         notes: What a user should know, each led by its pass's name.
         rewritten: The layers that were replaced, in the order of their replacement.
+        cuts: What became of the channels that were cut.
         record: Facts for the run's record, by pass.
         modified: The passes that changed the model.
         plan: The decision for every layer as it was carried out; None where no pass plans.
@@ -41,6 +43,7 @@ class PipelineResult:
     model: ir.Model
     notes: tuple[str, ...] = ()
     rewritten: tuple[Rewritten, ...] = ()
+    cuts: tuple[ChannelCut, ...] = ()
     record: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     modified: tuple[str, ...] = ()
     plan: Plan | None = None
@@ -49,6 +52,11 @@ class PipelineResult:
     spectra: Sequence[LayerSpectra] = ()
     precisions: Mapping[str, str] = field(default_factory=dict)
     checks: tuple[LoweringCheck, ...] = ()
+
+    @property
+    def decomposed(self) -> bool:
+        """Whether any layer was replaced or channel cut."""
+        return bool(self.rewritten or self.cuts)
 
     @property
     def precision(self) -> str:
@@ -115,6 +123,7 @@ def _with(done: PipelineResult, name: str, result: PassResult) -> PipelineResult
         done,
         notes=(*done.notes, *(f"{name}: {note}" for note in result.notes)),
         rewritten=(*done.rewritten, *result.rewritten),
+        cuts=(*done.cuts, *result.cuts),
         record=record,
         modified=(*done.modified, name) if result.modified else done.modified,
         precisions={**done.precisions, name: result.precision} if result.precision else done.precisions,

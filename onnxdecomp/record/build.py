@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from onnxdecomp.data.read import Data
     from onnxdecomp.evaluate.benchmark import BenchResult, ModelTiming
     from onnxdecomp.evaluate.verify import Verification
-    from onnxdecomp.record.schema.layers import LayerRecord
+    from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord
 
 
 def describe_model(model: ir.Model, path: Path, *, named: bool) -> ModelFile:
@@ -124,6 +124,7 @@ def run_record(
     *,
     plan: Plan,
     layers: Sequence[LayerRecord],
+    channels: tuple[ChannelRecord, ...] | None = None,
     notes: Sequence[str],
     passes: Mapping[str, Mapping[str, object]],
     origin: Origin,
@@ -153,6 +154,7 @@ def run_record(
         plan=recorded(RecordedPlan, plan.to_json()),
         search=None if search is None else recorded(RecordedSearch, search),
         layers=tuple(details.of(layer) for layer in layers),
+        channels=channels,
         totals=sums,
         targets=target_results(target, sums, checked, latency) if isinstance(target, str) else None,
         training=training,

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.layers.lowering_check import LoweringCheck
 from onnxdecomp.layers.replace import Rewritten
-from onnxdecomp.record.schema.layers import Change, LayerCount, LayerRecord, Total, Totals
-from onnxdecomp.search.plan import Choice, Cost, Plan
+from onnxdecomp.record.schema.layers import Change, ChannelRecord, LayerCount, LayerRecord, Total, Totals
+from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
 
 
 def layer_records(
@@ -27,22 +28,23 @@ def layer_records(
         key = (choice.graph, choice.layer)
         result = done.get(key)
         check = checked.get(key)
-        planned = choice.method is not None and not carried_out
+        planned = (choice.method is not None or choice.narrowed) and not carried_out
         decomposed = result is not None and choice.method is not None
-        after = choice.after if decomposed or planned else choice.before
-        if result is not None and after is not None:
+        cut = choice.method is None and choice.narrowed
+        after = choice.after if decomposed or planned or cut else choice.before
+        if result is not None and after is not None and not cut:
             after = replace(after, params=after.params + _new_bias(result))
         records.append(
             LayerRecord(
                 name=choice.layer,
                 graph=choice.graph,
                 op=choice.op_type,
-                status="decomposed" if decomposed else "planned" if planned else "kept",
-                reason=_reason(choice, result),
+                status=_status(decomposed=decomposed, planned=planned, cut=cut),
+                reason="" if cut else _reason(choice, result),
                 method=choice.method,
                 options=choice.options,
                 ranks=choice.ranks,
-                repaired=result is not None and not decomposed,
+                repaired=result is not None and not decomposed and not cut,
                 rel_error=result.rel_error if result else None,
                 lowering=check.rel_error if check else None,
                 loss=result.loss if result else None,
@@ -51,9 +53,49 @@ def layer_records(
                 weight=choice.weight,
                 input=choice.input,
                 group=choice.group or None,
+                cut=choice.narrowed,
             )
         )
     return tuple(records)
+
+
+def channel_records(
+    plan: Plan, cuts: Sequence[ChannelCut] = (), *, carried_out: bool = True
+) -> tuple[ChannelRecord, ...] | None:
+    """One record per channel of the plan, in its order; None where the plan says nothing of channels."""
+    done = {cut.channel: cut for cut in cuts}
+    return tuple(_channel(cut, done.get(cut.channel), carried_out) for cut in plan.channels) or None
+
+
+def _channel(cut: Cut, done: ChannelCut | None, carried_out: bool) -> ChannelRecord:
+    planned = cut.method is not None and not carried_out
+    after = cut.after if cut.method is not None else cut.before
+    reason = cut.reason
+    if done is not None and done.unfitted:
+        reason = f"its units were chosen by the weights alone: {done.unfitted}"
+    return ChannelRecord(
+        name=cut.channel,
+        status="planned" if planned else "kept" if done is None else "cut",
+        reason=reason,
+        method=cut.method,
+        width=cut.width,
+        kept=cut.kept,
+        producers=cut.producers,
+        readers=cut.readers,
+        loss=None if done is None else done.loss,
+        held_out=None if done is None else done.held_out,
+        check=None if done is None else done.check,
+        params=_change(cut.before, after, "params"),
+        macs=_change(cut.before, after, "macs"),
+    )
+
+
+def _status(
+    *, decomposed: bool, planned: bool, cut: bool
+) -> Literal["decomposed", "cut", "kept", "planned"]:
+    if decomposed:
+        return "decomposed"
+    return "planned" if planned else "cut" if cut else "kept"
 
 
 def _uncopied(params: Change, copied: int) -> Change:
@@ -79,7 +121,11 @@ def totals(layers: Sequence[LayerRecord], files: tuple[int, int] | None = None) 
         params=_sum(layer.params for layer in layers),
         macs=_sum(layer.macs for layer in layers),
         bytes=None if files is None else _total(*files),
-        layers=LayerCount(all=len(layers), decomposed=sum(layer.method is not None for layer in layers)),
+        layers=LayerCount(
+            all=len(layers),
+            decomposed=sum(layer.method is not None for layer in layers),
+            cut=sum(layer.cut for layer in layers),
+        ),
     )
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxdecomp.channels.channel import Channel
 from onnxdecomp.decompositions.base import Decomposition, outline, refusal_of
+from onnxdecomp.decompositions.joint import is_joint
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch
-from onnxdecomp.search.plan import Choice, Plan
+from onnxdecomp.search.plan import Choice, Cut, Plan
 from onnxdecomp.search.sibling_groups import check_groups
 
 
-def check_plan(plan: Plan, matched: Sequence[LayerMatch]) -> None:
-    """Refuse a plan that these layers cannot be given.
+def check_plan(plan: Plan, matched: Sequence[LayerMatch], channels: Sequence[Channel] = ()) -> None:
+    """Refuse a plan that these layers and channels cannot be given.
 
     Raises:
         UsageError: The plan names a layer that is not there, or one twice, or a method that is unknown or
             does not take its layer, or ranks that the layer does not have; or a group of layers that are no
-            siblings (see `check_groups`).
+            siblings (see `check_groups`); or a channel that is not there or cannot be cut so.
     """
     by_name = {(match.layer.graph, match.layer.name): match for match in matched}
     seen: set[tuple[str, str]] = set()
@@ -34,6 +36,7 @@ def check_plan(plan: Plan, matched: Sequence[LayerMatch]) -> None:
         seen.add(key)
         _check_choice(choice, by_name[key])
     check_groups(plan, matched)
+    _check_cuts(plan, channels)
 
 
 def method_of(choice: Choice) -> Decomposition:
@@ -65,3 +68,34 @@ def _check_choice(choice: Choice, match: LayerMatch) -> None:
             raise UsageError(f"{whose} has no {which} there; ranks are from 1 to {largest}")
     if reason := match.adapter.obstacle(outline(method, layer, choice.ranks), layer):
         raise UsageError(f"{whose} cannot stand in its place ({reason})")
+
+
+def channel_of(cut: Cut, channels: Sequence[Channel]) -> Channel:
+    """The channel that a plan cuts.
+
+    Raises:
+        UsageError: There is none of this name, or it has other units or blocks.
+    """
+    found = next((channel for channel in channels if channel.name == cut.channel), None)
+    if found is None:
+        raise UsageError(
+            f"the plan is for another model: there is no channel {cut.channel!r} here; 'onnxdecomp inspect' "
+            "lists their names"
+        )
+    if found.width != cut.width:
+        what = f"the channel {cut.channel!r} has {found.width} units, not {cut.width}"
+        raise UsageError(f"the plan is for another model: {what}")
+    if cut.kept % found.blocks:
+        raise UsageError(f"the plan's channel {cut.channel!r} keeps equally many units in {found.blocks} blocks")
+    return found
+
+
+def _check_cuts(plan: Plan, channels: Sequence[Channel]) -> None:
+    seen: set[str] = set()
+    for cut in plan.cuts:
+        channel_of(cut, channels)
+        if cut.channel in seen:
+            raise UsageError(f"the plan decides twice about the channel {cut.channel!r}")
+        seen.add(cut.channel)
+        if not is_joint(cut.method or ""):
+            raise UsageError(f"the plan's channel {cut.channel!r}: {cut.method!r} cuts no channels")

@@ -104,8 +104,10 @@ def _choose(match: LayerMatch, before: Cost, smallest: Cost, request: Request, r
     if not selected(names_of(layer), request.include, request.exclude):
         return replace(stays, reason="excluded by name", fixed=True)
     rule = _rule_of(match, request)
-    if rule is None or not rule.methods:
+    if rule is None or not (rule.methods or rule.joint):
         return replace(stays, reason="kept as asked" if rule else "no rule fits its name", fixed=True)
+    if not rule.methods:
+        return replace(stays, reason=f"{', '.join(rule.joint)} takes channels, and no layer by itself")
     if before.macs < smallest.macs and before.params < smallest.params:
         reason = f"too small: below {request.skip_below:g} of the average layer in MACs and parameters"
         return replace(stays, reason=reason)

@@ -38,6 +38,7 @@ class Choice:
         sized: The size of the activation is known (see Layer), and so are MACs: else they are a guess.
         group: What the layers have in common that share their first factor (method "shared"): the name of one
             that was the first of them. That factor's cost is the first one's. "" for any other method.
+        narrowed: It is smaller behind the cuts of channels: `after` is then what is left of it.
     """
 
     layer: str
@@ -55,6 +56,7 @@ class Choice:
     copied: int = 0
     sized: bool = True
     group: str = ""
+    narrowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ def _choice(entry: Mapping[str, Json]) -> Choice:
         copied=_whole(entry.get("copied", 0)),
         sized=bool(entry.get("sized", True)),
         group=str(entry.get("group", "")),
+        narrowed=bool(entry.get("narrowed", False)),
     )
 
 

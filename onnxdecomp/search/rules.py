@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from onnxdecomp.core.patterns import Names, matches
 from onnxdecomp.decompositions.base import Decomposition
+from onnxdecomp.decompositions.joint import JOINT, is_joint
 from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.errors import UsageError
 from onnxdecomp.ranks.spec import RankSpec, check, parse
@@ -24,14 +25,16 @@ class Rule:
 
     Attributes:
         match: Shell pattern of layer names.
-        methods: In order of preference: the first that takes a layer and saves what must be saved; empty
-            to keep such layers.
+        methods: In order of preference: the first that takes a layer and saves what must be saved.
         rank: The rank specification.
+        joint: The joint methods, for the channels that such layers are the first to make. With neither
+            methods nor these such layers are kept.
     """
 
     match: str
     methods: tuple[Decomposition, ...]
     rank: RankSpec
+    joint: tuple[str, ...] = ()
 
     def fits(self, names: Names) -> bool:
         return matches(names, [self.match])
@@ -65,9 +68,12 @@ def make_rule(
         if given:
             raise UsageError(f"layers {match!r} are kept: {', '.join(given)} cannot be given")
         return Rule(match, (), rank)
-    made = []
+    made, joint = [], []
     unused = set(own)
     for name in methods.split(","):
+        if is_joint(name):
+            joint.append(name)
+            continue
         options = {**defaults.options.get(name, {}), **_known(name, own, single="," not in methods)}
         unused -= set(options)
         method = get(name, **options)
@@ -75,7 +81,7 @@ def make_rule(
         made.append(method)
     if unused:
         raise UsageError(f"none of the methods {methods} has an option {sorted(unused)[0]!r}")
-    return Rule(match, tuple(made), rank)
+    return Rule(match, tuple(made), rank, tuple(joint))
 
 
 def parse_rule(text: str, defaults: Defaults) -> Rule:
@@ -87,12 +93,13 @@ def parse_rule(text: str, defaults: Defaults) -> Rule:
     # A name may hold "=" and ":" itself: what follows it begins with a method, if there is one.
     parts = [(text[: at.start()], _GIVEN.fullmatch(text, at.end())) for at in re.finditer("=", text)]
     readings = [(match, given) for match, given in parts if match and given]
-    known = [(m, given) for m, given in readings if {*given["methods"].split(",")} <= {KEEP, *names()}]
+    every = {KEEP, *names(), *JOINT}
+    known = [(m, given) for m, given in readings if {*given["methods"].split(",")} <= every]
     match, found = next(iter(known or readings), ("", None))
     if found is None:
         raise UsageError(
             f"{text!r} is no rule: give PATTERN=METHOD or PATTERN=METHOD:rank=SPEC:option=value, METHOD "
-            f"one of {', '.join(names())} or keep"
+            f"one of {', '.join((*names(), *JOINT))} or keep"
         )
     # A value may hold ":" and ",": an option starts where a name and "=" follow the colon.
     options = [part for part in re.split(r":(?=[a-z_]+=)", found["options"]) if part]

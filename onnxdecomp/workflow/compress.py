@@ -23,7 +23,7 @@ from onnxdecomp.record.build import (
     run_record,
 )
 from onnxdecomp.record.details import Details, details_of
-from onnxdecomp.record.layers import layer_records
+from onnxdecomp.record.layers import channel_records, layer_records
 from onnxdecomp.record.schema.layers import LayerRecord
 from onnxdecomp.record.schema.origin import ModelFile
 from onnxdecomp.runtime import environment
@@ -222,6 +222,7 @@ def _written(
     config, chosen, changed, verified = run.config, made.chosen, made.changed, None
     ran, plan = chosen.ran, chosen.plan
     layers = layer_records(plan, ran.rewritten, made.lowering)
+    channels = channel_records(plan, ran.cuts)
     require_changed(plan, changed or not config.fail_if_unchanged)
     result = ran.model if changed else load(run.original)
     with staged(result, file, original=None if changed else run.original) as written:
@@ -238,6 +239,7 @@ def _written(
             before,
             plan=plan,
             layers=layers,
+            channels=channels,
             notes=notes,
             where=describe_environment(config.provider, run.threads, ran=bool(config.verify or timed)),
             output=describe_output(written, file),

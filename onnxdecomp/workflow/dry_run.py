@@ -11,7 +11,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.pipeline.base import Planner
 from onnxdecomp.record.build import Origin, run_record
-from onnxdecomp.record.layers import layer_records
+from onnxdecomp.record.layers import channel_records, layer_records
 from onnxdecomp.record.schema.origin import ModelFile
 from onnxdecomp.search.layer_errors import error_notes
 from onnxdecomp.workflow.context import RunContext, pass_context
@@ -47,6 +47,7 @@ def dry_run(
     would_change = bool(found.plan.changes or run.config.precision)
     require_changed(found.plan, would_change or not run.config.fail_if_unchanged)
     layers = layer_records(found.plan, carried_out=False)
+    channels = channel_records(found.plan, carried_out=False)
     notes = (
         *said,
         *ran.notes,
@@ -57,6 +58,7 @@ def dry_run(
         before,
         plan=found.plan,
         layers=layers,
+        channels=channels,
         notes=notes,
         passes=ran.record,
         search=found.record,

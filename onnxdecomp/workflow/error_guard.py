@@ -74,7 +74,7 @@ def guard_error(ran: PipelineResult, finisher: Finisher, goal: str | None) -> Fi
         quantized = bool(chosen.ran.precision)
         notes += chosen.notes
         looks += chosen.looks
-        if not chosen.ran.rewritten:
+        if not chosen.ran.decomposed:
             notes.append(f"not quantized, for with that alone {checked.reason}")
             made, tries = finisher.finish(finisher.again(None, False)), 0
             continue

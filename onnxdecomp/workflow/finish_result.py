@@ -80,7 +80,7 @@ class FinishedResult:
     @property
     def changed(self) -> bool:
         """Whether any layer was decomposed, or the model quantized."""
-        return bool(self.chosen.ran.rewritten) or bool(self.chosen.ran.precision)
+        return self.chosen.ran.decomposed or bool(self.chosen.ran.precision)
 
     def compared(self, file: Path) -> Verification | None:
         """The comparison, if it was made of just this file."""
@@ -121,7 +121,7 @@ class Finisher:
 
     def _trained(self, ran: PipelineResult) -> Training | None:
         """Train the result in place; the record's `training`, or None where there is nothing to train."""
-        if self.training is None or not ran.rewritten:
+        if self.training is None or not ran.decomposed:
             return None
         from onnxdecomp.workflow.finetune import trained
 

@@ -76,7 +76,7 @@ def guard_latency(
         return first
     if not ran.precision:
         return _guard_layers(first, lambda plan: again(plan, False), meter, _ORIGINAL)
-    alone = again(nothing_of(first.plan), True) if ran.rewritten else ran
+    alone = again(nothing_of(first.plan), True) if ran.decomposed else ran
     timed = meter.time_model(alone.model)
     found = _finding(timed, _ORIGINAL, meter)
     looks = (_look("quantization", 0, found),)
@@ -90,7 +90,7 @@ def guard_latency(
         undone = _guard_layers(_of(fresh), lambda plan: again(plan, False), meter, _ORIGINAL)
         return replace(undone, notes=(note, *undone.notes), looks=(*looks, *undone.looks))
     notes = _kept_unsure(found, f"{kind} alone")
-    if not ran.rewritten:
+    if not ran.decomposed:
         return replace(first, timed=timed, notes=notes, looks=looks)
     with temporary_files.folder() as folder:
         file = folder / "quantized.onnx"
@@ -119,7 +119,7 @@ def _guard_layers(
     """Put layers back until the result is faster than what the meter compares it with."""
     gains = _gains(chosen.search, chosen.plan)
     for left in reversed(range(_ROUNDS + 1)):
-        if not chosen.ran.rewritten:
+        if not chosen.ran.decomposed:
             break
         timed = meter.time_model(chosen.ran.model)
         found = _finding(timed, against, meter)

@@ -14,6 +14,7 @@ from onnxdecomp.calibration.measured_shapes import largest_value, with_seen_shap
 from onnxdecomp.calibration.random_set import synthetic
 from onnxdecomp.calibration.reachability import unreached
 from onnxdecomp.calibration.statistics import Calibration, sized
+from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.core.names import some
 from onnxdecomp.decompositions.registry import package_of
 from onnxdecomp.errors import DefectError, UsageError
@@ -35,11 +36,12 @@ from onnxdecomp.pipeline.base import (
 from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.search.check_plan import check_plan
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
-from onnxdecomp.search.keep_layers import Key, key_of
+from onnxdecomp.search.fixed_widths import with_channels
+from onnxdecomp.search.keep_layers import Key, changes_of, key_of
 from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, reason_for
 from onnxdecomp.search.layer_profiles import Scope
 from onnxdecomp.search.metrics.base import CostMetric
-from onnxdecomp.search.plan import Choice, Plan
+from onnxdecomp.search.plan import Choice, Cut, Plan
 from onnxdecomp.search.rules import Defaults, make_rule, parse_rule
 from onnxdecomp.search.search import SearchResult, search_plan
 from onnxdecomp.search.spectra import spectra_of
@@ -89,10 +91,13 @@ class Decompose(Planner):
         matched, skips = find(model, freeze=self.freeze_initializers)
         matched = with_seen_shapes(model, matched)
         if context.plan is not None:
-            check_plan(context.plan, matched)
+            check_plan(context.plan, matched, find_channels(model, matched)[0] if context.plan.cuts else ())
             return SearchResult(tallied(context.plan, matched)), matched
         if not self.searches:
-            plan = tallied(plan_uniform(matched, skips, self._request(context.provider)), matched)
+            request = self._request(context.provider)
+            plan = tallied(plan_uniform(matched, skips, request), matched)
+            if any(rule.joint for rule in request.rules):
+                plan = with_channels(plan, *find_channels(model, matched), matched, request)
             return SearchResult(replace(plan, repair=self.repair)), matched
         calibration, notes = self._calibration(model, matched, context)
         latency = context.latency if self._counts_latency() else None
@@ -119,7 +124,7 @@ class Decompose(Planner):
         searched, matched = self.plan(model, context)
         plan, search = searched.plan, searched.record
         calibration = None if context.calibration is None else _sized(context.calibration, model, matched)
-        total = len(plan.decomposed)
+        total = len(changes_of(plan))
         count = iter(range(total))
         report = context.progress
         opset = int(model.opset_imports.get("", 1))
@@ -129,13 +134,13 @@ class Decompose(Planner):
         spectra = spectra_of(matched, plan) if context.spectra else ()
         failed: dict[Key, str] = {}
 
-        def on_failure(choice: Choice, error: Exception) -> None:
-            reason = reason_for(error, choice.layer)
+        def on_failure(choice: Choice | Cut, error: Exception) -> None:
+            reason = reason_for(error, key_of(choice)[1])
             if choice.method is not None:
                 failed[key_of(choice)] = reason
 
         try:
-            rewritten = carry_out(
+            done = carry_out(
                 model,
                 matched,
                 plan,
@@ -151,16 +156,17 @@ class Decompose(Planner):
             raise PlanFailedError(defect_of(error), plan, search) from error
         return PassResult(
             model,
-            bool(rewritten),
+            bool(done.rewritten or done.cuts),
             notes=(
                 *searched.notes,
                 *large,
                 *_origins(plan),
                 *_stays(dense),
                 *idle,
-                *_notes(rewritten, self.requantize, opset),
+                *_notes(done.rewritten, self.requantize, opset),
             ),
-            rewritten=rewritten,
+            rewritten=done.rewritten,
+            cuts=done.cuts,
             plan=keeping(plan, failed),
             search=search,
             search_notes=searched.notes if search else (),

@@ -171,7 +171,7 @@ def test_a_layer_that_is_not_fitted_to_its_inputs_says_why() -> None:
         model = hidden()
         plan = planned(model, "*=svd:rank=2")
         rewritten = carry_out(model, find(model)[0], plan, calibration=given)
-        reasons.append({record.name: record.reason for record in layer_records(plan, rewritten)})
+        reasons.append({record.name: record.reason for record in layer_records(plan, rewritten.rewritten)})
     alone = "fitted to its weight alone: "
     assert reasons[0] == {
         "seen": "",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from onnxdecomp.core.json_values import Json
 from onnxdecomp.core.spectrum import Spectrum
-from onnxdecomp.record.schema.markers import ABSENT
+from onnxdecomp.record.schema.markers import ABSENT, LATER
 from onnxdecomp.record.schema.planning import Shape
 
 
@@ -27,7 +27,8 @@ class LayerRecord:
     Attributes:
         name, graph, op: The operator: its name, the subgraph or function it stands in ("" is the main graph),
             and its type.
-        status: "decomposed", "kept", or "planned" (to be decomposed, in a dry run).
+        status: "decomposed", "cut" (smaller behind cuts of channels), "kept", or "planned" (to be
+            decomposed or cut, in a dry run).
         reason: Why it was kept, or fitted to its weight alone although there was calibration.
         method, options, ranks: What replaced it.
         repaired: It was kept, with other numbers that make up for what layers before it have lost.
@@ -38,12 +39,13 @@ class LayerRecord:
             size of the activation is not.
         weight, input: Shapes of the canonical weight (see Layer) and of the activation, where known.
         group: What the layers have in common that share their first factor; not there for others.
+        cut: It is smaller, or would be, behind the cuts of channels.
     """
 
     name: str
     graph: str
     op: str
-    status: Literal["decomposed", "kept", "planned"]
+    status: Literal["decomposed", "cut", "kept", "planned"]
     reason: str
     method: str | None
     options: Mapping[str, Json]
@@ -57,6 +59,41 @@ class LayerRecord:
     weight: tuple[int, ...]
     input: Shape | None
     group: str | None = field(default=None, metadata=ABSENT)
+    cut: bool = field(default=False, metadata=LATER, kw_only=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelRecord:
+    """What happened to one channel: what some layers make and others read.
+
+    Attributes:
+        name: That of the first layer that makes it.
+        status: "cut", "kept", or "planned" (to be cut, in a dry run).
+        reason: Why it was kept, or its units were chosen by the weights although there was calibration.
+        method: What cut it.
+        width, kept: Its units before and after.
+        producers, readers: The layers that make it and those that read it.
+        loss: E|y - V x|² / E|y|² of what reads it on the calibration inputs, y centred, the sum over its
+            readers; None where not fitted to them.
+        held_out: The same on rows held out, of fits to the others.
+        check: How far the outputs of the readers are, relative, from what they make of the channel before
+            the cut with the units that went set to zero; None where it was not cut.
+        params, macs: Of all layers that it is an axis of, with this channel alone cut.
+    """
+
+    name: str
+    status: Literal["cut", "kept", "planned"]
+    reason: str
+    method: str | None
+    width: int
+    kept: int
+    producers: tuple[str, ...]
+    readers: tuple[str, ...]
+    loss: float | None
+    held_out: float | None
+    check: float | None
+    params: Change
+    macs: Change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +173,11 @@ class Total:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCount:
-    """How many layers there are, and how many were decomposed, or would be."""
+    """How many layers there are, and how many were decomposed or cut, or would be."""
 
     all: int
     decomposed: int
+    cut: int = field(default=0, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)

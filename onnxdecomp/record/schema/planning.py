@@ -35,6 +35,7 @@ class PlannedLayer:
         fixed: It was asked to stay.
         copied: Numbers of its bias that the original stores with another layer, whose bias it reads as well.
         sized: The size of the activation is known; else the MACs are those of one row.
+        narrowed: It is smaller behind the cuts of channels, and `after` is what is left of it.
     """
 
     layer: str
@@ -51,6 +52,7 @@ class PlannedLayer:
     fixed: bool = field(default=False, metadata=LATER)
     copied: int = field(default=0, metadata=LATER)
     sized: bool = field(default=True, metadata=LATER)
+    narrowed: bool = field(default=False, metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)

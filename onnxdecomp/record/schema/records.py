@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from onnxdecomp.core.json_values import Json
 from onnxdecomp.record.schema.checks import ModelVerdict, RecordedVerification, TargetResult, Verdict
 from onnxdecomp.record.schema.comparison import ComparedModel, GateResult
-from onnxdecomp.record.schema.layers import DetailedLayer, Totals
+from onnxdecomp.record.schema.layers import ChannelRecord, DetailedLayer, Totals
 from onnxdecomp.record.schema.markers import ABSENT, LATER, Known, Length
 from onnxdecomp.record.schema.origin import Environment, File, ModelFile, Run, Tool
 from onnxdecomp.record.schema.planning import RecordedPlan, RecordedSearch
@@ -51,6 +51,7 @@ class RunRecord(Record):
         plan: After the layers that did not pay were put back.
         search: Null where ranks or a plan were given.
         layers: What happened to each, in the graph's order.
+        channels: What happened to each, in the graph's order; not there where none was looked at.
         targets: What came of each; not there where none was asked for.
         training: With --finetune.
         verify: The comparison with the original; null with --no-verify.
@@ -72,6 +73,7 @@ class RunRecord(Record):
     plan: RecordedPlan
     search: RecordedSearch | None
     layers: tuple[DetailedLayer, ...]
+    channels: tuple[ChannelRecord, ...] | None = field(default=None, metadata=ABSENT)
     totals: Totals
     targets: tuple[TargetResult, ...] | None = field(default=None, metadata=ABSENT)
     training: Training | None = field(default=None, metadata=LATER)

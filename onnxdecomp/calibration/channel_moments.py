@@ -1,0 +1,59 @@
+"""Moments of what reads a channel where no calibration input shows them: what the producers' weights say."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxdecomp.channels.channel import Channel, Reader
+from onnxdecomp.core.layer import Array
+from onnxdecomp.fitting.moments import Moments
+from onnxdecomp.fitting.quadratic_loss import as_rows
+
+
+def moments_of_weights(channel: Channel, reader: Reader) -> Moments:
+    """The moments that a reader would have if all inputs of the producers were independent and of size 1.
+
+    What stands between is taken to be the identity, and kernel positions to see different inputs. So units
+    with equal rows can stand in for each other, and units with small rows count for little.
+    """
+    gram = np.zeros((channel.width, channel.width))
+    for producer in channel.producers:
+        rows = np.zeros((channel.width, _stack(producer.units), producer.match.layer.weight[0].size))
+        weight = producer.match.layer.weight.reshape(len(producer.units), -1).astype(np.float64)
+        for unit, place, row in zip(producer.units, _occurrence(producer.units), weight, strict=True):
+            if unit >= 0:
+                rows[unit, place] = row
+        flat = rows.reshape(channel.width, -1)
+        gram += flat @ flat.T
+    mean = float(np.trace(gram)) / channel.width or 1.0
+    weight = as_rows(reader.match.layer.weight, reader.match.layer)
+    second = np.stack([_second(units, gram, mean) for units in reader.units])
+    cross = weight @ second
+    energy = np.einsum("gtd,gtd->gt", cross, weight).reshape(-1)
+    return Moments(1, second, cross, np.zeros(reader.units.shape), np.zeros(energy.size), energy)
+
+
+def _stack(units: Array) -> int:
+    """The most rows that a unit has."""
+    return int(_occurrence(units).max(initial=0)) + 1
+
+
+def _occurrence(units: Array) -> Array:
+    """How many of the places before each belong to the same unit."""
+    seen: dict[int, int] = {}
+    found = np.zeros(len(units), np.int64)
+    for place, unit in enumerate(units.tolist()):
+        found[place] = seen.get(unit, 0)
+        seen[unit] = int(found[place]) + 1
+    return found
+
+
+def _second(units: Array, gram: Array, mean: float) -> Array:
+    """E[x xT] of the features [D] of one group."""
+    places = _occurrence(units)
+    ours = units >= 0
+    second = np.diag(np.where(ours, 0.0, mean))
+    same = (places[:, None] == places[None, :]) & ours[:, None] & ours[None, :]
+    at = np.where(ours, units, 0)
+    second[same] = gram[np.ix_(at, at)][same]
+    return second
