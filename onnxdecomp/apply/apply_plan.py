@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.channels.channel_cut import ChannelCut
-from onnxdecomp.apply.cut_channels import carry_out_cut
+from onnxdecomp.apply.cut_channels import put_in, select
 from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.apply.schedule import as_they_are, fit_stages
 from onnxdecomp.apply.sibling_group import SiblingGroup, sibling_groups
 from onnxdecomp.calibration.statistics import Calibration, unobservable
+from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.core.chain import Chain, mirrored
 from onnxdecomp.core.layer import Factors, Layer, Ranks
@@ -27,11 +28,15 @@ from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.replace import Rewriter, Rewritten
 from onnxdecomp.layers.tied_weights import ties
+from onnxdecomp.runtime.session import Feed
 from onnxdecomp.search.check_plan import check_plan, method_of
 from onnxdecomp.search.finite_weights import unsound
+from onnxdecomp.search.keep_layers import Key, key_of
 from onnxdecomp.search.layer_errors import foreseen
 from onnxdecomp.search.plan import Choice, Cut, Plan
 from onnxdecomp.search.stored_parameters import shares_of
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +62,16 @@ def carry_out(
     calibration: Calibration | None = None,
     on_layer: Callable[[str], None] | None = None,
     on_failure: Callable[[Choice | Cut, Exception], object] | None = None,
+    probe: Feed | None = None,
 ) -> CarriedOut:
     """Rewrite the model in place as the plan says; the same plan, seed and model give the same bytes.
 
     `matched` is emptied: every dense weight is let go of as soon as its factors stand in the model.
     Layers that share a weight and are given the same method and ranks share the factors, an embedding and
     the head that multiplies by its transpose too; a group of siblings has its first factor in the graph once.
-    With `requantize`, layers whose weight was stored
-    quantized get factors stored as int8, or as the weight was. With a `calibration` every layer that can be
-    observed is fitted to what it sees by then, unless it shares its factors.
+    With `requantize`, layers whose weight was stored quantized get factors stored as int8, or as the weight
+    was. With a `calibration` every layer that can be observed is fitted to what it sees by then, unless it
+    shares its factors. With a `probe`, inputs of the model, every cut of a channel is checked on it.
 
     A layer whose factors an error of ours prevents is kept, and `on_failure` is told; without it, the error
     is raised. An error on the way into the graph is always raised: the model is then of no more use.
@@ -77,90 +83,131 @@ def carry_out(
     """
     channels = find_channels(model, matched)[0] if plan.cuts else ()
     check_plan(plan, matched, channels)
-    repairs = calibration is not None and plan.repair
-    work = fit_stages(model, matched, plan, channels, repair=repairs)
+    work = fit_stages(model, matched, plan, channels, repair=calibration is not None and plan.repair)
     del channels
     found_ties = ties(matched)
     shares = shares_of(matched, found_ties, plan)
-    groups = sibling_groups(plan, matched)
-    tied = {matched[index].nodes[0] for tie in found_ties if tie.is_shared for index in tie.members}
+    users = Counter(share.key for share in shares.values())
+    run = _Run(
+        model,
+        None if calibration is None else Fitter.of(model, calibration),
+        {key: share for key, share in shares.items() if users[share.key] > 1},
+        sibling_groups(plan, matched),
+        {matched[index].nodes[0] for tie in found_ties if tie.is_shared for index in tie.members},
+        seed,
+        requantize,
+        on_layer or (lambda layer: None),
+        on_failure,
+        probe,
+    )
     matched.clear()
     del found_ties
-    users = Counter(share.key for share in shares.values())
-    shares = {key: share for key, share in shares.items() if users[share.key] > 1}
-    fitter = Fitter.of(model, calibration) if calibration is not None else None
-    shared_factors: dict[Hashable, Factors] = {}
-    rewriter = Rewriter(model)
-    done: list[Rewritten] = []
-    cuts: list[ChannelCut] = []
     while work:
         pending = {node for stage in work for node in stage.nodes}
         stage = work.popleft()
         if stage.cut is not None:
-            try:
-                cut, rewritten = carry_out_cut(model, stage.cut, fitter, pending)
-            except Exception as error:
-                if on_failure is None or foreseen(error):
-                    raise
-                on_failure(stage.cut, error)
-                continue
-            cuts.append(cut)
-            touched = {*cut.producers, *cut.readers}
-            done = [one for one in done if one.match.layer.name not in touched] + list(rewritten)
-            work = as_they_are(model, work)
-            continue
-        if stage.match is None:
-            assert fitter is not None
-            fitter.renormalise(stage.nodes[0], pending)
-            continue
-        match, choice = stage.match.current(), stage.choice
-        assert choice is not None
-        group = groups.get((choice.graph, choice.group))
-        share = shares.get((choice.graph, choice.layer))
-        hidden = None if fitter is None else _hidden(match, share)
-        fitting = None if hidden else fitter
+            if run.cut(stage.cut, pending):
+                work = as_they_are(model, work)
+        elif stage.match is not None and stage.choice is not None:
+            run.layer(stage.match.current(), stage.choice, pending)
+        elif run.fitter is not None:
+            run.fitter.renormalise(stage.nodes[0], pending)
+    return CarriedOut(tuple(run.done.values()), tuple(run.cuts))
+
+
+@dataclass(eq=False)
+class _Run:
+    """A plan on the way.
+
+    Attributes:
+        model: Rewritten in place.
+        fitter: Fits to calibration inputs, where there are any.
+        shares, groups: What layers share, by graph and name; groups of siblings.
+        tied: Nodes of layers that share a weight with others.
+        seed, requantize, on_layer, on_failure, probe: See `carry_out`.
+        done, cuts: What was done; `done` by graph and name.
+        shared_factors: Those that further layers will have as well.
+    """
+
+    model: ir.Model
+    fitter: Fitter | None
+    shares: Mapping[Key, Share]
+    groups: Mapping[tuple[str, str], SiblingGroup]
+    tied: Collection[ir.Node]
+    seed: int
+    requantize: bool
+    on_layer: Callable[[str], object]
+    on_failure: Callable[[Choice | Cut, Exception], object] | None
+    probe: Feed | None
+    done: dict[Key, Rewritten] = field(default_factory=dict)
+    cuts: list[ChannelCut] = field(default_factory=list)
+    shared_factors: dict[Hashable, Factors] = field(default_factory=dict)
+    _rewriter: Rewriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._rewriter = Rewriter(self.model)
+
+    def cut(self, cut: Cut, pending: Collection[ir.Node]) -> bool:
+        """Cut a channel; whether it was."""
+        self.on_layer(cut.channel)
+        selected = self._attempt(lambda: select(self.model, cut, self.fitter, pending), cut)
+        if selected is None:
+            return False
+        try:
+            done, rewritten = put_in(self.model, selected, self.fitter, self.probe)
+        except Exception as error:
+            what = f"{type(error).__name__} while it is cut: {error}"
+            raise DefectError(what, layer=key_of(cut)) from error
+        # The nodes of its layers have changed since they were put in.
+        for name in (*done.producers, *done.readers):
+            self.done.pop(("", name), None)
+        self.done |= {_key(one): one for one in rewritten}
+        self.cuts.append(done)
+        return True
+
+    def layer(self, match: LayerMatch, choice: Choice, pending: set[ir.Node]) -> None:
+        """Replace a layer by its chain, or mend one that is kept."""
+        group = self.groups.get((choice.graph, choice.group))
+        share = self.shares.get((choice.graph, choice.layer))
+        hidden = None if self.fitter is None else _hidden(match, share)
+        fitting = None if hidden else self.fitter
         if choice.method is None:
             # A weight that others read as well is theirs, too.
-            mendable = not match.quantized and match.nodes[0] not in tied and not unsound(match.layer.weight)
-            if fitting is None or not mendable:
-                continue
+            tied = match.nodes[0] in self.tied
+            if fitting is None or match.quantized or tied or unsound(match.layer.weight):
+                return
             metadata = {"pkg.onnxdecomp.repaired": "true"}
             make: Callable[[], _Storable | None] = partial(_mended, fitting, match, pending)
         else:
-            if on_layer:
-                on_layer(choice.layer)
+            self.on_layer(choice.layer)
             method = method_of(choice)
-            metadata = _metadata(method, choice.ranks)
+            ranks = tuple(map(min, choice.ranks, method.full_ranks(match.layer)))
+            metadata = _metadata(method, ranks)
             if group is not None:
                 make = partial(_with_siblings, group, fitting, match, method, pending, hidden)
             else:
-                fit = partial(_fitted, fitting, match, method, choice.ranks, seed, pending)
-                make = partial(fit, share, shared_factors, hidden)
-        made = _attempt(make, choice, on_failure)
+                fit = partial(_fitted, fitting, match, method, ranks, self.seed, pending)
+                make = partial(fit, share, self.shared_factors, hidden)
+        made = self._attempt(make, choice)
         if made is not None:
-            quantize = requantize and match.requantizes
-            done = [one for one in done if _key(one) != (choice.graph, choice.layer)]
-            done.append(_put(rewriter, match, made, metadata, group, quantize=quantize))
-    return CarriedOut(tuple(done), tuple(cuts))
+            quantize = self.requantize and match.requantizes
+            put = _put(self._rewriter, match, made, metadata, group, quantize=quantize)
+            self.done.pop(_key(put), None)  # what was done last comes last
+            self.done[_key(put)] = put
+
+    def _attempt(self, make: Callable[[], Made | None], choice: Choice | Cut) -> Made | None:
+        """What is made; None where nothing is, or an error of ours prevents it."""
+        try:
+            return make()
+        except Exception as error:
+            if self.on_failure is None or foreseen(error):
+                raise
+            self.on_failure(choice, error)
+            return None
 
 
-def _key(done: Rewritten) -> tuple[str, str]:
+def _key(done: Rewritten) -> Key:
     return done.match.layer.graph, done.match.layer.name
-
-
-def _attempt(
-    make: Callable[[], _Storable | None],
-    choice: Choice,
-    on_failure: Callable[[Choice, Exception], object] | None,
-) -> _Storable | None:
-    """What is made for a layer; None where nothing is, or an error of ours prevents it."""
-    try:
-        return make()
-    except Exception as error:
-        if on_failure is None or foreseen(error):
-            raise
-        on_failure(choice, error)
-        return None
 
 
 def _metadata(method: Decomposition, ranks: Ranks) -> dict[str, str]:

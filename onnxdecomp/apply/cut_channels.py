@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.calibration.channel_moments import moments_of_weights
 from onnxdecomp.calibration.statistics import centred, unobservable
 from onnxdecomp.channels.channel import Channel, Producer
+from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.channels.cut_channel import cut_channel
+from onnxdecomp.channels.cut_check import CutCheck, check_cut, without_columns
 from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.core.dense import dense_chain
-from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.core.layer import Layer
+from onnxdecomp.errors import DefectError
 from onnxdecomp.fitting.elimination import ReaderMoments
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import as_rows
@@ -24,6 +26,7 @@ from onnxdecomp.fitting.select_units import RefittedReader, Selection, select_un
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter, Rewritten
+from onnxdecomp.runtime.session import Feed
 from onnxdecomp.search.check_plan import channel_of
 from onnxdecomp.search.plan import Cut
 
@@ -31,18 +34,38 @@ CUT = "pkg.onnxdecomp.cut"
 """The metadata of a reader's nodes that holds the channel's name."""
 
 
-def select(
-    channel: Channel, kept: int, fitter: Fitter | None, pending: Collection[ir.Node]
-) -> tuple[Selection, str]:
-    """The units that stay and the readers' numbers then; and why no rows were looked at, or ""."""
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """The units of a channel that stay.
+
+    Attributes:
+        channel: As it stands in the model.
+        found: The units, and the readers' numbers then.
+        fitted: The readers were fitted to what they see.
+        unfitted: Why they were not although there was calibration, a phrase for people.
+    """
+
+    channel: Channel
+    found: Selection
+    fitted: bool
+    unfitted: str
+
+
+def select(model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection[ir.Node]) -> Selected:
+    """Choose the units of a channel that stay; nothing is changed yet.
+
+    Raises:
+        UsageError: The model has no such channel.
+    """
+    channel = channel_of(cut, find_channels(model, find(model, freeze=True)[0])[0])
     hidden = _hidden(channel, fitter)
     seen: list[tuple[Moments, Moments | None]] = []
     if fitter is not None and not hidden:
         seen = fitter.observe([reader.match for reader in channel.readers], pending)
         if not all(train.usable for train, _ in seen):
             hidden = "what reads it sees nothing, or nothing finite"
-    by_weights = fitter is None or bool(hidden)
-    if by_weights:
+    fitted = fitter is not None and not hidden
+    if not fitted:
         seen = [(moments_of_weights(channel, reader), None) for reader in channel.readers]
     readers = [
         ReaderMoments(
@@ -51,40 +74,54 @@ def select(
             as_rows(reader.match.layer.weight, reader.match.layer),
             reader.units,
             reader.match.layer.bias,
-            centred(reader.match) and not by_weights,
+            fitted and centred(reader.match),
         )
         for reader, (train, held) in zip(channel.readers, seen, strict=True)
     ]
-    return select_units(readers, channel.width, kept, blocks=channel.blocks), hidden
+    found = select_units(readers, channel.width, cut.kept, blocks=channel.blocks)
+    return Selected(channel, found, fitted, hidden)
 
 
-def carry_out_cut(
-    model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection[ir.Node]
+def put_in(
+    model: ir.Model, selected: Selected, fitter: Fitter | None, probe: Feed | None
 ) -> tuple[ChannelCut, tuple[Rewritten, ...]]:
-    """Cut a channel of the model, in place; its readers get the numbers that are best for what is left.
+    """Cut the channel, in place, and give its readers the numbers that are best for what is left.
+
+    With a `probe`, inputs of the model, the cut is checked on it.
 
     Raises:
-        UsageError: The model has no such channel.
+        DefectError: The check fails.
     """
-    matched = find(model, freeze=True)[0]
-    channel = channel_of(cut, find_channels(model, matched)[0])
-    found, hidden = select(channel, cut.kept, fitter, pending)
+    channel, found = selected.channel, selected.found
     if fitter is not None:
-        fitter.will_cut(channel, _between(channel, matched), found.units)
+        fitter.will_cut(channel, _between(channel, find(model, freeze=True)[0]), found.units)
     names = [(reader.match.layer.graph, reader.match.layer.name) for reader in channel.readers]
+    dense = None if probe is None else without_columns(model, channel, found.units)
     cut_channel(model, channel, found.units)
+    check = CutCheck(channel.name, None, 0.0)
+    if dense is not None and probe is not None:
+        check = check_cut(dense, model, channel, found.units, probe)
+    if not check.passed:
+        raise DefectError(f"cut, it differs by {check.rel_error:.3g} from what it was without the units")
     by_name = {(match.layer.graph, match.layer.name): match for match in find(model, freeze=True)[0]}
     rewriter = Rewriter(model)
     done = tuple(
         rewriter.replace(match, dense_chain(_refitted(match, numbers)), {CUT: channel.name})
         for match, numbers in _changed([by_name[name] for name in names], found.readers)
     )
-    by_weights = fitter is None or bool(hidden)
-    loss = None if by_weights else found.loss
-    made = tuple(producer.match.layer.name for producer in channel.producers)
-    read = tuple(reader.match.layer.name for reader in channel.readers)
-    held_out = None if by_weights else found.held_out
-    return ChannelCut(channel.name, made, read, found.units, loss, held_out, unfitted=hidden), done
+    return (
+        ChannelCut(
+            channel.name,
+            tuple(producer.match.layer.name for producer in channel.producers),
+            tuple(reader.match.layer.name for reader in channel.readers),
+            found.units,
+            found.loss if selected.fitted else None,
+            found.held_out if selected.fitted else None,
+            check.rel_error,
+            unfitted=selected.unfitted,
+        ),
+        done,
+    )
 
 
 def _between(channel: Channel, matched: Sequence[LayerMatch]) -> list[Producer]:

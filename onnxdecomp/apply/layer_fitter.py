@@ -183,9 +183,7 @@ class Fitter:
     def _observed(
         self, match: LayerMatch, pending: Collection[ir.Node], aim: Aim | None = None
     ) -> tuple[Moments, Moments | None]:
-        return observe(
-            match, self.now, self.original, self.calibration, pending, aim, self._reference(match)
-        )
+        return observe(match, self.now, self.original, self.calibration, pending, aim, self._reference(match))
 
     def renormalise(self, node: ir.Node, pending: Collection[ir.Node]) -> bool:
         """Other statistics for a BatchNormalization."""

@@ -65,9 +65,8 @@ def renormalise(
     feeds = itertools.repeat({}) if calibration is None else mask_feeds(calibration)
     mask = None if calibration is None else calibration.mask
     windows = zip(now.advance([name], pending), original.advance([name]), strict=True)
-    for (ours, theirs), feed in zip(windows, feeds, strict=False):
-        theirs = theirs if left is None else [x[:, left] for x in theirs]
-        for channels, (x,) in ((here, ours), (there, theirs)):
+    for ((ours,), (theirs,)), feed in zip(windows, feeds, strict=False):
+        for channels, x in ((here, ours), (there, theirs if left is None else theirs[:, left])):
             real = None if mask is None else mask.rows(feed, (len(x), *x.shape[2:]))
             channels.add(x if real is None else np.moveaxis(x, 1, -1)[real])
     if here.count == 0 or there.count == 0:

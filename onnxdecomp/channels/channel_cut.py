@@ -19,7 +19,7 @@ class ChannelCut:
             chosen by the weights alone.
         held_out: The same on held-out rows, of fits to the others; None where there were none.
         check: How far the readers' outputs are, relative, from those before the cut with the units that went
-            set to zero.
+            set to zero; None where that was not looked at.
         unfitted: Why no rows were looked at although there was calibration, a phrase for people.
     """
 
@@ -29,5 +29,5 @@ class ChannelCut:
     units: Array
     loss: float | None = None
     held_out: float | None = None
-    check: float = 0.0
+    check: float | None = None
     unfitted: str = ""

@@ -90,9 +90,7 @@ def _channel(cut: Cut, done: ChannelCut | None, carried_out: bool) -> ChannelRec
     )
 
 
-def _status(
-    *, decomposed: bool, planned: bool, cut: bool
-) -> Literal["decomposed", "cut", "kept", "planned"]:
+def _status(*, decomposed: bool, planned: bool, cut: bool) -> Literal["decomposed", "cut", "kept", "planned"]:
     if decomposed:
         return "decomposed"
     return "planned" if planned else "cut" if cut else "kept"

@@ -1,4 +1,4 @@
-"""What layers cost where channels between them are cut: each is smaller along every channel that it is part of."""
+"""What layers cost where channels between them are cut: each is smaller along every such channel."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def extents(channel: Channel, matched: Sequence[LayerMatch]) -> dict[Key, Extent
         channel: The channel.
         matched: The model's layers: depthwise convolutions between are found among them.
     """
-    made = {
-        _key(producer.match): int((producer.units >= 0).sum()) for producer in channel.producers
-    }
+    made = {_key(producer.match): int((producer.units >= 0).sum()) for producer in channel.producers}
     read = {
         _key(reader.match): int((reader.units >= 0).sum()) // math.prod(reader.match.layer.kernel)
         for reader in channel.readers

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.decompositions.base import Decomposition, outline, refusal_of
-from onnxdecomp.decompositions.joint import is_joint
+from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch
@@ -86,7 +86,9 @@ def channel_of(cut: Cut, channels: Sequence[Channel]) -> Channel:
         what = f"the channel {cut.channel!r} has {found.width} units, not {cut.width}"
         raise UsageError(f"the plan is for another model: {what}")
     if cut.kept % found.blocks:
-        raise UsageError(f"the plan's channel {cut.channel!r} keeps equally many units in {found.blocks} blocks")
+        raise UsageError(
+            f"the plan's channel {cut.channel!r} keeps equally many units in {found.blocks} blocks"
+        )
     return found
 
 
@@ -97,5 +99,5 @@ def _check_cuts(plan: Plan, channels: Sequence[Channel]) -> None:
         if cut.channel in seen:
             raise UsageError(f"the plan decides twice about the channel {cut.channel!r}")
         seen.add(cut.channel)
-        if not is_joint(cut.method or ""):
+        if cut.method not in CUTS:
             raise UsageError(f"the plan's channel {cut.channel!r}: {cut.method!r} cuts no channels")

@@ -15,7 +15,6 @@ from onnxdecomp.ranks.spec import RankSpec
 from onnxdecomp.search.channel_costs import behind_cuts, narrowed_layers
 from onnxdecomp.search.fixed_ranks import Request
 from onnxdecomp.search.plan import Cost, Cut, Plan, cost_of
-from onnxdecomp.search.rules import Rule
 
 
 def with_channels(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from onnxdecomp.core.patterns import Names, matches
 from onnxdecomp.decompositions.base import Decomposition
-from onnxdecomp.decompositions.joint import JOINT, is_joint
+from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.decompositions.registry import get, names
 from onnxdecomp.errors import UsageError
 from onnxdecomp.ranks.spec import RankSpec, check, parse
@@ -71,7 +71,7 @@ def make_rule(
     made, joint = [], []
     unused = set(own)
     for name in methods.split(","):
-        if is_joint(name):
+        if name in CUTS:
             joint.append(name)
             continue
         options = {**defaults.options.get(name, {}), **_known(name, own, single="," not in methods)}
@@ -93,13 +93,13 @@ def parse_rule(text: str, defaults: Defaults) -> Rule:
     # A name may hold "=" and ":" itself: what follows it begins with a method, if there is one.
     parts = [(text[: at.start()], _GIVEN.fullmatch(text, at.end())) for at in re.finditer("=", text)]
     readings = [(match, given) for match, given in parts if match and given]
-    every = {KEEP, *names(), *JOINT}
+    every = {KEEP, *names(), *CUTS}
     known = [(m, given) for m, given in readings if {*given["methods"].split(",")} <= every]
     match, found = next(iter(known or readings), ("", None))
     if found is None:
         raise UsageError(
             f"{text!r} is no rule: give PATTERN=METHOD or PATTERN=METHOD:rank=SPEC:option=value, METHOD "
-            f"one of {', '.join((*names(), *JOINT))} or keep"
+            f"one of {', '.join((*names(), *CUTS))} or keep"
         )
     # A value may hold ":" and ",": an option starts where a name and "=" follow the colon.
     options = [part for part in re.split(r":(?=[a-z_]+=)", found["options"]) if part]

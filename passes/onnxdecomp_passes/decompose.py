@@ -17,7 +17,7 @@ from onnxdecomp.calibration.statistics import Calibration, sized
 from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.core.names import some
 from onnxdecomp.decompositions.registry import package_of
-from onnxdecomp.errors import DefectError, UsageError
+from onnxdecomp.errors import DefectError, ModelError, UsageError
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.int8_weights import OLDEST_OPSET
@@ -34,6 +34,7 @@ from onnxdecomp.pipeline.base import (
     option,
 )
 from onnxdecomp.runtime.providers import quantum
+from onnxdecomp.runtime.session import Feed
 from onnxdecomp.search.check_plan import check_plan
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.fixed_widths import with_channels
@@ -149,6 +150,7 @@ class Decompose(Planner):
                 calibration=calibration,
                 on_layer=(lambda layer: report(f"decompose {layer}", next(count), total)) if report else None,
                 on_failure=on_failure,
+                probe=self._probe(model, context) if plan.cuts else None,
             )
         except Exception as error:
             if foreseen(error):
@@ -184,6 +186,15 @@ class Decompose(Planner):
             "alone; give real inputs with --calib for far better accuracy"
         )
         return _sized(made, model, matched), (note,)
+
+    def _probe(self, model: ir.Model, context: PassContext) -> Feed | None:
+        """Inputs that cuts are checked on; None where the model runs on no random ones."""
+        if context.calibration is not None:
+            return context.calibration.feeds.largest()
+        try:
+            return synthetic(model, seed=self.seed, shapes=context.shapes).feeds.largest()
+        except ModelError:
+            return None
 
     def _trial(
         self, model: ir.Model, plan: Plan, calibration: Calibration, quantization: Quantization | None

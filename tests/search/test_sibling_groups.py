@@ -19,8 +19,8 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.traversal import slots
 from onnxdecomp.layers.find import find
 from onnxdecomp.search.check_plan import check_plan
-from onnxdecomp.search.keep_layers import without
-from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.keep_layers import key_of, without
+from onnxdecomp.search.plan import Choice, Cut, Plan
 from onnxdecomp.workflow import compress
 from onnxdecomp.workflow.result import Result
 from tests.builders.feeds import calibration, normal
@@ -195,7 +195,7 @@ def test_fitted_together_they_lose_less_than_on_the_weights_alone() -> None:
     plain, fitted = carried_out(plan), carried_out(plan, calibration=calibration(FEEDS, held_out=0.25))
     assert error(fitted) < 0.8 * error(plain)
     model = loaded(attention())
-    done = carry_out(model, find(model)[0], plan, calibration=calibration(FEEDS))
+    done = carry_out(model, find(model)[0], plan, calibration=calibration(FEEDS)).rewritten
     assert [rewritten.loss is not None for rewritten in done] == [True] * 3
     assert all(0 < (rewritten.loss or 0) < 0.2 for rewritten in done)
     assert [tensor.tobytes() for tensor in factors(model)] == [
@@ -219,7 +219,11 @@ def test_a_layer_that_fails_leaves_the_others_their_group(monkeypatch: pytest.Mo
     monkeypatch.setattr(Shared, "assemble", broken)
     failed: list[str] = []
     model = loaded(attention())
-    done = carry_out(model, find(model)[0], plan, on_failure=lambda choice, _: failed.append(choice.layer))
+
+    def told(choice: Choice | Cut, error: Exception) -> None:
+        failed.append(key_of(choice)[1])
+
+    done = carry_out(model, find(model)[0], plan, on_failure=told).rewritten
     assert failed == ["q"]
     assert [rewritten.match.layer.name for rewritten in done] == ["k", "v"]
     assert error(model) < 0.3
