@@ -103,11 +103,16 @@ class Fitter:
         return self._rectified(match, found, _second(halves), pending, refit)
 
     def first_of(
-        self, siblings: Sequence[LayerMatch], rank: int, pending: Collection[ir.Node]
+        self,
+        siblings: Sequence[LayerMatch],
+        rank: int,
+        counts: Sequence[float],
+        pending: Collection[ir.Node],
     ) -> Array | str:
         """The first factor [rank, S] that siblings have in common, or why there is none.
 
-        `pending` as for `Window.advance`, all of the siblings' nodes among them.
+        `counts` says what the relative loss of each of them counts; `pending` as for `Window.advance`, all of
+        the siblings' nodes among them.
         """
         seen = observe_together(siblings, self.now, self.original, self.calibration, pending, alone=True)
         if reason := next(filter(None, (_unusable(_present(*halves)) for halves in seen)), ""):
@@ -116,6 +121,7 @@ class Fitter:
             [match.layer for match in siblings],
             seen,
             rank,
+            weights=counts,
             centred=[centred(match) for match in siblings],
             shrinkages=self.calibration.shrinkages,
         )

@@ -18,7 +18,7 @@ from onnxdecomp.fitting.shared_factor import nearest
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.replace import Rewriter, Trunk
 from onnxdecomp.search.plan import Plan
-from onnxdecomp.search.sibling_groups import GroupKey, members_of
+from onnxdecomp.search.sibling_groups import GroupKey, members_of, weight_of
 
 
 @dataclass(eq=False)
@@ -29,6 +29,7 @@ class SiblingGroup:
         members: In graph order; none any more once the first factor stands in the graph, so that their
             weights can be let go of.
         rank: Of the first factor.
+        counts: What the loss of each of them counts.
         first: That factor [rank, S] fitted to what the layers see; None before that, or where nothing is.
         unfitted: Why nothing is.
         plain: By graph and name, the factors that are fitted to the weights alone.
@@ -37,6 +38,7 @@ class SiblingGroup:
 
     members: tuple[LayerMatch, ...]
     rank: int
+    counts: tuple[float, ...]
     first: Array | None = None
     unfitted: str = ""
     plain: dict[tuple[str, str], Factors] = field(default_factory=dict)
@@ -65,7 +67,9 @@ class SiblingGroup:
         """Fit the first factor to what all of the layers see."""
         matches = [match.current() for match in self.members]
         reasons = (unobservable(match) for match in matches)
-        found: Array | str = next(filter(None, reasons), "") or fitter.first_of(matches, self.rank, pending)
+        found: Array | str = next(filter(None, reasons), "") or fitter.first_of(
+            matches, self.rank, self.counts, pending
+        )
         if isinstance(found, str):
             self.unfitted = found
         else:
@@ -74,7 +78,7 @@ class SiblingGroup:
     def _plain(self, match: LayerMatch) -> Factors:
         if not self.plain:
             layers = [match.layer for match in self.members]
-            first, lasts = sibling_factors(layers, self.rank)
+            first, lasts = sibling_factors(layers, self.rank, self.counts)
             self.plain = {
                 (layer.graph, layer.name): (first, last) for layer, last in zip(layers, lasts, strict=True)
             }
@@ -90,5 +94,10 @@ class SiblingGroup:
 
 def sibling_groups(plan: Plan, matched: Sequence[LayerMatch]) -> dict[GroupKey, SiblingGroup]:
     """The plan's groups, none of whose layers is replaced yet."""
-    ranks = {(choice.graph, choice.group): choice.ranks[0] for choice in plan.decomposed}
-    return {key: SiblingGroup(own, ranks[key]) for key, own in members_of(plan, matched).items()}
+    choices = {(choice.graph, choice.layer): choice for choice in plan.decomposed}
+    found = {}
+    for key, members in members_of(plan, matched).items():
+        own = [choices[match.layer.graph, match.layer.name] for match in members]
+        counts = tuple(weight_of(choice) for choice in own)
+        found[key] = SiblingGroup(members, own[0].ranks[0], counts)
+    return found

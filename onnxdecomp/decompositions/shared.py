@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -29,6 +30,10 @@ class Shared(SingleRank):
 
     Ranks count up to min(S, the T_i times the sizes of their kernels together), which a layer alone does not
     know: `fit` takes any from 1 to S.
+
+    Attributes:
+        weight: What the layer's relative loss counts beside that of the others, above 0. A search has it say
+            what the loss does to the output.
     """
 
     name: ClassVar[str] = "shared"
@@ -42,6 +47,12 @@ class Shared(SingleRank):
         "several Conv 1-D/2-D/3-D or ConvTranspose",
         "several Gemm, MatMul, LSTM, GRU, RNN",
     )
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight={self.weight:g}: give a number above 0")
 
     def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if (common := common_refusal(layer)) is not None:
@@ -68,7 +79,7 @@ class Shared(SingleRank):
         return _SVD.shapes(layer, ranks)
 
     def fit(self, layer: Layer, ranks: Ranks, seed: int = 0) -> Factors:
-        first, (last,) = sibling_factors([layer], *ranks)
+        first, (last,) = sibling_factors([layer], ranks[0])
         return first, last
 
     def assemble(self, layer: Layer, factors: Factors) -> Chain:
@@ -79,7 +90,9 @@ class Shared(SingleRank):
         return Chain(steps, layer.bias, layer.inputs)
 
 
-def sibling_factors(layers: Sequence[Layer], rank: int) -> tuple[Array, tuple[Array, ...]]:
+def sibling_factors(
+    layers: Sequence[Layer], rank: int, counts: Sequence[float] = ()
+) -> tuple[Array, tuple[Array, ...]]:
     """The first factor of all the layers and the last one of each, as `Shared.assemble` takes them.
 
     The best in the sum of the layers' squared relative errors (Eckart and Young 1936, of the stacked weights,
@@ -88,12 +101,13 @@ def sibling_factors(layers: Sequence[Layer], rank: int) -> tuple[Array, tuple[Ar
     Args:
         layers: That take the method and read the same input of S channels or features.
         rank: From 1 to S; what it has above the stack's own rank is zeros.
+        counts: What the squared relative error of each layer counts; all alike by default.
 
     Raises:
         onnxdecomp.errors.ModelError: A weight holds NaN or infinite values.
     """
     weights = [by_channel(finite_groups(layer)[0]) for layer in layers]
-    norms = [_norm(weight) for weight in weights]
+    norms = _norms(weights, counts)
     stack = _stack(weights, norms)
     last, first = two_factors(stack, min(rank, *stack.shape))
     missing = rank - len(first)
@@ -108,16 +122,19 @@ def sibling_factors(layers: Sequence[Layer], rank: int) -> tuple[Array, tuple[Ar
     return as_first((first * scale).astype(stack.dtype), layers[0]), lasts
 
 
-def sibling_errors(layers: Sequence[Layer], ranks: Sequence[int]) -> list[tuple[float, ...]]:
+def sibling_errors(
+    layers: Sequence[Layer], ranks: Sequence[int], counts: Sequence[float] = ()
+) -> list[tuple[float, ...]]:
     """The squared relative error of each layer's weight at each of the ranks of `sibling_factors`."""
     weights = [by_channel(finite_groups(layer)[0]) for layer in layers]
-    stack = _stack(weights, [_norm(weight) for weight in weights])
+    stack = _stack(weights, _norms(weights, counts))
     basis, _ = left_basis(np.ascontiguousarray(stack.T))  # [S, at most S]
     found = []
     for rows in np.split(stack, np.cumsum([len(weight) for weight in weights])[:-1]):
         seen = np.square(rows.astype(np.float64) @ basis).sum(axis=0)
-        left = np.square(rows, dtype=np.float64).sum() - np.concatenate([[0.0], np.cumsum(seen)])
-        found.append(np.maximum(left, 0.0))
+        energy = np.square(rows, dtype=np.float64).sum()
+        left = energy - np.concatenate([[0.0], np.cumsum(seen)])
+        found.append(np.maximum(left, 0.0) / (energy or 1.0))
     return [tuple(float(own[min(rank, len(own) - 1)]) for own in found) for rank in ranks]
 
 
@@ -127,13 +144,17 @@ def whole(layers: Sequence[Layer]) -> Layer:
     It has their ranks, and the spectrum that decides them.
     """
     weights = [by_channel(layer.weight) for layer in layers]
-    stack = _stack(weights, [_norm(weight) for weight in weights])
+    stack = _stack(weights, _norms(weights))
     return replace(layers[0], weight=stack, bias=None, conv=None, input_shape=None, output_shape=None)
 
 
-def _norm(weight: Array) -> np.float64:
-    """1 for a weight of zeros; of float64, whose range the squares do not leave."""
-    return np.float64(np.linalg.norm(weight.astype(np.float64)) or 1.0)
+def _norms(weights: Sequence[Array], counts: Sequence[float] = ()) -> list[np.float64]:
+    """What each is divided by in the stack; of float64, whose range the squares do not leave."""
+    counts = counts or (1.0,) * len(weights)
+    return [
+        np.float64((np.linalg.norm(weight.astype(np.float64)) or 1.0) / math.sqrt(count))
+        for weight, count in zip(weights, counts, strict=True)
+    ]
 
 
 def _stack(weights: Sequence[Array], norms: Sequence[np.float64]) -> Array:

@@ -193,7 +193,7 @@ def profile_layers(
         try:
             weighed = _weighed(match, alone or probing(match), moments, scope, price)
             measured = _measured(model, match, weighed, outputs, calibration, pending)
-            related.see(index, moments)
+            related.see(index, moments, measured)
         except Exception as error:
             found[index] = replace(found[index], reason=_ours(error, match))
             related.lose(index)
@@ -214,8 +214,10 @@ def profile_layers(
 def _add_joint(found: list[LayerProfile], related: Relatives, takes: Mapping[int, float]) -> None:
     """Add what could be done to layers together with their siblings."""
     for index, joint in related.candidates().items():
+        # By the outlines as they were timed.
         parts = tuple(takes[id(candidate.outline)] for candidate in joint) if takes else ()
-        candidates = (*found[index].candidates, *joint)
+        weighted = (related.weighted(index, candidate) for candidate in joint)
+        candidates = (*found[index].candidates, *weighted)
         found[index] = replace(found[index], candidates=candidates, parts=(*found[index].parts, *parts))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,7 @@ from onnxdecomp.search.candidates import (
 )
 from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.plan import cost_after_first, cost_of
+from onnxdecomp.search.sensitivity import Effect
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,20 +73,24 @@ class SiblingOutlines:
         return left, known
 
     def candidates(
-        self, matched: Sequence[LayerMatch], problems: Sequence[Problem | None]
+        self,
+        matched: Sequence[LayerMatch],
+        problems: Sequence[Problem | None],
+        weights: Sequence[float],
     ) -> list[list[Candidate]]:
         """Of each layer, the outlines with what they lose.
 
         Args:
             matched: All matches.
             problems: The quadratic of each of the layers; where one is None the weights are approximated.
+            weights: What the relative loss of each of the layers counts.
         """
         layers = [matched[place].layer for place in self.places]
         known = [posed for posed in problems if posed is not None]
         if len(known) == len(layers):
-            curve = SiblingProblem(tuple(layers), tuple(known), (1.0,) * len(layers)).curve(self.ranks)
+            curve = SiblingProblem(tuple(layers), tuple(known), tuple(weights)).curve(self.ranks)
         else:
-            curve = sibling_errors(layers, self.ranks)
+            curve = sibling_errors(layers, self.ranks, weights)
         return [
             [Candidate(own[k], losses[k]) for own, losses in zip(self.outlines, curve, strict=True)]
             for k in range(len(layers))
@@ -101,6 +107,7 @@ class Relatives:
         asked: Whether groups are wanted.
         found: What could be done to each group.
         problems: Of the layers in them that were seen so far, by place.
+        effects: What their loss does to the output, likewise.
     """
 
     matched: Sequence[LayerMatch]
@@ -108,6 +115,7 @@ class Relatives:
     asked: bool
     found: list[SiblingOutlines]
     problems: dict[int, Problem | None] = field(default_factory=dict)
+    effects: dict[int, Effect] = field(default_factory=dict)
 
     @staticmethod
     def of(
@@ -148,9 +156,10 @@ class Relatives:
             elif self.asked and not own and reasons[place] == NOTHING_CHEAPER:
                 reasons[place] = self.kin.refusals.get(place, NOTHING_CHEAPER)
 
-    def see(self, place: int, moments: Moments | None) -> None:
+    def see(self, place: int, moments: Moments | None, effect: Effect) -> None:
         """Keep what is needed of a layer that is weighed."""
         if self.outlines(place):
+            self.effects[place] = effect
             self.problems[place] = None if moments is None else posed_for(self.matched[place], moments)
 
     def lose(self, place: int) -> None:
@@ -162,7 +171,8 @@ class Relatives:
         found: dict[int, list[Candidate]] = {}
         for group in tuple(self.found):
             try:
-                own = group.candidates(self.matched, [self.problems[place] for place in group.places])
+                problems = [self.problems[place] for place in group.places]
+                own = group.candidates(self.matched, problems, self.weights(group))
             except Exception as error:
                 if foreseen(error):
                     raise
@@ -173,9 +183,29 @@ class Relatives:
         self.problems.clear()
         return found
 
+    def weights(self, group: SiblingOutlines) -> tuple[float, ...]:
+        """What the loss of each layer of a group counts: what it does to the output, 1 in the mean."""
+        slopes = [_slope(self.effects[place]) for place in group.places]
+        if not all(slope > 0 for slope in slopes):
+            return (1.0,) * len(slopes)
+        mean = math.exp(sum(map(math.log, slopes)) / len(slopes))
+        return tuple(float(f"{slope / mean:.3g}") for slope in slopes)
+
+    def weighted(self, place: int, candidate: Candidate) -> Candidate:
+        """A candidate of a layer that says what its loss counts."""
+        group = next(group for group in self.found if place in group.places)
+        method = Shared(self.weights(group)[group.places.index(place)])
+        return replace(candidate, outline=replace(candidate.outline, method=method))
+
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """The places of each group."""
         return tuple(group.places for group in self.found)
+
+
+def _slope(effect: Effect) -> float:
+    """What the output loses for a loss of the layer, about; 0 where it is not known."""
+    ratios = [error / loss for loss, error in effect.points if loss > 0 and error > 0]
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 0.0
 
 
 def probing(match: LayerMatch) -> list[Outline]:

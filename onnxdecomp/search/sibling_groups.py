@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from onnxdecomp.decompositions.registry import JOINT
+from onnxdecomp.decompositions.registry import JOINT, get
+from onnxdecomp.decompositions.shared import Shared
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.siblings import siblings
@@ -19,6 +20,12 @@ GroupKey: TypeAlias = tuple[str, str]
 def group_of(choice: Choice) -> GroupKey | None:
     """The group of a layer that is decomposed together with others."""
     return (choice.graph, choice.group) if choice.group and choice.method is not None else None
+
+
+def weight_of(choice: Choice) -> float:
+    """What the loss of a layer counts beside that of its siblings."""
+    method = get(choice.method or "", **choice.options)
+    return method.weight if isinstance(method, Shared) else 1.0
 
 
 def members_of(plan: Plan, matched: Sequence[LayerMatch]) -> dict[GroupKey, tuple[LayerMatch, ...]]:
@@ -63,5 +70,5 @@ def check_groups(plan: Plan, matched: Sequence[LayerMatch]) -> None:
             if sets[places[key]] != sets[places[keys[0]]]:
                 raise UsageError(f"{whose}: {key[1]!r} does not read what {keys[0][1]!r} reads")
             own, first = choices[key], choices[keys[0]]
-            if (own.method, own.ranks, own.options) != (first.method, first.ranks, first.options):
+            if (own.method, own.ranks) != (first.method, first.ranks):
                 raise UsageError(f"{whose}: {key[1]!r} is not given what {keys[0][1]!r} is")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.layer import Layer, relative_error
 from onnxdecomp.decompositions.base import refusal_of
-from onnxdecomp.decompositions.shared import Shared, sibling_factors, whole
-from onnxdecomp.errors import ModelError
+from onnxdecomp.decompositions.registry import get
+from onnxdecomp.decompositions.shared import Shared, sibling_errors, sibling_factors, whole
+from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.tensor.linalg import singular_values
 from tests.builders.layers import conv_layer, convolutions, linear_layer, matrices
 from tests.decompositions.properties import check_error_bound, check_full_rank, check_outline, check_spectra
@@ -64,6 +65,22 @@ def test_the_loss_is_that_of_the_stacked_weights_each_over_its_norm() -> None:
         np.square(errors).sum(), np.square(singular_values(stack)[4:]).sum(), rtol=1e-4
     )
     np.testing.assert_allclose(whole(layers).weight, stack, rtol=1e-5)
+
+
+def test_what_counts_more_loses_less() -> None:
+    layers, found = [linear_layer(9, 12), linear_layer(20, 12, seed=1)], []
+    for counts in ((), (100.0, 1.0)):
+        first, lasts = sibling_factors(layers, 4, counts)
+        errors = [
+            relative_error(METHOD.assemble(layer, (first, last)).dense(), layer.weight) ** 2
+            for layer, last in zip(layers, lasts, strict=True)
+        ]
+        np.testing.assert_allclose(sibling_errors(layers, [4], counts)[0], errors, rtol=1e-4)
+        found.append(errors)
+    assert found[1][0] < found[0][0]
+    assert found[1][1] > found[0][1]
+    with pytest.raises(UsageError, match="weight=0: give a number above 0"):
+        get("shared", weight=0.0)
 
 
 def test_huge_and_zero_weights() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxdecomp.decompositions.shared import Shared
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.siblings import siblings
@@ -24,7 +25,8 @@ from onnxdecomp.search.search_record import (
     Measured,
     SearchRecord,
 )
-from onnxdecomp.search.sibling_candidates import SiblingOutlines, sibling_outlines
+from onnxdecomp.search.sensitivity import Effect
+from onnxdecomp.search.sibling_candidates import Relatives, SiblingOutlines, sibling_outlines
 from onnxdecomp.search.sibling_choice import Agreement, allocate_agreeing
 from onnxdecomp.search.tighten import tighter
 from onnxdecomp.workflow import compress
@@ -185,3 +187,24 @@ def test_gains_of_siblings_are_alike() -> None:
     assert _gains(search, plan) == pytest.approx({("", "q"): 0.2, ("", "k"): 0.2})
     # Its first factor is the first layer's: alone it would seem to gain least.
     assert [layer.candidates[-1].part for layer in search.layers] == [0.4, 0.2]
+
+
+def test_weights_are_what_the_losses_do_to_the_output() -> None:
+    _, own = outlines()
+    model = loaded(attention())
+    matched, _ = find(model)
+    kin = siblings(matched, ties(matched))
+    related = Relatives(matched, kin, True, [own])
+    effects = {0: Effect(((0.1, 0.4), (0.2, 0.8))), 1: Effect(((0.1, 0.1),)), 2: Effect(((0.1, 0.025),))}
+    for place, effect in effects.items():
+        related.see(place, None, effect)
+    assert related.weights(own) == pytest.approx((4.0, 1.0, 0.25))
+    candidates = related.candidates()
+    chosen = related.weighted(0, candidates[0][0]).outline.method
+    assert chosen == Shared(weight=4.0)
+    # What counts most loses least.
+    alike = own.candidates(matched, [None] * 3, (1.0, 1.0, 1.0))
+    assert candidates[0][1].loss < alike[0][1].loss
+    assert candidates[2][1].loss > alike[2][1].loss
+    related.effects[1] = Effect(())
+    assert related.weights(own) == (1.0, 1.0, 1.0)

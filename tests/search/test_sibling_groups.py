@@ -157,7 +157,7 @@ def test_groups_that_cannot_be_are_refused() -> None:
     with pytest.raises(UsageError, match="'k': shared needs a group"):
         check_plan(changed(plan, "k", group=""), matched)
     with pytest.raises(UsageError, match="svd takes one layer at a time"):
-        check_plan(changed(plan, "k", method="svd"), matched)
+        check_plan(changed(plan, "k", method="svd", options={}), matched)
     with pytest.raises(UsageError, match="no rank 17 there; ranks are from 1 to 16"):
         check_plan(changed(plan, "k", ranks=(17,)), matched)
 
