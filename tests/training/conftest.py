@@ -29,5 +29,5 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Case:
     target = tmp_path_factory.mktemp("training") / "small.onnx"
     onnxdecomp.compress(MODEL, target, method="tucker", rank="0.15", bench=False, verify=False)
     with np.load(TEST_DATA) as data:
-        images, labels = data["image"][:240], data["labels"][:240]
+        images, labels = data["image"][:160], data["labels"][:160]
     return Case(MODEL, target, {"image": images}, {"image": images, "labels": labels})
