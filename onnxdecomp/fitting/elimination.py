@@ -12,7 +12,7 @@ Brain Compression").
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class ReaderMoments:
         bias: Its own, [T], if it has one.
         centred: Give the means to the bias; else the layer's own bias stays and the wanted outputs are
             without it.
+        importance: [T], what the squared error of each output counts for in every loss, above 0; None: alike.
+            Weights are fitted for each output by itself, so it decides what is kept, not how it is fitted.
     """
 
     train: Moments
@@ -41,6 +43,29 @@ class ReaderMoments:
     units: Array
     bias: Array | None = None
     centred: bool = True
+    importance: Array | None = None
+
+    @property
+    def scale(self) -> Array:
+        """[T], what outputs are to be multiplied by so that all of them count alike."""
+        if self.importance is None:
+            return np.ones(self.weight.shape[0] * self.weight.shape[1])
+        return np.asarray(np.sqrt(self.importance))
+
+    def scaled(self) -> ReaderMoments:
+        """The reader with its outputs multiplied by `scale`."""
+        if self.importance is None:
+            return self
+        scale = self.scale
+        rows = scale.reshape(*self.weight.shape[:2], 1)
+
+        def moments(m: Moments) -> Moments:
+            return replace(m, yx=m.yx * rows, y=m.y * scale, yy=m.yy * scale**2)
+
+        held_out = None if self.held_out is None else moments(self.held_out)
+        bias = None if self.bias is None else self.bias * scale
+        train, weight = moments(self.train), self.weight * rows
+        return replace(self, train=train, held_out=held_out, weight=weight, bias=bias, importance=None)
 
 
 class Part:
@@ -170,6 +195,7 @@ class TrackedPart(Part):
 
 def tracked(reader: ReaderMoments, shrinkage: float) -> Iterator[TrackedPart]:
     """The groups of a reader, nothing dropped so far, their weights fitted at this shrinkage."""
+    reader = reader.scaled()
     posed = problem(reader.train, reader.weight, shrinkage, centred=reader.centred)
     judge = None
     if reader.held_out is not None:

@@ -93,6 +93,7 @@ class _Swept(Part):
 
 
 def _swept(reader: ReaderMoments, shrinkage: float) -> list[_Swept]:
+    reader = reader.scaled()
     posed = problem(reader.train, reader.weight, shrinkage, centred=reader.centred)
     whole = posed.energy or posed.pull or 1.0
     parts = []

@@ -184,6 +184,7 @@ def rotate_values(
 
 def _once_more(reader: ReaderMoments, groups: Array, maps: Array) -> Array:
     """Maps [S, d', d] of no more loss: each set's chosen anew with those of the others as they are."""
+    reader = reader.scaled()
     posed = problem(reader.train, reader.weight, SHRINKAGE, centred=reader.centred)
     second, cross = posed.second[0], posed.cross[0]
     (sets, kept, size), heads = maps.shape, np.arange(len(groups))

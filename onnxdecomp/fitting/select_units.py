@@ -151,7 +151,10 @@ def refit_reader(
         ValueError: Its groups are left with features of unequal number.
     """
     features = left_features(reader.units, units)
-    weight = np.take_along_axis(reader.weight.astype(np.float64), features[:, None, :], axis=2)
+    own = np.take_along_axis(reader.weight.astype(np.float64), features[:, None, :], axis=2)
+    scale, own_bias, reader = reader.scale, reader.bias, reader.scaled()
+    rows = scale.reshape(*own.shape[:2], 1)
+    weight = own * rows
     train = _restricted(reader.train, features)
     held_out = None if reader.held_out is None else _restricted(reader.held_out, features)
     everything = merged(train, held_out)
@@ -167,7 +170,7 @@ def refit_reader(
         judge = posed(held_out)
         outside = judge.relative(weight)
     if lost + moved <= _UNHARMED:
-        return RefittedReader(weight, reader.bias, features, max(0.0, lost), outside, strength)
+        return RefittedReader(own, own_bias, features, max(0.0, lost), outside, strength)
     if held_out is not None:
         least = _WORTH * judge.relative(weight)
         for candidate in shrinkages:
@@ -176,9 +179,11 @@ def refit_reader(
                 strength, outside, least = candidate, found, found
     elif cut or features.shape[1] < reader.weight.shape[2]:
         strength = shrinkages[0]
-    fitted = weight if np.isinf(strength) else posed(everything, strength).best
-    bias = judged.bias(fitted) if reader.centred else reader.bias
-    return RefittedReader(fitted, bias, features, max(0.0, judged.relative(fitted)), outside, strength)
+    kept = bool(np.isinf(strength))
+    fitted = weight if kept else posed(everything, strength).best
+    loss = max(0.0, judged.relative(fitted))
+    bias = judged.bias(fitted) / scale if reader.centred else own_bias
+    return RefittedReader(own if kept else fitted / rows, bias, features, loss, outside, strength)
 
 
 def left_features(of_features: Array, units: Array) -> Array:

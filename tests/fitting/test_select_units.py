@@ -127,3 +127,32 @@ def test_few_rows_have_held_out_ones_choose_how_far_to_trust_them() -> None:
     alone = [unit_order([noisy], 12, shrinkage=strength) for strength in (1e-3, 1e-1)]
     tried = [select_units([noisy], 12, 4, order=order).held_out or 0.0 for order in alone]
     assert found <= min(tried) * 1.01
+
+
+def test_outputs_count_by_their_importance() -> None:
+    """The first output reads the first six units, the others the rest: whose units stay is who counts."""
+    weight = WEIGHT.copy()
+    weight[0, 0, 6:], weight[0, 1:, :6] = 0.0, 0.0
+    wanted = outputs(SEEN, weight)
+    parts = [gathered(SEEN[:, at], wanted[at]) for at in (slice(0, 3000), slice(3000, None))]
+    alike = ReaderMoments(parts[0], parts[1], weight, UNITS, np.zeros(5))
+    first, others = (
+        replace(alike, importance=np.array(count)) for count in ([1e6, 1, 1, 1, 1], [1e-6, 1, 1, 1, 1])
+    )
+    assert list(select_units([first], 12, 6).units) == list(range(6))
+    assert list(select_units([others], 12, 6).units) == list(range(6, 12))
+    np.testing.assert_array_equal(
+        unit_order([replace(alike, importance=np.full(5, 4.0))], 12).order, unit_order([alike], 12).order
+    )
+    np.testing.assert_array_equal(select_units([first], 12, 12).readers[0].weight, weight)
+
+
+def test_importance_does_not_change_what_is_fitted() -> None:
+    alike = reader()
+    other = replace(alike, importance=np.array([1e-3, 1, 2, 3, 4]))
+    first, second = (refit_reader(one, np.arange(3, 12), shrinkages=(0.01,)) for one in (alike, other))
+    np.testing.assert_allclose(first.weight, second.weight, atol=1e-9)
+    assert first.bias is not None
+    assert second.bias is not None
+    np.testing.assert_allclose(first.bias, second.bias, atol=1e-9)
+    assert first.loss != second.loss
