@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.core.layer import Array
@@ -110,6 +112,16 @@ class Channel:
     layers: Mapping[ir.Node, LayerMatch]
     nodes: tuple[ir.Node, ...]
     linear: bool
+
+    @cached_property
+    def spans(self) -> tuple[Array, ...]:
+        """Sets of units, ascending, of each of which one must stay at least: all of some activation."""
+        found = {}
+        for part in self.shaped:
+            units = np.unique(part.units[part.units != NONE])
+            if units.size < self.width and not (part.units == NONE).any():
+                found[units.tobytes()] = units
+        return tuple(found.values())
 
 
 @dataclass(frozen=True)

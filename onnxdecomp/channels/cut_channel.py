@@ -16,6 +16,7 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import Constant, Memo, discard, initializer, resolve
 from onnxdecomp.graph.shape_inference import set_sizes
 from onnxdecomp.graph.traversal import unique_name, value_names
+from onnxdecomp.layers.replace import data_type
 from onnxdecomp.layers.scope import Scope
 
 
@@ -28,7 +29,7 @@ def cut_channel(model: ir.Model, channel: Channel, keep: Array) -> None:
     Args:
         model: The model that the channel was found in.
         channel: It.
-        keep: The units that stay, ascending; at least one, and equally many of each block.
+        keep: The units that stay, ascending; at least one of each span, and equally many of each block.
 
     Raises:
         ValueError: `keep` is not that.
@@ -41,9 +42,6 @@ def cut_channel(model: ir.Model, channel: Channel, keep: Array) -> None:
     place = channel.producers[0].match.place
     sizes = Sizes(Scope(place, model.ir_version, store.opset, True))
     cut = Resizing(channel, left, sizes, units_of, store.opset, store.array, store.computed, store.put)
-    for value, units in units_of.items():
-        if not cut.size(value, cut.shrinking(units)):
-            raise ValueError(f"nothing of {value.name} would stay")
     slices: dict[tuple[ir.Node, int], list[Array]] = {}
     for part in channel.stored:
         slices.setdefault((part.node, part.at), []).append(part.units)
@@ -78,6 +76,8 @@ def _left(channel: Channel, keep: Array) -> Array:
     counts = left[:-1].reshape(channel.blocks, -1).sum(axis=1)
     if (counts != counts[0]).any() or not counts[0]:
         raise ValueError(f"each of the {channel.blocks} blocks must keep equally many units, at least one")
+    if not all(left[units].any() for units in channel.spans):
+        raise ValueError("at least one unit of each of the channel's spans must stay")
     left[NONE] = True
     return left
 
@@ -116,8 +116,7 @@ class _Store:
             return self._add(node, at, array)
         found = self._resolved(value)
         dtype = found.dtype if isinstance(found, Constant) else array.dtype.name
-        kind = ir.DataType.BFLOAT16 if dtype == "bfloat16" else ir.DataType.from_numpy(np.dtype(dtype))
-        stored = np.ascontiguousarray(array).astype(kind.numpy(), copy=False)
+        stored = np.ascontiguousarray(array).astype(data_type(dtype).numpy(), copy=False)
         key = (value, stored.tobytes())
         if key not in self._made:
             name = unique_name(f"{value.name}/cut", self._names)

@@ -18,6 +18,7 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.traversal import places, unique_name, value_names
 from onnxdecomp.layers.lowering_check import TOLERANCE as ROUNDING
+from onnxdecomp.layers.replace import data_type
 from onnxdecomp.runtime import session
 from onnxdecomp.runtime.shared_weights import share_weights
 
@@ -62,6 +63,7 @@ def without_columns(model: ir.Model, channel: Channel, keep: Array) -> ir.Model:
     taken = value_names(copy)
     where = {place.path: place for place in places(copy)}
     units = {part.value: part.units for part in channel.shaped}
+    kind = data_type(channel.producers[0].match.layer.dtype)
     ends = [(match.nodes[0], match.x) for match in (reader.match for reader in channel.readers)]
     ends += [(node, node.inputs[0]) for node in channel.products if node.inputs[0] is not None]
     copies = {
@@ -74,12 +76,10 @@ def without_columns(model: ir.Model, channel: Channel, keep: Array) -> ir.Model:
         at = next(index for index, operand in enumerate(node.inputs) if operand is value)
         seen = other.inputs[at]
         assert seen is not None
-        assert seen.dtype is not None
         assert other.graph is not None
         name = unique_name(f"{value.name}/left", taken)
-        mask = ir.node(
-            "Constant", [], attributes={"value": ir.tensor(left[units[value]].astype(seen.dtype.numpy()))}
-        )
+        numbers = left[units[value]].astype((seen.dtype or kind).numpy())
+        mask = ir.node("Constant", [], attributes={"value": ir.tensor(numbers)})
         product = ir.node("Mul", [seen, mask.outputs[0]], name=name)
         mask.outputs[0].name, product.outputs[0].name = unique_name(f"{name}/mask", taken), name
         other.graph.insert_before(other, [mask, product])

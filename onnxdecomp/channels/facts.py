@@ -61,6 +61,7 @@ class Facts:
         stored: Labels of constant operands, by node and position.
         aligned: Labels [n, m] of which each row must keep as many units as the others, with the node.
         passed: Convolutions that units pass, each group being one.
+        runs: Lengths of the runs that an axis with units is split into.
         products: Nodes that sum over units which both operands have.
         nodes: All nodes that have been visited and have a part in it.
         nonlinear: The units pass something that may treat them differently.
@@ -77,6 +78,7 @@ class Facts:
     values: dict[ir.Value, Array] = field(default_factory=dict)
     stored: dict[tuple[ir.Node, int], list[Array]] = field(default_factory=dict)
     aligned: list[tuple[ir.Node, Array]] = field(default_factory=list)
+    runs: set[int] = field(default_factory=set)
     passed: set[ir.Node] = field(default_factory=set)
     products: dict[ir.Node, Array] = field(default_factory=dict)
     nodes: dict[ir.Node, None] = field(default_factory=dict)
@@ -148,9 +150,22 @@ class Facts:
             return None
         joint = self.current(joint)
         for at, axes in terms:
-            part = of.restricted(joint, axes)
-            if part is not None:
-                self.give(node, at, part, broadcast=True)
+            shape = self.shape(node, at)
+            if shape is None or len(shape) != len(axes):
+                self.give(node, at, joint)  # says why it cannot
+                continue
+            present = {axis for axis, size in zip(axes, shape, strict=True) if size != 1}
+            missing = [axis for axis in of.varies(joint) if axis not in present]
+            if missing and of.inner(joint) not in missing:
+                # One place of the operand meets several blocks, which so can only be cut alike.
+                lines = np.moveaxis(joint, missing, range(len(missing)))
+                first = lines.reshape(-1, *lines.shape[len(missing) :])
+                self._joined(first, np.broadcast_to(first[:1], first.shape))
+                joint = self.current(joint)
+                missing = [axis for axis in of.varies(joint) if axis not in present]
+            if not missing:
+                own = joint.transpose(_order(axes, rank))
+                self.give(node, at, own.reshape([joint.shape[axis] for axis in axes]))
         return joint
 
     def spread_places(
@@ -191,8 +206,8 @@ class Facts:
         self.give(node, a_at, a)
         return self.give(node, b_at, b.squeeze(axis) if drops else b)
 
-    def give(self, node: ir.Node, at: int, labels: Array, *, broadcast: bool = False) -> None:
-        """Label an operand or output of a node; with `broadcast`, not if it has size 1 along such an axis."""
+    def give(self, node: ir.Node, at: int, labels: Array) -> None:
+        """Label an operand or output of a node."""
         value = _value(node, at)
         if value is None or of.is_empty(labels):
             return None
@@ -202,8 +217,6 @@ class Facts:
             return self.freeze(labels, f"the shape of {value.name} is not known")
         labels = of.collapsed(labels)
         for axis in of.varies(labels):
-            if broadcast and known[axis] == 1:
-                return None
             if known[axis] != labels.shape[axis]:
                 return self.freeze(labels, f"a size of {value.name} is not known")
         if constant is not None:
@@ -410,6 +423,11 @@ def _with_places(labels: Array, axis: int, places: Array, values: Array) -> Arra
     moved = np.moveaxis(np.broadcast_to(labels, shape).copy(), axis, 0)
     moved[places] = np.moveaxis(values, axis, 0)
     return np.moveaxis(moved, 0, axis)
+
+
+def _order(axes: Sequence[int], rank: int) -> list[int]:
+    """These axes first, and then all others."""
+    return [*axes, *(axis for axis in range(rank) if axis not in axes)]
 
 
 def _root(parent: Array, unit: int) -> int:

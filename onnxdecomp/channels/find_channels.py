@@ -56,7 +56,8 @@ def find_channels(
                 if not channels and rows.all():
                     reasons.setdefault(other, reason)
         found += channels
-        found += search.blocks(channels, found)
+        if facts is not None:
+            found += search.blocks(channels, facts, found)
     made = {producer.match.nodes[0] for channel in found for producer in channel.producers}
     skips = [
         ChannelSkip(search.name(match), reasons[match.nodes[0]])
@@ -127,25 +128,21 @@ class _Search:
                 reason = reason or built
         return channels, reason or facts.why, facts
 
-    def blocks(self, channels: Sequence[Channel], known: Sequence[Channel]) -> list[Channel]:
+    def blocks(self, channels: Sequence[Channel], facts: Facts, known: Sequence[Channel]) -> list[Channel]:
         """The channels whose units are whole blocks of these."""
+        wholes = [channel for channel in known if channel.name.endswith(BLOCKS)]
+        taken = [_makers(channel) for channel in wholes]
         found: list[Channel] = []
         for channel in channels:
-            if channel.blocks < 2:
-                continue
             first = channel.producers[0]
-            size = channel.width // channel.blocks
-            wholes, _, _ = self.of(first.match, np.where(first.units < 0, NONE, first.units // size))
-            if len(wholes) != 1:
-                continue
-            (whole,) = wholes
-            makers = {producer.match.nodes[0] for producer in whole.producers}
-            if all(
-                makers != {p.match.nodes[0] for p in c.producers}
-                for c in (*known, *found)
-                if c.name.endswith(BLOCKS)
-            ):
-                found.append(replace(whole, name=channel.name + BLOCKS))
+            for size in sorted(facts.runs) if channel.blocks > 1 or channel.products else ():
+                runs = np.where(first.units < 0, NONE, np.arange(first.units.size) // size)
+                units = np.unique(runs, return_inverse=True)[1] - int(NONE in runs)
+                built, _, _ = self.of(first.match, units)
+                if len(built) == 1 and _makers(built[0]) not in taken:
+                    found.append(replace(built[0], name=channel.name + BLOCKS))
+                    taken.append(_makers(built[0]))
+                    break
         return found
 
     def _readers(self, facts: Facts) -> dict[ir.Node, Array]:
@@ -232,6 +229,10 @@ class _Search:
             scope = Scope(match.place, self.model.ir_version, opset, self.freeze, self._memo)
             self._known[graph] = scope, Sizes(scope)
         return self._known[graph]
+
+
+def _makers(channel: Channel) -> set[ir.Node]:
+    return {producer.match.nodes[0] for producer in channel.producers}
 
 
 def _numbered(free: Array) -> Array:

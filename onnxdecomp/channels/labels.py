@@ -43,6 +43,15 @@ def along(vector: Array, axis: int, rank: int) -> Array:
     return vector.reshape(shape)
 
 
+def inner(labels: Array) -> int | None:
+    """The axis along which neighbours are units next to each other; None for a single unit."""
+    axes = varies(labels)
+    if len(axes) < 2:
+        return axes[0] if axes else None
+    steps = {axis: np.median(np.abs(np.diff(labels, axis=axis))) for axis in axes}
+    return min(axes, key=lambda axis: (steps[axis], -axis))
+
+
 def line(labels: Array, axis: int) -> Array:
     """The labels along one axis, of the first place on all others."""
     return np.asarray(np.moveaxis(labels, axis, -1).reshape(-1, labels.shape[axis])[0])
@@ -55,16 +64,6 @@ def placed(labels: Array, axes: Sequence[int], rank: int) -> Array:
     for axis, size in zip(axes, labels.shape, strict=True):
         shape[axis] = size
     return labels.transpose(order).reshape(shape)
-
-
-def restricted(labels: Array, axes: Sequence[int]) -> Array | None:
-    """The inverse of `placed`: None where the labels differ along an axis that is not among `axes`."""
-    missing = [axis for axis in range(labels.ndim) if axis not in axes]
-    if any(labels.shape[axis] > 1 for axis in missing):
-        return None
-    kept = sorted(axes)
-    squeezed = labels.reshape([labels.shape[axis] for axis in kept])
-    return squeezed.transpose([kept.index(axis) for axis in axes])
 
 
 def is_empty(labels: Array) -> bool:

@@ -25,9 +25,9 @@ Shape: TypeAlias = tuple[Size, ...]
 _MOST_NUMBERS = 16
 _SAME = frozenset(
     """
-    BatchNormalization Clip Dropout Elu Erf Gelu HardSigmoid HardSwish Identity InstanceNormalization
-    LayerNormalization LeakyRelu LogSoftmax Relu Selu Sigmoid SimplifiedLayerNormalization Softmax Softplus
-    Sqrt Swish Tanh Cast Neg Exp
+    BatchNormalization Cast Clip Dropout Elu Erf Exp Gelu GroupNormalization HardSigmoid HardSwish Identity
+    InstanceNormalization LayerNormalization LeakyRelu LogSoftmax Neg Relu Selu Sigmoid Softmax Softplus
+    SimplifiedLayerNormalization Sqrt Swish Tanh
     """.split()  # noqa: SIM905 - a column of strings is no easier to read
 )
 _BROADCAST = frozenset("Add Sub Mul Div Pow Where Max Min PRelu And Or Equal Greater Less".split())  # noqa: SIM905
@@ -65,9 +65,10 @@ class Sizes:
             numbers = self._computed(node)
             if numbers is not None and len(numbers) <= _MOST_NUMBERS:
                 self._numbers[node.outputs[0]] = numbers
+            derived = self._derived(node)
             for index, output in enumerate(node.outputs):
                 self._shapes[output] = self._named(
-                    dims(output), self._derived(node) if index == 0 else None, output
+                    dims(output), derived if index == 0 or node.op_type == "Split" else None, output
                 )
 
     def shape(self, value: ir.Value | None) -> Shape | None:
@@ -168,7 +169,7 @@ class Sizes:
             return tuple(Number(int(a.size == b.size)) for a, b in zip(*known, strict=True))
         return tuple(a if chosen.size else b for chosen, a, b in zip(*known, strict=True))
 
-    def _derived(self, node: ir.Node) -> Sequence[Size | None] | None:
+    def _derived(self, node: ir.Node) -> Sequence[Size | None] | None:  # noqa: PLR0912 - a table
         """The sizes of a node's first output, where they follow from its operands'."""
         if node.domain not in ("", "ai.onnx") or not node.inputs:
             return None
@@ -190,13 +191,19 @@ class Sizes:
         if node.op_type == "Expand":
             target = self.numbers(node.inputs[1])
             return None if target is None else broadcast([first, tuple(number.size for number in target)])
-        if node.op_type in ("ReduceMean", "ReduceSum", "ReduceMax") and attribute(node, "keepdims", 1):
-            axes = self._axes(node)
-            return (
-                None
-                if axes is None
-                else [1 if k - len(first) in axes or k in axes else size for k, size in enumerate(first)]
+        if node.op_type in ("ReduceMean", "ReduceSum", "ReduceMax"):
+            return self._reduced(node, first)
+        if node.op_type in ("Slice", "Concat", "Split"):
+            given = self.numbers(node.inputs[3]) if node.op_type == "Slice" and len(node.inputs) > 3 else None
+            moved = (
+                [number.size for number in given] if given is not None else [attribute(node, "axis", None)]
             )
+            if None in moved:
+                return None
+            gone = {int(axis) % len(first) for axis in moved if axis is not None}
+            return [None if k in gone else size for k, size in enumerate(first)]
+        if "equation" in node.attributes:
+            return _contracted(str(attribute(node, "equation", "")), shapes)
         second = shapes[1] if len(shapes) > 1 else None
         if second is not None and _multiplies(node) and len(first) > 1 and len(second) > 1:
             lead = broadcast([first[:-2], second[:-2]])
@@ -219,6 +226,24 @@ class Sizes:
         if left:
             rest = next(iter(left)) if rest == 1 else None
         return [rest if size == -1 else size for size in sizes]
+
+    def _reduced(self, node: ir.Node, before: Shape) -> Sequence[Size | None] | None:
+        axes, keeps = self._axes(node), bool(attribute(node, "keepdims", 1))
+        gone = {int(axis) % len(before) for axis in axes or ()}
+        if not gone:
+            return None
+        return [1 if k in gone else size for k, size in enumerate(before) if keeps or k not in gone]
+
+    def _picked(self, node: ir.Node, before: Shape) -> Sequence[Size | None] | None:
+        """The sizes where places along some axes are picked or joined."""
+        axes: list[Size | None] = [attribute(node, "axis", None)]
+        if node.op_type == "Slice":
+            given = self.numbers(node.inputs[3]) if len(node.inputs) > 3 else None
+            axes = [None] if given is None else [number.size for number in given]
+        if None in axes:
+            return None
+        changed = {int(axis) % len(before) for axis in axes if axis is not None}
+        return [None if k in changed else size for k, size in enumerate(before)]
 
     def _axes(self, node: ir.Node) -> Sequence[Size] | None:
         """The axes of a node that are given by an attribute or its second operand."""
@@ -262,6 +287,19 @@ def product(sizes: Sequence[Size]) -> tuple[int, Counter[str]]:
     """The product of sizes: of the numbers, and how often each name."""
     names = Counter(size for size in sizes if isinstance(size, str))
     return math.prod(size for size in sizes if isinstance(size, int)), names
+
+
+def _contracted(equation: str, shapes: Sequence[Shape | None]) -> list[Size | None] | None:
+    """The sizes of what an equation with an arrow and no ellipsis makes."""
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    known: dict[str, Size] = {}
+    for term, shape in zip(left.split(","), shapes, strict=False):
+        if not arrow or shape is None or len(shape) != len(term):
+            return None
+        for letter, size in zip(term, shape, strict=True):
+            if known.get(letter, 1) == 1 or (isinstance(size, int) and size > 1):
+                known[letter] = size
+    return [known.get(letter) for letter in out]
 
 
 def _multiplies(node: ir.Node) -> bool:

@@ -174,7 +174,7 @@ class Rewriter:
             constant=lambda array, name, key: self._constant(match.place, array, name, key),
             unique=self._unique,
             name=match.layer.name,
-            dtype=_data_type(match.layer.dtype),
+            dtype=data_type(match.layer.dtype),
             metadata={LAYER: match.layer.name, **metadata},
             quantize=quantize,
             storage=match.storage,
@@ -231,5 +231,6 @@ def _mirror(chain: Chain) -> dict[str, str]:
     return dict(zip(own, reversed(own), strict=True))
 
 
-def _data_type(name: str) -> ir.DataType:
+def data_type(name: str) -> ir.DataType:
+    """The element type of a name as `Layer.dtype` has it."""
     return ir.DataType.BFLOAT16 if name == "bfloat16" else ir.DataType.from_numpy(np.dtype(name))

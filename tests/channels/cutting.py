@@ -45,13 +45,14 @@ def again(model: ir.Model, name: str) -> Channel:
 
 
 def random_keep(channel: Channel, rng: np.random.Generator) -> Array:
-    """Some units, equally many of each block, at least one left out."""
+    """Some units, equally many of each block and some of each span, at least one left out."""
     size = channel.width // channel.blocks
-    kept = int(rng.integers(1, size))
-    picked = [
-        np.sort(rng.choice(size, kept, replace=False)) + block * size for block in range(channel.blocks)
-    ]
-    return np.concatenate(picked)
+    starts = np.arange(channel.blocks) * size
+    while True:
+        kept = int(rng.integers(1, size))
+        keep = np.concatenate([np.sort(rng.choice(size, kept, replace=False)) + start for start in starts])
+        if all(np.isin(units, keep).any() for units in channel.spans) or kept == size - 1:
+            return keep
 
 
 def assert_cut(proto: onnx.ModelProto, feed: Mapping[str, Array], seed: int = 0) -> list[Channel]:

@@ -70,6 +70,8 @@ def _carry(
         sizes, others_sizes = [before[axis] for axis in own], [after[axis] for axis in others]
         if not all(isinstance(size, int) for size in (*sizes, *others_sizes)):
             return facts.freeze_all(node, "it merges or splits axes whose sizes are free")
+        if len(own) == 1 and len(others) > 1:
+            facts.runs.add(int(after[others[-1]]))
         for axis in own:
             shape[axis] = labels.shape[axis] if len(own) == len(others) == 1 else int(before[axis] or 1)
         for axis in others:
