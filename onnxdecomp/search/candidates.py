@@ -72,11 +72,13 @@ class Candidate:
         loss: E|y - What x|² / E|y|² on the layer's inputs in the original model; with no moments
             ||What - W||² / ||W||².
         fitted: The chain with its numbers, or None where the loss is interpolated.
+        group: The places of the layers that it is done to together, in the list of matches; () for one alone.
     """
 
     outline: Outline
     loss: float
     fitted: Chain | None = None
+    group: tuple[int, ...] = ()
 
 
 def methods_for(

@@ -115,7 +115,7 @@ class LayerProfiles:
         whole_ms: The latency of the original, simplified; 0 where it was not measured. Shares are of it.
         original_ms: The latency of the original as it came in, likewise.
         ties: Who reads which weight.
-        groups: Siblings with candidates of method "shared", each at the same ranks, as places in `layers`.
+        groups: Siblings, as places in `layers`, that have candidates in common (see `Candidate.group`).
         notes: What a user should know of it.
     """
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxdecomp.decompositions.registry import JOINT
 from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.plan import Cost, Plan
 
@@ -77,7 +76,7 @@ def _steps(place: int, entry: LayerProfile, timed: bool) -> Iterator[_Step]:
     parts = entry.parts or (entry.part,) * len(entry.candidates)
     rows = []
     for candidate, loss, part in zip(entry.candidates, entry.losses(), parts, strict=True):
-        if candidate.outline.method.name in JOINT:
+        if candidate.group:
             continue
         saved = entry.dense.macs - candidate.outline.cost.macs
         rows.append((loss, entry.part - part if timed else float(saved), saved))

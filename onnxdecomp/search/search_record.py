@@ -39,6 +39,7 @@ class CandidateRecord:
         loss: Of the layer's own output, a squared relative error.
         output_loss: The same of the network's output.
         part: Its share of the original's latency; None where nothing was timed.
+        group: The names of the layers that it is done to together; None for one alone.
     """
 
     method: str
@@ -49,6 +50,7 @@ class CandidateRecord:
     loss: float
     output_loss: float
     part: float | None
+    group: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def search_record(
     weighed: LayerProfiles, chosen: Chosen, tries: Sequence[Mapping[str, float | None]]
 ) -> SearchRecord:
     """The record of a search that has chosen a plan."""
+    names = [entry.match.layer.name for entry in weighed.layers]
     return SearchRecord(
         Expected(chosen.loss, chosen.bound, chosen.gap, chosen.latency),
         Measured(chosen.measured),
@@ -104,11 +107,11 @@ def search_record(
         sum(len(entry.candidates) for entry in weighed.layers),
         tuple(tries),
         frontier(weighed),
-        tuple(_layer(entry) for entry in weighed.layers if entry.candidates),
+        tuple(_layer(entry, names) for entry in weighed.layers if entry.candidates),
     )
 
 
-def _layer(entry: LayerProfile) -> LayerCandidates:
+def _layer(entry: LayerProfile, names: Sequence[str]) -> LayerCandidates:
     parts = entry.parts or (None,) * len(entry.candidates)
     return LayerCandidates(
         entry.match.layer.name,
@@ -126,6 +129,7 @@ def _layer(entry: LayerProfile) -> LayerCandidates:
                 candidate.loss,
                 loss,
                 part,
+                tuple(names[place] for place in candidate.group) or None,
             )
             for candidate, loss, part in zip(entry.candidates, entry.losses(), parts, strict=True)
         ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnxdecomp.decompositions.registry import JOINT
 from onnxdecomp.layers.adapter import Skip
 from onnxdecomp.search.candidates import Candidate
 from onnxdecomp.search.fixed_ranks import method_options
@@ -155,13 +154,12 @@ def _chosen(
     entries = profiles.layers
     nothing = not any(found.choice)
     choices, loss, latency = [], 0.0, 1.0
-    leaders = {place: group[0] for group in profiles.groups for place in group}
     for place, entry in enumerate(entries):
         picked = candidates[place]
         reason = _why_kept(entry, max_loss, alone=nothing) if picked is None else ""
-        choice = _choice(entry, None if picked is None else entry.candidates[picked], reason)
-        group = entries[leaders[place]].match.layer.name if choice.method in JOINT else ""
-        choices.append(replace(choice, group=group))
+        candidate = None if picked is None else entry.candidates[picked]
+        first = entries[candidate.group[0]].match.layer.name if candidate and candidate.group else ""
+        choices.append(replace(_choice(entry, candidate, reason), group=first))
         if picked is not None:
             loss += entry.losses()[picked]
             latency += (entry.parts[picked] if entry.parts else entry.part) - entry.part

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Layer
 from onnxdecomp.decompositions.base import outline
 from onnxdecomp.decompositions.shared import Shared, sibling_errors
@@ -28,6 +30,9 @@ from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.plan import cost_after_first, cost_of
 from onnxdecomp.search.sensitivity import Effect
 
+_FEW = 3
+"""Siblings of which all parts are weighed."""
+
 
 @dataclass(frozen=True, eq=False)
 class SiblingOutlines:
@@ -43,11 +48,6 @@ class SiblingOutlines:
     ranks: tuple[int, ...]
     outlines: tuple[tuple[Outline, ...], ...]
 
-    def of(self, place: int) -> list[Outline]:
-        """Those of one of the layers."""
-        member = self.places.index(place)
-        return [own[member] for own in self.outlines]
-
     def paying(
         self, matched: Sequence[LayerMatch], takes: Mapping[int, float], parts: Mapping[int, float]
     ) -> tuple[SiblingOutlines, dict[int, float]]:
@@ -55,7 +55,7 @@ class SiblingOutlines:
 
         Args:
             matched: All matches.
-            takes: By `id` of an outline, the share of the latency that its whole chain takes.
+            takes: By `id` of a chain, the share of the latency that it takes as a whole.
             parts: By place, the share that the layer takes.
         """
         known: dict[int, float] = {}
@@ -63,7 +63,7 @@ class SiblingOutlines:
         layers = [matched[place].layer for place in self.places]
         for rank, own in zip(self.ranks, self.outlines, strict=True):
             shares = [
-                takes[id(one)] * (_beside(one, layer) if index else 1.0)
+                takes[id(one.chain)] * (_beside(one, layer) if index else 1.0)
                 for index, (one, layer) in enumerate(zip(own, layers, strict=True))
             ]
             if sum(shares) < sum(parts[place] for place in self.places):
@@ -92,7 +92,10 @@ class SiblingOutlines:
         else:
             curve = sibling_errors(layers, self.ranks, weights)
         return [
-            [Candidate(own[k], losses[k]) for own, losses in zip(self.outlines, curve, strict=True)]
+            [
+                Candidate(own[k], losses[k], group=self.places)
+                for own, losses in zip(self.outlines, curve, strict=True)
+            ]
             for k in range(len(layers))
         ]
 
@@ -105,7 +108,7 @@ class Relatives:
         matched: All layers.
         kin: Which are siblings.
         asked: Whether groups are wanted.
-        found: What could be done to each group.
+        found: What could be done to each group, and to parts of it.
         problems: Of the layers in them that were seen so far, by place.
         effects: What their loss does to the output, likewise.
     """
@@ -132,11 +135,17 @@ class Relatives:
         return Relatives(matched, kin, Shared.name in methods, found)
 
     def outlines(self, place: int) -> list[Outline]:
-        """What could be done to a layer together with others."""
-        return next((group.of(place) for group in self.found if place in group.places), [])
+        """What could be done to a layer together with others, each chain once."""
+        own = [
+            outlines[group.places.index(place)]
+            for group in self.found
+            if place in group.places
+            for outlines in group.outlines
+        ]
+        return list({id(option.chain): option for option in own}.values())
 
     def keep_paying(self, takes: Mapping[int, float], parts: Mapping[int, float]) -> dict[int, float]:
-        """Leave what is slower than the layers, as `SiblingOutlines.paying` says."""
+        """Leave what is faster than the layers, as `SiblingOutlines.paying` says."""
         shares: dict[int, float] = {}
         left = []
         for group in self.found:
@@ -179,7 +188,8 @@ class Relatives:
                 reason_for(error, self.matched[group.places[0]].layer.name)  # logs it
                 self.found.remove(group)
                 continue
-            found |= dict(zip(group.places, own, strict=True))
+            for place, candidates in zip(group.places, own, strict=True):
+                found.setdefault(place, []).extend(candidates)
         self.problems.clear()
         return found
 
@@ -193,13 +203,15 @@ class Relatives:
 
     def weighted(self, place: int, candidate: Candidate) -> Candidate:
         """A candidate of a layer that says what its loss counts."""
-        group = next(group for group in self.found if place in group.places)
+        group = next(group for group in self.found if group.places == candidate.group)
         method = Shared(self.weights(group)[group.places.index(place)])
         return replace(candidate, outline=replace(candidate.outline, method=method))
 
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """The places of each group."""
-        return tuple(group.places for group in self.found)
+        """The places of siblings that something could be done to together."""
+        found = {place for group in self.found for place in group.places}
+        families = (tuple(place for place in group if place in found) for group in self.kin.groups)
+        return tuple(family for family in families if family)
 
 
 def _slope(effect: Effect) -> float:
@@ -240,47 +252,57 @@ def sibling_outlines(
     for group in kin.groups:
         places = tuple(place for place in group if open_to[place])
         if len(places) > 1:
-            own = _outlined(matched, places, multiple, what)
-            found += [own] if own.ranks else []
+            found += _outlined(matched, places, multiple, what)
     return found
 
 
 def _outlined(
     matched: Sequence[LayerMatch], places: tuple[int, ...], multiple: int, what: What
-) -> SiblingOutlines:
-    own = [matched[place] for place in places]
-    dense = sum(getattr(dense_cost(match.layer), what) for match in own)
-    once, twice = (sum(getattr(one.cost, what) for one in _at(own, rank)) for rank in (1, 2))
-    ranks: dict[int, tuple[Outline, ...]] = {}
+) -> list[SiblingOutlines]:
+    """Of siblings, and of parts of them: some may better stay as they are, or have a chain of their own."""
+    layers = {place: matched[place].layer for place in places}
+    once, twice = (
+        sum(getattr(one.cost, what) for one in _together(layers, rank, _chains(layers, rank)))
+        for rank in (1, 2)
+    )
+    dense = {place: getattr(dense_cost(layer), what) for place, layer in layers.items()}
+    chains: dict[int, dict[int, Chain]] = {}
     for reduction in reversed(REDUCTIONS):
         # What they cost is linear in the rank.
-        rank = int((dense / reduction - once) // max(1, twice - once)) + 1
-        rank = min(rank, own[0].layer.inputs) // multiple * multiple
+        rank = int((sum(dense.values()) / reduction - once) // max(1, twice - once)) + 1
+        rank = min(rank, layers[places[0]].inputs) // multiple * multiple
         if rank >= 1:
-            ranks[rank] = _at(own, rank)
-    chosen = {
-        rank: outlines
-        for rank, outlines in ranks.items()
-        if sum(getattr(one.cost, what) for one in outlines) < dense and _possible(own, outlines)
-    }
-    return SiblingOutlines(places, tuple(chosen), tuple(chosen.values()))
+            chains[rank] = _chains(layers, rank)
+    found = []
+    for part in _parts(places):
+        own = {place: layers[place] for place in part}
+        kept = {}
+        for rank, at in chains.items():
+            outlines = _together(own, rank, at)
+            possible = all(matched[p].adapter.obstacle(at[p], own[p]) is None for p in part)
+            if possible and sum(getattr(o.cost, what) for o in outlines) < sum(dense[p] for p in part):
+                kept[rank] = outlines
+        found += [SiblingOutlines(part, tuple(kept), tuple(kept.values()))] if kept else []
+    return found
 
 
-def _at(own: Sequence[LayerMatch], rank: int) -> tuple[Outline, ...]:
-    method = Shared()
+def _parts(places: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All of them, and all parts of three; of more those without one."""
+    sizes = range(len(places), 1 if len(places) <= _FEW else len(places) - 2, -1)
+    return [part for size in sizes for part in itertools.combinations(places, size)]
+
+
+def _chains(layers: Mapping[int, Layer], rank: int) -> dict[int, Chain]:
+    return {place: outline(Shared(), layer, (rank,)) for place, layer in layers.items()}
+
+
+def _together(layers: Mapping[int, Layer], rank: int, chains: Mapping[int, Chain]) -> tuple[Outline, ...]:
+    """The chains of siblings, of which the first bears the cost of what they have in common."""
     found: list[Outline] = []
-    for match in own:
-        chain = outline(method, match.layer, (rank,))
-        cost = (cost_after_first if found else cost_of)(chain, match.layer)
-        found.append(Outline(method, (rank,), chain, cost))
+    for place, layer in layers.items():
+        cost = (cost_after_first if found else cost_of)(chains[place], layer)
+        found.append(Outline(Shared(), (rank,), chains[place], cost))
     return tuple(found)
-
-
-def _possible(own: Sequence[LayerMatch], outlines: Sequence[Outline]) -> bool:
-    return all(
-        match.adapter.obstacle(one.chain, match.layer) is None
-        for match, one in zip(own, outlines, strict=True)
-    )
 
 
 def _beside(option: Outline, layer: Layer) -> float:

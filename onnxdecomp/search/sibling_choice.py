@@ -1,38 +1,39 @@
-"""Choosing for siblings: all of them get the first factor of one rank, or none has one in common.
+"""Choosing for siblings: those that are decomposed together get the first factor of one rank, all of them.
 
-Beside the variables of the layers each group has one of its own: at which rank it is decomposed, if it is. A
-table for it and each of its layers says which of the layer's options go with that. Such a choice is a tree
-around each group, for which the bounds of `joint_choice` are cheap.
+Beside the variables of the layers each family of siblings has one of its own: which of them are decomposed
+together, and at which rank. A table for it and each of the layers says which of the layer's options go with
+that. Such a choice is a tree around each family, for which the bounds of `joint_choice` are cheap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
 from onnxdecomp.core.layer import Ranks
-from onnxdecomp.decompositions.registry import JOINT
 from onnxdecomp.search.joint_choice import Table, allocate_jointly
 from onnxdecomp.search.knapsack import Allocation, Option, OutOfReach, allocate
 from onnxdecomp.search.layer_profiles import LayerProfiles
 from onnxdecomp.search.tied_layers import Pick
 
+Mode: TypeAlias = tuple[tuple[int, ...], Ranks]
+"""The places of the layers that are decomposed together, and the ranks."""
+
 
 @dataclass(frozen=True)
 class Agreement:
-    """Items of which the same must be chosen.
+    """Items of which some are chosen together.
 
     Attributes:
-        items: Their numbers.
-        modes: Of each option of each item what it goes with: 0, or how all of them are chosen.
-        count: How many modes there are.
+        modes: Of each option of each item, by the item's number, what it goes with; None: with nothing.
+        members: By mode, the numbers of the items that are chosen together.
     """
 
-    items: tuple[int, ...]
-    modes: tuple[tuple[int, ...], ...]
-    count: int
+    modes: Mapping[int, Sequence[Mode | None]]
+    members: Mapping[Mode, Collection[int]]
 
 
 def agreed(profiles: LayerProfiles, decisions: Sequence[Sequence[Sequence[Pick]]]) -> list[Agreement]:
@@ -40,23 +41,21 @@ def agreed(profiles: LayerProfiles, decisions: Sequence[Sequence[Sequence[Pick]]
     # Siblings share no weight with others: each is decided about alone.
     item = {own[0][0].place: index for index, own in enumerate(decisions) if len(own[0]) == 1}
     found = []
-    for group in profiles.groups:
-        ranks: dict[Ranks, int] = {}
-        modes = []
-        for place in group:
-            own = []
-            for (pick,) in decisions[item[place]]:
-                shared = None if pick.candidate is None else _shared(profiles, place, pick.candidate)
-                own.append(0 if shared is None else ranks.setdefault(shared, len(ranks) + 1))
-            modes.append(tuple(own))
-        found.append(Agreement(tuple(item[place] for place in group), tuple(modes), len(ranks) + 1))
+    for family in profiles.groups:
+        modes = {
+            item[place]: [_mode(profiles, pick) for (pick,) in decisions[item[place]]] for place in family
+        }
+        together = {mode for own in modes.values() for mode in own if mode is not None}
+        members = {mode: [item[place] for place in mode[0]] for mode in sorted(together)}
+        found.append(Agreement(modes, members))
     return found
 
 
-def _shared(profiles: LayerProfiles, place: int, candidate: int) -> Ranks | None:
-    """The ranks of a candidate that is one of all siblings."""
-    outline = profiles.layers[place].candidates[candidate].outline
-    return outline.ranks if outline.method.name in JOINT else None
+def _mode(profiles: LayerProfiles, pick: Pick) -> Mode | None:
+    if pick.candidate is None:
+        return None
+    candidate = profiles.layers[pick.place].candidates[pick.candidate]
+    return (candidate.group, candidate.outline.ranks) if candidate.group else None
 
 
 def allocate_agreeing(
@@ -78,11 +77,13 @@ def allocate_agreeing(
         for index, own in enumerate(items)
     ]
     for number, agreement in enumerate(agreements, len(items)):
-        for index, modes in zip(agreement.items, agreement.modes, strict=True):
-            together = np.arange(agreement.count)[:, None] == np.array(modes)
+        choices: list[Mode | None] = [None, *agreement.members]
+        for index, modes in agreement.modes.items():
+            wanted = [c if c is not None and index in agreement.members[c] else None for c in choices]
+            together = np.array([[mode == own for mode in modes] for own in wanted])
             free = np.zeros((*together.shape, len(limits)))
             tables.append(Table((number, index), free, np.where(together, 0.0, np.inf)))
-    states = [*(len(own) for own in items), *(agreement.count for agreement in agreements)]
+    states = [*(len(own) for own in items), *(1 + len(agreement.members) for agreement in agreements)]
     found = allocate_jointly(states, tables, limits, fixed=fixed)
     if isinstance(found, OutOfReach):
         return found

@@ -6,7 +6,6 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from onnxdecomp.decompositions.registry import JOINT
 from onnxdecomp.search.keep_layers import Key, key_of, without
 from onnxdecomp.search.knapsack import Option, OutOfReach, allocate
 from onnxdecomp.search.plan import Choice, Cost, Plan
@@ -27,7 +26,8 @@ def tighter(plan: Plan, search: SearchRecord, share: float, reason: str) -> Plan
     """
     layers = {(layer.graph, layer.layer): layer for layer in search.layers}
     done = [choice for choice in plan.decomposed if key_of(choice) in layers]
-    now = [_current(choice, layers[key_of(choice)]) for choice in done]
+    groups = {key_of(choice): tuple(c.layer for c in unit) for unit in _units(done) for choice in unit}
+    now = [_current(choice, layers[key_of(choice)], groups[key_of(choice)]) for choice in done]
     loss = sum(candidate.output_loss for candidate in now if candidate is not None)
     if not loss > 0 or len(done) < len(plan.decomposed) or None in now:
         return without(plan, _worst_half(plan, now), reason)
@@ -69,24 +69,20 @@ def _units(done: Sequence[Choice]) -> list[list[Choice]]:
 
 def _options(unit: Sequence[tuple[Choice, LayerCandidates]]) -> list[tuple[CandidateRecord, ...]]:
     """The candidates of a layer, or of siblings at one rank, that lose no more than what was chosen."""
-    first, *others = [
-        {(c.method, c.ranks): c for c in layer.candidates if (c.method in JOINT) == bool(choice.group)}
-        for choice, layer in unit
-    ]
-    current = [_current(choice, layer) for choice, layer in unit]
+    names = tuple(choice.layer for choice, _ in unit)
+    current = [_current(choice, layer, names) for choice, layer in unit]
     most = sum(math.inf if candidate is None else candidate.output_loss for candidate in current)
-    # As they were weighed: a group that has lost its first layer costs a little more.
-    ways = [
-        (own, *(other[key] for other in others))
-        for key, own in first.items()
-        if all(key in o for o in others)
-    ]
+    group = names if unit[0][0].group else None
+    own = [[c for c in layer.candidates if c.group == group] for _, layer in unit]
+    ways = zip(*own, strict=True)  # siblings were weighed at the same ranks
     return [way for way in ways if sum(candidate.output_loss for candidate in way) <= most]
 
 
-def _current(choice: Choice, layer: LayerCandidates) -> CandidateRecord | None:
-    chosen = (choice.method, choice.ranks)
-    return next((c for c in layer.candidates if (c.method, c.ranks) == chosen), None)
+def _current(choice: Choice, layer: LayerCandidates, unit: tuple[str, ...]) -> CandidateRecord | None:
+    """The candidate that was chosen, which of siblings is that of these layers."""
+    group = unit if choice.group else None
+    chosen = (choice.method, choice.ranks, group)
+    return next((c for c in layer.candidates if (c.method, c.ranks, c.group) == chosen), None)
 
 
 def _cost(part: float | None, macs: float, params: float) -> float:

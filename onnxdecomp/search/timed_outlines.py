@@ -38,5 +38,6 @@ def time_outlines(
         if alone and not options[index]:
             best = min(takes[id(option)] for option in alone) / part if part > 0 else 1.0
             reasons[index] = f"does not pay: the fastest chain takes {best:.2f}x of its time"
-    takes |= related.keep_paying(takes, {index: part for index, (part, _) in timed.parts.items()})
+    whole = {id(option.chain): takes[id(option)] for own in asked for option in own if id(option) in takes}
+    takes |= related.keep_paying(whole, {index: part for index, (part, _) in timed.parts.items()})
     return timed, takes

@@ -181,21 +181,34 @@ def _saved(choice: Choice | Cut) -> float:
 
 def _gains(search: SearchRecord | None, plan: Plan) -> dict[Key, float]:
     """What each layer was expected to take off the model's latency with the candidate that the plan has."""
-    chosen = {key_of(choice): (choice.method, choice.ranks) for choice in plan.decomposed}
+    groups = _groups(plan)
+    chosen = {
+        key_of(choice): (choice.method, choice.ranks, groups.get(key_of(choice)))
+        for choice in plan.decomposed
+    }
     gains: dict[Key, float] = {}
     for layer in search.layers if search is not None else ():
         own = (layer.graph, layer.layer)
         for candidate in layer.candidates:
-            found = (candidate.method, candidate.ranks) == chosen.get(own)
+            found = (candidate.method, candidate.ranks, candidate.group) == chosen.get(own)
             if found and layer.part is not None and candidate.part is not None:
                 gains[own] = layer.part - candidate.part
-    return gains | _evened(gains, plan)
+    return gains | _evened(gains, groups)
 
 
-def _evened(gains: Mapping[Key, float], plan: Plan) -> dict[Key, float]:
+def _groups(plan: Plan) -> dict[Key, tuple[str, ...]]:
+    """The names of the layers that siblings are decomposed with, of each of them."""
+    found: dict[Key, list[str]] = {}
+    grouped = [choice for choice in plan.decomposed if choice.group]
+    for choice in grouped:
+        found.setdefault((choice.graph, choice.group), []).append(choice.layer)
+    return {key_of(choice): tuple(found[choice.graph, choice.group]) for choice in grouped}
+
+
+def _evened(gains: Mapping[Key, float], groups: Mapping[Key, tuple[str, ...]]) -> dict[Key, float]:
     """The gains of siblings, to whose first one alone the cost of what they have in common was counted."""
-    groups: dict[Key, list[Key]] = {}
-    for choice in plan.decomposed:
-        if choice.group and key_of(choice) in gains:
-            groups.setdefault((choice.graph, choice.group), []).append(key_of(choice))
-    return {key: sum(gains[one] for one in own) / len(own) for own in groups.values() for key in own}
+    found = {}
+    for graph, layer in gains:
+        if names := groups.get((graph, layer)):
+            found[graph, layer] = sum(gains.get((graph, name), 0.0) for name in names) / len(names)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -27,7 +28,7 @@ from onnxdecomp.search.search_record import (
 )
 from onnxdecomp.search.sensitivity import Effect
 from onnxdecomp.search.sibling_candidates import Relatives, SiblingOutlines, sibling_outlines
-from onnxdecomp.search.sibling_choice import Agreement, allocate_agreeing
+from onnxdecomp.search.sibling_choice import Agreement, Mode, allocate_agreeing
 from onnxdecomp.search.tighten import tighter
 from onnxdecomp.workflow import compress
 from onnxdecomp.workflow.latency_guard import _gains
@@ -80,11 +81,19 @@ def problems(draw: st.DrawFn) -> tuple[list[list[Option]], list[Agreement], list
         ]
         for _ in range(count)
     ]
-    members = draw(st.sets(st.integers(0, count - 1), max_size=count))
+    members = sorted(draw(st.sets(st.integers(0, count - 1), max_size=count)))
     agreements = []
     if len(members) > 1:
-        modes = [(0, *(draw(st.integers(0, 2)) for _ in items[m][1:])) for m in sorted(members)]
-        agreements.append(Agreement(tuple(sorted(members)), tuple(modes), 3))
+        # All of them at two ranks, or all but the last.
+        known: list[Mode] = [(tuple(members), (1,)), (tuple(members), (2,)), (tuple(members[:-1]), (1,))]
+        modes = {
+            m: [
+                None,
+                *(draw(st.sampled_from([None, *(k for k in known if m in k[0])])) for _ in items[m][1:]),
+            ]
+            for m in members
+        }
+        agreements.append(Agreement(modes, {mode: mode[0] for mode in known}))
     return items, agreements, [draw(st.integers(0, 20).map(float)) for _ in range(budgets)]
 
 
@@ -96,24 +105,33 @@ def test_it_is_the_best_choice_that_agrees(
     items, agreements, limits = problem
     best = math.inf
     for choice in itertools.product(*(range(len(own)) for own in items)):
-        modes = [{own[choice[item]] for item, own in zip(a.items, a.modes, strict=True)} for a in agreements]
         picked = [own[k] for own, k in zip(items, choice, strict=True)]
         costs = np.sum([option.cost for option in picked], axis=0)
-        if all(len(mode) == 1 for mode in modes) and np.all(costs <= limits):
+        if all(agree(agreement, choice) for agreement in agreements) and np.all(costs <= limits):
             best = min(best, sum(option.loss for option in picked))
     answer = allocate_agreeing(items, agreements, limits, fixed=[0.0] * len(limits))
     assert not isinstance(answer, OutOfReach)
     assert answer.loss == pytest.approx(best)
     assert len(answer.choice) == len(items)
-    for agreement in agreements:
-        pairs = zip(agreement.items, agreement.modes, strict=True)
-        assert len({modes[answer.choice[item]] for item, modes in pairs}) == 1
+    assert all(agree(agreement, answer.choice) for agreement in agreements)
+
+
+def agree(agreement: Agreement, choice: Sequence[int]) -> bool:
+    """Whether what is chosen together is: of one mode, by all of its items."""
+    chosen = {item: modes[choice[item]] for item, modes in agreement.modes.items()}
+    modes = {mode for mode in chosen.values() if mode is not None}
+    return not modes or (
+        len(modes) == 1 and all(chosen[item] is not None for item in agreement.members[next(iter(modes))])
+    )
 
 
 def outlines() -> tuple[list[LayerMatch], SiblingOutlines]:
     model = loaded(attention())
     matched, _ = find(model)
-    (own,) = sibling_outlines(matched, siblings(matched, ties(matched)), [True] * 4, ("auto",), multiple=2)
+    own, *parts = sibling_outlines(
+        matched, siblings(matched, ties(matched)), [True] * 4, ("auto",), multiple=2
+    )
+    assert [part.places for part in parts] == [(0, 1), (0, 2), (1, 2)]
     return matched, own
 
 
@@ -134,7 +152,9 @@ def test_what_takes_longer_than_the_layers_together_is_left_out() -> None:
     matched, own = outlines()
     parts = {0: 0.1, 1: 0.1, 2: 0.1}
     takes = {
-        id(one): 0.02 * rank for rank, layers in zip(own.ranks, own.outlines, strict=True) for one in layers
+        id(one.chain): 0.02 * rank
+        for rank, layers in zip(own.ranks, own.outlines, strict=True)
+        for one in layers
     }
     paying, known = own.paying(matched, takes, parts)
     assert 0 < len(paying.ranks) < len(own.ranks)
@@ -158,8 +178,14 @@ def weighed(part: float | None = None) -> tuple[Plan, SearchRecord]:
         LayerCandidates(
             *(choice.layer, "", 100, None if part is None else 0.5, ()),
             tuple(
-                CandidateRecord(*(method, {}, (rank,), cost * rank, cost * rank), 0.1, 0.1 / 2**rank, part)
-                for method, cost in (("svd", 1), ("shared", choice.after.params if choice.after else 0))
+                CandidateRecord(
+                    *(method, {}, (rank,), cost * rank, cost * rank), 0.1, 0.1 / 2**rank, part, group
+                )
+                for method, cost, group in (
+                    ("svd", 1, None),
+                    ("shared", choice.after.params if choice.after else 0, ("q", "k")),
+                    ("shared", 1, ("q", "k", "v")),
+                )
                 for rank in (1, 2, 3)
             ),
         )
@@ -186,7 +212,7 @@ def test_gains_of_siblings_are_alike() -> None:
     plan, search = weighed(0.4)
     assert _gains(search, plan) == pytest.approx({("", "q"): 0.2, ("", "k"): 0.2})
     # Its first factor is the first layer's: alone it would seem to gain least.
-    assert [layer.candidates[-1].part for layer in search.layers] == [0.4, 0.2]
+    assert [layer.candidates[0].part for layer in search.layers] == [0.4, 0.2]
 
 
 def test_weights_are_what_the_losses_do_to_the_output() -> None:
@@ -200,6 +226,7 @@ def test_weights_are_what_the_losses_do_to_the_output() -> None:
         related.see(place, None, effect)
     assert related.weights(own) == pytest.approx((4.0, 1.0, 0.25))
     candidates = related.candidates()
+    assert {candidate.group for candidate in candidates[0]} == {(0, 1, 2)}
     chosen = related.weighted(0, candidates[0][0]).outline.method
     assert chosen == Shared(weight=4.0)
     # What counts most loses least.

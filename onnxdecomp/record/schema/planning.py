@@ -36,6 +36,7 @@ class PlannedLayer:
         copied: Numbers of its bias that the original stores with another layer, whose bias it reads as well.
         sized: The size of the activation is known; else the MACs are those of one row.
         narrowed: It is smaller behind the cuts of channels, and `after` is what is left of it.
+        group: What layers have in common that share their first factor; not there for others.
     """
 
     layer: str
@@ -53,6 +54,7 @@ class PlannedLayer:
     copied: int = field(default=0, metadata=LATER)
     sized: bool = field(default=True, metadata=LATER)
     narrowed: bool = field(default=False, metadata=LATER)
+    group: str | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,8 @@ class RecordedCandidate:
         loss: Of the layer.
         output_loss: Squared relative error that it makes in the output.
         part: Share of the original's latency that it would take.
+        group: The layers that it is done to together, of which the first bears the cost of what they have in
+            common; not there for one layer alone.
     """
 
     method: str
@@ -114,6 +118,7 @@ class RecordedCandidate:
     loss: float
     output_loss: float
     part: float | None
+    group: tuple[str, ...] | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
