@@ -163,6 +163,7 @@ class _Run:
             self.done.pop(("", name), None)
         self.done |= {_key(one): one for one in rewritten}
         self.cuts.append(done)
+        self._rewriter = Rewriter(self.model)  # there are other names now
         return True
 
     def layer(self, match: LayerMatch, choice: Choice, pending: set[ir.Node]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.activation_cache import Window
+from onnxdecomp.calibration.attention_scores import ScoreProduct
 from onnxdecomp.calibration.batchnorm import renormalise
 from onnxdecomp.calibration.nonlinearity import Aim, activation, aim
 from onnxdecomp.calibration.pinned_values import pins_of
@@ -18,6 +19,7 @@ from onnxdecomp.calibration.statistics import (
     Calibration,
     Reference,
     centred,
+    mask_feeds,
     observe,
     observe_together,
     window,
@@ -27,6 +29,7 @@ from onnxdecomp.core.layer import Array, Layer, Ranks
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
 from onnxdecomp.fitting.moments import Moments, merged
+from onnxdecomp.fitting.refine_scores import AttentionSample
 from onnxdecomp.fitting.refit_kept import repair
 from onnxdecomp.fitting.shared_factor import fit_first, fit_last, refit_last
 from onnxdecomp.layers.adapter import LayerMatch
@@ -34,6 +37,9 @@ from onnxdecomp.layers.adapter import LayerMatch
 ROUNDS = 2
 """Fits anew to what the activation behind a layer leaves to be wanted."""
 
+
+_ATTENTION = 256 << 20
+"""Bytes of queries, keys and probabilities that are held."""
 
 _TRUSTED = 1.1
 """Loss on held-out rows over that on all, up to which a fit is taken to say what others would say."""
@@ -164,6 +170,23 @@ class Fitter:
             matched, self.now, self.original, self.calibration, pending, references=references
         )
 
+    def attention(self, product: ScoreProduct, pending: Collection[ir.Node]) -> list[AttentionSample]:
+        """Queries, keys and probabilities of the calibration inputs, in the model as it is by now."""
+        found: list[AttentionSample] = []
+        mask, size = self.calibration.mask, 0
+        feeds = mask_feeds(self.calibration)
+        for values, feed in zip(self.now.advance(product.names, pending), feeds, strict=False):
+            real = None if mask is None else mask.rows(feed, (len(values[0]), values[0].shape[-2]))
+            for sample in product.samples(values, real):
+                size += sample.probabilities.nbytes + sample.query.nbytes + sample.key.nbytes
+                if size <= _ATTENTION:
+                    found.append(sample)
+        return found
+
+    def will_turn(self, match: LayerMatch, maps: Array) -> None:
+        """Remember a layer as it is before its outputs are mapped by [T, T]."""
+        self._remember(match, maps)
+
     def will_cut(self, channel: Channel, between: Sequence[Producer], units: Array) -> None:
         """Remember the layers of a channel, and those between, as they are before other units of it go."""
         for producer in (*channel.producers, *between):
@@ -177,11 +200,9 @@ class Fitter:
                 self.left[stored.node] = left if known is None else known[left]
 
     def _remember(self, match: LayerMatch, outputs: Array | None) -> None:
-        known = self._reference(match)
-        first, left = (match, None) if known is None else (known.match, known.outputs)
-        if outputs is not None:
-            left = outputs if left is None else left[outputs]
-        self.references[match.layer.graph, match.layer.name] = Reference(first, left)
+        known = self._reference(match) or Reference(match)
+        key = match.layer.graph, match.layer.name
+        self.references[key] = known if outputs is None else known.then(outputs)
 
     def _reference(self, match: LayerMatch) -> Reference | None:
         return self.references.get((match.layer.graph, match.layer.name))

@@ -163,11 +163,33 @@ class Reference:
 
     Attributes:
         match: The layer in the original.
-        outputs: Which of its outputs are left; None: all.
+        outputs: Which of its outputs are left, int [T'], or what they are mapped by, float [T', T]; None:
+            they are as they were.
     """
 
     match: LayerMatch
     outputs: Array | None = None
+
+    def left(self, outputs: Array) -> Array:
+        """What is left of outputs [n, T] of the original."""
+        if self.outputs is None:
+            return outputs
+        if self.outputs.ndim == 2:
+            return np.asarray(outputs @ self.outputs.T.astype(outputs.dtype))
+        return np.asarray(outputs[:, self.outputs])
+
+    def then(self, outputs: Array) -> Reference:
+        """The same after one more change, of what is left by now."""
+        first = self.outputs
+        if first is None:
+            return Reference(self.match, outputs)
+        if outputs.ndim == 1:
+            return Reference(self.match, first[outputs])
+        if first.ndim == 2:
+            return Reference(self.match, outputs @ first)
+        whole = np.zeros((len(outputs), self.match.layer.outputs))
+        whole[:, first] = outputs
+        return Reference(self.match, whole)
 
 
 def observe(
@@ -251,22 +273,22 @@ class _Look:
 
     def add(self, index: int, looked: Sequence[Array], meant: Sequence[Array], feed: Feed) -> None:
         """The values of `names` in both models for one batch."""
-        gather, left = self.gather, None if self._reference is None else self._reference.outputs
+        gather, reference = self.gather, self._reference
         # Rows that are no counterparts, chosen by other scores or drawn anew, say nothing about each other.
         unlike = self._apart or any(
             self._positions(one) != self._positions(two) for one, two in zip(looked, meant, strict=True)
         )
-        if unlike and self._reference is not None:
+        if unlike and reference is not None:
             return
         seen = meant if unlike else looked
         for at in gather.places(seen[0], feed):
             rows, wanted = gather.rows(seen[0], at), self._original.wanted(self._original.rows(meant[0], at))
-            wanted = wanted if left is None else wanted[:, left]
+            wanted = wanted if reference is None else reference.left(wanted)
             added = None
             if self._other is not None:
                 # The branch may be the layer's own input, which is then tapped once.
                 added, then = gather.outputs(seen[-1], at), gather.outputs(meant[-1], at)
-                wanted = wanted + (then if left is None else then[:, left]) - added
+                wanted = wanted + (then if reference is None else reference.left(then)) - added
             if self._aim is not None:
                 wanted = self._aim(rows, wanted, added)
             gather.add(index, rows, wanted)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from onnxdecomp.calibration.attention_scores import unrotatable
 from onnxdecomp.channels.channel import Channel, ChannelSkip
+from onnxdecomp.channels.find_channels import BLOCKS
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer
 from onnxdecomp.core.patterns import names_of, selected
@@ -14,6 +16,7 @@ from onnxdecomp.ranks.rounding import round_to_multiple
 from onnxdecomp.ranks.spec import RankSpec
 from onnxdecomp.search.channel_costs import behind_cuts, narrowed_layers
 from onnxdecomp.search.fixed_ranks import Request
+from onnxdecomp.search.keep_layers import uncut
 from onnxdecomp.search.plan import Cost, Cut, Plan, cost_of
 
 
@@ -36,9 +39,17 @@ def with_channels(
         request: What is asked for, with names read literally.
     """
     cuts = [_cut(channel, request, matched) for channel in channels]
+    inside = [cut for cut in cuts if cut.method is not None and not cut.channel.endswith(BLOCKS)]
+    smaller = {name for cut in inside for name in cut.producers}
+    cuts = [
+        uncut(cut, "its blocks are made smaller")
+        if cut.channel.endswith(BLOCKS) and smaller & set(cut.producers)
+        else cut
+        for cut in cuts
+    ]
     kept = {cut.channel: cut.kept for cut in cuts if cut.method is not None}
-    smaller = narrowed_layers(matched, channels, kept)
-    chosen = [behind_cuts(choice, smaller.get((choice.graph, choice.layer))) for choice in plan.choices]
+    left = narrowed_layers(matched, channels, kept)
+    chosen = [behind_cuts(choice, left.get((choice.graph, choice.layer))) for choice in plan.choices]
     broken = [Cut(skip.name, None, 1, 1, (skip.name,), reason=skip.reason) for skip in skips]
     return replace(plan, choices=tuple(chosen), channels=(*cuts, *broken))
 
@@ -72,7 +83,7 @@ def _cut(channel: Channel, request: Request, matched: Sequence[LayerMatch]) -> C
 
 def methods_of(channel: Channel) -> tuple[str, ...]:
     """The joint methods that can cut a channel, the best first."""
-    linear = ("attention",) if channel.linear else ()
+    linear = () if unrotatable(channel) else ("attention",)
     return (*linear, "width") if channel.readers and not channel.products else linear
 
 
