@@ -21,6 +21,9 @@ from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import Problem, problem, solved_positive
 from onnxdecomp.tensor.blas_threads import LONG, threads_for
 
+_LEAST_VARIANCE = 1e-6
+"""Of the largest: outputs that vary less count as if they varied so much."""
+
 
 @dataclass(frozen=True, eq=False)
 class ReaderMoments:
@@ -66,6 +69,19 @@ class ReaderMoments:
         bias = None if self.bias is None else self.bias * scale
         train, weight = moments(self.train), self.weight * rows
         return replace(self, train=train, held_out=held_out, weight=weight, bias=bias, importance=None)
+
+
+def even_importance(moments: Moments) -> Array:
+    """[T], the importance that has every output count by its error's share of its own variance.
+
+    For outputs that are normalised behind the layer: there those of a large variance matter no more than
+    others, and would decide alone.
+    """
+    n = max(moments.count, 1)
+    variances = np.maximum(moments.yy / n - (moments.y / n) ** 2, 0.0)
+    least = _LEAST_VARIANCE * float(variances.max(initial=0.0)) or 1.0
+    importance = 1 / np.maximum(variances, least)
+    return np.asarray(importance / importance.mean())
 
 
 class Part:

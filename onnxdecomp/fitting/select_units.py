@@ -158,6 +158,9 @@ def refit_reader(
     train = _restricted(reader.train, features)
     held_out = None if reader.held_out is None else _restricted(reader.held_out, features)
     everything = merged(train, held_out)
+    if not features.size:
+        bias = everything.y / everything.count / scale if reader.centred else own_bias
+        return RefittedReader(own, bias, features, 1.0, None if held_out is None else 1.0, np.inf)
 
     def posed(moments: Moments, shrinkage: float = 0.0) -> Problem:
         return problem(moments, weight, shrinkage, centred=reader.centred)

@@ -2,9 +2,9 @@
 
 Backward elimination by exact increases of the readers' losses (see `elimination`), as in ZipLM (Kurtic et al.
 2023) for one layer: one pass from the whole width down has every width's loss. Many units go at once, so that
-the updates are products of matrices: among three times as many candidates they go one by one. Neither forward
-selection nor ridge leverage scores (MoDeGPT, Lin et al. 2024) lose less, and exchanges after it (OSSCAR, Meng
-et al. 2024) change little: bench/results/unit_selection.md.
+the updates are products of matrices: among three times as many candidates they go one by one. Forward
+selection takes several times as long and loses as much, ridge leverage scores (MoDeGPT, Lin et al. 2024) lose
+more, exchanges after it (OSSCAR, Meng et al. 2024) gain where units are few: bench/results/unit_selection.md.
 """
 
 from __future__ import annotations

@@ -156,3 +156,14 @@ def test_importance_does_not_change_what_is_fitted() -> None:
     assert second.bias is not None
     np.testing.assert_allclose(first.bias, second.bias, atol=1e-9)
     assert first.loss != second.loss
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_reader_that_is_left_with_nothing_gives_its_mean(centred: bool) -> None:
+    one = reader(centred=centred)
+    fitted = refit_reader(one, np.array([], dtype=np.int64))
+    assert fitted.weight.shape == (1, 5, 0)
+    assert fitted.loss == 1
+    mean = outputs(SEEN, WEIGHT).mean(0) + BIAS
+    assert fitted.bias is not None
+    np.testing.assert_allclose(fitted.bias, mean if centred else BIAS)

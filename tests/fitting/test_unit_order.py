@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.fitting.elimination import ReaderMoments, inverse_of
+from onnxdecomp.fitting.elimination import ReaderMoments, even_importance, inverse_of
 from onnxdecomp.fitting.moments import Gatherer, Moments
 from onnxdecomp.fitting.unit_order import unit_order
 
@@ -173,3 +174,18 @@ def test_constant_outputs_are_judged_by_the_weight() -> None:
     found = unit_order([one], 4)
     assert list(found.order) == [3, 1, 0, 2]
     np.testing.assert_allclose(found.losses, np.array([21, 5, 1, 0, 0]) / 21, atol=1e-6)
+
+
+def test_outputs_that_count_by_their_own_variance() -> None:
+    """An output of a large variance no longer decides alone."""
+    x = rows(2000, 8)
+    weight = np.zeros((1, 4, 8))
+    weight[0, 0, :4], weight[0, 1, 4:], weight[0, 2, 4:6] = 100.0, 1.0, 1.0
+    one = ReaderMoments(gathered(x, outputs(x, weight)), None, weight, np.arange(8)[None])
+    importance = even_importance(one.train)
+    scaled = replace(one, importance=importance).scaled().train
+    variances = scaled.yy / scaled.count - (scaled.y / scaled.count) ** 2
+    np.testing.assert_allclose(variances[:3], variances[0], rtol=1e-6)
+    assert np.isfinite(importance).all()
+    assert set(unit_order([one], 8).order[:4]) == {0, 1, 2, 3}
+    assert set(unit_order([replace(one, importance=importance)], 8).order[:4]) != {0, 1, 2, 3}
