@@ -44,9 +44,10 @@ from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.knapsack import OutOfReach
-from onnxdecomp.search.layer_profiles import LayerProfiles, Scope, profile_layers
+from onnxdecomp.search.layer_profiles import LayerProfiles, profile_layers
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.rules import Defaults, make_rule
+from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.select import choose
 from onnxdecomp.search.targets import Budget
 

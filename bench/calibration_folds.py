@@ -56,8 +56,9 @@ from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.search import layer_profiles
 from onnxdecomp.search.knapsack import OutOfReach
-from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles, Scope, profile_layers
+from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles, profile_layers
 from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.select import choose
 from onnxdecomp.search.sensitivity import original_outputs
 from onnxdecomp.search.targets import Budget

@@ -33,7 +33,8 @@ from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.search.knapsack import OutOfReach
-from onnxdecomp.search.layer_profiles import Scope, profile_layers
+from onnxdecomp.search.layer_profiles import profile_layers
+from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.select import choose
 from onnxdecomp.search.targets import Budget
 

@@ -52,7 +52,7 @@ def narrowed_by(layer: Layer, cuts: Iterable[tuple[Extent, float]]) -> Layer:
     for extent, share in cuts:
         outputs -= extent.outputs - round(extent.outputs * share)
         inputs -= extent.inputs - round(extent.inputs * share)
-    return narrowed(layer, outputs, inputs)
+    return narrowed(layer, max(1, outputs), max(1, inputs))  # channels may have units in common
 
 
 def narrowed_layers(

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.input_shapes import input_shapes
+from onnxdecomp.channels.cut_channel import cut_channel
+from onnxdecomp.channels.find_channels import find_channel
 from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.layer import Layer
 from onnxdecomp.decompositions.base import outline
 from onnxdecomp.decompositions.registry import get
+from onnxdecomp.errors import DefectError
 from onnxdecomp.evaluate.benchmark import bench
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency.cache import cache_file
@@ -46,12 +51,17 @@ class Timed:
             dense.
         original_ms: The latency of the original as it came in.
         notes: What could not be timed, and what else a user should know.
+        narrower: Of each narrower layer asked for, in their order, its time over the layer's; 1 where
+            it could not be timed.
+        own: By the layer's place, its share, of those that have narrower ones.
     """
 
     parts: Parts
     whole_ms: float
     original_ms: float
     notes: tuple[str, ...] = ()
+    narrower: tuple[float, ...] = ()
+    own: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +86,19 @@ class Stopwatch:
     seconds: float = 20.0
 
     def time(
-        self, model: ir.Model, matched: Sequence[LayerMatch], options: Sequence[Sequence[Outline]]
+        self,
+        model: ir.Model,
+        matched: Sequence[LayerMatch],
+        options: Sequence[Sequence[Outline]],
+        narrower: Sequence[tuple[int, Layer]] = (),
     ) -> Timed:
         """Time the outlines of each match, in turns with the layer itself.
+
+        Args:
+            model: The model with all layers dense.
+            matched: Its layers.
+            options: Outlines of each of them.
+            narrower: Layers of fewer outputs or inputs, each with the place of the one that it would be.
 
         Raises:
             ModelError: The model does not run on the feed.
@@ -94,6 +114,9 @@ class Stopwatch:
             for request, own in zip(dense, options, strict=True)
             for option in own
         ]
+        asked += [_narrowed(dense[place], layer) for place, layer in narrower]
+        widths = {place: _narrowed(dense[place], dense[place].layer) for place, _ in narrower}
+        asked += widths.values()
         cache: Path | None = cache_file() if self.cached else None
         notes: list[str] = []
         timings = iter(
@@ -125,11 +148,27 @@ class Stopwatch:
             if share.part > 0 and any(not timing.reason for timing in taken):
                 parts[index] = (share.part, tuple(_taken(share, timing) for timing in taken))
                 notes += _untimed(matched[index], own, taken)
-        return Timed(parts | _guessed(matched, options, parts), whole.whole_ms, before, tuple(notes))
+        smaller = [next(timings).dense_ms for _ in narrower]
+        full = {place: next(timings).dense_ms for place in widths}
+        ratios = (ms / full[place] for ms, (place, _) in zip(smaller, narrower, strict=True))
+        return Timed(
+            parts | _guessed(matched, options, parts),
+            whole.whole_ms,
+            before,
+            tuple(notes),
+            tuple(1.0 if math.isnan(ratio) else ratio for ratio in ratios),
+            {place: whole.layers[place].part for place in widths},
+        )
 
     def time_plan(self, model: ir.Model, plan: Plan) -> Ratio:
         """The latency of the whole model under a plan over the original's, with factors of noise."""
         copy = model.clone()
+        for cut in plan.cuts:
+            channel = find_channel(copy, find(copy, freeze=True)[0], cut.channel, freeze=True)
+            if channel is None:
+                raise DefectError(f"the channel {cut.channel!r} is gone where others are cut")
+            units = np.arange(channel.width).reshape(channel.blocks, -1)  # any: their number counts
+            cut_channel(copy, channel, units[:, : cut.kept // channel.blocks].reshape(-1))
         matched, _ = find(copy, freeze=True)
         by_name = {(match.layer.graph, match.layer.name): match for match in matched}
         rewriter = Rewriter(copy)
@@ -164,6 +203,13 @@ class Stopwatch:
         ratio = timed.settings[0].models[1].ratio
         assert ratio is not None
         return ratio
+
+
+def _narrowed(request: Request, layer: Layer) -> Request:
+    """What times a layer of other sizes in the same place."""
+    shape = list(request.input_shape)
+    shape[1 if layer.conv is not None else -1] = layer.inputs
+    return Request(layer, dense_chain(layer), tuple(shape), request.around)
 
 
 def _taken(share: Share, timing: Timing) -> float:

@@ -8,22 +8,17 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from onnxdecomp.calibration.input_shapes import input_shapes
-from onnxdecomp.calibration.reachability import UNREACHED, unreached
+from onnxdecomp.calibration.reachability import unreached
 from onnxdecomp.calibration.statistics import Calibration, observe_unchanged, packs, parted, unobservable
+from onnxdecomp.channels.channel import Channel
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.dense import dense_chain
-from onnxdecomp.core.layer import Layer
-from onnxdecomp.core.patterns import names_of, of_layers, selected
-from onnxdecomp.decompositions.base import Refusal
-from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import DefectError, ModelError
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.siblings import siblings
 from onnxdecomp.layers.tied_weights import Tie, stays, ties
 from onnxdecomp.search.candidates import (
-    NOTHING_CHEAPER,
-    QUICK,
     Candidate,
     Outline,
     What,
@@ -33,10 +28,18 @@ from onnxdecomp.search.candidates import (
     outlined,
     outlines,
 )
-from onnxdecomp.search.finite_weights import unsound
+from onnxdecomp.search.channel_profiles import (
+    ChannelProfile,
+    ChannelWeigher,
+    Halves,
+    narrower,
+    unweighed,
+    with_times,
+)
 from onnxdecomp.search.latency_model import Stopwatch, Timed
 from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.plan import Cost
+from onnxdecomp.search.scope import Scope, reasons_to_stay, refusals, untouchable
 from onnxdecomp.search.sensitivity import Effect, Outputs, effect, original_outputs
 from onnxdecomp.search.sibling_candidates import Relatives, probing
 from onnxdecomp.search.timed_outlines import time_outlines
@@ -45,32 +48,6 @@ Progress = Callable[[str, int, int], None]
 
 _POINTS = 3
 """Candidates per layer whose effect on the output is measured."""
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Which layers are looked at, and with what.
-
-    Attributes:
-        methods: Names, or ("auto",).
-        multiple: Ranks are multiples of it.
-        what: The cost along which candidates are laid out.
-        include, exclude: Shell patterns of layer names.
-        options: The methods' options, by method.
-        skip_below: Layers below this share of the average one in MACs and parameters are left alone.
-        worse: See `candidates`.
-        seed: Of methods that start at random.
-    """
-
-    methods: tuple[str, ...] = ("auto",)
-    multiple: int = 1
-    what: What = "macs"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    options: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    skip_below: float = 0.1
-    worse: float = 1.3
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +94,7 @@ class LayerProfiles:
         ties: Who reads which weight.
         groups: Siblings, as places in `layers`, that have candidates in common (see `Candidate.group`).
         notes: What a user should know of it.
+        channels: The channels between layers that were asked for.
     """
 
     layers: tuple[LayerProfile, ...]
@@ -127,6 +105,7 @@ class LayerProfiles:
     ties: tuple[Tie, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     notes: tuple[str, ...] = ()
+    channels: tuple[ChannelProfile, ...] = ()
 
     def reader(self, tie: Tie) -> str:
         """Who keeps the weight in the model, whatever is done to its other readers; "" where nobody does."""
@@ -139,6 +118,7 @@ def profile_layers(
     scope: Scope,
     calibration: Calibration,
     *,
+    channels: Sequence[Channel] = (),
     stopwatch: Stopwatch | None = None,
     progress: Progress | None = None,
 ) -> LayerProfiles:
@@ -150,65 +130,68 @@ def profile_layers(
         scope: Which of them, and how.
         calibration: Inputs. Synthetic ones show what an error does to the output, but nothing is fitted
             to them.
+        channels: Those whose widths are weighed, too.
         stopwatch: Measures the latency of outlines; those that take as long as the layer are dropped.
         progress: Called as the work goes on.
 
     """
-    scope = _of_layers(scope, [match.layer for match in matched])
+    scope = scope.of_layers([match.layer for match in matched])
     report = progress or (lambda what, done, total: None)
     dense = [dense_cost(match.layer) for match in matched]
-    reasons = _reasons(
-        matched, dense, unreached(model, matched, calibration.feeds, batch=calibration.batch), scope
-    )
+    idle = unreached(model, matched, calibration.feeds, batch=calibration.batch)
+    reasons = reasons_to_stay(matched, dense, idle, scope)
     found_ties = ties(matched)
     related = Relatives.of(
         matched, siblings(matched, found_ties), reasons, scope.methods, scope.multiple, scope.what
     )
     options = _outlines(matched, reasons, scope)
     joint = _joined(found_ties, matched, options, reasons, scope)
+    barred = untouchable(matched, idle, found_ties, scope)
+    asked = [unweighed(channel, matched, scope.multiple, barred) for channel in channels]
     timed: Timed | None = None
     takes: dict[int, float] = {}
     if stopwatch is not None:
         report("time layers", 0, 0)
-        timed, takes = time_outlines(stopwatch, model, matched, options, related, reasons)
+        smaller = narrower(asked, matched)
+        timed, takes = time_outlines(stopwatch, model, matched, options, related, reasons, smaller)
+        asked = with_times(asked, timed.narrower)
     related.explain(options, reasons)
+    own_parts = [0.0 if timed is None else timed.own.get(place, 0.0) for place in range(len(matched))]
     macs = _real_macs(model, matched, calibration)
     outputs = original_outputs(model, parted(calibration)[1], macs)
     found = [
-        LayerProfile(
-            s, c, reason=r, fixed=not selected(names_of(s.layer), scope.include, scope.exclude), stored=n
+        LayerProfile(s, c, reason=r, part=p, fixed=not scope.holds(s.layer), stored=n)
+        for s, c, r, n, p in zip(
+            *(matched, dense, reasons, _stored(found_ties, matched, dense)), own_parts, strict=True
         )
-        for s, c, r, n in zip(matched, dense, reasons, _stored(found_ties, matched, dense), strict=True)
     ]
     todo = [index for index, own in enumerate(options) if own or related.outlines(index)]
-    for done, (index, moments) in enumerate(_moments(model, matched, todo, calibration, joint)):
-        match = matched[index]
-        report(f"weigh {match.layer.name}", done, len(todo))
-        price = None
-        alone = options[index]
-        if alone and timed is not None and index in timed.parts:
-            own_part = timed.parts[index][0]
-            price = lambda option, own_part=own_part: takes[id(option)] / own_part  # noqa: E731
-        pending = {node for later in todo[done:] for node in matched[later].nodes}
-        try:
-            weighed = _weighed(match, alone or probing(match), moments, scope, price)
-            measured = _measured(model, match, weighed, outputs, calibration, pending)
-            related.see(index, moments, measured)
-        except Exception as error:
-            found[index] = replace(found[index], reason=_ours(error, match))
-            related.lose(index)
-            continue
-        entry = replace(found[index], candidates=tuple(weighed) if alone else (), effect=measured)
-        if timed is not None and index in timed.parts:
-            parts = tuple(takes[id(candidate.outline)] for candidate in entry.candidates)
-            entry = replace(entry, part=timed.parts[index][0], parts=parts)
-        # The numbers of the anchors have served; a plan is carried out anew.
-        light = tuple(replace(candidate, fitted=None) for candidate in entry.candidates)
-        found[index] = replace(entry, candidates=light)
+    weigher = ChannelWeigher(model, matched, asked)
+    for index, halves in _moments(model, matched, sorted({*todo, *weigher.readers}), calibration, joint):
+        ahead = [later for later in todo if later >= index]
+        pending = {node for later in ahead for node in matched[later].nodes}
+        if index in ahead:
+            match, alone = matched[index], options[index]
+            report(f"weigh {match.layer.name}", len(todo) - len(ahead), len(todo))
+            shares = None if timed is None else timed.parts.get(index)
+            price = None if not alone or shares is None else (lambda o, own=shares[0]: takes[id(o)] / own)
+            near = pending | weigher.pending()
+            try:
+                moments = _usable(halves)
+                weighed = _weighed(match, alone or probing(match), moments, scope, price)
+                measured = _measured(model, match, weighed, outputs, calibration, near)
+                related.see(index, moments, measured)
+            except Exception as error:
+                found[index] = replace(found[index], reason=_ours(error, match))
+                related.lose(index)
+            else:
+                found[index] = _entry(found[index], weighed if alone else (), measured, shares, takes)
+        weigher.take(index, halves, outputs, calibration, pending)
     _add_joint(found, related, takes)
     latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
     said = () if timed is None else timed.notes
-    return LayerProfiles(tuple(found), outputs, macs, *latency, found_ties, related.groups(), said)
+    groups, profiles = related.groups(), weigher.profiles
+    return LayerProfiles(tuple(found), outputs, macs, *latency, found_ties, groups, said, profiles)
 
 
 def _add_joint(found: list[LayerProfile], related: Relatives, takes: Mapping[int, float]) -> None:
@@ -221,9 +204,26 @@ def _add_joint(found: list[LayerProfile], related: Relatives, takes: Mapping[int
         found[index] = replace(found[index], candidates=candidates, parts=(*found[index].parts, *parts))
 
 
-def _of_layers(scope: Scope, layers: Sequence[Layer]) -> Scope:
-    """The scope with its patterns told names from."""
-    return replace(scope, include=of_layers(scope.include, layers), exclude=of_layers(scope.exclude, layers))
+def _usable(halves: Halves | None) -> Moments | None:
+    """The moments of all rows, where there are any that say something."""
+    moments = None if halves is None else merged(*halves)
+    return moments if moments is not None and moments.usable else None
+
+
+def _entry(
+    entry: LayerProfile,
+    weighed: Sequence[Candidate],
+    measured: Effect,
+    shares: tuple[float, tuple[float, ...]] | None,
+    takes: Mapping[int, float],
+) -> LayerProfile:
+    """The layer with what was weighed of it."""
+    if shares is not None:
+        parts = tuple(takes[id(candidate.outline)] for candidate in weighed)
+        entry = replace(entry, part=shares[0], parts=parts)
+    # The numbers of the anchors have served; a plan is carried out anew.
+    light = tuple(replace(candidate, fitted=None) for candidate in weighed)
+    return replace(entry, candidates=light, effect=measured)
 
 
 def _outlines(matched: Sequence[LayerMatch], reasons: list[str], scope: Scope) -> list[list[Outline]]:
@@ -235,7 +235,7 @@ def _outlines(matched: Sequence[LayerMatch], reasons: list[str], scope: Scope) -
         try:
             methods = methods_for(scope.methods, match, scope.options)
             options[index] = outlines(match, methods, multiple=scope.multiple, what=_what(match, scope))
-            reasons[index] = "" if options[index] else _refusals(scope.methods, match)
+            reasons[index] = "" if options[index] else refusals(scope.methods, match)
         except Exception as error:
             reasons[index] = _ours(error, match)
     return options
@@ -345,21 +345,19 @@ def _moments(
     todo: Sequence[int],
     calibration: Calibration,
     joint: Collection[int],
-) -> Iterator[tuple[int, Moments | None]]:
+) -> Iterator[tuple[int, Halves | None]]:
     """The moments of layers in their order, a pack at a time; None for those that cannot be observed."""
 
     def hidden(index: int) -> bool:
         return calibration.synthetic or index in joint or unobservable(matched[index]) is not None
 
-    def observed() -> Iterator[Moments]:
+    def observed() -> Iterator[Halves]:
         for pack in packs([matched[index] for index in todo if not hidden(index)]):
-            for train, held in observe_unchanged(model, pack, calibration):
-                yield merged(train, held)
+            yield from observe_unchanged(model, pack, calibration)
 
     moments = observed()
     for index in todo:
-        seen = None if hidden(index) else next(moments)
-        yield index, seen if seen is not None and seen.usable else None
+        yield index, None if hidden(index) else next(moments)
 
 
 def _probes(weighed: Sequence[Candidate]) -> list[tuple[float, Chain]]:
@@ -367,30 +365,3 @@ def _probes(weighed: Sequence[Candidate]) -> list[tuple[float, Chain]]:
     fitted = sorted((c for c in weighed if c.fitted is not None), key=lambda c: c.loss)
     picks = {round(k * (len(fitted) - 1) / (_POINTS - 1)) for k in range(_POINTS)} if fitted else set()
     return [(c.loss, c.fitted) for c in (fitted[k] for k in sorted(picks)) if c.fitted is not None]
-
-
-def _reasons(
-    matched: Sequence[LayerMatch], dense: Sequence[Cost], idle: Sequence[bool], scope: Scope
-) -> list[str]:
-    share = scope.skip_below / max(1, len(matched))
-    few_macs = share * sum(cost.macs for cost in dense)
-    few_params = share * sum(cost.params for cost in dense)
-    reasons = []
-    for match, cost, alone in zip(matched, dense, idle, strict=True):
-        if not selected(names_of(match.layer), scope.include, scope.exclude):
-            reasons.append("excluded by name")
-        elif cost.macs < few_macs and cost.params < few_params:
-            reasons.append(
-                f"too small: below {scope.skip_below:g} of the average layer in MACs and parameters"
-            )
-        else:
-            reasons.append(unsound(match.layer.weight) or (UNREACHED if alone else ""))
-    return reasons
-
-
-def _refusals(names: Sequence[str], match: LayerMatch) -> str:
-    """Why no method takes a layer."""
-    tried = QUICK if tuple(names) == ("auto",) else names
-    found = [get(name).specialise(match.layer) for name in tried]
-    reasons = dict.fromkeys(answer.reason for answer in found if isinstance(answer, Refusal))
-    return "; ".join(reasons) or NOTHING_CHEAPER

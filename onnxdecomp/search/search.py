@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import onnx_ir as ir
 
 from onnxdecomp.calibration.reachability import UNREACHED
 from onnxdecomp.calibration.statistics import Calibration, parted, shortened
+from onnxdecomp.channels.channel import Channel
 from onnxdecomp.core.names import some
 from onnxdecomp.core.patterns import names_of
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch, Skip
 from onnxdecomp.search.file_size import file_size, refine_by_size, width
+from onnxdecomp.search.joint_options import JointOptions, joint_options
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.latency_feedback import refine_by_latency
 from onnxdecomp.search.latency_model import Stopwatch
-from onnxdecomp.search.layer_profiles import LayerProfiles, Progress, Scope, profile_layers
+from onnxdecomp.search.layer_profiles import LayerProfiles, Progress, profile_layers
 from onnxdecomp.search.metrics.base import Reference, Sizes
 from onnxdecomp.search.plan import Plan, kept
 from onnxdecomp.search.plan_trials import LossLimit, Tried, try_plans
+from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search_record import SearchRecord, search_record
 from onnxdecomp.search.select import Chosen, choose, with_reason
 from onnxdecomp.search.targets import Budget
@@ -58,6 +62,7 @@ def search_plan(
     stopwatch: Stopwatch | None = None,
     size: int = 0,
     precision: str = "float",
+    channels: Sequence[Channel] = (),
     progress: Progress | None = None,
 ) -> SearchResult:
     """Find the plan that meets the budgets: of least loss, or of least latency where they limit the loss.
@@ -72,6 +77,7 @@ def search_plan(
         stopwatch: Measures latency; needed for a budget on it.
         size: Bytes of the original with its external data, for a budget on them.
         precision: What the trial is quantized to: "float", "int8" or "fp16".
+        channels: Those between layers that may be cut.
         progress: Called as the work goes on.
 
     Raises:
@@ -82,7 +88,12 @@ def search_plan(
             raise UsageError(problem)
         if budget.loss is None and budget.cost.timed and stopwatch is None:
             raise UsageError(f"--target {budget.quantity}=… needs something to measure latency with")
-    weighed = profile_layers(model, matched, scope, calibration, stopwatch=stopwatch, progress=progress)
+    weighed = profile_layers(
+        *(model, matched, scope, calibration),
+        channels=channels,
+        stopwatch=stopwatch,
+        progress=progress,
+    )
     brief = shortened(parted(calibration)[0], weighed.macs)
     picker = _Picker(
         *(model, skips, weighed, [budget for budget in budgets if not budget.on_loss]),
@@ -141,6 +152,11 @@ class _Picker:
     stopwatch: Stopwatch | None
     lows: list[float] = field(default_factory=list)
 
+    @cached_property
+    def options(self) -> JointOptions:
+        """What is chosen among."""
+        return joint_options(self.weighed)
+
     def with_sizes(self) -> _Picker:
         """The same with the size of the file in which every layer stays, where a budget is on it."""
         if self._largest_file() is None:
@@ -160,6 +176,7 @@ class _Picker:
                     sizes=sizes,
                     max_loss=max_loss,
                     correction=correction,
+                    options=self.options,
                 )
 
             return small(0.0) if limit is None else refine_by_size(small, self._bytes, limit)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
+
+from onnxdecomp.decompositions.joint import WIDTH
 from onnxdecomp.layers.adapter import Skip
 from onnxdecomp.search.candidates import Candidate
+from onnxdecomp.search.channel_costs import behind_cuts, narrowed_layers
+from onnxdecomp.search.channel_profiles import ChannelProfile
 from onnxdecomp.search.fixed_ranks import method_options
-from onnxdecomp.search.keep_layers import BETTER_KEPT
-from onnxdecomp.search.knapsack import Allocation, Option, OutOfReach
+from onnxdecomp.search.joint_choice import Table, allocate_jointly
+from onnxdecomp.search.joint_options import JointOptions, Measure, joint_options
+from onnxdecomp.search.keep_layers import BETTER_KEPT, key_of
+from onnxdecomp.search.knapsack import SLACK, Allocation, Option, OutOfReach
 from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
-from onnxdecomp.search.metrics.base import CostMetric, Sizes
+from onnxdecomp.search.metrics.base import Sizes
 from onnxdecomp.search.metrics.costs import Latency, Macs
-from onnxdecomp.search.plan import Choice, Plan, kept
-from onnxdecomp.search.sibling_choice import agreed, allocate_agreeing
+from onnxdecomp.search.plan import Choice, Cost, Cut, Plan, kept
+from onnxdecomp.search.sibling_choice import agreed, agreement_tables, allocate_agreeing
 from onnxdecomp.search.targets import Budget
-from onnxdecomp.search.tied_layers import Pick, ways
+
+_TRIES = 4
+"""Times that a choice is made anew that costs more than was expected of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +61,9 @@ def choose(
     sizes: Sizes | None = None,
     max_loss: float | None = None,
     correction: float = 1.0,
+    options: JointOptions | None = None,
 ) -> Chosen | OutOfReach:
-    """One candidate, or none, for every layer.
+    """One candidate, or none, for every layer, and a width for every channel.
 
     Args:
         profiles: The layers, weighed.
@@ -62,8 +73,8 @@ def choose(
         max_loss: With it the loss is limited too, and what is least is the latency where that was
             measured, else the MACs.
         correction: Measured latency over expected latency, of a plan like the one that is looked for.
+        options: Those of these profiles, where they are known already.
     """
-    entries = profiles.layers
     sizes = sizes or Sizes(0, 0)
     metrics = [budget.cost for budget in budgets]
     limits = [
@@ -72,39 +83,85 @@ def choose(
         )
         for budget, metric in zip(budgets, metrics, strict=True)
     ]
-    objective = Latency() if any(entry.part for entry in entries) else Macs()
-    decisions = ways(profiles)
-    losses = [entry.losses() for entry in entries]
-
-    def cost(way: Sequence[Pick], metric: CostMetric) -> float:
-        return sum(metric.of_layer(entries[pick.place], pick, profiles, sizes) for pick in way)
-
-    def option(way: Sequence[Pick]) -> Option:
-        loss = sum(0.0 if p.candidate is None else losses[p.place][p.candidate] for p in way)
-        costs = tuple(cost(way, metric) for metric in metrics)
-        if max_loss is None:
-            return Option(costs, loss)
-        return Option((loss, *costs), cost(way, objective))
-
+    objective = Latency() if any(entry.part for entry in profiles.layers) else Macs()
+    measures: list[Measure] = [
+        partial(metric.of_layer, profiles=profiles, sizes=sizes) for metric in (*metrics, objective)
+    ]
+    options = options or joint_options(profiles)
     # What no layer has: of the file beside the weights, of the latency beside the layers.
     fixed = [
-        metric.of_simplified(profiles, sizes) - sum(cost(own[0], metric) for own in decisions)
-        for metric in metrics
+        max(0.0, metric.of_simplified(profiles, sizes) - options.as_it_is(measure))
+        for metric, measure in zip(metrics, measures, strict=False)
     ]
-    items = [[option(way) for way in own] for own in decisions]
-    agreements = agreed(profiles, decisions)
-    if max_loss is not None:
-        lossy = [0.0, *(max(0.0, f) for f in fixed)]
-        found = allocate_agreeing(items, agreements, [max_loss, *limits], fixed=lossy)
+    if max_loss is None:
+        tables, before = options.tables(measures[:-1]), []
     else:
-        found = allocate_agreeing(items, agreements, limits, fixed=[max(0.0, f) for f in fixed])
+        tables, before = [_turned(table) for table in options.tables(measures)], [max_loss]
+    found = _within(options, tables, before, limits, fixed, measures[:-1])
     if isinstance(found, OutOfReach):
         return found
-    picked = [way for own, index in zip(decisions, found.choice, strict=True) for way in own[index]]
-    chosen = _chosen(profiles, skips, found, {pick.place: pick.candidate for pick in picked}, max_loss)
+    chosen = _chosen(options, skips, found, max_loss)
     taken = found.costs[-len(metrics) :] if metrics else ()
     sizes_taken = (cost for cost, metric in zip(taken, metrics, strict=True) if metric.filed)
     return replace(chosen, size=next(sizes_taken, None))
+
+
+def _within(
+    options: JointOptions,
+    tables: Sequence[Table],
+    before: Sequence[float],
+    limits: Sequence[float],
+    fixed: Sequence[float],
+    measures: Sequence[Measure],
+) -> Allocation | OutOfReach:
+    """The choice whose costs, counted, are within the limits; `before` are limits that come before these."""
+    wanted, rest = limits, [*(0.0 for _ in before), *fixed]
+    found = _allocated(options, tables, [*before, *wanted], rest)
+    for _ in range(_TRIES):
+        if isinstance(found, OutOfReach) or not options.channels:
+            break
+        counted = _counted(options, found, measures, fixed)
+        over = [max(0.0, cost - limit * (1 + SLACK)) for cost, limit in zip(counted, limits, strict=True)]
+        if not any(over):
+            break
+        # Between some widths the cost of chains is interpolated.
+        wanted = [limit - 1.01 * excess for limit, excess in zip(wanted, over, strict=True)]
+        found = _allocated(options, tables, [*before, *wanted], rest)
+    return found
+
+
+def _counted(
+    options: JointOptions, found: Allocation, measures: Sequence[Measure], fixed: Sequence[float]
+) -> list[float]:
+    """What a choice costs in each budget."""
+    picks, levels = options.picked(found.choice)
+    held = [options.exactly(pick, levels) for pick in picks]
+    return [
+        rest + sum(float(measure(one)) for one in held) for rest, measure in zip(fixed, measures, strict=True)
+    ]
+
+
+def _turned(table: Table) -> Table:
+    """The table with its loss as the first cost, and its last cost as what is least."""
+    together = np.isfinite(table.loss)
+    loss = np.where(together, table.loss, 0.0)
+    cost = np.concatenate([loss[..., None], table.cost[..., :-1]], axis=-1)
+    return Table(table.variables, cost, np.where(together, table.cost[..., -1], np.inf))
+
+
+def _allocated(
+    options: JointOptions, tables: Sequence[Table], limits: Sequence[float], fixed: Sequence[float]
+) -> Allocation | OutOfReach:
+    agreements = agreed(options.profiles, options.decisions)
+    if not options.channels:
+        items = [
+            [Option(tuple(cost), loss) for cost, loss in zip(t.cost.tolist(), t.loss.tolist(), strict=True)]
+            for t in tables
+        ]
+        return allocate_agreeing(items, agreements, limits, fixed=fixed)
+    states = [*options.states, *(agreement.count for agreement in agreements)]
+    groups = agreement_tables(agreements, len(options.states), len(limits))
+    return allocate_jointly(states, [*tables, *groups], limits, fixed=fixed)
 
 
 def with_reason(chosen: Chosen, profiles: LayerProfiles, reason: str) -> Chosen:
@@ -112,13 +169,18 @@ def with_reason(chosen: Chosen, profiles: LayerProfiles, reason: str) -> Chosen:
     could = {
         (entry.match.layer.graph, entry.match.layer.name) for entry in profiles.layers if entry.candidates
     }
+    narrower = {entry.channel.name for entry in profiles.channels if not entry.reason}
 
     def told(choice: Choice) -> Choice:
         stays = choice.method is None and (choice.graph, choice.layer) in could
         return replace(choice, reason=reason) if stays else choice
 
-    plan = replace(chosen.plan, choices=tuple(told(choice) for choice in chosen.plan.choices))
-    return replace(chosen, plan=plan)
+    def whole(cut: Cut) -> Cut:
+        return replace(cut, reason=reason) if cut.method is None and cut.channel in narrower else cut
+
+    plan = chosen.plan
+    choices, channels = tuple(map(told, plan.choices)), tuple(map(whole, plan.channels))
+    return replace(chosen, plan=replace(plan, choices=choices, channels=channels))
 
 
 def _why_kept(entry: LayerProfile, max_loss: float | None, *, alone: bool) -> str:
@@ -133,11 +195,15 @@ def _why_kept(entry: LayerProfile, max_loss: float | None, *, alone: bool) -> st
         return entry.reason
     if not entry.candidates:
         return "no candidate saves enough to be weighed"
+    return _why_better_kept(entry.losses(), max_loss, alone=alone)
+
+
+def _why_better_kept(losses: Sequence[float], max_loss: float | None, *, alone: bool) -> str:
     if max_loss is None:
         if alone:
             return "the target is met with every layer as it is"
         return f"{BETTER_KEPT}other layers save as much at less loss"
-    if min(entry.losses()) > max_loss:
+    if min(losses) > max_loss:
         return "every candidate is expected to lose more than may be lost"
     if alone:
         return "no candidate gains anything within what may be lost"
@@ -145,30 +211,69 @@ def _why_kept(entry: LayerProfile, max_loss: float | None, *, alone: bool) -> st
 
 
 def _chosen(
-    profiles: LayerProfiles,
-    skips: Sequence[Skip],
-    found: Allocation,
-    candidates: Mapping[int, int | None],
-    max_loss: float | None,
+    options: JointOptions, skips: Sequence[Skip], found: Allocation, max_loss: float | None
 ) -> Chosen:
-    entries = profiles.layers
+    profiles = options.profiles
+    picks, levels = options.picked(found.choice)
+    by_place = {pick.place: pick for pick in picks}
     nothing = not any(found.choice)
+    smaller = narrowed_layers(
+        [entry.match for entry in profiles.layers],
+        [entry.channel for entry in options.channels],
+        {entry.channel.name: entry.levels[level].kept for entry, level in levels.items()},
+    )
     choices, loss, latency = [], 0.0, 1.0
-    for place, entry in enumerate(entries):
-        picked = candidates[place]
+    for place, entry in enumerate(profiles.layers):
+        picked = by_place[place].candidate
         reason = _why_kept(entry, max_loss, alone=nothing) if picked is None else ""
         candidate = None if picked is None else entry.candidates[picked]
-        first = entries[candidate.group[0]].match.layer.name if candidate and candidate.group else ""
-        choices.append(replace(_choice(entry, candidate, reason), group=first))
+        group = candidate.group if candidate else ()
+        first = profiles.layers[group[0]].match.layer.name if group else ""
+        choice = replace(_choice(entry, candidate, reason), group=first)
+        choices.append(behind_cuts(choice, smaller.get(key_of(choice))))
+        now = options.exactly(by_place[place], levels)
         if picked is not None:
             loss += entry.losses()[picked]
-            latency += (entry.parts[picked] if entry.parts else entry.part) - entry.part
-    skipped = [Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason) for skip in skips]
-    timed = any(entry.part for entry in entries)
-    whole = profiles.whole_ms / profiles.original_ms if profiles.original_ms else 1.0
-    return Chosen(
-        Plan((*choices, *skipped)), loss, found.bound, found.gap, latency * whole if timed else None
+        latency += float(now.part) - entry.part
+    for channel, level in levels.items():
+        loss += channel.losses()[level]
+    cuts = tuple(
+        _cut(options, entry, levels.get(entry, 0), max_loss, alone=nothing) for entry in profiles.channels
     )
+    skipped = [Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason) for skip in skips]
+    timed = any(entry.part for entry in profiles.layers)
+    whole = profiles.whole_ms / profiles.original_ms if profiles.original_ms else 1.0
+    plan = Plan((*choices, *skipped), channels=cuts)
+    return Chosen(plan, loss, found.bound, found.gap, latency * whole if timed else None)
+
+
+def _cut(
+    options: JointOptions, entry: ChannelProfile, level: int, max_loss: float | None, *, alone: bool
+) -> Cut:
+    channel = entry.channel
+    made, read = (
+        tuple(end.match.layer.name for end in ends) for ends in (channel.producers, channel.readers)
+    )
+    layers = [options.narrowed(place) for place in entry.extents]
+    before, after = (
+        [layer.dense([at if own is entry else 0 for own in layer.channels]) for layer in layers]
+        for at in (0, level)
+    )
+    whole = Cut(channel.name, None, channel.width, channel.width, made, read, before=_sum(before))
+    if not level:
+        return replace(whole, reason=_why_whole(entry, max_loss, alone=alone))
+    return replace(whole, method=WIDTH.name, kept=entry.levels[level].kept, after=_sum(after))
+
+
+def _why_whole(entry: ChannelProfile, max_loss: float | None, *, alone: bool) -> str:
+    """Why a channel stays as it is; see `_why_kept`."""
+    if entry.reason:
+        return entry.reason
+    return _why_better_kept(entry.losses()[1:], max_loss, alone=alone)
+
+
+def _sum(costs: Sequence[Cost]) -> Cost:
+    return Cost(sum(cost.params for cost in costs), sum(cost.macs for cost in costs))
 
 
 def _choice(entry: LayerProfile, candidate: Candidate | None, reason: str) -> Choice:

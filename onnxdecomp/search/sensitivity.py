@@ -239,6 +239,11 @@ def effect(
         tried = replaced(model, match, chain)
         error = output_error(tried, outputs, calibration, outputs.window.held(), consume=True)
         points.append((loss, error))
+    return effect_of(points, outputs)
+
+
+def effect_of(points: Sequence[tuple[float, float]], outputs: Outputs) -> Effect:
+    """The effect that was measured; none where the outputs are numbers and show nothing of any point."""
     # The largest of some scores may well stay what it was; numbers do not.
     values = [value for own in outputs.values for value in own]
     numbers = any(isinstance(value, np.ndarray) and value.dtype.kind == "f" for value in values)

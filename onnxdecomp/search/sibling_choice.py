@@ -35,6 +35,11 @@ class Agreement:
     modes: Mapping[int, Sequence[Mode | None]]
     members: Mapping[Mode, Collection[int]]
 
+    @property
+    def count(self) -> int:
+        """How many ways there are to choose, none of the modes among them."""
+        return 1 + len(self.members)
+
 
 def agreed(profiles: LayerProfiles, decisions: Sequence[Sequence[Sequence[Pick]]]) -> list[Agreement]:
     """What the decisions about layers must agree on, so that groups of siblings are decomposed as a whole."""
@@ -76,15 +81,22 @@ def allocate_agreeing(
         )
         for index, own in enumerate(items)
     ]
-    for number, agreement in enumerate(agreements, len(items)):
-        choices: list[Mode | None] = [None, *agreement.members]
-        for index, modes in agreement.modes.items():
-            wanted = [c if c is not None and index in agreement.members[c] else None for c in choices]
-            together = np.array([[mode == own for mode in modes] for own in wanted])
-            free = np.zeros((*together.shape, len(limits)))
-            tables.append(Table((number, index), free, np.where(together, 0.0, np.inf)))
-    states = [*(len(own) for own in items), *(1 + len(agreement.members) for agreement in agreements)]
+    tables += agreement_tables(agreements, len(items), len(limits))
+    states = [*(len(own) for own in items), *(agreement.count for agreement in agreements)]
     found = allocate_jointly(states, tables, limits, fixed=fixed)
     if isinstance(found, OutOfReach):
         return found
     return replace(found, choice=found.choice[: len(items)])
+
+
+def agreement_tables(agreements: Sequence[Agreement], first: int, budgets: int) -> list[Table]:
+    """The tables of the groups, whose variables are numbered from `first` on, with so many costs of 0."""
+    tables = []
+    for number, agreement in enumerate(agreements, first):
+        choices: list[Mode | None] = [None, *agreement.members]
+        for index, modes in agreement.modes.items():
+            wanted = [c if c is not None and index in agreement.members[c] else None for c in choices]
+            together = np.array([[mode == own for mode in modes] for own in wanted])
+            free = np.zeros((*together.shape, budgets))
+            tables.append(Table((number, index), free, np.where(together, 0.0, np.inf)))
+    return tables

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from onnxdecomp.core.layer import Layer
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.search.candidates import Outline
 from onnxdecomp.search.latency_model import Stopwatch, Timed
@@ -19,14 +20,17 @@ def time_outlines(
     options: list[list[Outline]],
     related: Relatives,
     reasons: list[str],
+    narrower: Sequence[tuple[int, Layer]] = (),
 ) -> tuple[Timed, dict[int, float]]:
     """Time the outlines, and leave those that are faster than their layer.
+
+    `narrower` is as for `Stopwatch.time`.
 
     Returns:
         The timings, and by `id` of an outline the share of the original's latency that it takes.
     """
     asked = [[*own, *related.outlines(index)] for index, own in enumerate(options)]
-    timed = stopwatch.time(model, matched, asked)
+    timed = stopwatch.time(model, matched, asked, narrower)
     takes: dict[int, float] = {}
     for index, own in enumerate(asked):
         if not own or index not in timed.parts:

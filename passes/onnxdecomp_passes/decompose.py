@@ -40,10 +40,10 @@ from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.fixed_widths import with_channels
 from onnxdecomp.search.keep_layers import Key, changes_of, key_of
 from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, reason_for
-from onnxdecomp.search.layer_profiles import Scope
 from onnxdecomp.search.metrics.base import CostMetric
 from onnxdecomp.search.plan import Choice, Cut, Plan
 from onnxdecomp.search.rules import Defaults, make_rule, parse_rule
+from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search import SearchResult, search_plan
 from onnxdecomp.search.spectra import spectra_of
 from onnxdecomp.search.stored_parameters import remaining, tallied

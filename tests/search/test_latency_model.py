@@ -19,7 +19,8 @@ from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search import latency_model
 from onnxdecomp.search.candidates import outlines
 from onnxdecomp.search.latency_model import Stopwatch
-from onnxdecomp.search.layer_profiles import Scope, profile_layers
+from onnxdecomp.search.layer_profiles import profile_layers
+from onnxdecomp.search.scope import Scope
 from tests.builders.models import thin_middle
 from tests.search.test_select import CALIBRATION
 

@@ -126,7 +126,11 @@ def test_what_needs_no_loss_goes_with_none() -> None:
 
 
 def by_macs(
-    _: Stopwatch, model: ir.Model, matched: Sequence[LayerMatch], options: Sequence[Sequence[Outline]]
+    _: Stopwatch,
+    model: ir.Model,
+    matched: Sequence[LayerMatch],
+    options: Sequence[Sequence[Outline]],
+    narrower: object,
 ) -> Timed:
     """Stands in for timing: a layer takes a third of the whole, and a chain of that its share of MACs."""
     parts = {

@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.data.feeds import Feeds
-from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
+from onnxdecomp.search.held import Held, Numbers
+from onnxdecomp.search.layer_profiles import LayerProfiles
 from onnxdecomp.search.sensitivity import Outputs
-from onnxdecomp.search.tied_layers import Pick
 
 COUNTS: Mapping[str, float] = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 """Suffixes of a count."""
@@ -127,8 +127,8 @@ class CostMetric(Metric):
         return self.of_original(profiles, sizes)
 
     @abstractmethod
-    def of_layer(self, layer: LayerProfile, pick: Pick, profiles: LayerProfiles, sizes: Sizes) -> float:
-        """What a layer has as it is picked."""
+    def of_layer(self, held: Held, profiles: LayerProfiles, sizes: Sizes) -> Numbers:
+        """What of it is in what is held of a layer; linear in that."""
 
     def adjusted(self, limit: float, *, correction: float, sizes: Sizes) -> float:
         """The limit for what is expected, where measuring showed how far that is from the truth."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
+from onnxdecomp.search.held import Held, Numbers
+from onnxdecomp.search.layer_profiles import LayerProfiles
 from onnxdecomp.search.metrics.base import COUNTS, Amount, CostMetric, Outcome, Sizes
-from onnxdecomp.search.tied_layers import Pick
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,8 @@ class Macs(CostMetric):
     def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
         return float(sum(layer.dense.macs for layer in profiles.layers))
 
-    def of_layer(self, layer: LayerProfile, pick: Pick, profiles: LayerProfiles, sizes: Sizes) -> float:
-        if pick.candidate is None:
-            return float(layer.dense.macs)
-        return float(layer.candidates[pick.candidate].outline.cost.macs)
+    def of_layer(self, held: Held, profiles: LayerProfiles, sizes: Sizes) -> Numbers:
+        return held.macs
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ class Parameters(CostMetric):
     def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
         return float(sum(layer.stored for layer in profiles.layers))
 
-    def of_layer(self, layer: LayerProfile, pick: Pick, profiles: LayerProfiles, sizes: Sizes) -> float:
-        return float(pick.stored)
+    def of_layer(self, held: Held, profiles: LayerProfiles, sizes: Sizes) -> Numbers:
+        return held.stored
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,11 @@ class FileSize(CostMetric):
     def of_simplified(self, profiles: LayerProfiles, sizes: Sizes) -> float:
         return float(sizes.whole)
 
-    def of_layer(self, layer: LayerProfile, pick: Pick, profiles: LayerProfiles, sizes: Sizes) -> float:
-        kept = layer.match.kept_bytes if pick.candidate is None else None
-        own = {"float64": 8, "float32": 4}.get(layer.match.layer.dtype, 2)
-        return float(pick.stored * (kept or sizes.each or own))
+    def of_layer(self, held: Held, profiles: LayerProfiles, sizes: Sizes) -> Numbers:
+        match = held.layer.match
+        kept = match.kept_bytes if held.kept else None
+        own = {"float64": 8, "float32": 4}.get(match.layer.dtype, 2)
+        return held.stored * (kept or sizes.each or own)
 
     def adjusted(self, limit: float, *, correction: float, sizes: Sizes) -> float:
         return limit - sizes.spare
@@ -111,9 +110,8 @@ class Latency(CostMetric):
         # Budgets are on the original as it came in; what the simplifier gained is there already.
         return profiles.whole_ms
 
-    def of_layer(self, layer: LayerProfile, pick: Pick, profiles: LayerProfiles, sizes: Sizes) -> float:
-        share = layer.part if pick.candidate is None or not layer.parts else layer.parts[pick.candidate]
-        return share * (profiles.whole_ms or 1.0)
+    def of_layer(self, held: Held, profiles: LayerProfiles, sizes: Sizes) -> Numbers:
+        return held.part * (profiles.whole_ms or 1.0)
 
     def adjusted(self, limit: float, *, correction: float, sizes: Sizes) -> float:
         return limit / correction

@@ -1,0 +1,238 @@
+"""Channel profiles: what is weighed of the channels between layers, width by width."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import onnx_ir as ir
+
+from onnxdecomp.calibration.channel_moments import moments_of_weights
+from onnxdecomp.calibration.statistics import Calibration, centred
+from onnxdecomp.channels.channel import Channel
+from onnxdecomp.core.layer import Layer
+from onnxdecomp.fitting.elimination import ReaderMoments
+from onnxdecomp.fitting.moments import Moments, needed
+from onnxdecomp.fitting.quadratic_loss import as_rows
+from onnxdecomp.fitting.select_units import select_units
+from onnxdecomp.fitting.unit_order import unit_order
+from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.ranks.rounding import round_to_multiple
+from onnxdecomp.runtime.memory_budget import budget, gibibytes
+from onnxdecomp.search.channel_costs import Extent, extents, narrowed_by
+from onnxdecomp.search.channel_effect import cut_effect
+from onnxdecomp.search.layer_errors import foreseen, reason_for
+from onnxdecomp.search.sensitivity import Effect, Outputs
+
+FRACTIONS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+"""Of a channel's units, how many stay."""
+
+TIMED = (0.5, 0.25)
+"""Of a channel's units, with how many the layers around it are timed."""
+
+_POINTS = 3
+"""Widths per channel whose effect on the output is measured."""
+
+_NEAR = 4
+"""Layers that are weighed between a channel's ends, up to which it is measured from where it begins."""
+
+Halves = tuple[Moments, Moments | None]
+"""Moments of rows that are fitted to and of held-out ones."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A width of a channel.
+
+    Attributes:
+        kept: The units that stay.
+        loss: E|y - V x|² over E|y|² of what reads it, the sum over the readers.
+    """
+
+    kept: int
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelProfile:
+    """One channel, weighed.
+
+    Attributes:
+        channel: The channel.
+        extents: What part it has in layers, by their places in the list of matches.
+        levels: Its widths, first the one that it has.
+        effect: What its loss does to the output.
+        reason: Why nothing can be done to it.
+        times: Of layers, by place, the share of their time that is left at each of TIMED; not there where
+            nothing was timed.
+    """
+
+    channel: Channel
+    extents: Mapping[int, Extent]
+    levels: tuple[Level, ...]
+    effect: Effect = field(default_factory=lambda: Effect(()))
+    reason: str = ""
+    times: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+
+    def losses(self) -> list[float]:
+        """Of each level, the squared relative error that it makes in the output."""
+        return [self.effect.at(level.loss) for level in self.levels]
+
+
+def widths(channel: Channel, multiple: int) -> list[int]:
+    """How many units may stay: all, and some fractions in multiples, equally many of each block."""
+    size = channel.width // channel.blocks
+    each = [round_to_multiple(max(1, round(share * size)), multiple, size) for share in FRACTIONS]
+    return [one * channel.blocks for one in dict.fromkeys((size, *each))]
+
+
+def unweighed(
+    channel: Channel, matched: Sequence[LayerMatch], multiple: int, barred: Mapping[int, str]
+) -> ChannelProfile:
+    """The channel with its widths; `barred` are layers that no cut may change, with the reason."""
+    place = {(match.layer.graph, match.layer.name): place for place, match in enumerate(matched)}
+    own = {place[key]: extent for key, extent in extents(channel, matched).items()}
+    reason = next((barred[place] for place in own if place in barred), "") or _refusal(channel)
+    kept = [channel.width] if reason else widths(channel, multiple)
+    if len(kept) == 1 and not reason:
+        reason = f"fewer units are no multiple of {multiple}"
+    return ChannelProfile(channel, own, tuple(Level(width, 0.0) for width in kept), reason=reason)
+
+
+def narrower(profiles: Sequence[ChannelProfile], matched: Sequence[LayerMatch]) -> list[tuple[int, Layer]]:
+    """The layers around channels that can be cut, by place, as they are at each of TIMED."""
+    return [
+        (place, narrowed_by(matched[place].layer, [(extent, share)]))
+        for entry in profiles
+        if not entry.reason
+        for place, extent in entry.extents.items()
+        for share in TIMED
+    ]
+
+
+def with_times(profiles: Sequence[ChannelProfile], ratios: Sequence[float]) -> list[ChannelProfile]:
+    """The profiles with the times of `narrower` layers, each over that of the whole layer."""
+    left = iter(ratios)
+    return [
+        entry
+        if entry.reason
+        else replace(
+            entry, times={place: tuple(itertools.islice(left, len(TIMED))) for place in entry.extents}
+        )
+        for entry in profiles
+    ]
+
+
+class ChannelWeigher:
+    """Weighs channels as soon as all that read them have been observed.
+
+    Attributes:
+        readers: The places of the layers that have to be observed.
+    """
+
+    def __init__(
+        self, model: ir.Model, matched: Sequence[LayerMatch], profiles: Sequence[ChannelProfile]
+    ) -> None:
+        self._model = model
+        place = {match.nodes[0]: place for place, match in enumerate(matched)}
+        self._reads = {
+            entry.channel: [place[reader.match.nodes[0]] for reader in entry.channel.readers]
+            for entry in profiles
+            if not entry.reason
+        }
+        self._profiles = {entry.channel: entry for entry in profiles}
+        self.readers = {reader for own in self._reads.values() for reader in own}
+        self._seen: dict[int, Halves | None] = {}
+
+    @property
+    def profiles(self) -> tuple[ChannelProfile, ...]:
+        """One for each of the channels."""
+        return tuple(self._profiles.values())
+
+    def pending(self) -> set[ir.Node]:
+        """The nodes of channels that are still to be weighed, and soon will be."""
+        return {node for channel in self._reads if self._is_near(channel) for node in channel.nodes}
+
+    def take(
+        self,
+        place: int,
+        halves: Halves | None,
+        outputs: Outputs,
+        calibration: Calibration,
+        pending: Collection[ir.Node],
+    ) -> None:
+        """Weigh the channels of which this layer is the last reader; `pending` as for `effect`."""
+        self._seen[place] = halves
+        for channel in [channel for channel, own in self._reads.items() if self._seen.keys() >= {*own}]:
+            before = {*pending, *self.pending()} if self._is_near(channel) else None
+            seen = [self._seen[reader] for reader in self._reads.pop(channel)]
+            entry = self._profiles[channel]
+            try:
+                entry = _weighed(self._model, entry, seen, outputs, calibration, before)
+            except Exception as error:
+                if foreseen(error):
+                    raise
+                entry = replace(entry, levels=entry.levels[:1], reason=reason_for(error, channel.name))
+            self._profiles[channel] = entry
+        waited = {reader for own in self._reads.values() for reader in own}
+        self._seen = {reader: own for reader, own in self._seen.items() if reader in waited}
+
+    def _is_near(self, channel: Channel) -> bool:
+        """Whether few layers stand between its ends: else no look could move on until it is weighed."""
+        inside = channel.producers[0].match.place.path
+        return not inside and len(channel.layers) <= _NEAR
+
+
+def _weighed(
+    model: ir.Model,
+    entry: ChannelProfile,
+    seen: Sequence[Halves | None],
+    outputs: Outputs,
+    calibration: Calibration,
+    pending: Collection[ir.Node] | None,
+) -> ChannelProfile:
+    channel = entry.channel
+    readers = _readers(channel, seen)
+    order = unit_order(readers, channel.width, blocks=channel.blocks)
+    levels = [Level(level.kept, float(order.losses[level.kept])) for level in entry.levels[1:]]
+    picks = sorted({round(k * (len(levels) - 1) / (_POINTS - 1)) for k in range(_POINTS)})
+    tries = [
+        (
+            levels[pick].loss,
+            select_units(readers, channel.width, levels[pick].kept, blocks=channel.blocks, order=order),
+        )
+        for pick in picks
+    ]
+    effect = cut_effect(model, channel, tries, outputs, calibration, pending)
+    return replace(entry, levels=(entry.levels[0], *levels), effect=effect)
+
+
+def _readers(channel: Channel, seen: Sequence[Halves | None]) -> list[ReaderMoments]:
+    """What reads the channel as it was observed; by the weights alone where one of them was not."""
+    known = [own for own in seen if own is not None and own[0].usable]
+    by_weights = len(known) < len(seen)
+    moments = (
+        [(moments_of_weights(channel, reader), None) for reader in channel.readers] if by_weights else known
+    )
+    return [
+        ReaderMoments(
+            train,
+            held if held is not None and held.usable else None,
+            as_rows(reader.match.layer.weight, reader.match.layer),
+            reader.units,
+            reader.match.layer.bias,
+            centred(reader.match) and not by_weights,
+        )
+        for reader, (train, held) in zip(channel.readers, moments, strict=True)
+    ]
+
+
+def _refusal(channel: Channel) -> str:
+    """Why no width of the channel can be weighed, a phrase for people; "" where it can."""
+    if channel.products or not channel.readers:
+        return "what reads it is no layer"
+    size = sum(needed(reader.match.layer) for reader in channel.readers)
+    if size > budget():
+        return f"a fit of what reads it would take {gibibytes(size)} of memory"
+    return ""

@@ -1,0 +1,240 @@
+"""Channels in a search: their widths weighed, what layers cost at them, and the choice with chains."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from onnxdecomp.calibration.statistics import Calibration, observe_unchanged
+from onnxdecomp.channels import Channel, find_channels
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.layer import narrowed
+from onnxdecomp.data.read import read_feeds
+from onnxdecomp.decompositions.base import outline
+from onnxdecomp.fitting.elimination import ReaderMoments
+from onnxdecomp.fitting.quadratic_loss import as_rows
+from onnxdecomp.fitting.select_units import select_units
+from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.layers.find import find
+from onnxdecomp.layers.shapes import infer_shapes
+from onnxdecomp.runtime.session import TensorSpec, open_session
+from onnxdecomp.search.channel_effect import cut_copy
+from onnxdecomp.search.channel_profiles import widths
+from onnxdecomp.search.joint_options import joint_options
+from onnxdecomp.search.knapsack import OutOfReach
+from onnxdecomp.search.layer_profiles import LayerProfiles, profile_layers
+from onnxdecomp.search.metrics.base import Sizes
+from onnxdecomp.search.metrics.costs import Macs, Parameters
+from onnxdecomp.search.plan import Plan, cost_of
+from onnxdecomp.search.scope import Scope
+from onnxdecomp.search.select import Chosen, choose
+from onnxdecomp.search.targets import parse_budgets
+from tests.builders.graphs import model
+
+SIZES = Sizes(0, 0)
+
+
+def branches() -> onnx.ModelProto:
+    """x [N, 6, 5, 5] -> three convolutions beside each other -> Concat -> mixed -> last -> y [N, 4, 5, 5]."""
+    rng = np.random.default_rng(3)
+    shapes = {
+        "wa": (8, 6, 3, 3),
+        "wb": (12, 6, 1, 1),
+        "wc": (8, 6, 1, 1),
+        "wm": (16, 28, 3, 3),
+        "wl": (4, 16, 1, 1),
+    }
+    stored = {
+        name: (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    nodes = [
+        node
+        for name, pads in (("a", 1), ("b", 0), ("c", 0))
+        for node in (
+            helper.make_node("Conv", ["x", f"w{name}"], [f"{name}0"], name=name, pads=[pads] * 4),
+            helper.make_node("Relu", [f"{name}0"], [f"{name}1"]),
+        )
+    ]
+    nodes += [
+        helper.make_node("Concat", ["a1", "b1", "c1"], ["d"], axis=1),
+        helper.make_node("Conv", ["d", "wm"], ["m0"], name="mixed", pads=[1] * 4),
+        helper.make_node("Relu", ["m0"], ["m1"]),
+        helper.make_node("Conv", ["m1", "wl"], ["y"], name="last"),
+    ]
+    return model(nodes, {"x": ["N", 6, 5, 5]}, {"y": ["N", 4, 5, 5]}, stored)
+
+
+def opened(proto: onnx.ModelProto) -> tuple[ir.Model, list[LayerMatch], tuple[Channel, ...]]:
+    found = ir.from_proto(proto)
+    infer_shapes(found)
+    matched = find(found)[0]
+    return found, matched, find_channels(found, matched)[0]
+
+
+def calibration() -> Calibration:
+    x = np.random.default_rng(0).standard_normal((48, 6, 5, 5)).astype(np.float32)
+    return Calibration(
+        read_feeds({"x": x}, [TensorSpec("x", ("N", 6, 5, 5), "float32")]), batch=12, threads=1
+    )
+
+
+@pytest.fixture(scope="module")
+def weighed() -> LayerProfiles:
+    found, matched, channels = opened(branches())
+    scope = Scope(methods=("svd", "tucker"), skip_below=0.0)
+    return profile_layers(found, matched, scope, calibration(), channels=channels)
+
+
+def total(plan: Plan) -> tuple[int, int]:
+    """Parameters and MACs of all layers."""
+    held = [(c.after if c.method or c.narrowed else c.before) for c in plan.choices]
+    return sum(cost.params for cost in held if cost), sum(cost.macs for cost in held if cost)
+
+
+def chosen(profiles: LayerProfiles, target: str) -> Chosen:
+    found = choose(profiles, (), parse_budgets(target))
+    assert isinstance(found, Chosen)
+    return found
+
+
+def test_widths_are_fractions_in_multiples_and_equal_in_blocks() -> None:
+    channel = opened(branches())[2][1]
+    assert (channel.width, channel.blocks) == (12, 1)
+    assert widths(channel, 1) == [12, 10, 9, 8, 6, 4, 3, 2]
+    assert widths(channel, 8) == [12, 8]
+    assert widths(replace(channel, width=48, blocks=6), 4) == [48, 24]
+    assert widths(replace(channel, width=48, blocks=6), 16) == [48]
+
+
+def test_narrower_loses_more(weighed: LayerProfiles) -> None:
+    assert [entry.channel.name for entry in weighed.channels] == ["a", "b", "c", "mixed"]
+    for entry in weighed.channels:
+        assert entry.reason == ""
+        assert [level.kept for level in entry.levels] == widths(entry.channel, 1)
+        assert entry.losses()[0] == 0
+        for losses in ([level.loss for level in entry.levels], entry.losses()):
+            assert losses == sorted(losses)
+            assert 0 < losses[-1] < 1
+        assert len(entry.effect.points) == 3
+
+
+def test_a_copy_that_is_cut_loses_what_its_selection_says() -> None:
+    found, _, channels = opened(branches())
+    (channel,) = (c for c in channels if c.name == "mixed")
+    (reader,) = channel.readers
+    data = calibration()
+    ((train, held),) = observe_unchanged(found, [reader.match], data)
+    layer = reader.match.layer
+    seen = ReaderMoments(train, held, as_rows(layer.weight, layer), reader.units)
+    picked = select_units([seen], channel.width, 6)
+    before, after = (
+        open_session(ir.to_proto(m).SerializeToString()) for m in (found, cut_copy(found, channel, picked))
+    )
+    x = np.concatenate([feed["x"] for feed in data.feeds.batches(12)])
+    y, z = (session.run(None, {"x": x})[0].astype(np.float64) for session in (before, after))
+    energy = np.square(y - y.mean((0, 2, 3), keepdims=True)).sum()
+    assert np.square(y - z).sum() / energy == pytest.approx(picked.loss, rel=1e-3)
+    assert [channel.name for channel in find_channels(found, find(found)[0])[0]] == ["a", "b", "c", "mixed"]
+
+
+def test_what_is_held_at_a_width_is_what_the_layer_would_be(weighed: LayerProfiles) -> None:
+    options = joint_options(weighed)
+    measures = [partial(m.of_layer, profiles=weighed, sizes=SIZES) for m in (Parameters(), Macs())]
+    by_name = {entry.channel.name: entry for entry in weighed.channels}
+    (place,) = (at for at, entry in enumerate(weighed.layers) if entry.match.layer.name == "last")
+    layer = weighed.layers[place]
+    for level, (pick,) in itertools.product((0, 3, 7), options.decisions[place]):
+        small = narrowed(layer.match.layer, 4, by_name["mixed"].levels[level].kept)
+        chain = dense_chain(small)
+        if pick.candidate is not None:
+            option = layer.candidates[pick.candidate].outline
+            ranks = tuple(map(min, option.ranks, option.method.full_ranks(small)))
+            chain = outline(option.method, small, ranks)
+        cost = cost_of(chain, small)
+        exact = options.exactly(pick, {by_name["mixed"]: level})
+        assert [measure(exact) for measure in measures] == [cost.params, cost.macs]
+    # A table for it says so where it was counted.
+    (table,) = (t for t in options.tables(measures) if t.variables[0] == place and len(t.variables) == 2)
+    assert table.cost.shape == (len(options.decisions[place]), 8, 2)
+    assert table.cost[0, -1].tolist() == [4 * 2, 4 * 2 * 25]
+
+
+def test_costs_of_a_layer_at_many_channels_add_up(weighed: LayerProfiles) -> None:
+    options = joint_options(weighed)
+    (place,) = (at for at, entry in enumerate(weighed.layers) if entry.match.layer.name == "mixed")
+    assert len(options.narrowed(place).channels) == 4
+    macs = partial(Macs().of_layer, profiles=weighed, sizes=SIZES)
+    tables = [table for table in options.tables([macs]) if table.variables[0] == place]
+    assert [len(table.variables) for table in tables] == [2, 3, 3, 3]
+    first = len(options.decisions)
+    rng = np.random.default_rng(0)
+    picks = [pick for (pick,) in options.decisions[place]]
+    for levels in [(0, 0, 0, 0), *rng.integers(0, 7, (6, 4)).tolist()]:
+        # The layer itself: its cost is a product of the widths.
+        costs = [t.cost[(0, *(levels[v - first] for v in t.variables[1:]), 0)] for t in tables]
+        exact = options.exactly(picks[0], dict(zip(options.channels, levels, strict=True)))
+        assert sum(costs) == pytest.approx(float(macs(exact)))
+
+
+@pytest.mark.parametrize("target", ["macs=1.3x", "params=2x", "macs=2x,params=3x", "macs=4x"])
+def test_budgets_are_kept_by_chains_and_widths_together(weighed: LayerProfiles, target: str) -> None:
+    found, alone = chosen(weighed, target), choose(replace(weighed, channels=()), (), parse_budgets(target))
+    before = [sum(entry.dense.params for entry in weighed.layers), sum(e.dense.macs for e in weighed.layers)]
+    held = dict(zip(("params", "macs"), zip(before, total(found.plan), strict=True), strict=True))
+    assert all(held[b.quantity][1] <= b.allowed(held[b.quantity][0]) for b in parse_budgets(target))
+    assert found.bound <= found.loss * (1 + 1e-9)
+    assert isinstance(alone, OutOfReach) or found.loss <= alone.loss * (1 + 1e-9)
+    assert len(found.plan.channels) == 4
+    assert Plan.from_json(found.plan.to_json()) == found.plan
+
+
+def test_a_plan_says_what_becomes_of_channels_and_layers(weighed: LayerProfiles) -> None:
+    plan = chosen(weighed, "params=3x").plan
+    assert plan.cuts
+    narrow = {name for cut in plan.cuts for name in (*cut.producers, *cut.readers)}
+    assert {choice.layer for choice in plan.choices if choice.narrowed} == narrow
+    for cut in plan.cuts:
+        assert cut.method == "width"
+        assert cut.before is not None
+        assert cut.after is not None
+        assert cut.after.params < cut.before.params
+    assert {cut.reason for cut in chosen(weighed, "macs=1x").plan.channels} == {
+        "the target is met with every layer as it is"
+    }
+
+
+def test_a_loss_is_a_limit_of_channels_and_layers_together(weighed: LayerProfiles) -> None:
+    found = choose(weighed, (), (), max_loss=0.05)
+    assert isinstance(found, Chosen)
+    assert 0.025 < found.loss <= 0.05
+    alone = choose(replace(weighed, channels=()), (), (), max_loss=0.05)
+    assert isinstance(alone, Chosen)
+    assert total(found.plan)[1] < total(alone.plan)[1]
+
+
+@pytest.mark.parametrize(("left", "why"), [(("last",), "last is excluded by name"), ((), "")])
+def test_layers_that_stay_bar_their_channels(left: Sequence[str], why: str) -> None:
+    found, matched, channels = opened(branches())
+    scope = Scope(methods=("svd",), skip_below=0.0, exclude=tuple(left), multiple=8)
+    made = profile_layers(found, matched, scope, replace(calibration(), synthetic=True), channels=channels)
+    reasons = {entry.channel.name: entry.reason for entry in made.channels}
+    assert reasons == {"a": "fewer units are no multiple of 8", "b": "", "c": reasons["a"], "mixed": why}
+    by_weights = next(entry for entry in made.channels if entry.channel.name == "b")
+    assert by_weights.levels[1].loss > 0
+
+
+def test_of_channels_with_units_in_common_one_is_cut(weighed: LayerProfiles) -> None:
+    (entry,) = (own for own in weighed.channels if own.channel.name == "mixed")
+    twice = replace(weighed, channels=(entry, replace(entry, channel=replace(entry.channel, name="again"))))
+    found = choose(twice, (), (), max_loss=1.0)
+    assert isinstance(found, Chosen)
+    assert len(found.plan.cuts) == 1
