@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ import pytest
 from hypothesis import given, settings
 from onnx import helper
 from onnxdecomp_passes.decompose import Decompose
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    MatMulNBitsQuantizer,
+)
 
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
@@ -22,7 +27,7 @@ from tests.builders.cases import Case
 from tests.builders.feeds import normal, scalar
 from tests.builders.graphs import loaded, value
 from tests.builders.graphs import model as make
-from tests.builders.running import run
+from tests.builders.running import op_types, run
 from tests.builders.siblings import S, sibling_cases
 
 node = helper.make_node
@@ -143,3 +148,56 @@ def test_siblings_stand_in_one_graph(where: str) -> None:
         feeds = {"x": sign * np.abs(normal(3, S))}
         for before, after in zip(run(proto, feeds), run(model, feeds), strict=True):
             np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
+
+
+def attention(dtype: str = "float32") -> onnx.ModelProto:
+    nodes = [
+        node("Relu", ["x"], ["h"]),
+        *(node("MatMul", ["h", name], [f"{name}.y"], name=name) for name in "qkv"),
+    ]
+    weights = {
+        name: (normal(32, size) / 6).astype(dtype) for name, size in zip("qkv", (32, 32, 16), strict=True)
+    }
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return make(
+        nodes, [value("x", [2, 3, 32], element)], [f"{name}.y" for name in "qkv"], weights, dtype=element
+    )
+
+
+@pytest.mark.parametrize(("requantize", "kind"), [(False, "MatMul"), (True, "MatMulNBits")])
+def test_weights_in_blocks_have_their_first_factor_in_blocks(requantize: bool, kind: str) -> None:
+    config = DefaultWeightOnlyQuantConfig(block_size=16, is_symmetric=False, bits=8)
+    quantizer = MatMulNBitsQuantizer(attention(), algo_config=config)
+    quantizer.process()
+    proto, feeds = quantizer.model.model, {"x": normal(2, 3, 32)}
+    model, result = decomposed(Case(proto, feeds), rank="1.0", requantize=requantize)
+    assert op_types(model) == {"Relu": 1, kind: 4}
+    for before, after in zip(run(proto, feeds), run(model, feeds), strict=True):
+        assert np.linalg.norm(after - before) < (0.02 if requantize else 1e-5) * np.linalg.norm(before)
+    assert all(check.passed for check in check_lowering(result.rewritten, opset=17, ir_version=8))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-2), ("float64", 1e-9)])
+def test_other_element_types(dtype: str, tolerance: float) -> None:
+    proto, feeds = attention(dtype), {"x": normal(2, 3, 32).astype(dtype)}
+    model, result = decomposed(Case(proto, feeds), rank="1.0")
+    assert len(result.rewritten) == 3
+    for before, after in zip(run(proto, feeds), run(model, feeds), strict=True):
+        assert after.dtype == before.dtype
+        assert np.linalg.norm((after - before).astype(float)) < tolerance * np.linalg.norm(
+            before.astype(float)
+        )
+
+
+def test_of_a_residual_network(corpus: Path) -> None:
+    """A block's first convolution and its projection, both with a stride, after published training."""
+    proto = onnx.load(corpus / "models" / "tiny" / "mlperf_resnet8.onnx")
+    shape = [dim.dim_value or 2 for dim in proto.graph.input[0].type.tensor_type.shape.dim]
+    case = Case(proto, {proto.graph.input[0].name: normal(*shape)})
+    model, result = decomposed(case, rank="1.0")
+    assert result.plan is not None
+    assert [choice.group for choice in result.plan.decomposed] == [
+        *["conv2d_3"] * 2,
+        *["conv2d_6"] * 2,
+    ]
+    np.testing.assert_allclose(run(model, case.feeds)[0], run(proto, case.feeds)[0], atol=1e-4)
