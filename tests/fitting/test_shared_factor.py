@@ -184,6 +184,6 @@ def test_queries_keys_and_values_of_a_sentence_encoder() -> None:
 
 def sentences(seed: int) -> list[dict[str, Array]]:
     """Words by chance, eight to a row."""
-    ids = np.random.default_rng(seed).integers(1000, 20000, (24, 1, 48))
+    ids = np.random.default_rng(seed).integers(1000, 20000, (40, 1, 48))
     ones = np.ones_like(ids[0])
     return [{"input_ids": row, "attention_mask": ones, "token_type_ids": 0 * ones} for row in ids]
