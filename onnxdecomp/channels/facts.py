@@ -58,8 +58,8 @@ class Facts:
         rules: Those of operators.
         layer_rule: That of layers.
         values: Labels of activations; as they were given: `labels` has them with units that have become one.
-        stored: Labels of constant operands, by node and position.
-        aligned: Labels [n, m] of which each row must keep as many units as the others, with the node.
+        stored: Labels of constant operands, by node, position and part.
+        aligned: Labels [n, m] of which each row must keep as many units as the others, by node and operand.
         passed: Convolutions that units pass, each group being one.
         runs: Lengths of the runs that an axis with units is split into.
         products: Nodes that sum over units which both operands have.
@@ -76,8 +76,8 @@ class Facts:
     rules: Mapping[Operator, HasRule]
     layer_rule: Callable[[LayerMatch, Facts], None]
     values: dict[ir.Value, Array] = field(default_factory=dict)
-    stored: dict[tuple[ir.Node, int], list[Array]] = field(default_factory=dict)
-    aligned: list[tuple[ir.Node, Array]] = field(default_factory=list)
+    stored: dict[tuple[ir.Node, int, str], Array] = field(default_factory=dict)
+    aligned: dict[tuple[ir.Node, int], Array] = field(default_factory=dict)
     runs: set[int] = field(default_factory=set)
     passed: set[ir.Node] = field(default_factory=set)
     products: dict[ir.Node, Array] = field(default_factory=dict)
@@ -225,20 +225,16 @@ class Facts:
             return self.store(node, at, labels)
         return self._put(value, labels)
 
-    def store(self, node: ir.Node, at: int, labels: Array) -> None:
-        """Label a constant operand; one may be labelled along several axes, each by itself."""
+    def store(self, node: ir.Node, at: int, labels: Array, part: str = "") -> None:
+        """Label a constant operand; the rows and the columns of a weight each by itself, as its parts."""
         value = node.inputs[at]
         constant = self.constant(value)
         if constant is None:
             return self.freeze(labels, f"{describe(node)} reads a weight that is not constant")
         if "DequantizeLinear" in constant.via:
             return self.freeze(labels, f"what {describe(node)} reads is stored quantized")
-        found = self.stored.setdefault((node, at), [])
-        for index, other in enumerate(found):
-            if of.varies(other) == of.varies(labels):
-                found[index] = self.met(other, labels)
-                return None
-        found.append(labels)
+        before = self.stored.get((node, at, part))
+        self.stored[node, at, part] = labels if before is None else self.met(before, labels)
         return None
 
     def mix(self, node: ir.Node, at: int, axes: Sequence[int], what: str) -> None:
@@ -264,9 +260,9 @@ class Facts:
         self.united = self.united or reason
         return self._unite(np.repeat(rows[:, :1], rows.shape[1], axis=1), rows)
 
-    def align(self, node: ir.Node, labels: Array) -> None:
-        """Each row of labels [n, m] must keep as many units as the others."""
-        self.aligned.append((node, labels))
+    def align(self, node: ir.Node, at: int, labels: Array) -> None:
+        """Each row of labels [n, m] of an operand or output must keep as many units as the others."""
+        self.aligned[node, at] = labels
 
     def bend(self) -> None:
         """The node may treat units differently, or not linearly."""
@@ -332,11 +328,11 @@ class Facts:
         """The labels of all tensors that have units along several axes, and of what is aligned."""
         for labels in (
             *self.values.values(),
-            *(found for several in self.stored.values() for found in several),
+            *self.stored.values(),
         ):
             if len(of.varies(self.current(labels))) > 1:
                 yield labels
-        yield from (rows for _, rows in self.aligned)
+        yield from self.aligned.values()
 
     @property
     def why(self) -> str:
@@ -346,6 +342,30 @@ class Facts:
     def current_rows(self, rows: Array) -> Array:
         """As `current`, of the same shape."""
         return np.asarray(self._parent[rows])
+
+    def level(self) -> bool:
+        """Let units of every tensor differ along its longest axis alone; whether any did along several.
+
+        Raises:
+            Broken: No unit can be left out then.
+        """
+        found = False
+        while tensors := [
+            (value, labels)
+            for value in self.values
+            if (labels := self.labels(value)) is not None and len(of.varies(labels)) > 1
+        ]:
+            found = True
+            for value, _ in tensors:
+                labels = self.current(self.values[value])
+                longest = int(np.argmax(labels.shape))
+                lines = np.moveaxis(labels, longest, -1).reshape(-1, labels.shape[longest])
+                every = self._joined(lines, np.broadcast_to(lines.max(axis=0), lines.shape))[0]
+                self._put(value, of.collapsed(of.along(self._parent[every], longest, labels.ndim)))
+            self.aligned.clear()
+            self._todo = deque(self.nodes)
+            self.spread()
+        return found
 
     def usable(self) -> Array:
         """bool [width]: the units that can be left out, one for all that have become one."""

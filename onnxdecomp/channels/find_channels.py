@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -93,8 +94,8 @@ class _Search:
         for match in self.matched:
             if match.nodes[0] not in self._order:
                 self._order.update({node: at for at, node in enumerate(match.place.graph)})
-        names = [match.layer.name for match in self.matched]
-        self._names = {name for name in names if names.count(name) > 1}
+        names = Counter(match.layer.name for match in self.matched)
+        self._names = {name for name, count in names.items() if count > 1}
 
     def name(self, match: LayerMatch) -> str:
         """The layer's name, with its graph's where it is not unique in the model."""
@@ -117,6 +118,17 @@ class _Search:
             facts.spread()
         except Broken as broken:
             return [], str(broken), None
+        channels, reason = self._built(match, facts)
+        try:
+            # Blocks that cannot be cut each by itself may be cut alike, as halves that are shuffled.
+            if not channels and facts.level():
+                channels, _ = self._built(match, facts)
+        except Broken:
+            return [], reason or facts.why, None
+        return channels, reason or facts.why, facts
+
+    def _built(self, match: LayerMatch, facts: Facts) -> tuple[list[Channel], str]:
+        """The channels that the facts tell of, and why there is not one more."""
         channels: list[Channel] = []
         reason = ""
         for members in _classes(self._readers(facts), facts):
@@ -126,7 +138,7 @@ class _Search:
                 channels.append(built)
             else:
                 reason = reason or built
-        return channels, reason or facts.why, facts
+        return channels, reason
 
     def blocks(self, channels: Sequence[Channel], facts: Facts, known: Sequence[Channel]) -> list[Channel]:
         """The channels whose units are whole blocks of these."""
@@ -170,13 +182,14 @@ class _Search:
         ]
         stored = [
             Stored(node, at, found)
-            for (node, at), several in facts.stored.items()
-            for labels in several
+            for (node, at, _), labels in facts.stored.items()
             if (found := own(labels)) is not None
         ]
         tensors = [(part.units, f"the activation {part.value.name}") for part in shaped]
         tensors += [(part.units, f"a weight of {describe(part.node)}") for part in stored]
-        rows = [(number[facts.current_rows(lines)], describe(node)) for node, lines in facts.aligned]
+        rows = [
+            (number[facts.current_rows(lines)], describe(node)) for (node, _), lines in facts.aligned.items()
+        ]
         blocks = blocks_of(tensors, rows, members.size)
         if isinstance(blocks, str):
             return blocks

@@ -188,14 +188,14 @@ class _Ends:
             return facts.freeze(units, f"the {what} of {describe(self.node)} cannot be cut")
         g, at = match.layer.groups, match.adapter.weight_at
         if g == 1:
-            return facts.store(self.node, at, of.along(units, axis % rank, rank))
+            return facts.store(self.node, at, of.along(units, axis % rank, rank), what)
         runs = units.reshape(g, -1)
-        facts.align(self.node, runs)
+        facts.align(self.node, self.x_at if what == "columns" else -1, runs)
         if axis == 0:
-            return facts.store(self.node, at, of.along(units, 0, rank))
+            return facts.store(self.node, at, of.along(units, 0, rank), what)
         first = match.layer.weight.shape[0] if what == "columns" else match.layer.inputs
         labels = np.repeat(runs, first // g, axis=0)
-        return facts.store(self.node, at, labels.reshape(*labels.shape, *[1] * (rank - 2)))
+        return facts.store(self.node, at, labels.reshape(*labels.shape, *[1] * (rank - 2)), what)
 
     def _stored_rank(self) -> int:
         constant = self.facts.constant(self.node.inputs[self.match.adapter.weight_at])

@@ -77,7 +77,7 @@ def _carry(
         for axis in others:
             reached[axis] = int(after[axis] or 1)
         if len(found) > 1:  # what becomes shorter must be the innermost axis, or the order would change
-            facts.align(node, np.moveaxis(labels, found[-1], -1).reshape(-1, labels.shape[found[-1]]))
+            facts.align(node, source, np.moveaxis(labels, found[-1], -1).reshape(-1, labels.shape[found[-1]]))
     facts.give(node, target, np.broadcast_to(labels, shape).reshape(reached))
     return None
 
