@@ -14,8 +14,10 @@ from onnxdecomp.calibration.measured_shapes import largest_value, with_seen_shap
 from onnxdecomp.calibration.random_set import synthetic
 from onnxdecomp.calibration.reachability import unreached
 from onnxdecomp.calibration.statistics import Calibration, sized
+from onnxdecomp.channels.channel import Channel
 from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.core.names import some
+from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.decompositions.registry import package_of
 from onnxdecomp.errors import DefectError, ModelError, UsageError
 from onnxdecomp.layers.adapter import LayerMatch
@@ -115,6 +117,7 @@ class Decompose(Planner):
             stopwatch=latency,
             size=context.original_bytes or 0,
             precision="float" if quantization is None else quantization.precision,
+            channels=self._channels(model, matched, calibration),
             progress=context.progress,
         )
         plan = replace(tallied(found.plan, matched), repair=self.repair)
@@ -187,6 +190,15 @@ class Decompose(Planner):
         )
         return _sized(made, model, matched), (note,)
 
+    def _channels(
+        self, model: ir.Model, matched: Sequence[LayerMatch], calibration: Calibration
+    ) -> tuple[Channel, ...]:
+        """The channels that a search may cut: "auto" cuts them where inputs show what is lost."""
+        named = set(self.method.split(","))
+        if not named & {*CUTS} and (named != {"auto"} or calibration.synthetic):
+            return ()
+        return find_channels(model, matched, freeze=self.freeze_initializers)[0]
+
     def _probe(self, model: ir.Model, context: PassContext) -> Feed | None:
         """Inputs that cuts are checked on; None where the model runs on no random ones."""
         if context.calibration is not None:
@@ -229,7 +241,7 @@ class Decompose(Planner):
     def _scope(self, provider: str, *, timed: bool) -> Scope:
         weighs = all(not budget.on_loss and budget.cost.weighs for budget in parse_budgets(self.goal))
         return Scope(
-            methods=tuple(self.method.split(",")),
+            methods=tuple(name for name in self.method.split(",") if name not in CUTS),
             multiple=self._multiple("auto" if timed else "1", provider),
             what="params" if weighs else "macs",
             include=tuple(self.include),
