@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -108,6 +108,7 @@ def carry_out(
         if stage.cut is not None:
             if run.cut(stage.cut, pending):
                 work = as_they_are(model, work)
+                run.renew([stage.match for stage in work if stage.match is not None])
         elif stage.match is not None and stage.choice is not None:
             run.layer(stage.match.current(), stage.choice, pending)
         elif run.fitter is not None:
@@ -166,6 +167,12 @@ class _Run:
         self._rewriter = Rewriter(self.model)  # there are other names now
         return True
 
+    def renew(self, matched: Sequence[LayerMatch]) -> None:
+        """Take the layers that are still to be done as a cut has left them."""
+        by_name = {(match.layer.graph, match.layer.name): match for match in matched}
+        for group in self.groups.values():
+            group.renew(by_name)
+
     def layer(self, match: LayerMatch, choice: Choice, pending: set[ir.Node]) -> None:
         """Replace a layer by its chain, or mend one that is kept."""
         group = self.groups.get((choice.graph, choice.group))
@@ -182,7 +189,8 @@ class _Run:
         else:
             self.on_layer(choice.layer)
             method = method_of(choice)
-            ranks = tuple(map(min, choice.ranks, method.full_ranks(match.layer)))
+            full = (match.layer.inputs,) if group is not None else method.full_ranks(match.layer)
+            ranks = tuple(map(min, choice.ranks, full))
             metadata = _metadata(method, ranks)
             if group is not None:
                 make = partial(_with_siblings, group, fitting, match, method, pending, hidden)

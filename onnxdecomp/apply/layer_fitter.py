@@ -120,7 +120,7 @@ class Fitter:
         `counts` says what the relative loss of each of them counts; `pending` as for `Window.advance`, all of
         the siblings' nodes among them.
         """
-        seen = observe_together(siblings, self.now, self.original, self.calibration, pending, alone=True)
+        seen = self.observe(siblings, pending, alone=True)
         if reason := next(filter(None, (_unusable(_present(*halves)) for halves in seen)), ""):
             return reason
         return fit_first(
@@ -134,7 +134,7 @@ class Fitter:
 
     def fit_sibling(self, match: LayerMatch, first: Array, pending: Collection[ir.Node]) -> Fit | str:
         """A layer's chain after the first factor that it has in common with others."""
-        train, held = observe(match, self.now, self.original, self.calibration, pending)
+        train, held = self._observed(match, pending)
         halves = _present(train, held)
         if reason := _unusable(halves):
             return reason
@@ -162,12 +162,13 @@ class Fitter:
         return self._rectified(match, found, _second(halves), pending, refit)
 
     def observe(
-        self, matched: Sequence[LayerMatch], pending: Collection[ir.Node]
+        self, matched: Sequence[LayerMatch], pending: Collection[ir.Node], *, alone: bool = False
     ) -> list[tuple[Moments, Moments | None]]:
         """Moments of several layers at once, as `calibration.statistics.observe_together` has them."""
         references = [self._reference(match) for match in matched]
+        windows = self.now, self.original
         return observe_together(
-            matched, self.now, self.original, self.calibration, pending, references=references
+            matched, *windows, self.calibration, pending, references=references, alone=alone
         )
 
     def attention(self, product: ScoreProduct, pending: Collection[ir.Node]) -> list[AttentionSample]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxdecomp.apply.layer_fitter import Fitter
+from onnxdecomp.calibration.reachability import UNREACHED
 from onnxdecomp.calibration.statistics import unobservable
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors
 from onnxdecomp.decompositions.base import Decomposition
-from onnxdecomp.decompositions.shared import sibling_factors
+from onnxdecomp.decompositions.shared import by_channel, sibling_factors
 from onnxdecomp.fitting.fit import Fit, in_working_type
 from onnxdecomp.fitting.shared_factor import nearest
 from onnxdecomp.layers.adapter import LayerMatch
@@ -44,6 +45,17 @@ class SiblingGroup:
     plain: dict[tuple[str, str], Factors] = field(default_factory=dict)
     trunk: Trunk | None = None
 
+    def renew(self, matched: Mapping[tuple[str, str], LayerMatch]) -> None:
+        """Take the layers as a cut has left them, those that are still to be replaced, by graph and name."""
+        left = [
+            (matched[key], count)
+            for match, count in zip(self.members, self.counts, strict=False)
+            if (key := (match.layer.graph, match.layer.name)) in matched
+        ]
+        if left:
+            self.members, self.counts = (tuple(column) for column in zip(*left, strict=True))
+            self.first, self.plain = None, {}
+
     def chain(
         self, match: LayerMatch, method: Decomposition, fitter: Fitter | None, pending: Collection[ir.Node]
     ) -> Fit | Chain:
@@ -53,23 +65,24 @@ class SiblingGroup:
         """
         if fitter is not None and self.first is None and not self.plain:
             self._start(fitter, pending)
-        if self.first is None:
-            return method.assemble(match.layer, self._plain(match))
-        assert fitter is not None
-        found = fitter.fit_sibling(match, self.first, pending)
-        return (
-            found
-            if isinstance(found, Fit)
-            else in_working_type(nearest(match.layer, self.first), match.layer)
-        )
+        if self.first is not None:
+            found = UNREACHED if fitter is None else fitter.fit_sibling(match, self.first, pending)
+            return found if isinstance(found, Fit) else self._nearest(match, self.first)
+        first, last = self._plain(match)
+        matrix = first.T if match.layer.conv is None else by_channel(first)
+        if last.shape == method.shapes(match.layer, (len(matrix),))[1]:
+            return method.assemble(match.layer, (first, last))
+        return self._nearest(match, matrix)  # a cut has left less of the layer since
+
+    def _nearest(self, match: LayerMatch, first: Array) -> Chain:
+        return in_working_type(nearest(match.layer, first), match.layer)
 
     def _start(self, fitter: Fitter, pending: Collection[ir.Node]) -> None:
         """Fit the first factor to what all of the layers see."""
         matches = [match.current() for match in self.members]
         reasons = (unobservable(match) for match in matches)
-        found: Array | str = next(filter(None, reasons), "") or fitter.first_of(
-            matches, self.rank, self.counts, pending
-        )
+        found: Array | str = next(filter(None, reasons), "")
+        found = found or fitter.first_of(matches, self._rank, self.counts, pending)
         if isinstance(found, str):
             self.unfitted = found
         else:
@@ -78,11 +91,16 @@ class SiblingGroup:
     def _plain(self, match: LayerMatch) -> Factors:
         if not self.plain:
             layers = [match.layer for match in self.members]
-            first, lasts = sibling_factors(layers, self.rank, self.counts)
+            first, lasts = sibling_factors(layers, self._rank, self.counts)
             self.plain = {
                 (layer.graph, layer.name): (first, last) for layer, last in zip(layers, lasts, strict=True)
             }
         return self.plain[match.layer.graph, match.layer.name]
+
+    @property
+    def _rank(self) -> int:
+        """The rank, or what a cut has left of the input."""
+        return min(self.rank, self.members[0].layer.inputs)
 
     def put(self, rewriter: Rewriter, chain: Chain, metadata: Mapping[str, str], *, quantize: bool) -> Trunk:
         """The first factor, put into the graph when it is asked for first."""

@@ -235,3 +235,41 @@ def test_int8_after_it() -> None:
     assert op_types(result.model)["DynamicQuantizeLinear"] or op_types(result.model)["QuantizeLinear"]
     seen, meant = (run(model, FEEDS[0])[0] for model in (result.model, attention()))
     assert np.linalg.norm(seen - meant) < 0.3 * np.linalg.norm(meant)
+
+
+def gated() -> onnx.ModelProto:
+    """x * sigmoid(x) of a gate, times the other factor, and what reads the product."""
+    weights = {name: low(16, seed) for seed, name in enumerate(("gate", "up"))} | {"down": normal(16, 12)}
+    nodes = [
+        node("Relu", ["x"], ["h"]),
+        node("MatMul", ["h", "gate"], ["g"], name="gate"),
+        node("Sigmoid", ["g"], ["s"]),
+        node("Mul", ["g", "s"], ["a"]),
+        node("MatMul", ["h", "up"], ["u"], name="up"),
+        node("Mul", ["a", "u"], ["m"]),
+        node("MatMul", ["m", "down"], ["y"], name="down"),
+    ]
+    return make(nodes, {"x": ["N", 6, S]}, ["y"], weights)
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_siblings_of_which_a_cut_leaves_less(fitted: bool) -> None:
+    """Gate and up lose a unit's rows each, and what is in common is fitted to what is left of them."""
+    model = loaded(gated())
+    shared = compress.compress(
+        gated(), bench=False, simplify="none", method="shared", rank="4", skip_below=0, dry_run=True
+    )
+    cut = Cut("gate", "width", 16, 12, ("gate", "up"), ("down",))
+    plan = replace(shared.plan, channels=(cut,))
+    data = calibration(FEEDS) if fitted else None
+    done = {
+        one.match.layer.name: one
+        for one in carry_out(model, find(model)[0], plan, calibration=data).rewritten
+    }
+    assert {name: [step.weight.shape for step in done[name].chain.weighted] for name in ("gate", "up")} == {
+        name: [(S, 4), (4, 12)] for name in ("gate", "up")
+    }
+    assert op_types(model)["MatMul"] == 4
+    assert [(done[name].loss is not None) for name in ("gate", "up")] == [fitted] * 2
+    meant, seen = (values(m, ["y"], FEEDS)[0] for m in (loaded(gated()), model))
+    assert np.linalg.norm(seen - meant) < (0.1 if fitted else 0.6) * np.linalg.norm(meant)
