@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from onnxdecomp.core.dense import dense_chain
-from onnxdecomp.core.layer import Layer
+from onnxdecomp.core.layer import Layer, Ranks, narrowed
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.search.candidates import Candidate
 from onnxdecomp.search.channel_costs import narrowed_by
 from onnxdecomp.search.channel_profiles import TIMED, ChannelProfile
-from onnxdecomp.search.elimination import Floats
-from onnxdecomp.search.held import Held, held
+from onnxdecomp.search.elimination import Floats, Ints
+from onnxdecomp.search.held import Held, Numbers, held
 from onnxdecomp.search.layer_profiles import LayerProfile
 from onnxdecomp.search.plan import Cost, cost_after_first, cost_of
 from onnxdecomp.search.tied_layers import Pick
+
+_EACH, _ALONG = 3, 5
+"""Sizes that are counted: outputs and inputs, and where both go together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,112 +50,157 @@ class NarrowedLayer:
     def held(self, pick: Pick) -> Held:
         """What is held of the layer as it is picked, [levels …] each.
 
-        Dense layers are counted exactly, chains at some levels, and between these as if they were linear.
+        Costs are counted at a few sizes of the layer, and linear along outputs and inputs between these, as
+        those of the layer itself are, and those of chains until their ranks are full.
         """
-        whole = held(self.entry, pick)
-        params, macs = np.moveaxis(
-            self._dense if pick.candidate is None else self._chains[..., pick.candidate, :], -1, 0
-        )
+        index = 0 if pick.candidate is None else 1 + pick.candidate
+        params, macs = np.moveaxis(self._costs[..., index, :], -1, 0)
+        dense = self._costs[..., 0, 1]
         first = (0,) * len(self.channels)
-        stored = pick.stored + (params - params[first])
-        share = macs / max(float(macs[first]), 1.0)
-        part = whole.part * (self._time_left if whole.kept else np.minimum(share, 1.0) ** self._power)
-        return Held(self.entry, whole.kept, macs, stored, part)
+        return _held(
+            *(self.entry, pick, params - params[first], macs),
+            macs / max(float(macs[first]), 1.0),
+            dense / max(float(dense[first]), 1.0),
+            self._time_left,
+        )
 
     def exactly(self, pick: Pick, levels: Sequence[int]) -> Held:
         """What is held at these levels, counted."""
         if not any(levels):
             return held(self.entry, pick)
-        found, at = self.held(pick), tuple(levels)
-        macs, stored, part = (np.asarray(values)[at] for values in (found.macs, found.stored, found.part))
-        if pick.candidate is not None:
-            params, left = self._chain_cost(self.entry.candidates[pick.candidate], self._layer(levels))
-            macs, stored = left, stored + params - self._chains[(*at, pick.candidate, 0)]
-        return Held(self.entry, found.kept, float(macs), float(stored), float(part))
+        whole, layer = self.entry.match.layer, self.layer(levels)
+        params, macs = self._counted(pick.candidate, layer)
+        before, full = self._counted(pick.candidate, whole)
+        dense = self._counted(None, layer)[1] / max(self._counted(None, whole)[1], 1.0)
+        time = math.prod(self._times(own)[level] for own, level in zip(self.channels, levels, strict=True))
+        return _held(self.entry, pick, params - before, macs, macs / max(full, 1.0), dense, time)
 
-    def dense(self, levels: Sequence[int]) -> Cost:
-        """What the layer itself costs at these levels."""
-        params, macs = self._dense[tuple(levels)].tolist()
-        return Cost(round(params), round(macs))
+    def layer(self, levels: Sequence[int]) -> Layer:
+        """The layer at these levels, without its numbers."""
+        shares = (
+            own.levels[level].kept / own.channel.width
+            for own, level in zip(self.channels, levels, strict=True)
+        )
+        extents = (own.extents[self.place] for own in self.channels)
+        return narrowed_by(self.entry.match.layer, zip(extents, shares, strict=True))
 
     def takes(self, candidate: int | None) -> bool:
         """Whether the candidate, or the layer as it is, can be had at every level."""
-        return candidate is None or not np.isnan(self._chains[..., candidate, :]).any()
+        return candidate is None or not np.isnan(self._costs[..., 1 + candidate, :]).any()
 
     @cached_property
-    def _dense(self) -> Floats:
-        """[levels …, (parameters, MACs)] of the layer itself."""
-        costs = [
-            cost_of(dense_chain(layer), layer)
-            for layer in map(self._layer, itertools.product(*map(range, self.shape)))
-        ]
-        found = np.array([(cost.params, cost.macs) for cost in costs], np.float64)
-        return found.reshape(*self.shape, 2)
+    def _costs(self) -> Floats:
+        """[levels …, the layer and candidates, (parameters, MACs)]; NaN where a method does not take it."""
+        layer = self.entry.match.layer
+        outputs, inputs = (self._sizes(side) for side in ("outputs", "inputs"))
+        if (outputs * layer.inputs == inputs * layer.outputs).all():
+            # As of a depthwise convolution: there are no other pairs of sizes.
+            some = _nodes(inputs, _ALONG)
+            along = np.array([self._count(one * layer.outputs // layer.inputs, one) for one in some])
+            return np.asarray(np.einsum("...a,akn->...kn", _weights(inputs, some), along))
+        rows, columns = _nodes(outputs, _EACH), _nodes(inputs, _EACH)
+        counted = np.array([[self._count(one, other) for other in columns] for one in rows])
+        weights = _weights(outputs, rows), _weights(inputs, columns)
+        return np.asarray(np.einsum("...a,...b,abkn->...kn", *weights, counted, optimize=True))
 
-    @cached_property
-    def _chains(self) -> Floats:
-        """[levels …, candidates, (parameters, MACs)]; NaN where a method does not take the layer."""
-        kept = [np.array([level.kept for level in own.levels]) for own in self.channels]
-        nodes = [sorted({0, len(own) // 2, len(own) - 1}) for own in kept]
-        layers = map(self._layer, itertools.product(*nodes))
-        costs = np.array(
-            [[self._chain_cost(own, layer) for own in self.entry.candidates] for layer in layers], np.float64
-        ).reshape(*map(len, nodes), len(self.entry.candidates), 2)
-        for axis, (own, some) in enumerate(zip(kept, nodes, strict=True)):
-            # Widths fall along the levels; np.interp wants them rising.
-            weights = np.stack(
-                [np.interp(own, own[some][::-1], one[::-1]) for one in np.eye(len(some))], axis=1
-            )
-            costs = np.moveaxis(np.tensordot(weights, costs, (1, axis)), 0, axis)
-        return costs
+    def _sizes(self, side: Literal["outputs", "inputs"]) -> Ints:
+        """[levels …]: the layer's outputs or inputs."""
+        found = np.full(self.shape, getattr(self.entry.match.layer, side))
+        for axis, own in enumerate(self.channels):
+            whole = getattr(own.extents[self.place], side)
+            gone = [whole - round(whole * level.kept / own.channel.width) for level in own.levels]
+            found -= _along(gone, axis, len(self.shape)).astype(np.intp)
+        return np.asarray(np.maximum(found, 1))
+
+    def _count(self, outputs: int, inputs: int) -> list[tuple[float, float]]:
+        """Parameters and MACs of the layer and its candidates at these sizes."""
+        layer = narrowed(self.entry.match.layer, int(outputs), int(inputs))
+        # Of one method's candidates all have the same full ranks.
+        methods = {id(own.outline.method): own.outline.method for own in self.entry.candidates}
+        full = {
+            key: None if refusal_of(method, layer) else method.full_ranks(layer)
+            for key, method in methods.items()
+        }
+        chains = [self._chain_cost(own, layer, full[id(own.outline.method)]) for own in self.entry.candidates]
+        return [_numbers(cost_of(dense_chain(layer), layer)), *chains]
+
+    def _counted(self, candidate: int | None, layer: Layer) -> tuple[float, float]:
+        """Parameters and MACs of a candidate, or of the layer itself, where it has become this layer."""
+        if candidate is None:
+            return _numbers(cost_of(dense_chain(layer), layer))
+        method = (own := self.entry.candidates[candidate]).outline.method
+        full = None if refusal_of(method, layer) else method.full_ranks(layer)
+        return self._chain_cost(own, layer, full)
+
+    def _chain_cost(self, candidate: Candidate, layer: Layer, full: Ranks | None) -> tuple[float, float]:
+        option = candidate.outline
+        if full is None or len(full) != len(option.ranks):
+            return math.nan, math.nan
+        chain = outline(option.method, layer, tuple(map(min, option.ranks, full)))
+        # Of siblings the first bears the cost of the factor that they have in common.
+        after = candidate.group and candidate.group[0] != self.place
+        return _numbers((cost_after_first if after else cost_of)(chain, layer))
 
     @cached_property
     def _time_left(self) -> Floats:
         """[levels …]: the share of its time that the layer itself takes."""
         found = np.ones(self.shape)
         for axis, own in enumerate(self.channels):
-            left = [
-                _time_left(own.times.get(self.place, ()), level.kept / own.channel.width)
-                for level in own.levels
-            ]
-            found *= np.reshape(left, [-1 if k == axis else 1 for k in range(found.ndim)])
+            found *= _along(self._times(own), axis, found.ndim)
         return found
 
-    @cached_property
-    def _power(self) -> Floats:
-        """[levels …]: chains gain from fewer MACs as the layer does, by this power of their share."""
-        share = self._dense[..., 1] / max(float(self._dense[..., 1].flat[0]), 1.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            power = np.log(self._time_left) / np.log(share)
-        return np.where((share > 0) & (share < 1), np.clip(power, 0.0, 1.0), 0.0)
-
-    def _chain_cost(self, candidate: Candidate, layer: Layer) -> tuple[float, float]:
-        option = candidate.outline
-        if refusal_of(option.method, layer) is not None:
-            return math.nan, math.nan
-        full = option.method.full_ranks(layer)
-        if len(full) != len(option.ranks):
-            return math.nan, math.nan
-        chain = outline(option.method, layer, tuple(map(min, option.ranks, full)))
-        # Of siblings the first bears the cost of the factor that they have in common.
-        after = candidate.group and candidate.group[0] != self.place
-        cost = (cost_after_first if after else cost_of)(chain, layer)
-        return float(cost.params), float(cost.macs)
-
-    def _layer(self, levels: Sequence[int]) -> Layer:
-        return narrowed_by(
-            self.entry.match.layer,
-            [
-                (own.extents[self.place], own.levels[level].kept / own.channel.width)
-                for own, level in zip(self.channels, levels, strict=True)
-            ],
-        )
+    def _times(self, channel: ChannelProfile) -> list[float]:
+        """The share of the layer's time that is left at each level of a channel."""
+        timed, width = channel.times.get(self.place, ()), channel.channel.width
+        if not timed:
+            return [1.0] * len(channel.levels)
+        shares = np.minimum.accumulate([1.0, *timed])[::-1]
+        sizes, left = [0.0, *TIMED[::-1], 1.0], [shares[0] / 2, *shares]  # some time at no units at all
+        return [float(np.interp(level.kept / width, sizes, left)) for level in channel.levels]
 
 
-def _time_left(timed: Sequence[float], width: float) -> float:
-    """The share of a layer's time that is left at a share of a channel's units; 1 where nothing was timed."""
-    if not timed or width >= 1:
-        return 1.0
-    shares = np.minimum.accumulate([1.0, *timed])
-    least = shares[-1] / 2  # at no units at all
-    return float(np.interp(width, [0.0, *TIMED[::-1], 1.0], [least, *shares[::-1]]))
+def _held(
+    entry: LayerProfile,
+    pick: Pick,
+    more: Numbers,
+    macs: Numbers,
+    share: Numbers,
+    dense: Numbers,
+    time: Numbers,
+) -> Held:
+    """What is held of a narrower layer.
+
+    Args:
+        entry: The layer as it is.
+        pick: What is done to it.
+        more: Parameters, beside those that the pick has.
+        macs, share: Multiply-accumulates, and over those at full size.
+        dense, time: Of the layer itself, the shares of its MACs and of its time that are left. A chain gains
+            by fewer MACs as the layer does.
+    """
+    whole = held(entry, pick)
+    if whole.kept:
+        return Held(entry, True, macs, pick.stored + more, whole.part * time)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        power = np.nan_to_num(np.log(time) / np.log(dense), nan=0.0, posinf=1.0, neginf=0.0)
+    gained = np.minimum(share, 1.0) ** np.clip(power, 0.0, 1.0)
+    return Held(entry, False, macs, pick.stored + more, whole.part * gained)
+
+
+def _numbers(cost: Cost) -> tuple[float, float]:
+    return float(cost.params), float(cost.macs)
+
+
+def _along(values: Sequence[float], axis: int, axes: int) -> Floats:
+    return np.reshape(np.asarray(values, np.float64), [-1 if k == axis else 1 for k in range(axes)])
+
+
+def _nodes(sizes: Ints, most: int) -> Ints:
+    """Some of the sizes, the least and the largest among them, rising."""
+    found = np.unique(sizes)
+    return np.asarray(found[np.unique(np.linspace(0, len(found) - 1, most).round().astype(int))])
+
+
+def _weights(sizes: Ints, nodes: Ints) -> Floats:
+    """[sizes …, nodes]: how much of each node there is in what is interpolated at the sizes."""
+    return np.stack([np.interp(sizes, nodes, one) for one in np.eye(len(nodes))], axis=-1)

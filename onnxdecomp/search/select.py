@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxdecomp.decompositions.joint import WIDTH
 from onnxdecomp.layers.adapter import Skip
-from onnxdecomp.search.candidates import Candidate
+from onnxdecomp.search.candidates import Candidate, dense_cost
 from onnxdecomp.search.channel_costs import behind_cuts, narrowed_layers
 from onnxdecomp.search.channel_profiles import ChannelProfile
 from onnxdecomp.search.fixed_ranks import method_options
@@ -254,9 +254,9 @@ def _cut(
     made, read = (
         tuple(end.match.layer.name for end in ends) for ends in (channel.producers, channel.readers)
     )
-    layers = [options.narrowed(place) for place in entry.extents]
+    narrow = [options.narrowed(place) for place in entry.extents]
     before, after = (
-        [layer.dense([at if own is entry else 0 for own in layer.channels]) for layer in layers]
+        [dense_cost(layer.layer([at if own is entry else 0 for own in layer.channels])) for layer in narrow]
         for at in (0, level)
     )
     whole = Cut(channel.name, None, channel.width, channel.width, made, read, before=_sum(before))
