@@ -66,7 +66,7 @@ def tallied(plan: Plan, matched: Sequence[LayerMatch]) -> Plan:
             origins.add(_origin(matched[index]))
             before = replace(choice.before, params=numbers + bias)
             after = choice.after
-            if choice.method is not None:
+            if choice.method is not None and not choice.narrowed:  # no channel at a shared weight is cut
                 chain = outline(get(choice.method, **choice.options), layer, choice.ranks)
                 group = (choice.graph, choice.group)
                 price = cost_after_first if choice.group and group in groups else cost_of

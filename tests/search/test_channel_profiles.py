@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from onnxdecomp.apply.apply_plan import carry_out
 from onnxdecomp.calibration.statistics import Calibration, observe_unchanged
 from onnxdecomp.channels import Channel, find_channels
 from onnxdecomp.core.dense import dense_chain
@@ -36,8 +38,10 @@ from onnxdecomp.search.metrics.costs import Macs, Parameters
 from onnxdecomp.search.plan import Plan, cost_of
 from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.select import Chosen, choose
+from onnxdecomp.search.stored_parameters import tallied
 from onnxdecomp.search.targets import parse_budgets
 from tests.builders.graphs import model
+from tests.builders.models import thin_middle
 
 SIZES = Sizes(0, 0)
 
@@ -80,11 +84,10 @@ def opened(proto: onnx.ModelProto) -> tuple[ir.Model, list[LayerMatch], tuple[Ch
     return found, matched, find_channels(found, matched)[0]
 
 
-def calibration() -> Calibration:
-    x = np.random.default_rng(0).standard_normal((48, 6, 5, 5)).astype(np.float32)
-    return Calibration(
-        read_feeds({"x": x}, [TensorSpec("x", ("N", 6, 5, 5), "float32")]), batch=12, threads=1
-    )
+def calibration(channels: int = 6, size: int = 5) -> Calibration:
+    x = np.random.default_rng(0).standard_normal((48, channels, size, size)).astype(np.float32)
+    spec = TensorSpec("x", ("N", channels, size, size), "float32")
+    return Calibration(read_feeds({"x": x}, [spec]), batch=12, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +241,17 @@ def test_of_channels_with_units_in_common_one_is_cut(weighed: LayerProfiles) -> 
     found = choose(twice, (), (), max_loss=1.0)
     assert isinstance(found, Chosen)
     assert len(found.plan.cuts) == 1
+
+
+def test_what_a_plan_counts_is_what_the_model_holds() -> None:
+    found, matched, channels = opened(thin_middle())
+    scope, data = Scope(methods=("tucker",), skip_below=0.0), calibration(8, 6)
+    profiles = profile_layers(found, matched, scope, data, channels=channels)
+    plan = tallied(chosen(profiles, "params=3x").plan, matched)
+    assert plan.cuts
+    assert any(choice.narrowed for choice in plan.decomposed)
+    done = carry_out(found, list(matched), plan, calibration=data)
+    assert {cut.channel: len(cut.units) for cut in done.cuts} == {c.channel: c.kept for c in plan.cuts}
+    held = [value.shape.numpy() for value in found.graph.initializers.values() if value.shape is not None]
+    weights = [shape for shape in held if len(shape) > 1]  # the original has no biases
+    assert sum(math.prod(shape) for shape in weights) == total(plan)[0]
