@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.channels.channel import NONE, Channel
-from onnxdecomp.channels.layers import resize_layer
+from onnxdecomp.channels.layer_rules import layer_rule
 from onnxdecomp.channels.resize import Resizing
 from onnxdecomp.channels.rules import RULES
 from onnxdecomp.channels.sizes import Sizes
@@ -54,7 +54,7 @@ def cut_channel(model: ir.Model, channel: Channel, keep: Array) -> None:
     for node in channel.nodes:
         match, rule = channel.layers.get(node), RULES.get((node.domain, node.op_type))
         if match is not None:
-            resize_layer(match, cut)
+            layer_rule(match).resize(match, cut)
         elif rule is not None and rule.resize is not None:
             rule.resize(node, cut)
     store.tidy()

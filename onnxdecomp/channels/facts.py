@@ -8,7 +8,6 @@ they become one, and a unit that cannot be left out is frozen. So the order of t
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -88,7 +87,7 @@ class Facts:
     _parent: Array = field(init=False)
     _frozen: Array = field(init=False)
     _united: bool = field(init=False, default=False)
-    _todo: deque[ir.Node] = field(init=False, default_factory=deque)
+    _todo: dict[ir.Node, None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         # The last entry is that of NONE.
@@ -313,7 +312,8 @@ class Facts:
             Broken: No unit can be left out.
         """
         while self._todo:
-            node = self._todo.popleft()
+            node = next(iter(self._todo))
+            del self._todo[node]
             self.nodes.setdefault(node)
             if node in self.layers:
                 self.layer_rule(self.layers[node], self)
@@ -362,8 +362,7 @@ class Facts:
                 lines = np.moveaxis(labels, longest, -1).reshape(-1, labels.shape[longest])
                 every = self._joined(lines, np.broadcast_to(lines.max(axis=0), lines.shape))[0]
                 self._put(value, of.collapsed(of.along(self._parent[every], longest, labels.ndim)))
-            self.aligned.clear()
-            self._todo = deque(self.nodes)
+            self._todo = dict.fromkeys(self.nodes)
             self.spread()
         return found
 
@@ -394,8 +393,8 @@ class Facts:
     def _ask_around(self, value: ir.Value) -> None:
         node = value.producer()
         for near in [node, *value.consumers()]:
-            if near is not None and near not in self._todo:
-                self._todo.append(near)
+            if near is not None:
+                self._todo.setdefault(near)
 
     def _unite(self, a: Array, b: Array) -> None:
         """The units of `a` are those of `b`, place by place; NONE is nothing."""
@@ -412,7 +411,10 @@ class Facts:
             parent[:] = parent[parent]
         frozen = np.unique(parent[:-1][self._frozen[:-1]])
         self._frozen[:-1] |= np.isin(parent[:-1], frozen)
-        for value in self.values:  # what held back because units differed may go on now
+        # What held back because units differed may go on now, and what was told may be otherwise.
+        for told in (self.stored, self.aligned, self.products, self.passed):
+            told.clear()
+        for value in self.values:
             self._ask_around(value)
 
 

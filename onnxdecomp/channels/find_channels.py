@@ -13,7 +13,7 @@ from onnxdecomp.channels import labels as of
 from onnxdecomp.channels.blocks import blocks_of, shrinking
 from onnxdecomp.channels.channel import NONE, Channel, ChannelSkip, Producer, Reader, Shaped, Stored
 from onnxdecomp.channels.facts import Broken, Facts, describe
-from onnxdecomp.channels.layers import made_units, makes_units, read_units, seed, spread_layer
+from onnxdecomp.channels.layer_rules import layer_rule, spread_layer
 from onnxdecomp.channels.measured import wrong_size
 from onnxdecomp.channels.rules import RULES
 from onnxdecomp.channels.sizes import Sizes
@@ -38,27 +38,30 @@ def find_channels(
         matched: Its layers, as `onnxdecomp.layers.find.find` has them.
         freeze: Treat initializers that are also graph inputs as constants.
     """
+    layers = {match.nodes[0]: match for match in matched}
     search = _Search(model, matched, freeze)
     found: list[Channel] = []
     reasons: dict[ir.Node, str] = {}
-    taken = {match.nodes[0]: np.zeros(match.layer.outputs, bool) for match in matched}
+    taken = {match.nodes[0]: np.zeros(layer_rule(match).outputs(match), bool) for match in matched}
     for match in matched:
         node = match.nodes[0]
-        if taken[node].all():
+        if taken[node].size and taken[node].all():
             continue
         channels, reason, facts = search.of(match, _numbered(~taken[node]))
         taken[node][:] = True
         if not channels:
             reasons[node] = reason
-        for other, rows in taken.items():
-            labels = None if facts is None else facts.labels(other.outputs[0])
+        if facts is None:
+            continue
+        for other in [layers[near] for near in facts.nodes if near in layers]:
+            labels = layer_rule(other).labelled(other, facts)
+            rows = taken[other.nodes[0]]
             if labels is not None and labels.size == rows.size:
-                np.logical_or(rows, labels.reshape(-1) != NONE, out=rows)
+                np.logical_or(rows, labels != NONE, out=rows)
                 if not channels and rows.all():
-                    reasons.setdefault(other, reason)
+                    reasons.setdefault(other.nodes[0], reason)
         found += channels
-        if facts is not None:
-            found += search.blocks(channels, facts, found)
+        found += search.blocks(channels, facts, found)
     made = {producer.match.nodes[0] for channel in found for producer in channel.producers}
     skips = [
         ChannelSkip(search.name(match), reasons[match.nodes[0]])
@@ -106,7 +109,7 @@ class _Search:
         """The channels of a layer's outputs, labelled so; why there are none; all facts if they are known."""
         if match.place.function is not None:
             return [], "it is inside a function", None
-        if not makes_units(match):
+        if not layer_rule(match).outputs(match):
             return [], "its outputs cannot be cut", None
         width = int(units.max()) + 1
         if width < 2:
@@ -114,7 +117,7 @@ class _Search:
         scope, sizes = self._around(match)
         facts = Facts(scope, sizes, width, self._layers, RULES, spread_layer)
         try:
-            seed(match, units, facts)
+            layer_rule(match).seed(match, units, facts)
             facts.spread()
         except Broken as broken:
             return [], str(broken), None
@@ -162,7 +165,7 @@ class _Search:
         found = dict(facts.products)
         for node in facts.nodes:
             match = self._layers.get(node)
-            units = None if match is None else read_units(match, facts)
+            units = None if match is None else layer_rule(match).read(match, facts)
             if units is not None:
                 found[node] = units
         return found
@@ -206,7 +209,8 @@ class _Search:
         layers = {node: self._layers[node] for node in ordered if node in self._layers}
         producers, readers = [], []
         for match in layers.values():
-            made, read = made_units(match, facts), read_units(match, facts)
+            rule = layer_rule(match)
+            made, read = rule.made(match, facts), rule.read(match, facts)
             if made is not None and not of.is_empty(number[made]):
                 producers.append(Producer(match, number[made]))
             if read is not None and not of.is_empty(number[read]):

@@ -41,10 +41,10 @@ def spread_layer(match: LayerMatch, facts: Facts) -> None:
     return _Ends(match, axes, len(x), len(y), facts).spread()
 
 
-def makes_units(match: LayerMatch) -> bool:
-    """Whether outputs of the layer can be cut, for all that the layer itself says."""
+def outputs(match: LayerMatch) -> int:
+    """How many outputs of the layer may be units, for all that the layer itself says."""
     axes = match.adapter.feature_axes(match.nodes[0])
-    return axes is not None and axes.outputs is not None
+    return 0 if axes is None or axes.outputs is None else match.layer.outputs
 
 
 def seed(match: LayerMatch, units: Array, facts: Facts) -> None:
@@ -68,8 +68,11 @@ def read_units(match: LayerMatch, facts: Facts) -> Array | None:
 
 def made_units(match: LayerMatch, facts: Facts) -> Array | None:
     """The units of the layer's rows as `Producer.units` has them; None where it makes none."""
-    if match.nodes[0] in facts.passed:
-        return None
+    return None if match.nodes[0] in facts.passed else labelled(match, facts)
+
+
+def labelled(match: LayerMatch, facts: Facts) -> Array | None:
+    """The units of the layer's outputs, whether it makes them or lets them pass."""
     return _along_features(match, facts.labels(match.nodes[0].outputs[0]), "y")
 
 
