@@ -157,19 +157,23 @@ class _Ends:
         if makes is not None:
             self._store(makes, self.axes.outputs, "rows")
         self._let_pass(reads is None, makes is None)
-        added = [
-            at for at in range(len(self.node.inputs)) if at not in (self.x_at, self.match.adapter.weight_at)
-        ]
+        self._tie_added()
+
+    def _tie_added(self) -> None:
+        """What is added to the output has its units: a bias, a Gemm's C, a residual."""
+        node, facts = self.node, self.facts
+        added = [at for at in range(len(node.inputs)) if at not in (self.x_at, self.match.adapter.weight_at)]
+        if all(
+            facts.labels(value) is None for value in (node.outputs[0], *(node.inputs[at] for at in added))
+        ):
+            return
         terms: list[Term] = [(-1, tuple(range(self.y_rank)))]
         for at in added:
-            axes = (
-                (self.y_axis,)
-                if at == self.axes.bias
-                else aligned_right(self.node, at, self.y_rank, self.facts)
-            )
+            whole = at != self.axes.bias
+            axes = aligned_right(node, at, self.y_rank, facts) if whole else (self.y_axis,)
             if axes is not None:
                 terms.append((at, axes))
-        self.facts.tie(self.node, terms, self.y_rank)
+        facts.tie(node, terms, self.y_rank)
 
     def _only(self, at: int, axis: int) -> Array | None:
         """The labels along the axis of the features, None where they do not differ there."""

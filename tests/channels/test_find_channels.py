@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxdecomp.channels import cut_channel
+from onnxdecomp.channels import check_cut, cut_channel, without_columns
 from onnxdecomp.core.layer import Array
 from tests.builders import graphs
 from tests.builders.feeds import normal
@@ -77,3 +77,55 @@ def test_what_breaks_a_channel_is_named() -> None:
     assert [skip.name for skip in skips] == ["up", "down"]
     assert "Softmax hidden" in skips[0].reason
     assert skips[1].reason == "it is the output y"
+
+
+def test_a_bias_that_others_read_is_copied() -> None:
+    """The other reader keeps all of it."""
+    nodes, weights = feed_forward()
+    nodes += [node("Mul", "side up.b", "z")]
+    inputs: dict[str, graphs.Dims] = {"x": ["N", 5, 6], "side": [10]}
+    proto = graphs.model(nodes, inputs, {"y": ["N", 5, 4], "z": [10]}, weights)
+    feed = {"x": normal(2, 5, 6), "side": normal(10)}
+    model = opened(proto)
+    (channel,), _ = channels_of(model)
+    before = without_columns(model, channel, np.arange(3))
+    cut_channel(model, channel, np.arange(3))
+    check = check_cut(before, model, channel, np.arange(3), feed)
+    assert (check.passed, check.reason) == (True, "")
+    sizes = {
+        name: value.const_value.size for name, value in model.graph.initializers.items() if value.const_value
+    }
+    assert sizes["up.b"] == 10
+    assert sorted(sizes.values()) == [3, 4, 10, 12, 18]
+
+
+def test_a_size_that_the_model_measures_breaks_a_channel() -> None:
+    """A scale by the width would change with it."""
+    nodes, weights = feed_forward()
+    nodes[3:3] = [
+        node("Shape", "hidden", "shape"),
+        node("Gather", "shape last", "width", axis=0),
+        node("Cast", "width", "float", to=1),
+        node("Div", "hidden float", "scaled"),
+    ]
+    nodes[7] = node("MatMul", "scaled down.w", "down")
+    weights["last"] = np.array(-1)
+    proto = graphs.model(nodes, {"x": ["N", 5, 6]}, {"y": ["N", 5, 4]}, weights)
+    channels, skips = channels_of(opened(proto))
+    assert channels == ()
+    assert skips[0].reason == "Shape shape measures it"
+
+
+def test_a_bias_that_may_be_overridden_breaks_a_channel() -> None:
+    nodes, weights = feed_forward()
+    proto = graphs.model(nodes, {"x": ["N", 5, 6]}, {"y": ["N", 5, 4]}, weights, listed=["up.b"])
+    assert channels_of(opened(proto))[0] == ()
+
+
+def test_the_cut_check_sees_a_wrong_cut() -> None:
+    nodes, weights = feed_forward()
+    model = opened(graphs.model(nodes, {"x": ["N", 5, 6]}, {"y": ["N", 5, 4]}, weights))
+    (channel,), _ = channels_of(model)
+    before = without_columns(model, channel, np.array([0, 2]))
+    cut_channel(model, channel, np.array([0, 1]))
+    assert not check_cut(before, model, channel, np.array([0, 2]), {"x": normal(2, 5, 6)}).passed
