@@ -12,8 +12,9 @@ from onnxdecomp.core.layer import Layer, narrowed
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.layers.adapter import LayerMatch
-from onnxdecomp.search.keep_layers import Key
-from onnxdecomp.search.plan import Choice, cost_of
+from onnxdecomp.search.keep_layers import Key, key_of
+from onnxdecomp.search.plan import Choice, Plan, cost_of
+from onnxdecomp.search.stored_parameters import tallied
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,18 @@ def narrowed_layers(
                 parts.setdefault(key, []).append((extent, left / channel.width))
     layers = {_key(match): match.layer for match in matched}
     return {key: narrowed_by(layers[key], own) for key, own in parts.items()}
+
+
+def recounted(plan: Plan, matched: Sequence[LayerMatch], channels: Sequence[Channel]) -> Plan:
+    """The plan with what its layers cost behind its cuts, which may be others than these were counted for."""
+
+    def fresh(choice: Choice) -> Choice:
+        return replace(choice, narrowed=False, after=None) if choice.narrowed else choice
+
+    smaller = narrowed_layers(matched, channels, {cut.channel: cut.kept for cut in plan.cuts})
+    counted = tallied(replace(plan, choices=tuple(map(fresh, plan.choices))), matched)
+    choices = (behind_cuts(choice, smaller.get(key_of(choice))) for choice in counted.choices)
+    return replace(counted, choices=tuple(choices))
 
 
 def behind_cuts(choice: Choice, layer: Layer | None) -> Choice:

@@ -96,5 +96,5 @@ def macs_left(plan: Plan) -> float:
     """The plan's multiply-accumulates over the original's."""
     none = Cost(0, 0)
     before = sum((choice.before or none).macs for choice in plan.choices)
-    after = sum(((choice.after if choice.method else choice.before) or none).macs for choice in plan.choices)
-    return after / before if before else 1.0
+    left = (choice.after if choice.method or choice.narrowed else choice.before for choice in plan.choices)
+    return sum((cost or none).macs for cost in left) / before if before else 1.0

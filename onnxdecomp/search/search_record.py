@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxdecomp.core.json_values import Json
+from onnxdecomp.search.channel_profiles import ChannelProfile
 from onnxdecomp.search.fixed_ranks import method_options
+from onnxdecomp.search.joint_options import JointOptions, joint_options
 from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.pareto import Point, frontier
 from onnxdecomp.search.select import Chosen
+from onnxdecomp.search.tied_layers import Pick
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,43 @@ class LayerCandidates:
 
 
 @dataclass(frozen=True)
+class LevelRecord:
+    """A width of a channel.
+
+    Attributes:
+        kept: The units that stay.
+        params, macs: What the layers around it cost then, nothing else done to them.
+        loss: Of what reads it, squared relative errors added up.
+        output_loss: The squared relative error of the network's output.
+        part: The layers' share of the original's latency; None where nothing was timed.
+    """
+
+    kept: int
+    params: int
+    macs: int
+    loss: float
+    output_loss: float
+    part: float | None
+
+
+@dataclass(frozen=True)
+class ChannelLevels:
+    """What was weighed for a channel.
+
+    Attributes:
+        channel: Its name.
+        width: Its units.
+        effect: Points (loss of the channel, of the network's output).
+        levels: Its widths, first the one that it has.
+    """
+
+    channel: str
+    width: int
+    effect: tuple[tuple[float, float], ...]
+    levels: tuple[LevelRecord, ...]
+
+
+@dataclass(frozen=True)
 class SearchRecord:
     """A search.
 
@@ -84,6 +124,7 @@ class SearchRecord:
         tries: Plans that were carried out and measured, with what was expected and found.
         frontier: What speed costs which loss.
         layers: Those that have candidates.
+        channels: Those that can be cut; None where none was asked for.
     """
 
     expected: Expected
@@ -93,6 +134,7 @@ class SearchRecord:
     tries: tuple[Mapping[str, float | None], ...]
     frontier: tuple[Point, ...]
     layers: tuple[LayerCandidates, ...]
+    channels: tuple[ChannelLevels, ...] | None = None
 
 
 def search_record(
@@ -108,6 +150,38 @@ def search_record(
         tuple(tries),
         frontier(weighed),
         tuple(_layer(entry, names) for entry in weighed.layers if entry.candidates),
+        _channels(weighed),
+    )
+
+
+def _channels(weighed: LayerProfiles) -> tuple[ChannelLevels, ...] | None:
+    options = joint_options(weighed)
+    found = tuple(
+        ChannelLevels(
+            entry.channel.name,
+            entry.channel.width,
+            entry.effect.points,
+            tuple(_level(options, entry, index) for index in range(len(entry.levels))),
+        )
+        for entry in options.channels
+    )
+    return found if weighed.channels else None
+
+
+def _level(options: JointOptions, entry: ChannelProfile, index: int) -> LevelRecord:
+    layers = [options.profiles.layers[place] for place in entry.extents]
+    around = [
+        options.exactly(Pick(place, None, layer.dense.params), {entry: index})
+        for place, layer in zip(entry.extents, layers, strict=True)
+    ]
+    level, timed = entry.levels[index], any(layer.part for layer in layers)
+    return LevelRecord(
+        level.kept,
+        round(sum(float(one.stored) for one in around)),
+        round(sum(float(one.macs) for one in around)),
+        level.loss,
+        entry.losses()[index],
+        sum(float(one.part) for one in around) if timed else None,
     )
 
 

@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from onnxdecomp.search.keep_layers import Key, key_of, without
+from onnxdecomp.search.keep_layers import Key, changes_of, key_of, without
 from onnxdecomp.search.knapsack import Option, OutOfReach, allocate
-from onnxdecomp.search.plan import Choice, Cost, Plan
-from onnxdecomp.search.search_record import CandidateRecord, LayerCandidates, SearchRecord
+from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
+from onnxdecomp.search.search_record import (
+    CandidateRecord,
+    ChannelLevels,
+    LayerCandidates,
+    LevelRecord,
+    SearchRecord,
+)
 
 
 def tighter(plan: Plan, search: SearchRecord, share: float, reason: str) -> Plan:
     """The plan of least cost whose expected loss is at most this share of the plan's.
 
-    Only layers that the plan decomposes are: with higher ranks, or put back where that is worth more. Where
-    no loss was expected at all the half that changes its weights most is put back.
+    Only layers that the plan decomposes are: with higher ranks, or put back where that is worth more, and
+    channels that it cuts keep more units, or all. Where no loss was expected at all the half that changes its
+    weights most is put back.
 
     Args:
         plan: What the search found, perhaps with layers put back since.
         search: The search's record.
         share: Above 0, below 1.
-        reason: Why layers are put back.
+        reason: Why layers and channels are put back.
     """
     layers = {(layer.graph, layer.layer): layer for layer in search.layers}
+    channels = {channel.channel: channel for channel in search.channels or ()}
     done = [choice for choice in plan.decomposed if key_of(choice) in layers]
+    cuts = [cut for cut in plan.cuts if _level(cut, channels) is not None]
     groups = {key_of(choice): tuple(c.layer for c in unit) for unit in _units(done) for choice in unit}
-    now = [_current(choice, layers[key_of(choice)], groups[key_of(choice)]) for choice in done]
-    loss = sum(candidate.output_loss for candidate in now if candidate is not None)
-    if not loss > 0 or len(done) < len(plan.decomposed) or None in now:
-        return without(plan, _worst_half(plan, now), reason)
-    macs = sum(choice.before.macs for choice in done if choice.before) or 1
-    params = sum(choice.before.params for choice in done if choice.before) or 1
+    now = {
+        key_of(choice): _current(choice, layers[key_of(choice)], groups[key_of(choice)]) for choice in done
+    }
+    widths = {key_of(cut): _level(cut, channels) for cut in cuts}
+    loss = sum(own.output_loss for own in (*now.values(), *widths.values()) if own is not None)
+    if not loss > 0 or len(done) + len(cuts) < len(changes_of(plan)) or None in now.values():
+        return without(plan, _worst_half(plan, {**now, **widths}), reason)
+    befores = [own.before for own in done if own.before] + [cut.before for cut in cuts if cut.before]
+    macs = sum(cost.macs for cost in befores) or 1
+    params = sum(cost.params for cost in befores) or 1
 
     def price(parts: Sequence[float | None], costs: Sequence[Cost]) -> float:
         shares = zip(parts, costs, strict=True)
@@ -47,15 +60,46 @@ def tighter(plan: Plan, search: SearchRecord, share: float, reason: str) -> Plan
         lost = [sum(candidate.output_loss for candidate in way) for way in options]
         items.append([Option((0.0,), kept), *map(Option, [(loss,) for loss in lost], taken)])
         ways.append((unit, options))
+    wider = [_wider(cut, channels[cut.channel]) for cut in cuts]
+    items += [
+        [Option((one.output_loss,), price([one.part], [Cost(one.params, one.macs)])) for one in own]
+        for own in wider
+    ]
     found = allocate(items, [share * loss], fixed=[0.0])
     if isinstance(found, OutOfReach):  # keeping all is always within
-        return without(plan, {key_of(choice) for choice in plan.decomposed}, reason)
+        return without(plan, {key_of(change) for change in changes_of(plan)}, reason)
     picked: dict[Key, CandidateRecord | None] = {}
-    for (unit, options), index in zip(ways, found.choice, strict=True):
+    for (unit, options), index in zip(ways, found.choice, strict=False):
         way = options[index - 1] if index else (None,) * len(unit)
         picked |= {key_of(choice): candidate for choice, candidate in zip(unit, way, strict=True)}
-    back = without(plan, {key for key, candidate in picked.items() if candidate is None}, reason)
-    return replace(back, choices=tuple(_with(choice, picked.get(key_of(choice))) for choice in back.choices))
+    levels = zip(cuts, wider, found.choice[len(ways) :], strict=True)
+    left = {key_of(cut): own[index].kept for cut, own, index in levels}
+    whole = {key_of(cut) for cut in cuts if left[key_of(cut)] == cut.width}
+    back = without(plan, whole | {key for key, candidate in picked.items() if candidate is None}, reason)
+    return replace(
+        back,
+        choices=tuple(_with(choice, picked.get(key_of(choice))) for choice in back.choices),
+        channels=tuple(_widened(cut, left.get(key_of(cut)), channels) for cut in back.channels),
+    )
+
+
+def _level(cut: Cut, channels: Mapping[str, ChannelLevels]) -> LevelRecord | None:
+    """The width that was chosen."""
+    levels = channels[cut.channel].levels if cut.channel in channels else ()
+    return next((level for level in levels if level.kept == cut.kept), None)
+
+
+def _wider(cut: Cut, channel: ChannelLevels) -> list[LevelRecord]:
+    """The widths from the one that was chosen on; the first is the channel's own."""
+    return [level for level in channel.levels if level.kept >= cut.kept]
+
+
+def _widened(cut: Cut, kept: int | None, channels: Mapping[str, ChannelLevels]) -> Cut:
+    """The cut with so many units left."""
+    if cut.method is None or kept is None:
+        return cut
+    level = next(own for own in channels[cut.channel].levels if own.kept == kept)
+    return replace(cut, kept=kept, after=Cost(level.params, level.macs))
 
 
 def _units(done: Sequence[Choice]) -> list[list[Choice]]:
@@ -93,14 +137,10 @@ def _cost(part: float | None, macs: float, params: float) -> float:
     return (macs if part is None else part) + 1e-3 * params
 
 
-def _worst_half(plan: Plan, now: Collection[CandidateRecord | None]) -> set[Key]:
-    """The half of the layers of which most is lost, each by itself."""
-    losses = {
-        key_of(choice): candidate.loss
-        for choice, candidate in zip(plan.decomposed, now, strict=False)
-        if candidate is not None
-    }
-    ordered = sorted(map(key_of, plan.decomposed), key=lambda key: -losses.get(key, 1.0))
+def _worst_half(plan: Plan, now: Mapping[Key, CandidateRecord | LevelRecord | None]) -> set[Key]:
+    """The half of the changes by which most is lost, each by itself."""
+    losses = {key: own.loss for key, own in now.items() if own is not None}
+    ordered = sorted(map(key_of, changes_of(plan)), key=lambda key: -losses.get(key, 1.0))
     return set(ordered[: max(1, len(ordered) // 2)])
 
 

@@ -37,6 +37,7 @@ from onnxdecomp.pipeline.base import (
 )
 from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.runtime.session import Feed
+from onnxdecomp.search.channel_costs import recounted
 from onnxdecomp.search.check_plan import check_plan
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform
 from onnxdecomp.search.fixed_widths import with_channels
@@ -94,8 +95,9 @@ class Decompose(Planner):
         matched, skips = find(model, freeze=self.freeze_initializers)
         matched = with_seen_shapes(model, matched)
         if context.plan is not None:
-            check_plan(context.plan, matched, find_channels(model, matched)[0] if context.plan.cuts else ())
-            return SearchResult(tallied(context.plan, matched)), matched
+            channels = find_channels(model, matched)[0] if context.plan.cuts else ()
+            check_plan(context.plan, matched, channels)
+            return SearchResult(recounted(context.plan, matched, channels)), matched
         if not self.searches:
             request = self._request(context.provider)
             plan = tallied(plan_uniform(matched, skips, request), matched)

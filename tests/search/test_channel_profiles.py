@@ -28,18 +28,22 @@ from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.runtime.session import TensorSpec, open_session
+from onnxdecomp.search.channel_costs import recounted
 from onnxdecomp.search.channel_effect import cut_copy
 from onnxdecomp.search.channel_profiles import widths
 from onnxdecomp.search.joint_options import joint_options
+from onnxdecomp.search.keep_layers import CHANNEL, without
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import LayerProfiles, profile_layers
 from onnxdecomp.search.metrics.base import Sizes
 from onnxdecomp.search.metrics.costs import Macs, Parameters
 from onnxdecomp.search.plan import Plan, cost_of
 from onnxdecomp.search.scope import Scope
+from onnxdecomp.search.search_record import search_record
 from onnxdecomp.search.select import Chosen, choose
 from onnxdecomp.search.stored_parameters import tallied
 from onnxdecomp.search.targets import parse_budgets
+from onnxdecomp.search.tighten import tighter
 from tests.builders.graphs import model
 from tests.builders.models import thin_middle
 
@@ -255,3 +259,40 @@ def test_what_a_plan_counts_is_what_the_model_holds() -> None:
     held = [value.shape.numpy() for value in found.graph.initializers.values() if value.shape is not None]
     weights = [shape for shape in held if len(shape) > 1]  # the original has no biases
     assert sum(math.prod(shape) for shape in weights) == total(plan)[0]
+
+
+def test_a_tighter_plan_gives_channels_more_width(weighed: LayerProfiles) -> None:
+    made = chosen(weighed, "params=2x")
+    record = search_record(weighed, made, ())
+    assert record.channels is not None
+    levels = {channel.channel: channel.levels for channel in record.channels}
+    for entry in weighed.channels:
+        own = levels[entry.channel.name]
+        assert [(level.kept, level.output_loss) for level in own] == [
+            (level.kept, loss) for level, loss in zip(entry.levels, entry.losses(), strict=True)
+        ]
+        assert [level.params for level in own] == sorted((level.params for level in own), reverse=True)
+    for cut in made.plan.cuts:
+        assert cut.after is not None
+        (level,) = (level for level in levels[cut.channel] if level.kept == cut.kept)
+        assert (level.params, level.macs) == (cut.after.params, cut.after.macs)
+    half = tighter(made.plan, record, 0.5, "it lost too much")
+    kept = {cut.channel: cut.kept for cut in half.channels}
+    assert all(kept[cut.channel] >= cut.kept for cut in made.plan.channels)
+    assert sum(kept.values()) > sum(cut.kept for cut in made.plan.channels)
+    none = tighter(made.plan, record, 1e-9, "it lost too much")
+    assert not none.changes
+    assert {cut.reason for cut in none.channels if cut.channel in {c.channel for c in made.plan.cuts}} == {
+        "it lost too much"
+    }
+
+
+def test_a_plan_is_counted_anew_behind_other_cuts(weighed: LayerProfiles) -> None:
+    matched, channels = opened(branches())[1:]
+    plan = chosen(weighed, "macs=3x").plan
+    assert recounted(plan, matched, channels).choices == plan.choices
+    whole = without(plan, {(CHANNEL, cut.channel) for cut in plan.cuts}, "no")
+    again = recounted(whole, matched, channels)
+    assert not any(choice.narrowed for choice in again.choices)
+    assert all((choice.after is None) == (choice.method is None) for choice in again.choices)
+    assert total(again)[1] > total(plan)[1]

@@ -192,6 +192,42 @@ class WeighedLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordedLevel:
+    """A width of a channel.
+
+    Attributes:
+        kept: The units that stay.
+        params, macs: Of the layers around it, nothing else done to them.
+        loss: Squared relative errors of what reads it, added up.
+        output_loss: Squared relative error that it makes in the output.
+        part: The share of the original's latency that these layers would take.
+    """
+
+    kept: int
+    params: int
+    macs: int
+    loss: float
+    output_loss: float
+    part: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeighedChannel:
+    """What was weighed for one channel.
+
+    Attributes:
+        width: Its units.
+        effect: Pairs of the channel's loss and the output's, measured.
+        levels: Its widths, first the one that it has.
+    """
+
+    channel: str
+    width: int
+    effect: tuple[tuple[float, ...], ...]
+    levels: tuple[RecordedLevel, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordedSearch:
     """What was weighed for a target.
 
@@ -200,7 +236,8 @@ class RecordedSearch:
         weighed: Candidates in all.
         tries: Where the goal is a loss: every plan carried out on the way, with its expected loss, its
             expected latency and its macs over the original's, and what was measured, by the target's name.
-        frontier: The best whole plans, from the original on.
+        frontier: The best whole plans, from the original on; of chains alone.
+        channels: Those that can be cut; not there where none was looked at.
     """
 
     expected: Expected
@@ -210,3 +247,4 @@ class RecordedSearch:
     tries: tuple[TriedPlan, ...]
     frontier: tuple[FrontierPlan, ...]
     layers: tuple[WeighedLayer, ...]
+    channels: tuple[WeighedChannel, ...] | None = field(default=None, metadata=ABSENT)
