@@ -36,6 +36,9 @@ _FLOOR = 1e-9
 _SWEEPS, _ITERATIONS = 3, 8
 """Turns over the factors of convolutions, and of conjugate gradients in each."""
 
+_FITTED, _LEAST = 6, 1e-12
+"""Ranks of convolutions at which a curve is computed, and the least loss that scales it."""
+
 _WORK = 4e9
 """Multiplications of an iteration of conjugate gradients, up to which they are done."""
 
@@ -112,16 +115,30 @@ class SiblingProblem:
         )
 
     def curve(self, ranks: Sequence[int]) -> list[tuple[float, ...]]:
-        """The relative loss of each layer at each of the ranks, of convolutions without further turns."""
+        """The relative loss of each layer at each of the ranks, of convolutions without further turns.
+
+        Of these it is computed at a few ranks, which scale the shape that the covariance of channels gives.
+        """
+        tails = np.stack([self._tail(place) for place in range(len(self.layers))], axis=1)
+        found = tails[list(ranks)]
         if not self.is_closed:
-            return [self.losses(self.directions[:rank]) for rank in ranks]
-        tails = []
-        for posed, layer in zip(self.problems, self.layers, strict=True):
-            seen = posed.best.reshape(layer.outputs, -1) @ (self.covariance @ self.directions.T)
-            left = np.append(np.cumsum(np.square(seen).sum(axis=0)[::-1])[::-1], 0.0)
-            whole = posed.energy or posed.pull or 1.0
-            tails.append(np.maximum(posed.loss(posed.best) + left, 0.0) / whole)
-        return [tuple(float(tail[rank]) for tail in tails) for rank in ranks]
+            rising = sorted(ranks)
+            places = np.linspace(0, len(rising) - 1, min(len(rising), _FITTED)).round().astype(int)
+            fitted = [rising[place] for place in places]
+            exact = np.array([self.losses(self.directions[:rank]) for rank in fitted])
+            ratios = np.log(np.maximum(exact, _LEAST) / np.maximum(tails[fitted], _LEAST))
+            scales = [np.interp(ranks, fitted, column) for column in ratios.T]
+            found = np.maximum(found, _LEAST) * np.exp(np.stack(scales, axis=1))
+        return [tuple(row) for row in found.tolist()]
+
+    def _tail(self, place: int) -> Array:
+        """The layer's relative loss at every rank from 0 on, [S + 1], G being the channels' covariance."""
+        posed, layer = self.problems[place], self.layers[place]
+        best = by_channel(posed.best.reshape(layer.weight.shape))
+        seen = np.square(best @ (self.covariance @ self.directions.T)).sum(axis=0)
+        left = np.append(np.cumsum(seen[::-1])[::-1], 0.0)
+        whole = posed.energy or posed.pull or 1.0
+        return np.asarray(np.maximum(posed.loss(posed.best) + left, 0.0) / whole)
 
 
 def _chain(layer: Layer, first: Array, last: Array) -> Chain:

@@ -134,6 +134,14 @@ def test_as_good_as_alone_where_the_layers_need_the_same_directions() -> None:
     assert sum(fitted(layers, x, held, 4)) < 0.1 * sum(fewer)
 
 
+@pytest.mark.parametrize("layers", [MATRICES, BRANCHES], ids=["matrices", "convolutions"])
+def test_a_curve_is_what_fits_lose(layers: list[Layer]) -> None:
+    own = posed(layers, coloured(500) if layers is MATRICES else images(0))
+    ranks = [11, 1, 2, 4, 5, 6, 8, 9]
+    fits = np.array([own.losses(own.directions[:rank]) for rank in ranks])
+    np.testing.assert_allclose(own.curve(ranks), fits, rtol=0.25 if layers is BRANCHES else 1e-5, atol=1e-7)
+
+
 def test_weights_say_what_counts() -> None:
     x = coloured(400)
     losses = {}
