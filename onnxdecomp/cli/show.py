@@ -1,4 +1,4 @@
-"""Results of compress and inspect as text: a table of the layers, then a line for each finding."""
+"""Results of compress and inspect as text: tables of layers and channels, then a line for each finding."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ from typing import TYPE_CHECKING
 
 from onnxdecomp.cli import console
 from onnxdecomp.core.names import some
-from onnxdecomp.record.text import count, fed
+from onnxdecomp.record.schema.layers import Change
+from onnxdecomp.record.text import count, fed, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import RenderableType
 
-    from onnxdecomp.record.schema.layers import Change, LayerRecord
+    from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord
     from onnxdecomp.workflow.result import Result
 
 Line = tuple[str, str]
 
+_LONGEST = 48
+"""Characters that are shown of the name of a layer at the other end of a channel."""
+
 
 def show_plan(result: Result) -> None:
     """The layers with their cost and what would be done."""
-    console.show(*_layers(result.layers, shapes=True), console.pairs(_cost(result)))
+    console.show(
+        *_layers(result.layers, shapes=True), *_channels(result.channels), console.pairs(_cost(result))
+    )
 
 
 def show_result(result: Result) -> None:
@@ -30,7 +36,7 @@ def show_result(result: Result) -> None:
     if result.path is not None:
         copy = "" if result.changed else ", a copy of the original: nothing was decomposed"
         lines.append(("wrote", f"{result.path}{copy}"))
-    console.show(*_layers(result.layers), console.pairs(lines))
+    console.show(*_layers(result.layers), *_channels(result.channels), console.pairs(lines))
 
 
 def _layers(layers: Sequence[LayerRecord], *, shapes: bool = False) -> list[RenderableType]:
@@ -53,14 +59,49 @@ def _layers(layers: Sequence[LayerRecord], *, shapes: bool = False) -> list[Rend
         )
         for index, layer in enumerate(layers)
     ]
-    kept = [index for index, layer in enumerate(layers) if not layer.method]
+    kept = [index for index, layer in enumerate(layers) if not layer.method and not layer.left]
     return [console.table(None, columns, rows, whole=set(columns) - {"layer", "result"}, dim=kept)]
 
 
 def _result(layer: LayerRecord) -> str:
+    cut = f"cut to {_shape(layer.left)}" if layer.left else ""
     if layer.method:
-        return f"{layer.method} {','.join(map(str, layer.ranks))}"
-    return "kept, repaired" if layer.repaired else "kept"
+        return f"{layer.method} {','.join(map(str, layer.ranks))}{f', {cut}' if cut else ''}"
+    return cut or ("kept, repaired" if layer.repaired else "kept")
+
+
+def _channels(channels: Sequence[ChannelRecord]) -> list[RenderableType]:
+    """Those that could be cut; what something breaks is named among the reasons."""
+    shown = [channel for channel in channels if channel.width > 1]
+    if not shown:
+        return []
+    several = any(len(channel.producers) > 1 for channel in shown)
+    losses = any(channel.loss is not None for channel in shown)
+    columns = (
+        *("channel", *(("made with",) if several else ()), "read by", "result", "units"),
+        *(("loss",) if losses else ()),
+    )
+    units = _arrows([Change(channel.width, channel.kept) for channel in shown])
+    rows = [
+        (
+            channel.name,
+            *((_few(channel.producers[1:]),) if several else ()),
+            _few(channel.readers) or "a product",
+            channel.method or "whole",
+            units[index],
+            *(("" if channel.loss is None else f"{channel.loss:.2g}",) if losses else ()),
+        )
+        for index, channel in enumerate(shown)
+    ]
+    whole = [index for index, channel in enumerate(shown) if not channel.method]
+    names = {"channel", "made with", "read by"}
+    return [console.table(None, columns, rows, whole=set(columns) - names, dim=whole)]
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first name, and how many more there are."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{shortened(names[0], _LONGEST)}{more}" if names else ""
 
 
 def _unsized(layer: LayerRecord) -> bool:
@@ -76,13 +117,18 @@ def _name(layer: LayerRecord) -> str:
     return f"{layer.graph}/{layer.name}" if layer.graph else layer.name
 
 
-def _kept(layers: Sequence[LayerRecord]) -> list[Line]:
-    """Why layers were kept, or fitted to their weight alone; those with the same reason in one line."""
+def _reasons(layers: Sequence[LayerRecord], channels: Sequence[ChannelRecord]) -> list[Line]:
+    """Why layers and channels stay, or were fitted to weights alone; what has the same reason in one line."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for layer in layers:
-        if layer.reason or not layer.method:
+        if layer.reason or not (layer.method or layer.left):
             what = "note" if layer.method else "kept"
             reasons.setdefault((what, layer.reason), []).append(_name(layer))
+    for channel in channels:
+        if channel.reason:
+            reasons.setdefault(("note" if channel.method else "whole", channel.reason), []).append(
+                channel.name
+            )
     return [(what, f"{some(names)}: {reason}") for (what, reason), names in reasons.items()]
 
 
@@ -98,12 +144,14 @@ def _arrows(changes: Sequence[Change]) -> list[str]:
 
 
 def _cost(result: Result) -> list[Line]:
-    decomposed = sum(layer.method is not None for layer in result.layers)
-    done = (
-        "would be decomposed" if any(layer.status == "planned" for layer in result.layers) else "decomposed"
-    )
-    lines = [("layers", f"{decomposed} of {len(result.layers)} {done}"), *_kept(result.layers)]
     totals = result.record["totals"]
+    would = "would be " if any(layer.status == "planned" for layer in result.layers) else ""
+    number = totals["layers"]
+    cut = f", {number['cut']} {would}smaller behind cuts" if number["cut"] else ""
+    lines = [("layers", f"{number['decomposed']} of {number['all']} {would}decomposed{cut}")]
+    if "channels" in totals:
+        lines.append(("channels", f"{totals['channels']['cut']} of {totals['channels']['all']} {would}cut"))
+    lines += _reasons(result.layers, result.channels)
     parts = []
     for what, label, unit in (("params", "parameters", ""), ("macs", "MACs", ""), ("bytes", "file", "B")):
         if what in totals:
@@ -121,6 +169,10 @@ def _checks(result: Result) -> list[Line]:
         lines.append(
             ("lowering", f"{len(ran)} rewritten layers compute what their factors stand for, {worst}")
         )
+    cuts = [channel.check for channel in result.channels if channel.check is not None]
+    if cuts:
+        worst = f"to {max(cuts):.1e}" if len(cuts) == 1 else f"at worst to {max(cuts):.1e}"
+        lines.append(("cuts", f"{len(cuts)} checked against the model without their units, {worst}"))
     checked = result.verification
     if checked is None:
         return lines

@@ -139,7 +139,7 @@ def run_record(
 ) -> RunRecord:
     """The record; what does not apply to a run is None."""
     details = details or Details()
-    sums = totals(layers, None if output is None else (model.bytes, output.bytes))
+    sums = totals(layers, None if output is None else (model.bytes, output.bytes), channels)
     files = (model.path, None if output is None else output.path)
     checked = None if verified is None else verification(verified, *files)
     settings = None if timed is None else timings(timed, files)
@@ -166,7 +166,12 @@ def run_record(
         notes=tuple(notes),
         passes=jsonio.plain(passes),
         verdict=verdict_on_run(
-            layers, sums, checked, settings, quantized="quantize" in passes, carried_out=output is not None
+            (*layers, *(channels or ())),
+            sums,
+            checked,
+            settings,
+            quantized="quantize" in passes,
+            carried_out=output is not None,
         ),
     )
 

@@ -9,7 +9,15 @@ from typing import Literal
 from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.layers.lowering_check import LoweringCheck
 from onnxdecomp.layers.replace import Rewritten
-from onnxdecomp.record.schema.layers import Change, ChannelRecord, LayerCount, LayerRecord, Total, Totals
+from onnxdecomp.record.schema.layers import (
+    Change,
+    ChannelCount,
+    ChannelRecord,
+    LayerCount,
+    LayerRecord,
+    Total,
+    Totals,
+)
 from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
 
 
@@ -45,7 +53,7 @@ def layer_records(
                 options=choice.options,
                 ranks=choice.ranks,
                 repaired=result is not None and not decomposed and not cut,
-                rel_error=result.rel_error if result else None,
+                rel_error=result.rel_error if result and not cut else None,
                 lowering=check.rel_error if check else None,
                 loss=result.loss if result else None,
                 params=_uncopied(_change(choice.before, after, "params"), choice.copied),
@@ -53,7 +61,7 @@ def layer_records(
                 weight=choice.weight,
                 input=choice.input,
                 group=choice.group or None,
-                cut=choice.narrowed,
+                left=choice.left or None,
             )
         )
     return tuple(records)
@@ -113,7 +121,11 @@ def _reason(choice: Choice, result: Rewritten | None) -> str:
     return f"fitted to its weight alone: {result.unfitted}"
 
 
-def totals(layers: Sequence[LayerRecord], files: tuple[int, int] | None = None) -> Totals:
+def totals(
+    layers: Sequence[LayerRecord],
+    files: tuple[int, int] | None = None,
+    channels: Sequence[ChannelRecord] | None = None,
+) -> Totals:
     """All layers whose cost is known together, and the bytes of the files, before and after."""
     return Totals(
         params=_sum(layer.params for layer in layers),
@@ -122,8 +134,17 @@ def totals(layers: Sequence[LayerRecord], files: tuple[int, int] | None = None) 
         layers=LayerCount(
             all=len(layers),
             decomposed=sum(layer.method is not None for layer in layers),
-            cut=sum(layer.cut for layer in layers),
+            cut=sum(layer.left is not None for layer in layers),
         ),
+        channels=None if channels is None else _counted(channels),
+    )
+
+
+def _counted(channels: Sequence[ChannelRecord]) -> ChannelCount:
+    """What something breaks has one unit, and is no channel."""
+    return ChannelCount(
+        all=sum(channel.width > 1 for channel in channels),
+        cut=sum(channel.method is not None for channel in channels),
     )
 
 

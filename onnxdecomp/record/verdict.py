@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from onnxdecomp.record.schema.checks import Numbers, RecordedVerification, Verdict
-from onnxdecomp.record.schema.layers import LayerRecord, Totals
+from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord, Totals
 from onnxdecomp.record.schema.timing import Interval, Speedup, TimedSetting
 from onnxdecomp.record.text import setting
 
@@ -18,7 +18,7 @@ _DEAR = 0.02
 
 
 def verdict_on_run(
-    layers: Sequence[LayerRecord],
+    parts: Sequence[LayerRecord | ChannelRecord],
     totals: Totals,
     checked: RecordedVerification | None,
     settings: Sequence[TimedSetting] | None,
@@ -29,7 +29,8 @@ def verdict_on_run(
     """Of a compression, from the other parts of its record.
 
     Args:
-        layers, totals, checked, settings: Those parts; None where it has none.
+        parts: The layers and channels.
+        totals, checked, settings: Of the record; None where it has none.
         quantized: Whether the model was quantized.
         carried_out: Whether there is a result, and not only a plan.
     """
@@ -41,8 +42,9 @@ def verdict_on_run(
         fewer_params=totals.params.ratio,
         fewer_macs=totals.macs.ratio,
     )
-    if not totals.layers.decomposed and not quantized:
-        reasons = tuple(dict.fromkeys(layer.reason for layer in layers if layer.reason))
+    done = _done(totals)
+    if not done and not quantized:
+        reasons = tuple(dict.fromkeys(part.reason for part in parts if part.reason))
         return Verdict(
             worth=False,
             text="Not worth it: every layer stays as it is.",
@@ -51,9 +53,19 @@ def verdict_on_run(
         )
     if not carried_out:
         fewer = _phrases(replace(numbers, smaller=None))
-        text = f"A plan, not carried out: {totals.layers.decomposed} of {totals.layers.all} layers, {fewer}."
+        done = done or f"0 of {totals.layers.all} layers"
+        text = f"A plan, not carried out: {done}, {fewer}."
         return Verdict(worth=None, text=text, because=(), **vars(numbers))
     return judged(numbers, everywhere)
+
+
+def _done(totals: Totals) -> str:
+    """How many layers and channels something is done to; "" where that is none."""
+    layers, channels = totals.layers, totals.channels
+    found = [f"{layers.decomposed} of {layers.all} layers"] if layers.decomposed else []
+    if channels is not None and channels.cut:
+        found.append(f"{channels.cut} of {channels.all} channels")
+    return " and ".join(found)
 
 
 def numbers_of(

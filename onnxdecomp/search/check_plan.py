@@ -10,6 +10,7 @@ from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.search.fixed_widths import methods_of
 from onnxdecomp.search.plan import Choice, Cut, Plan
 from onnxdecomp.search.sibling_groups import check_groups
 
@@ -79,15 +80,21 @@ def channel_of(cut: Cut, channels: Sequence[Channel]) -> Channel:
     found = next((channel for channel in channels if channel.name == cut.channel), None)
     if found is None:
         raise UsageError(
-            f"the plan is for another model: there is no channel {cut.channel!r} here; 'onnxdecomp inspect' "
-            "lists their names"
+            f"the plan is for another model: there is no channel {cut.channel!r} here; 'onnxdecomp inspect "
+            "--method width,attention' lists their names"
         )
     if found.width != cut.width:
         what = f"the channel {cut.channel!r} has {found.width} units, not {cut.width}"
         raise UsageError(f"the plan is for another model: {what}")
+    for ends, names, what in ((found.producers, cut.producers, "made"), (found.readers, cut.readers, "read")):
+        own = [end.match.layer.name for end in ends]
+        if other := [name for name in names if name not in own]:
+            where = f"the channel {cut.channel!r} is not {what} by {other[0]!r}"
+            raise UsageError(f"the plan is for another model: {where}")
     if cut.kept % found.blocks:
         raise UsageError(
-            f"the plan's channel {cut.channel!r} keeps equally many units in {found.blocks} blocks"
+            f"the plan's channel {cut.channel!r} must keep equally many units in each of {found.blocks} "
+            f"blocks: {cut.kept} is no multiple of that"
         )
     return found
 
@@ -95,9 +102,12 @@ def channel_of(cut: Cut, channels: Sequence[Channel]) -> Channel:
 def _check_cuts(plan: Plan, channels: Sequence[Channel]) -> None:
     seen: set[str] = set()
     for cut in plan.cuts:
-        channel_of(cut, channels)
+        channel = channel_of(cut, channels)
         if cut.channel in seen:
             raise UsageError(f"the plan decides twice about the channel {cut.channel!r}")
         seen.add(cut.channel)
         if cut.method not in CUTS:
             raise UsageError(f"the plan's channel {cut.channel!r}: {cut.method!r} cuts no channels")
+        if cut.method not in (able := methods_of(channel)):
+            only = f"it takes {', '.join(able)}" if able else "no method does"
+            raise UsageError(f"the plan's channel {cut.channel!r}: {cut.method} does not cut it ({only})")

@@ -53,7 +53,7 @@ def plan_uniform(matched: Sequence[LayerMatch], skips: Sequence[Skip], request: 
     Raises:
         UsageError: Patterns that match no layer; ranks that fit no layer at all.
     """
-    request = _resolved(request, matched, skips)
+    request = resolved(request, matched, skips)
     costs = [cost_of(dense_chain(match.layer), match.layer) for match in matched]
     smallest = _smallest(costs, request)
     joint = any(method.name in JOINT for rule in request.rules for method in rule.methods)
@@ -280,8 +280,12 @@ def _show(ranks: Ranks) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
-def _resolved(request: Request, matched: Sequence[LayerMatch], skips: Sequence[Skip]) -> Request:
-    """The request with names of layers read literally."""
+def resolved(request: Request, matched: Sequence[LayerMatch], skips: Sequence[Skip]) -> Request:
+    """The request with names of layers read literally.
+
+    Raises:
+        UsageError: Patterns that match no layer.
+    """
     layers: list[Named] = [*(match.layer for match in matched), *skips]
     return replace(
         request,

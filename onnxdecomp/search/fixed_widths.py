@@ -8,26 +8,18 @@ from dataclasses import replace
 from onnxdecomp.calibration.attention_scores import unrotatable
 from onnxdecomp.channels.channel import Channel, ChannelSkip
 from onnxdecomp.channels.find_channels import BLOCKS
-from onnxdecomp.core.dense import dense_chain
-from onnxdecomp.core.layer import Layer
 from onnxdecomp.core.patterns import names_of, selected
-from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.ranks.rounding import round_to_multiple
 from onnxdecomp.ranks.spec import RankSpec
-from onnxdecomp.search.channel_costs import behind_cuts, narrowed_layers
 from onnxdecomp.search.fixed_ranks import Request
 from onnxdecomp.search.keep_layers import uncut
-from onnxdecomp.search.plan import Cost, Cut, Plan, cost_of
+from onnxdecomp.search.plan import Cut, Plan
 
 
 def with_channels(
-    plan: Plan,
-    channels: Sequence[Channel],
-    skips: Sequence[ChannelSkip],
-    matched: Sequence[LayerMatch],
-    request: Request,
+    plan: Plan, channels: Sequence[Channel], skips: Sequence[ChannelSkip], request: Request
 ) -> Plan:
-    """The plan with what its rules say of channels; the layers' costs are those behind the cuts.
+    """The plan with what its rules say of channels; what that costs is still to be counted.
 
     A channel is cut if its first producer's rule names a joint method that takes it, and no layer that the
     cut would change is asked to stay: such layers stay bit for bit.
@@ -35,10 +27,9 @@ def with_channels(
     Args:
         plan: What happens to the layers.
         channels, skips: As `find_channels` gives them; those that something breaks are named with the reason.
-        matched: The layers.
         request: What is asked for, with names read literally.
     """
-    cuts = [_cut(channel, request, matched) for channel in channels]
+    cuts = [_cut(channel, request) for channel in channels]
     inside = [cut for cut in cuts if cut.method is not None and not cut.channel.endswith(BLOCKS)]
     smaller = {name for cut in inside for name in cut.producers}
     cuts = [
@@ -47,22 +38,20 @@ def with_channels(
         else cut
         for cut in cuts
     ]
-    kept = {cut.channel: cut.kept for cut in cuts if cut.method is not None}
-    left = narrowed_layers(matched, channels, kept)
-    chosen = [behind_cuts(choice, left.get((choice.graph, choice.layer))) for choice in plan.choices]
     broken = [Cut(skip.name, None, 1, 1, (skip.name,), reason=skip.reason) for skip in skips]
-    return replace(plan, choices=tuple(chosen), channels=(*cuts, *broken))
+    return replace(plan, channels=(*cuts, *broken))
 
 
-def _cut(channel: Channel, request: Request, matched: Sequence[LayerMatch]) -> Cut:
+def _cut(channel: Channel, request: Request) -> Cut:
     """What happens to one channel."""
     makers = [producer.match.layer for producer in channel.producers]
     readers = [reader.match.layer for reader in channel.readers]
-    ends = [*makers, *readers]
-    made, read = (tuple(layer.name for layer in own) for own in (makers, readers))
+    # Those that stand between are made smaller, too.
+    own = [*makers, *readers, *(match.layer for match in channel.layers.values())]
+    made, read = (tuple(layer.name for layer in ends) for ends in (makers, readers))
     stays = Cut(channel.name, None, channel.width, channel.width, made, read)
-    rules = [next((rule for rule in request.rules if rule.fits(names_of(layer))), None) for layer in ends]
-    for layer, rule in zip(ends, rules, strict=True):
+    rules = [next((rule for rule in request.rules if rule.fits(names_of(layer))), None) for layer in own]
+    for layer, rule in zip(own, rules, strict=True):
         if not selected(names_of(layer), request.include, request.exclude):
             return replace(stays, reason=f"{layer.name} is excluded by name")
         if rule is None or not (rule.methods or rule.joint):
@@ -77,8 +66,7 @@ def _cut(channel: Channel, request: Request, matched: Sequence[LayerMatch]) -> C
         return replace(stays, reason=kept)
     if kept == channel.width:
         return replace(stays, reason="every unit stays")
-    before, after = _costs(channel, kept, matched)
-    return replace(stays, method=method, kept=kept, before=before, after=after)
+    return replace(stays, method=method, kept=kept)
 
 
 def methods_of(channel: Channel) -> tuple[str, ...]:
@@ -97,15 +85,3 @@ def _kept(channel: Channel, rank: RankSpec, multiple: int) -> int | str:
     else:
         return f"how many units stay is said by one number or a fraction, not by {rank}"
     return round_to_multiple(wanted, multiple, size) * channel.blocks
-
-
-def _costs(channel: Channel, kept: int, matched: Sequence[LayerMatch]) -> tuple[Cost, Cost]:
-    """What the channel's layers cost as they are, and with this channel alone cut."""
-    smaller = narrowed_layers(matched, [channel], {channel.name: kept})
-    before = [match.layer for match in matched if (match.layer.graph, match.layer.name) in smaller]
-    return _sum(before), _sum(list(smaller.values()))
-
-
-def _sum(layers: Sequence[Layer]) -> Cost:
-    costs = [cost_of(dense_chain(layer), layer) for layer in layers]
-    return Cost(sum(cost.params for cost in costs), sum(cost.macs for cost in costs))

@@ -38,7 +38,8 @@ class Choice:
         sized: The size of the activation is known (see Layer), and so are MACs: else they are a guess.
         group: What the layers have in common that share their first factor (method "shared"): the name of one
             that was the first of them. That factor's cost is the first one's. "" for any other method.
-        narrowed: It is smaller behind the cuts of channels: `after` is then what is left of it.
+        left: What is left of the weight's shape where it is smaller behind cuts of channels, and `after`
+            is the cost of that; () elsewhere.
     """
 
     layer: str
@@ -56,7 +57,12 @@ class Choice:
     copied: int = 0
     sized: bool = True
     group: str = ""
-    narrowed: bool = False
+    left: tuple[int, ...] = ()
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether it is smaller behind the cuts of channels."""
+        return bool(self.left)
 
 
 @dataclass(frozen=True)
@@ -145,8 +151,8 @@ class Plan:
 
 
 def _to_json(choice: Choice) -> dict[str, Json]:
-    held: dict[str, Json] = asdict(choice)
-    return held if choice.group else {key: value for key, value in held.items() if key != "group"}
+    unsaid = {name for name in ("group", "left") if not getattr(choice, name)}
+    return {key: value for key, value in asdict(choice).items() if key not in unsaid}
 
 
 def _choice(entry: Mapping[str, Json]) -> Choice:
@@ -175,7 +181,7 @@ def _choice(entry: Mapping[str, Json]) -> Choice:
         copied=_whole(entry.get("copied", 0)),
         sized=bool(entry.get("sized", True)),
         group=str(entry.get("group", "")),
-        narrowed=bool(entry.get("narrowed", False)),
+        left=tuple(_whole(size) for size in _list(entry.get("left", ()))),
     )
 
 
@@ -183,8 +189,8 @@ def _cut(entry: Mapping[str, Json]) -> Cut:
     method, width, kept = entry["method"], _whole(entry["width"]), _whole(entry["kept"])
     if method is not None and not isinstance(method, str):
         raise ValueError(f"channel {entry['channel']!r}: {method!r} is no name of a method")
-    if not 1 <= kept <= width:
-        raise ValueError(f"channel {entry['channel']!r}: {kept} of {width} units cannot be kept")
+    if not isinstance(entry["kept"], int) or not 1 <= kept <= width:
+        raise ValueError(f"channel {entry['channel']!r}: {entry['kept']} of {width} units cannot be kept")
     return Cut(
         channel=str(entry["channel"]),
         method=method,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
+from onnxdecomp.core.layer import Layer
 from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.graph.inherit import origin
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.tied_weights import Tie, share_of, ties
+from onnxdecomp.search.keep_layers import Key
 from onnxdecomp.search.plan import Choice, Cost, Plan, cost_after_first, cost_of
 
 
@@ -31,7 +34,9 @@ def shares_of(
     return shares
 
 
-def tallied(plan: Plan, matched: Sequence[LayerMatch]) -> Plan:
+def tallied(
+    plan: Plan, matched: Sequence[LayerMatch], left: Mapping[Key, Layer] = MappingProxyType({})
+) -> Plan:
     """The plan with costs that add up to what is stored before and after.
 
     A weight that several layers read is the first one's; it is counted afterwards, too, unless all of its
@@ -43,6 +48,7 @@ def tallied(plan: Plan, matched: Sequence[LayerMatch]) -> Plan:
     Args:
         plan: For these layers; choices for others stay as they are.
         matched: The layers.
+        left: Those that are smaller behind the plan's cuts, as they are then.
     """
     by_name = {(choice.graph, choice.layer): choice for choice in plan.choices}
     keys = [(match.layer.graph, match.layer.name) for match in matched]
@@ -66,17 +72,20 @@ def tallied(plan: Plan, matched: Sequence[LayerMatch]) -> Plan:
             origins.add(_origin(matched[index]))
             before = replace(choice.before, params=numbers + bias)
             after = choice.after
-            if choice.method is not None and not choice.narrowed:  # no channel at a shared weight is cut
+            if choice.method is not None and (keys[index] in left or not choice.narrowed):
+                layer = left.get(keys[index], layer)
                 chain = outline(get(choice.method, **choice.options), layer, choice.ranks)
                 group = (choice.graph, choice.group)
                 price = cost_after_first if choice.group and group in groups else cost_of
                 groups.add(group)
                 cost = price(replace(chain, bias=None), layer)
                 factors = 0 if share is not None and share.key in seen else cost.params
+                bias = min(bias, 0 if layer.bias is None else int(layer.bias.size))
                 after = Cost((numbers if stays else 0) + factors + bias, cost.macs)
             if share is not None:
                 seen.add(share.key)
-            by_name[keys[index]] = replace(choice, before=before, after=after, copied=0 if first else bias)
+            copied = 0 if first else before.params - numbers
+            by_name[keys[index]] = replace(choice, before=before, after=after, copied=copied)
     ordered = tuple(by_name[choice.graph, choice.layer] for choice in plan.choices)
     return replace(plan, choices=ordered)
 

@@ -24,7 +24,7 @@ from onnxdecomp.record.build import (
 )
 from onnxdecomp.record.details import Details, details_of
 from onnxdecomp.record.layers import channel_records, layer_records
-from onnxdecomp.record.schema.layers import LayerRecord
+from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord
 from onnxdecomp.record.schema.origin import ModelFile
 from onnxdecomp.runtime import environment
 from onnxdecomp.search.layer_errors import error_notes
@@ -230,7 +230,8 @@ def _written(
             verified = made.compared(written) or _compared(run, written)
             require_verified(verified)
         timed, remarks = _timed(run, made, written, meter) if config.bench and changed else (None, ())
-        seen = _said_of_check(verified, layers, fitted=run.data is run.calib, trained=made.learnt is not None)
+        fits: tuple[LayerRecord | ChannelRecord, ...] = (*layers, *(channels or ()))
+        seen = _said_of_check(verified, fits, fitted=run.data is run.calib, trained=made.learnt is not None)
         taught = _said_of_training(made.learnt)
         notes = _together(
             told, chosen.said, ran.notes, chosen.notes, error_notes(plan), taught, remarks, seen
@@ -254,7 +255,17 @@ def _written(
         )
         run.report("save")
     return Result(
-        result, plan, layers, made.lowering, notes, changed, file, verified, timed, record.to_json()
+        result,
+        plan,
+        layers,
+        channels or (),
+        made.lowering,
+        notes,
+        changed,
+        file,
+        verified,
+        timed,
+        record.to_json(),
     )
 
 
@@ -265,12 +276,16 @@ _SEEN = (
 
 
 def _said_of_check(
-    checked: Verification | None, layers: Sequence[LayerRecord], *, fitted: bool, trained: bool
+    checked: Verification | None,
+    fits: Sequence[LayerRecord | ChannelRecord],
+    *,
+    fitted: bool,
+    trained: bool,
 ) -> tuple[str, ...]:
     """What a verification says, and that it was done on what the layers were fitted to, where it was."""
     if checked is None:
         return ()
-    own = fitted and (trained or any(layer.loss is not None for layer in layers))
+    own = fitted and (trained or any(fit.loss is not None for fit in fits))
     return (*checked.notes, _SEEN) if own else checked.notes
 
 

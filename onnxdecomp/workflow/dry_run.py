@@ -64,4 +64,6 @@ def dry_run(
         search=found.record,
         origin=origin.ended(),
     )
-    return Result(ran.model, found.plan, layers, (), notes, False, None, None, None, record.to_json())
+    return Result(
+        ran.model, found.plan, layers, channels or (), (), notes, False, None, None, None, record.to_json()
+    )

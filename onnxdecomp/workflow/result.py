@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxdecomp.errors import GateError, ModelError, UnchangedError
 from onnxdecomp.layers.lowering_check import LoweringCheck
 from onnxdecomp.layers.registry import adapters
-from onnxdecomp.record.schema.layers import LayerRecord
+from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord
 from onnxdecomp.runtime.jsonio import Document
 from onnxdecomp.search.plan import Plan
 
@@ -28,9 +28,10 @@ class Result:
         model: The compressed model; the original's content where nothing was decomposed.
         plan: The decision for every layer.
         layers: What happened to every layer, in the plan's order.
+        channels: What happened to every channel between layers; empty where none was looked at.
         lowering: The lowering check of every rewritten layer.
         notes: What a user should know, a sentence each.
-        changed: Whether any layer was decomposed, or the model quantized.
+        changed: Whether any layer was decomposed or channel cut, or the model quantized.
         path: The file written, or None.
         verification: The comparison with the original, or None where not asked for.
         latency: The interleaved timing against the original, or None where not asked for.
@@ -40,6 +41,7 @@ class Result:
     model: ir.Model
     plan: Plan
     layers: tuple[LayerRecord, ...]
+    channels: tuple[ChannelRecord, ...]
     lowering: tuple[LoweringCheck, ...]
     notes: tuple[str, ...]
     changed: bool
@@ -62,8 +64,10 @@ def require_changed(plan: Plan, changed: bool) -> None:
 
 
 def _why_nothing(plan: Plan) -> str:
-    reasons = sorted({choice.reason for choice in plan.choices if choice.reason})
-    reasons += sorted({cut.reason for cut in plan.channels if cut.reason})
+    # What could have been cut was asked for; that something breaks the others is of no interest then.
+    reasons = sorted({cut.reason for cut in plan.channels if cut.reason and cut.width > 1})
+    reasons += sorted({choice.reason for choice in plan.choices if choice.reason})
+    reasons = reasons or sorted({cut.reason for cut in plan.channels if cut.reason})
     operators = ", ".join(op_type for _, op_type in adapters().by_operator)
     return "; ".join(reasons[:3]) or f"the model has none of these with a constant weight: {operators}"
 

@@ -14,7 +14,7 @@ from onnxdecomp.calibration.measured_shapes import largest_value, with_seen_shap
 from onnxdecomp.calibration.random_set import synthetic
 from onnxdecomp.calibration.reachability import unreached
 from onnxdecomp.calibration.statistics import Calibration, sized
-from onnxdecomp.channels.channel import Channel
+from onnxdecomp.channels.channel import Channel, ChannelSkip
 from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.core.names import some
 from onnxdecomp.decompositions.joint import CUTS
@@ -37,9 +37,9 @@ from onnxdecomp.pipeline.base import (
 )
 from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.runtime.session import Feed
-from onnxdecomp.search.channel_costs import recounted
+from onnxdecomp.search.channel_costs import CutCosts, recounted
 from onnxdecomp.search.check_plan import check_plan
-from onnxdecomp.search.fixed_ranks import Request, plan_uniform
+from onnxdecomp.search.fixed_ranks import Request, plan_uniform, resolved
 from onnxdecomp.search.fixed_widths import with_channels
 from onnxdecomp.search.keep_layers import Key, changes_of, key_of
 from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, reason_for
@@ -49,7 +49,7 @@ from onnxdecomp.search.rules import Defaults, make_rule, parse_rule
 from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search import SearchResult, search_plan
 from onnxdecomp.search.spectra import spectra_of
-from onnxdecomp.search.stored_parameters import remaining, tallied
+from onnxdecomp.search.stored_parameters import remaining
 from onnxdecomp.search.targets import about_size, parse_budgets
 from onnxdecomp.tensor.linalg import sketched
 
@@ -95,18 +95,21 @@ class Decompose(Planner):
         matched, skips = find(model, freeze=self.freeze_initializers)
         matched = with_seen_shapes(model, matched)
         if context.plan is not None:
-            channels = find_channels(model, matched)[0] if context.plan.cuts else ()
+            channels, _ = self._found(model, matched) if context.plan.channels else ((), ())
             check_plan(context.plan, matched, channels)
             return SearchResult(recounted(context.plan, matched, channels)), matched
         if not self.searches:
-            request = self._request(context.provider)
-            plan = tallied(plan_uniform(matched, skips, request), matched)
-            if any(rule.joint for rule in request.rules):
-                plan = with_channels(plan, *find_channels(model, matched), matched, request)
-            return SearchResult(replace(plan, repair=self.repair)), matched
+            request = resolved(self._request(context.provider), matched, skips)
+            plan = plan_uniform(matched, skips, request)
+            joint = any(rule.joint for rule in request.rules)
+            channels, broken = self._found(model, matched) if joint else ((), ())
+            if joint:
+                plan = with_channels(plan, channels, broken, request)
+            return SearchResult(replace(recounted(plan, matched, channels), repair=self.repair)), matched
         calibration, notes = self._calibration(model, matched, context)
         latency = context.latency if self._counts_latency() else None
         quantization = context.quantization
+        channels = self._weighed(model, matched, calibration)
         found = search_plan(
             model,
             matched,
@@ -119,10 +122,10 @@ class Decompose(Planner):
             stopwatch=latency,
             size=context.original_bytes or 0,
             precision="float" if quantization is None else quantization.precision,
-            channels=self._channels(model, matched, calibration),
+            channels=channels,
             progress=context.progress,
         )
-        plan = replace(tallied(found.plan, matched), repair=self.repair)
+        plan = replace(recounted(found.plan, matched, channels), repair=self.repair)
         return replace(found, plan=plan, notes=(*notes, *found.notes)), matched
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
@@ -135,6 +138,7 @@ class Decompose(Planner):
         report = context.progress
         opset = int(model.opset_imports.get("", 1))
         dense, large = remaining(plan, matched), tuple(_sketched(matched, plan))
+        costs = CutCosts.of(matched, self._found(model, matched)[0] if plan.cuts else ())
         idle = () if calibration is None else tuple(_unfitted(model, matched, plan, calibration))
         # Before the dense weights are let go of.
         spectra = spectra_of(matched, plan) if context.spectra else ()
@@ -174,7 +178,7 @@ class Decompose(Planner):
             ),
             rewritten=done.rewritten,
             cuts=done.cuts,
-            plan=keeping(plan, failed),
+            plan=costs.costed(keeping(plan, failed)) if failed else plan,
             search=search,
             search_notes=searched.notes if search else (),
             spectra=spectra,
@@ -192,14 +196,19 @@ class Decompose(Planner):
         )
         return _sized(made, model, matched), (note,)
 
-    def _channels(
+    def _found(
+        self, model: ir.Model, matched: Sequence[LayerMatch]
+    ) -> tuple[tuple[Channel, ...], tuple[ChannelSkip, ...]]:
+        return find_channels(model, matched, freeze=self.freeze_initializers)
+
+    def _weighed(
         self, model: ir.Model, matched: Sequence[LayerMatch], calibration: Calibration
     ) -> tuple[Channel, ...]:
         """The channels that a search may cut: "auto" cuts them where inputs show what is lost."""
         named = set(self.method.split(","))
         if not named & {*CUTS} and (named != {"auto"} or calibration.synthetic):
             return ()
-        return find_channels(model, matched, freeze=self.freeze_initializers)[0]
+        return self._found(model, matched)[0]
 
     def _probe(self, model: ir.Model, context: PassContext) -> Feed | None:
         """Inputs that cuts are checked on; None where the model runs on no random ones."""

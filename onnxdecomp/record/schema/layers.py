@@ -39,7 +39,7 @@ class LayerRecord:
             size of the activation is not.
         weight, input: Shapes of the canonical weight (see Layer) and of the activation, where known.
         group: What the layers have in common that share their first factor; not there for others.
-        cut: It is smaller, or would be, behind the cuts of channels.
+        left: What is left of the weight's shape, or would be, behind cuts of channels; not there for others.
     """
 
     name: str
@@ -59,7 +59,7 @@ class LayerRecord:
     weight: tuple[int, ...]
     input: Shape | None
     group: str | None = field(default=None, metadata=ABSENT)
-    cut: bool = field(default=False, metadata=LATER, kw_only=True)
+    left: tuple[int, ...] | None = field(default=None, metadata=ABSENT, kw_only=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +173,19 @@ class Total:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCount:
-    """How many layers there are, and how many were decomposed or cut, or would be."""
+    """How many layers there are, and how many were decomposed or are smaller behind cuts, or would be."""
 
     all: int
     decomposed: int
     cut: int = field(default=0, metadata=LATER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelCount:
+    """How many channels were looked at, and how many were cut, or would be."""
+
+    all: int
+    cut: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,9 +196,11 @@ class Totals:
         params, macs: Of the layers.
         bytes: Of the files; not there in a dry run.
         layers: Their number.
+        channels: The number of channels; not there where none was looked at.
     """
 
     params: Total
     macs: Total
     bytes: Total | None = field(default=None, metadata=ABSENT)
     layers: LayerCount
+    channels: ChannelCount | None = field(default=None, metadata=ABSENT)

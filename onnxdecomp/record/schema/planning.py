@@ -35,8 +35,9 @@ class PlannedLayer:
         fixed: It was asked to stay.
         copied: Numbers of its bias that the original stores with another layer, whose bias it reads as well.
         sized: The size of the activation is known; else the MACs are those of one row.
-        narrowed: It is smaller behind the cuts of channels, and `after` is what is left of it.
         group: What layers have in common that share their first factor; not there for others.
+        left: What is left of the weight's shape behind cuts of channels, whose cost `after` is then; not
+            there for others.
     """
 
     layer: str
@@ -53,8 +54,8 @@ class PlannedLayer:
     fixed: bool = field(default=False, metadata=LATER)
     copied: int = field(default=0, metadata=LATER)
     sized: bool = field(default=True, metadata=LATER)
-    narrowed: bool = field(default=False, metadata=LATER)
     group: str | None = field(default=None, metadata=ABSENT)
+    left: tuple[int, ...] | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
