@@ -362,6 +362,7 @@ class Facts:
                 lines = np.moveaxis(labels, longest, -1).reshape(-1, labels.shape[longest])
                 every = self._joined(lines, np.broadcast_to(lines.max(axis=0), lines.shape))[0]
                 self._put(value, of.collapsed(of.along(self._parent[every], longest, labels.ndim)))
+            self._forget()
             self._todo = dict.fromkeys(self.nodes)
             self.spread()
         return found
@@ -396,6 +397,11 @@ class Facts:
             if near is not None:
                 self._todo.setdefault(near)
 
+    def _forget(self) -> None:
+        """What rules have told besides labels: they are asked again."""
+        for told in (self.stored, self.aligned, self.products, self.passed):
+            told.clear()
+
     def _unite(self, a: Array, b: Array) -> None:
         """The units of `a` are those of `b`, place by place; NONE is nothing."""
         differ = (a != b) & (a != NONE) & (b != NONE)
@@ -412,8 +418,7 @@ class Facts:
         frozen = np.unique(parent[:-1][self._frozen[:-1]])
         self._frozen[:-1] |= np.isin(parent[:-1], frozen)
         # What held back because units differed may go on now, and what was told may be otherwise.
-        for told in (self.stored, self.aligned, self.products, self.passed):
-            told.clear()
+        self._forget()
         for value in self.values:
             self._ask_around(value)
 
