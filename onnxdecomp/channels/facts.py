@@ -350,13 +350,18 @@ class Facts:
             Broken: No unit can be left out then.
         """
         found = False
-        while tensors := [
-            (value, labels)
+        seen: dict[ir.Value, Array] = {}
+        while tensors := {
+            value: labels
             for value in self.values
-            if (labels := self.labels(value)) is not None and len(of.varies(labels)) > 1
-        ]:
+            if (labels := self.labels(value)) is not None
+            and len(of.varies(labels)) > 1
+            # All of a tensor is one unit: that is frozen, and nothing is noted of the tensor.
+            and not (value in seen and np.array_equal(seen[value], labels))
+        }:
             found = True
-            for value, _ in tensors:
+            seen.update(tensors)
+            for value in tensors:
                 labels = self.current(self.values[value])
                 longest = int(np.argmax(labels.shape))
                 lines = np.moveaxis(labels, longest, -1).reshape(-1, labels.shape[longest])
