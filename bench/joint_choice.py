@@ -296,7 +296,7 @@ def main() -> None:
                 "seed": seed,
             }
             row["ours"] = timed(partial(ours, network))
-            for name, peer in peers.items():
+            for name, peer in peers.items() if network.name != "branches" or layers < 100 else ():
                 row[name] = timed(partial(peer, network, options.seconds))
             rows.append(row)
             print(row, file=sys.stderr, flush=True)
@@ -317,7 +317,10 @@ def _kind(row: dict[str, Any]) -> tuple[str, int, int]:
 def _cells(rows: Sequence[dict[str, Any]], peers: Sequence[str]) -> list[str]:
     cells = [", ".join(map(str, _kind(rows[0])))]
     for name in ("ours", *peers):
-        own = [row[name] for row in rows]
+        own = [row[name] for row in rows if name in row]
+        if not own:
+            cells += ["–"] * 3
+            continue
         solved = [(one, row["ours"]["value"]) for one, row in zip(own, rows, strict=True) if one["value"]]
         cells.append(f"{np.mean([one['seconds'] for one in own]):.2f}")
         none = f" ({len(rows) - len(solved)} unsolved)" if len(solved) < len(rows) else ""
