@@ -11,7 +11,7 @@ budgets half of the parameters and of the MACs. The gap is (value - bound) / val
 proves it; "over ours" is how much above our loss the solver's best choice is. HiGHS (scipy.optimize.milp)
 gets one number per combination of a table (the local marginal polytope), CP-SAT (OR-Tools, where it is
 installed) allowed combinations with whole-number costs and losses scaled to 2^40 in all; both on one thread
-and with a limit of time.
+and with a limit of time, and not for 100 layers in branches, which take them too much memory.
 """
 
 from __future__ import annotations
@@ -305,7 +305,8 @@ def main() -> None:
         head += [f"{name}: s", "gap", "over ours"]
     table = markdown(head, (_cells(list(group), list(peers)) for _, group in itertools.groupby(rows, _kind)))
     said = (
-        f"Means of {options.seeds} networks; processor time, one thread, {options.seconds:g} s for each peer."
+        f"Means of {options.seeds} networks; processor time, one thread. The peers' limit of "
+        f"{options.seconds:g} s is one of wall time: on a busy machine they get less of the processor."
     )
     write("joint_choice", {**provenance(), "rows": rows}, f"{table}\n\n{said}")
 
