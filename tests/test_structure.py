@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KNOWING = {
     "search/plan_options.py": "the help of --requantize, for people",
     "channels/measured.py": "what picks numbers out of shapes",
+    "channels/recurrent.py": "what picks numbers out of zeros",
     "channels/sizes.py": "a table of all operators whose shapes follow",
     "channels/rules/products.py": "products of two activations, which are no layers",
     "channels/rules/layout.py": "a lookup in an activation, which is no layer",

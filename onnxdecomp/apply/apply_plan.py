@@ -16,6 +16,7 @@ from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.apply.schedule import as_they_are, fit_stages
 from onnxdecomp.apply.sibling_group import SiblingGroup, sibling_groups
 from onnxdecomp.calibration.statistics import Calibration, unobservable
+from onnxdecomp.channels.channel import Channel
 from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.core.chain import Chain, mirrored
@@ -26,7 +27,9 @@ from onnxdecomp.errors import DefectError
 from onnxdecomp.fitting.fit import Fit, in_working_type, stored
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Share
+from onnxdecomp.layers.recurrence import forget_states, name_states
 from onnxdecomp.layers.replace import Rewriter, Rewritten
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.layers.tied_weights import ties
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.search.check_plan import check_plan, method_of
@@ -83,6 +86,7 @@ def carry_out(
     """
     channels = find_channels(model, matched)[0] if plan.cuts else ()
     check_plan(plan, matched, channels)
+    unnamed = [] if calibration is None else _name_states(model, plan, channels)
     work = fit_stages(model, matched, plan, channels, repair=calibration is not None and plan.repair)
     del channels
     found_ties = ties(matched)
@@ -113,7 +117,18 @@ def carry_out(
             run.layer(stage.match.current(), stage.choice, pending)
         elif run.fitter is not None:
             run.fitter.renormalise(stage.nodes[0], pending)
+    forget_states(model, unnamed)
     return CarriedOut(tuple(run.done.values()), tuple(run.cuts))
+
+
+def _name_states(model: ir.Model, plan: Plan, channels: Sequence[Channel]) -> list[str]:
+    """Have states that are cut given out, so that they can be observed."""
+    cut = {own.channel for own in plan.cuts}
+    matched = [own.match for channel in channels if channel.name in cut for own in channel.recurrences]
+    names = name_states(model, matched)
+    if names:
+        infer_shapes(model)
+    return names
 
 
 @dataclass(eq=False)

@@ -17,13 +17,14 @@ from onnxdecomp.apply.rotate_channel import (
     score_maps,
 )
 from onnxdecomp.calibration.attention_scores import head_sets, unrotatable
-from onnxdecomp.calibration.channel_moments import moments_of_weights
+from onnxdecomp.calibration.channel_moments import moments_of_weights, says_something
 from onnxdecomp.calibration.statistics import centred, unobservable
-from onnxdecomp.channels.channel import Channel, Producer
+from onnxdecomp.channels.channel import Channel, Producer, rows_left
 from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.channels.cut_channel import cut_channel
 from onnxdecomp.channels.cut_check import CutCheck, check_cut, without_columns
 from onnxdecomp.channels.find_channels import find_channel
+from onnxdecomp.channels.recurrent import put_recurrences
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.errors import DefectError, UsageError
@@ -31,7 +32,7 @@ from onnxdecomp.fitting.elimination import ReaderMoments
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import as_rows
 from onnxdecomp.fitting.rotate_heads import rotate_values
-from onnxdecomp.fitting.select_units import RefittedReader, select_units
+from onnxdecomp.fitting.select_units import RefittedReader, left_of_rows, select_units
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter, Rewritten
@@ -51,7 +52,7 @@ class Selected:
     Attributes:
         channel: As it stands in the model.
         units: They, sorted.
-        readers: The readers' numbers then.
+        readers, recurrences: The readers' numbers then, and those of recurrences; none where these stay.
         fitted: These are chosen by what the calibration inputs show.
         unfitted: Why they are not although there was calibration, a phrase for people.
         turned: Producers whose outputs are mapped before the cut, by graph and name, and by what, [T, T].
@@ -60,6 +61,7 @@ class Selected:
     channel: Channel
     units: Array
     readers: tuple[RefittedReader, ...] = ()
+    recurrences: tuple[RefittedReader, ...] = ()
     fitted: bool = False
     unfitted: str = ""
     loss: float | None = None
@@ -81,7 +83,7 @@ def select(model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection
     if channel.products:
         return _of_scores(channel, kept, fitter, pending)
     seen, hidden = _seen(channel, fitter, pending)
-    fitted = fitter is not None and not hidden
+    fitted, count = fitter is not None and not hidden, len(channel.readers)
     readers = [
         ReaderMoments(
             train,
@@ -91,7 +93,7 @@ def select(model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection
             reader.match.layer.bias,
             fitted and centred(reader.match),
         )
-        for reader, (train, held) in zip(channel.readers, seen, strict=True)
+        for reader, (train, held) in zip((*channel.readers, *channel.recurrences), seen, strict=False)
     ]
     if cut.method == "attention":
         if why := unrotatable(channel):
@@ -108,7 +110,8 @@ def select(model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection
     return Selected(
         channel,
         units,
-        numbers,
+        numbers[:count],
+        numbers[count:],
         fitted,
         hidden,
         sum(own.loss for own in numbers) if fitted else None,
@@ -120,14 +123,21 @@ def select(model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection
 def _seen(
     channel: Channel, fitter: Fitter | None, pending: Collection[ir.Node]
 ) -> tuple[list[tuple[Moments, Moments | None]], str]:
-    """What readers see, or what weights say of it, and why only that although there was calibration."""
-    hidden = _hidden(channel, fitter)
+    """What readers see, or what weights say of it, and why only that although there was calibration.
+
+    Behind them what recurrences see; nothing where that says nothing.
+    """
+    hidden, count = _hidden(channel, fitter), len(channel.readers)
     if fitter is not None and not hidden:
-        seen = fitter.observe([reader.match for reader in channel.readers], pending)
-        if all(train.usable for train, _ in seen):
-            return seen, ""
+        own = [reader.match for reader in channel.recurrences]
+        own = [] if any(map(unobservable, own)) else own
+        seen = fitter.observe([*(reader.match for reader in channel.readers), *own], pending)
+        if all(train.usable for train, _ in seen[:count]):
+            says = all(says_something(train) for train, _ in seen[count:])
+            return seen if says else seen[:count], ""
         hidden = "what reads it sees nothing, or nothing finite"
-    return [(moments_of_weights(channel, reader), None) for reader in channel.readers], hidden
+    every = (*channel.readers, *channel.recurrences)
+    return [(moments_of_weights(channel, reader), None) for reader in every], hidden
 
 
 def _of_scores(channel: Channel, kept: int, fitter: Fitter | None, pending: Collection[ir.Node]) -> Selected:
@@ -165,11 +175,14 @@ def put_in(
         check = check_cut(dense, model, channel, units, probe)
     if not check.passed:
         raise DefectError(f"cut, it differs by {check.rel_error:.3g} from what it was without the units")
+    put_recurrences(model, channel, units, selected.recurrences)
     by_name = {(match.layer.graph, match.layer.name): match for match in find(model, freeze=True)[0]}
     rewriter = Rewriter(model)
+    rows = rows_left(channel, units)
+    numbers = [left_of_rows(own, left) for own, left in zip(selected.readers, rows, strict=False)]
     done = tuple(
-        renumbered(rewriter, match, _refitted(match, numbers), {CUT: channel.name})
-        for match, numbers in _changed([by_name[name] for name in names], selected.readers)
+        renumbered(rewriter, match, _refitted(match, own), {CUT: channel.name})
+        for match, own in _changed([by_name[name] for name in names], numbers)
     )
     infer_shapes(model)  # channels that are still to be cut are found by them
     return (

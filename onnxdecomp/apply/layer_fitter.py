@@ -25,6 +25,7 @@ from onnxdecomp.calibration.statistics import (
     window,
 )
 from onnxdecomp.channels.channel import Channel, Producer
+from onnxdecomp.channels.recurrent import rows_made
 from onnxdecomp.core.layer import Array, Layer, Ranks
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.fitting.fit import Fit, dense_rows, fit, refit
@@ -194,6 +195,8 @@ class Fitter:
             self._remember(producer.match, _left(producer.units, units))
         for reader in channel.readers:
             self._remember(reader.match, None)
+        for reader in channel.recurrences:
+            self._remember(reader.match, _left(rows_made(reader), units))
         for stored in channel.stored:
             if stored.node.op_type == "BatchNormalization" and stored.at == 1:
                 left = _left(stored.units.reshape(-1), units)

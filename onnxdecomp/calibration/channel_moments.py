@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from onnxdecomp.channels.channel import Channel, Reader
-from onnxdecomp.core.layer import Array
+from onnxdecomp.channels.recurrent import rows_made
+from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import as_rows
 
@@ -17,10 +20,10 @@ def moments_of_weights(channel: Channel, reader: Reader) -> Moments:
     with equal rows can stand in for each other, and units with small rows count for little.
     """
     gram = np.zeros((channel.width, channel.width))
-    for producer in channel.producers:
-        rows = np.zeros((channel.width, _stack(producer.units), producer.match.layer.weight[0].size))
-        weight = producer.match.layer.weight.reshape(len(producer.units), -1).astype(np.float64)
-        for unit, place, row in zip(producer.units, _occurrence(producer.units), weight, strict=True):
+    for made, layer in _made(channel):
+        rows = np.zeros((channel.width, _stack(made), layer.weight[0].size))
+        weight = layer.weight.reshape(len(made), -1).astype(np.float64)
+        for unit, place, row in zip(made, _occurrence(made), weight, strict=True):
             if unit >= 0:
                 rows[unit, place] = row
         flat = rows.reshape(channel.width, -1)
@@ -31,6 +34,19 @@ def moments_of_weights(channel: Channel, reader: Reader) -> Moments:
     cross = weight @ second
     energy = np.einsum("gtd,gtd->gt", cross, weight).reshape(-1)
     return Moments(1, second, cross, np.zeros(reader.units.shape), np.zeros(energy.size), energy)
+
+
+def says_something(moments: Moments) -> bool:
+    """Whether rows tell of a recurrence: finite ones, and not all zero as where there is a single step."""
+    return moments.usable and bool(np.einsum("gdd->", moments.xx) > 0)
+
+
+def _made(channel: Channel) -> Iterator[tuple[Array, Layer]]:
+    """The layers that make units, and the unit of each of their rows."""
+    for producer in channel.producers:
+        yield producer.units, producer.match.layer
+    for reader in channel.recurrences:
+        yield rows_made(reader), reader.match.layer
 
 
 def _stack(units: Array) -> int:

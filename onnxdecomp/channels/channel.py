@@ -90,6 +90,8 @@ class Channel:
         producers: The layers that make it, in graph order; several where their outputs are added, multiplied
             or otherwise combined unit by unit. All are cut alike.
         readers: The layers that read it, in graph order.
+        recurrences: What recurrent layers that make it read of it themselves, a direction each: no layers of
+            the model (see onnxdecomp.layers.recurrence), but what they lose counts as that of readers.
         products: The products of two activations, both of the channel, that sum over its units, as of queries
             and keys. Leaving a unit out takes a term out of the sum.
         stored: Everything stored that a cut slices: weights and biases of producers and readers,
@@ -106,6 +108,7 @@ class Channel:
     blocks: int
     producers: tuple[Producer, ...]
     readers: tuple[Reader, ...]
+    recurrences: tuple[Reader, ...]
     products: tuple[ir.Node, ...]
     stored: tuple[Stored, ...]
     shaped: tuple[Shaped, ...]
@@ -122,6 +125,13 @@ class Channel:
             if units.size < self.width and not (part.units == NONE).any():
                 found[units.tobytes()] = units
         return tuple(found.values())
+
+
+def rows_left(channel: Channel, units: Array) -> list[Array | None]:
+    """Of each reader the outputs that stay with these units, bool [T]; None: all, for it makes none."""
+    made = {producer.match.nodes[0]: producer.units for producer in channel.producers}
+    own = [made.get(reader.match.nodes[0]) for reader in channel.readers]
+    return [None if rows is None else (rows < 0) | np.isin(rows, units) for rows in own]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def cut_channel(model: ir.Model, channel: Channel, keep: Array) -> None:
     units_of = {part.value: part.units for part in channel.shaped}
     place = channel.producers[0].match.place
     sizes = Sizes(Scope(place, model.ir_version, store.opset, True))
-    cut = Resizing(channel, left, sizes, units_of, store.opset, store.array, store.computed, store.put)
+    given = store.array, store.computed, store.put, store.drop
+    cut = Resizing(channel, left, sizes, units_of, store.opset, *given)
     slices: dict[tuple[ir.Node, int], list[Array]] = {}
     for part in channel.stored:
         slices.setdefault((part.node, part.at), []).append(part.units)
@@ -130,6 +131,13 @@ class _Store:
         name = unique_name(f"{node.outputs[0].name}/sizes", self._names)
         node.resize_inputs(max(len(node.inputs), at + 1))
         node.replace_input_with(at, initializer(self.model.graph, ir.Tensor(array, name=name), name))
+
+    def drop(self, node: ir.Node, at: int) -> None:
+        """Leave an operand of a node out."""
+        value = node.inputs[at]
+        assert value is not None
+        node.replace_input_with(at, None)
+        self._old.setdefault(value)
 
     def tidy(self) -> None:
         """Remove what nothing reads any more; what took its place gets its name."""

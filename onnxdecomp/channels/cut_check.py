@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.channels.channel import Channel
+from onnxdecomp.channels.channel import Channel, Reader
 from onnxdecomp.channels.resize import taken
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.traversal import places, unique_name, value_names
 from onnxdecomp.layers.lowering_check import TOLERANCE as ROUNDING
+from onnxdecomp.layers.recurrence import Recurrence
 from onnxdecomp.layers.replace import data_type
 from onnxdecomp.runtime import session
 from onnxdecomp.runtime.shared_weights import share_weights
@@ -88,7 +89,27 @@ def without_columns(model: ir.Model, channel: Channel, keep: Array) -> ir.Model:
         mask.outputs[0].name, product.outputs[0].name = unique_name(f"{name}/mask", taken), name
         other.graph.insert_before(other, [mask, product])
         other.replace_input_with(at, product.outputs[0])
+    for reader in channel.recurrences:
+        _forget_states(copies[reader.match.nodes[0]], reader, left, taken)
     return copy
+
+
+def _forget_states(node: ir.Node, reader: Reader, left: Array, taken: set[str]) -> None:
+    """Set the columns of a recurrence that read other units to zero."""
+    assert isinstance(reader.match.adapter, Recurrence)
+    states, direction = reader.match.adapter.of, reader.match.adapter.direction
+    weight = node.inputs[states.recurrence]
+    assert weight is not None
+    assert node.graph is not None
+    mask = np.ones((states.directions, 1, states.size), bool)
+    mask[direction, 0] = left[reader.units[0]]
+    kind = data_type(reader.match.layer.dtype).numpy()
+    constant = ir.node("Constant", [], attributes={"value": ir.tensor(mask.astype(kind))})
+    product = ir.node("Mul", [weight, constant.outputs[0]])
+    for made in (constant, product):
+        made.outputs[0].name = made.name = unique_name(f"{node.name}/left", taken)
+    node.graph.insert_before(node, [constant, product])
+    node.replace_input_with(states.recurrence, product.outputs[0])
 
 
 def check_cut(
@@ -105,7 +126,7 @@ def check_cut(
     """
     dtype = channel.producers[0].match.layer.dtype
     tolerance = TOLERANCE[dtype]
-    names = [end.match.output.name for end in channel.readers]
+    names = [end.match.output.name for end in (*channel.readers, *channel.recurrences)]
     names += [node.outputs[0].name for node in channel.products]
     try:
         expected, actual = (_outputs(model, names, feed) for model in (before, after))

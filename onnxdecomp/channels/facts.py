@@ -350,24 +350,18 @@ class Facts:
             Broken: No unit can be left out then.
         """
         found = False
-        seen: dict[ir.Value, Array] = {}
-        while tensors := {
-            value: labels
+        while tensors := [
+            (value, labels)
             for value in self.values
-            if (labels := self.labels(value)) is not None
-            and len(of.varies(labels)) > 1
-            # All of a tensor is one unit: that is frozen, and nothing is noted of the tensor.
-            and not (value in seen and np.array_equal(seen[value], labels))
-        }:
+            if (labels := self.labels(value)) is not None and len(of.varies(labels)) > 1
+        ]:
             found = True
-            seen.update(tensors)
-            for value in tensors:
+            for value, _ in tensors:
                 labels = self.current(self.values[value])
                 longest = int(np.argmax(labels.shape))
                 lines = np.moveaxis(labels, longest, -1).reshape(-1, labels.shape[longest])
                 every = self._joined(lines, np.broadcast_to(lines.max(axis=0), lines.shape))[0]
                 self._put(value, of.collapsed(of.along(self._parent[every], longest, labels.ndim)))
-            self._forget()
             self._todo = dict.fromkeys(self.nodes)
             self.spread()
         return found
@@ -402,11 +396,6 @@ class Facts:
             if near is not None:
                 self._todo.setdefault(near)
 
-    def _forget(self) -> None:
-        """What rules have told besides labels: they are asked again."""
-        for told in (self.stored, self.aligned, self.products, self.passed):
-            told.clear()
-
     def _unite(self, a: Array, b: Array) -> None:
         """The units of `a` are those of `b`, place by place; NONE is nothing."""
         differ = (a != b) & (a != NONE) & (b != NONE)
@@ -423,7 +412,8 @@ class Facts:
         frozen = np.unique(parent[:-1][self._frozen[:-1]])
         self._frozen[:-1] |= np.isin(parent[:-1], frozen)
         # What held back because units differed may go on now, and what was told may be otherwise.
-        self._forget()
+        for told in (self.stored, self.aligned, self.products, self.passed):
+            told.clear()
         for value in self.values:
             self._ask_around(value)
 

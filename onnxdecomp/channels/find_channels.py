@@ -15,11 +15,13 @@ from onnxdecomp.channels.channel import NONE, Channel, ChannelSkip, Producer, Re
 from onnxdecomp.channels.facts import Broken, Facts, describe
 from onnxdecomp.channels.layer_rules import layer_rule, spread_layer
 from onnxdecomp.channels.measured import wrong_size
+from onnxdecomp.channels.recurrent import units_of_states
 from onnxdecomp.channels.rules import RULES
 from onnxdecomp.channels.sizes import Sizes
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import Memo
 from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.layers.recurrence import recurrences
 from onnxdecomp.layers.scope import Scope
 
 BLOCKS = ":blocks"
@@ -150,6 +152,8 @@ class _Search:
         found: list[Channel] = []
         for channel in channels:
             first = channel.producers[0]
+            if first.units.size != layer_rule(first.match).outputs(first.match):
+                continue  # rows of several gates are a unit
             for size in sorted(facts.runs) if channel.blocks > 1 or channel.products else ():
                 runs = np.where(first.units < 0, NONE, np.arange(first.units.size) // size)
                 units = np.unique(runs, return_inverse=True)[1] - int(NONE in runs)
@@ -220,6 +224,11 @@ class _Search:
             return "no layer makes it"
         if not (readers or products):
             return "no layer reads it"
+        own_readers = tuple(
+            Reader(match, number[units][None])
+            for producer in producers
+            for match, units in self._recurrences(producer.match, facts)
+        )
         ends = {
             node
             for match in (*(p.match for p in producers), *(r.match for r in readers))
@@ -231,6 +240,7 @@ class _Search:
             blocks,
             tuple(producers),
             tuple(readers),
+            own_readers,
             tuple(sorted(products, key=self._order.__getitem__)),
             tuple(stored),
             tuple(shaped),
@@ -238,6 +248,13 @@ class _Search:
             ordered,
             not facts.nonlinear and all(part.node in ends for part in stored),
         )
+
+    def _recurrences(self, match: LayerMatch, facts: Facts) -> Iterator[tuple[LayerMatch, Array]]:
+        """What a layer reads of its own state, and the units of each."""
+        if match.adapter.states(match.nodes[0]) is not None:
+            units = units_of_states(match, facts)
+            assert units is not None  # else it makes none
+            yield from zip(recurrences(match, self._around(match)[0]), units, strict=False)
 
     def _around(self, match: LayerMatch) -> tuple[Scope, Sizes]:
         graph = match.place.graph

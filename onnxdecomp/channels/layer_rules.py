@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from onnxdecomp.channels import layers
+from onnxdecomp.channels import layers, recurrent
 from onnxdecomp.channels.facts import Facts
 from onnxdecomp.channels.resize import Resizing
 from onnxdecomp.core.layer import Array
@@ -46,13 +46,26 @@ PLAIN = LayerRule(
 )
 """Of layers whose rows are their outputs and whose columns their inputs."""
 
+RECURRENT = LayerRule(
+    recurrent.spread_states,
+    recurrent.outputs,
+    recurrent.seed,
+    recurrent.labelled,
+    recurrent.made_units,
+    recurrent.read_units,
+    recurrent.resize_states,
+)
+"""Of layers that read their own units at the next step."""
+
 LAYER_RULES: Mapping[Operator, LayerRule] = {}
-"""Of operators that are more than a product, such as recurrent ones: to add one, one file and one line."""
+"""Of operators that are more than a product, such as attention: to add one, one file and one line."""
 
 
 def layer_rule(match: LayerMatch) -> LayerRule:
     """The rule of a layer."""
     node = match.nodes[0]
+    if match.adapter.states(node) is not None:
+        return RECURRENT
     return LAYER_RULES.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type), PLAIN)
 
 

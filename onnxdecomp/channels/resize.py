@@ -28,6 +28,7 @@ class Resizing:
         constant: The numbers of a constant operand.
         computed: The same; None where it is computed.
         put: Gives a node another constant operand.
+        drop: Leaves an operand of a node out.
     """
 
     channel: Channel
@@ -38,6 +39,7 @@ class Resizing:
     constant: Callable[[ir.Node, int], Array]
     computed: Callable[[ir.Node, int], Array | None]
     put: Callable[[ir.Node, int, Array], None]
+    drop: Callable[[ir.Node, int], None]
 
     def stays(self, value: ir.Value | None, axis: int) -> Array | None:
         """bool: which places of an activation stay along an axis; None: all do.

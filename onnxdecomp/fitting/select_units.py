@@ -9,7 +9,7 @@ stay, by the same quadratic loss, shrinkage and held-out rows as chains (see `fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,6 +54,15 @@ class RefittedReader:
     loss: float
     held_out: float | None
     shrinkage: float
+
+
+def left_of_rows(reader: RefittedReader, rows: Array | None) -> RefittedReader:
+    """The reader with some of its outputs, bool [T]; None: all. What it makes may itself be cut."""
+    if rows is None:
+        return reader
+    groups, each, features = reader.weight.shape
+    weight = reader.weight.reshape(groups * each, features)[rows].reshape(groups, -1, features)
+    return replace(reader, weight=weight, bias=None if reader.bias is None else reader.bias[rows])
 
 
 @dataclass(frozen=True, eq=False)

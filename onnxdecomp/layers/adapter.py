@@ -22,6 +22,7 @@ from onnxdecomp.graph.attributes import named_output, node_name
 from onnxdecomp.graph.traversal import Place
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.scope import Scope, Snapshot, Weight, working
+from onnxdecomp.layers.states import States
 from onnxdecomp.layers.storage import Storage
 
 Operator: TypeAlias = tuple[str, str]
@@ -193,6 +194,10 @@ class LayerAdapter(ABC):
 
     def feature_axes(self, node: ir.Node) -> FeatureAxes | None:
         """Where features lie; None where none can be cut out."""
+        return None
+
+    def states(self, node: ir.Node) -> States | None:
+        """The units that the operator makes where it reads them itself, too; None where it does not."""
         return None
 
     @classmethod

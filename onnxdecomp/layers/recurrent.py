@@ -3,7 +3,8 @@
 A recurrent operator computes X WT for every direction and gate before it does anything else, and X stands
 nowhere else: with W = W' V, it does the same on X VT with W', a factor V [r, I] that all directions and gates
 share. Gates, biases, peepholes, initial states, sequence lengths, clipping and every direction are the
-operator's own still, and so are the recurrence weights R, which are not decomposed.
+operator's own still, and so are the recurrence weights R, which are not decomposed. They become smaller
+where units of the state are left out (see onnxdecomp.channels).
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch, ParameterRoles
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.projection import emit_projected, ends_in_product
 from onnxdecomp.layers.scope import Scope, Snapshot
+from onnxdecomp.layers.states import BATCH, DIRECTION, STEP, UNIT, States
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 """Rows of W per hidden unit."""
 
-_SEQUENCE_LENS, _INITIAL_H, _INITIAL_C = 4, 5, 6
+_SEQUENCE_LENS, _INITIAL_H, _INITIAL_C, _PEEPHOLES = 4, 5, 6, 7
+_W, _R, _B = 1, 2, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,7 @@ class Recurrent(LayerAdapter):
     def match(cls, node: ir.Node, scope: Scope) -> LayerMatch | str:
         x = node.inputs[0]
         assert x is not None
-        source = scope.weight(node.inputs[1])
+        source = scope.weight(node.inputs[_W])
         if isinstance(source, str):
             return source
         if source.array.ndim != 3:
@@ -103,18 +106,35 @@ class Recurrent(LayerAdapter):
         x = (batch, steps, layer.inputs) if self.batch_first else (steps, batch, layer.inputs)
         return {
             0: rng.standard_normal(x),
-            2: rng.standard_normal((self.directions, layer.outputs // self.directions, self.hidden))
+            _R: rng.standard_normal((self.directions, layer.outputs // self.directions, self.hidden))
             / np.sqrt(self.hidden),
-            3: rng.standard_normal((self.directions, 2 * layer.outputs // self.directions)),
+            _B: rng.standard_normal((self.directions, 2 * layer.outputs // self.directions)),
             _SEQUENCE_LENS: np.array([5, 1, 3], np.int32),
             _INITIAL_H: rng.standard_normal(state),
             _INITIAL_C: rng.standard_normal(state),
-            7: rng.standard_normal((self.directions, 3 * self.hidden)),
+            _PEEPHOLES: rng.standard_normal((self.directions, 3 * self.hidden)),
         }
+
+    def states(self, node: ir.Node) -> States:
+        gates = GATES[node.op_type]
+        state = (BATCH, DIRECTION, UNIT) if self.batch_first else (DIRECTION, BATCH, UNIT)
+        steps = (BATCH, STEP, DIRECTION, UNIT) if self.batch_first else (STEP, DIRECTION, BATCH, UNIT)
+        backward = str(attribute(node, "direction", "forward")) == "reverse"
+        return States(
+            self.directions,
+            self.hidden,
+            (backward, True)[: self.directions],
+            outputs={0: steps, 1: state, 2: state},
+            initial={_INITIAL_H: state, _INITIAL_C: state},
+            runs={_W: gates, _R: gates, _B: 2 * gates, _PEEPHOLES: 3},
+            recurrence=_R,
+            bias=_B,
+            attribute="hidden_size",
+        )
 
     @classmethod
     def parameter_roles(cls, op_type: str) -> ParameterRoles:
-        return ParameterRoles(weights=(1, 2), biases=(3,))
+        return ParameterRoles(weights=(_W, _R), biases=(_B,))
 
     @classmethod
     def fan_in(cls, node: ir.Node, shape: Sequence[int]) -> int:

@@ -9,10 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.statistics import Calibration
-from onnxdecomp.channels.channel import Channel
+from onnxdecomp.channels.channel import Channel, rows_left
 from onnxdecomp.channels.cut_channel import cut_channel
+from onnxdecomp.channels.recurrent import put_recurrences
 from onnxdecomp.core.dense import dense_chain
-from onnxdecomp.fitting.select_units import RefittedReader, Selection
+from onnxdecomp.fitting.select_units import RefittedReader, Selection, left_of_rows
 from onnxdecomp.graph.traversal import places
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find_again
@@ -55,11 +56,14 @@ def cut_effect(
 def cut_copy(model: ir.Model, channel: Channel, found: Selection) -> ir.Model:
     """A copy of the model with one channel cut, and what reads it fitted to the units that are left."""
     copy = model.clone()
-    cut_channel(copy, _in_copy(model, channel, copy), found.units)
-    # Nodes stay where they were.
-    readers = [find_again(copy, reader.match) for reader in channel.readers]
+    inside = _in_copy(model, channel, copy)
+    cut_channel(copy, inside, found.units)
+    count = len(channel.readers)
+    put_recurrences(copy, inside, found.units, found.readers[count:])
+    readers = [find_again(copy, reader.match) for reader in inside.readers]
+    numbers = map(left_of_rows, found.readers, rows_left(channel, found.units))
     rewriter = Rewriter(copy)
-    for match, own in zip(readers, found.readers, strict=True):
+    for match, own in zip(readers, numbers, strict=True):
         if np.isfinite(own.shrinkage) or own.bias is not match.layer.bias:
             rewriter.replace(match, dense_chain(_refitted(match, own).layer), {})
     return copy

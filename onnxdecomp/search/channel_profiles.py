@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from onnxdecomp.calibration.channel_moments import moments_of_weights
-from onnxdecomp.calibration.statistics import Calibration, centred
+from onnxdecomp.calibration.channel_moments import moments_of_weights, says_something
+from onnxdecomp.calibration.statistics import Calibration, centred, observe_unchanged, unobservable
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.core.layer import Layer
 from onnxdecomp.fitting.elimination import ReaderMoments
@@ -18,6 +18,7 @@ from onnxdecomp.fitting.quadratic_loss import as_rows
 from onnxdecomp.fitting.select_units import select_units
 from onnxdecomp.fitting.unit_order import unit_order
 from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.layers.recurrence import states_given
 from onnxdecomp.ranks.rounding import round_to_multiple
 from onnxdecomp.runtime.memory_budget import budget, gibibytes
 from onnxdecomp.search.channel_costs import Extent, extents, narrowed_by
@@ -193,7 +194,7 @@ def _weighed(
     pending: Collection[ir.Node] | None,
 ) -> ChannelProfile:
     channel = entry.channel
-    readers = _readers(channel, seen)
+    readers = _readers(channel, seen, _own(model, channel, calibration))
     order = unit_order(readers, channel.width, blocks=channel.blocks)
     levels = [Level(level.kept, float(order.losses[level.kept])) for level in entry.levels[1:]]
     picks = sorted({round(k * (len(levels) - 1) / (_POINTS - 1)) for k in range(_POINTS)})
@@ -208,12 +209,23 @@ def _weighed(
     return replace(entry, levels=(entry.levels[0], *levels), effect=effect)
 
 
-def _readers(channel: Channel, seen: Sequence[Halves | None]) -> list[ReaderMoments]:
+def _own(model: ir.Model, channel: Channel, calibration: Calibration) -> list[Halves]:
+    """What the recurrences of a channel see; nothing where that says nothing."""
+    matched = [reader.match for reader in channel.recurrences]
+    if calibration.synthetic or not matched or any(unobservable(match) for match in matched):
+        return []
+    with states_given(model, matched):
+        found = observe_unchanged(model, matched, calibration)
+    return found if all(says_something(train) for train, _ in found) else []
+
+
+def _readers(channel: Channel, seen: Sequence[Halves | None], own: Sequence[Halves]) -> list[ReaderMoments]:
     """What reads the channel as it was observed; by the weights alone where one of them was not."""
-    known = [own for own in seen if own is not None and own[0].usable]
+    known = [halves for halves in seen if halves is not None and halves[0].usable]
     by_weights = len(known) < len(seen)
+    every = (*channel.readers, *channel.recurrences)
     moments = (
-        [(moments_of_weights(channel, reader), None) for reader in channel.readers] if by_weights else known
+        [(moments_of_weights(channel, reader), None) for reader in every] if by_weights else [*known, *own]
     )
     return [
         ReaderMoments(
@@ -224,7 +236,7 @@ def _readers(channel: Channel, seen: Sequence[Halves | None]) -> list[ReaderMome
             reader.match.layer.bias,
             centred(reader.match) and not by_weights,
         )
-        for reader, (train, held) in zip(channel.readers, moments, strict=True)
+        for reader, (train, held) in zip(every, moments, strict=False)  # recurrences may be left out
     ]
 
 

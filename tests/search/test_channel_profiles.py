@@ -30,7 +30,7 @@ from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.runtime.session import TensorSpec, open_session
 from onnxdecomp.search.channel_costs import recounted
 from onnxdecomp.search.channel_effect import cut_copy
-from onnxdecomp.search.channel_profiles import narrower, widths, with_times
+from onnxdecomp.search.channel_profiles import widths
 from onnxdecomp.search.joint_options import joint_options
 from onnxdecomp.search.keep_layers import CHANNEL, without
 from onnxdecomp.search.knapsack import OutOfReach
@@ -296,26 +296,3 @@ def test_a_plan_is_counted_anew_behind_other_cuts(weighed: LayerProfiles) -> Non
     assert not any(choice.narrowed for choice in again.choices)
     assert all((choice.after is None) == (choice.method is None) for choice in again.choices)
     assert total(again)[1] > total(plan)[1]
-
-
-def test_a_layers_time_falls_with_the_widths_around_it(weighed: LayerProfiles) -> None:
-    matched = [entry.match for entry in weighed.layers]
-    layers = narrower(weighed.channels, matched)
-    assert [(layer.outputs, layer.inputs) for place, layer in layers if place == 3][-2:] == [(8, 28), (4, 28)]
-    timed = with_times(weighed.channels, [0.6, 0.5] * (len(layers) // 2))
-    known = replace(
-        weighed, channels=tuple(timed), layers=tuple(replace(e, part=0.2) for e in weighed.layers)
-    )
-    options = joint_options(known)
-    (mixed,) = (entry for entry in options.channels if entry.channel.name == "mixed")
-    (last,) = (place for place, entry in enumerate(known.layers) if entry.match.layer.name == "last")
-    assert set(mixed.times) == {3, last}
-    left = [float(options.exactly(options.decisions[last][0][0], {mixed: level}).part) for level in range(8)]
-    assert left == sorted(left, reverse=True)
-    kept = [level.kept for level in mixed.levels]
-    assert (left[0], left[kept.index(8)], left[kept.index(4)]) == pytest.approx((0.2, 0.12, 0.1))
-    # Widths on both sides: both factors.
-    both = dict.fromkeys(options.channels, 0) | {mixed: kept.index(8)}
-    (other,) = (entry for entry in options.channels if entry.channel.name == "a")
-    both[other] = [level.kept for level in other.levels].index(4)
-    assert float(options.exactly(options.decisions[3][0][0], both).part) == pytest.approx(0.2 * 0.6 * 0.6)

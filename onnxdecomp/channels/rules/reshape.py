@@ -63,7 +63,6 @@ def _carry(
     if labels is None:
         return None
     shape, reached = [1] * len(before), [1] * len(after)
-    facts.aligned.pop((node, source), None)
     for own, others in groups:
         found = [axis for axis in own if labels.shape[axis] > 1]
         if not found:

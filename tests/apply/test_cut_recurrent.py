@@ -1,0 +1,92 @@
+"""Cutting recurrent states: what others can stand in for goes, and the recurrence makes up for the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+import onnxdecomp
+from onnxdecomp.core.layer import Array
+from tests.builders.graphs import saved
+from tests.builders.recurrent import FEATURES, STEPS, Recurrent
+
+HALF = 4
+"""Units of a direction that are needed."""
+
+
+def doubled(network: Recurrent) -> onnx.ModelProto:
+    """The network with every unit twice: the second copies come after all first ones."""
+    proto = network.model()
+    for tensor in proto.graph.initializer:
+        whole = numpy_helper.to_array(tensor)
+        if tensor.name.startswith("rnn") and tensor.name.endswith((".w", ".r", ".b", ".p")):
+            runs = whole.reshape(network.directions, -1, HALF, *whole.shape[2:])
+            whole = np.concatenate([runs, runs], axis=2).reshape(network.directions, -1, *whole.shape[2:])
+        if tensor.name.endswith(".r"):
+            whole = np.concatenate([0.25 * whole, 0.75 * whole], axis=2)
+        inner = tensor.name.endswith(".w") and not tensor.name.startswith("rnn0")
+        if inner:  # what reads the layer before
+            axis = 0 if tensor.name == "dense.w" else 2
+            parts = np.split(whole, network.directions, axis=axis)
+            whole = np.concatenate([part * share for part in parts for share in (0.5, 0.5)], axis=axis)
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(whole), tensor.name))
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "hidden_size":
+                attribute.i = 2 * HALF
+        for at, name in enumerate(node.input):
+            if node.op_type == "Reshape" and at == 1 and network.reads in ("last", "cell"):
+                shape = next(t for t in proto.graph.initializer if t.name == name)
+                shape.CopyFrom(numpy_helper.from_array(np.array([-1, 2 * HALF * network.directions]), name))
+    del proto.graph.value_info[:]
+    return proto
+
+
+def samples(count: int) -> Array:
+    return np.random.default_rng(3).standard_normal((count, STEPS, 2, FEATURES)).astype(np.float32)
+
+
+def run(file: str | Path, x: Array) -> list[Array]:
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return [np.asarray(session.run(None, {"x": one})[0]) for one in x]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "calib.npz", x=samples(24))
+    return tmp_path
+
+
+NETWORKS = {
+    "lstm": Recurrent(hidden=HALF, peepholes=True),
+    "gru": Recurrent("GRU", hidden=HALF, stacked=2, attributes={"linear_before_reset": 1}),
+    "both directions": Recurrent(hidden=HALF, directions=2, stacked=2),
+    "last state": Recurrent("GRU", hidden=HALF, reads="last"),
+    "rnn, last states": Recurrent("RNN", hidden=HALF, directions=2, reads="last", bias=False),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_copies_of_units_are_not_missed(here: Path, name: str, calibrated: bool) -> None:
+    network = NETWORKS[name]
+    model = saved(doubled(network), here / "net.onnx")
+    calib = here / "calib.npz" if calibrated else None
+    done = onnxdecomp.compress(model, "out.onnx", method="width", rank="0.5", bench=False, calib=calib)
+    assert [(c.status, c.width, c.kept) for c in done.channels if c.width > 1] == [
+        ("cut", 2 * HALF * network.directions, HALF * network.directions)
+    ] * network.stacked
+    x = samples(3)
+    for got, wanted in zip(run("out.onnx", x), run(model, x), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-4 * np.abs(wanted).max())
+    left = onnx.load("out.onnx")
+    for node in left.graph.node:
+        if node.op_type == network.op_type:
+            assert [a.i for a in node.attribute if a.name == "hidden_size"] == [HALF]
+            assert bool(node.output[0]) == (network.reads != "last")
