@@ -76,9 +76,12 @@ def details_of(
         spent: Where the time goes, see Details.
     """
     done = {(layer.graph, layer.name) for layer in layers if layer.status == "decomposed"}
+    # A layer that was only cut has the nodes that it had.
+    weights = {(layer.graph, layer.name): layer.weight for layer in layers if layer.status != "cut"}
     found = {(entry.graph, entry.layer): entry.spectra for entry in spectra}
+    names = [((r.match.layer.graph, r.match.layer.name), r) for r in rewritten]
     return Details(
         spectra={key: value for key, value in found.items() if key in done},
-        nodes={(r.match.layer.graph, r.match.layer.name): surroundings(r) for r in rewritten},
+        nodes={key: surroundings(one, weights[key]) for key, one in names if key in weights},
         spent=spent,
     )

@@ -29,8 +29,13 @@ _SHOWN = (
 _CONSUMERS = 4
 
 
-def surroundings(rewritten: Rewritten) -> Surroundings:
-    """What stands where the layer was; to be asked after the pipeline has run."""
+def surroundings(rewritten: Rewritten, weight: tuple[int, ...] | None = None) -> Surroundings:
+    """What stands where the layer was; to be asked after the pipeline has run.
+
+    Args:
+        rewritten: The layer.
+        weight: The shape of its weight as the model came in; cuts may have made it smaller since.
+    """
     match, nodes = rewritten.match, rewritten.nodes
     output = next((value for value in nodes[-1].outputs if value.name), nodes[-1].outputs[0])
     reads = _activation(nodes, match.x.name or "")
@@ -40,7 +45,7 @@ def surroundings(rewritten: Rewritten) -> Surroundings:
         above=None if above is None else _node(above),
         input=match.x.name or "",
         output=output.name or "",
-        before=_before(rewritten),
+        before=_before(rewritten, weight or rewritten.match.layer.weight.shape),
         after=tuple(_node(node) for node in nodes),
         below=tuple(_node(user) for user in users[:_CONSUMERS]),
     )
@@ -50,13 +55,14 @@ def _activation(nodes: Sequence[ir.Node], name: str) -> ir.Value | None:
     return next((v for node in nodes for v in node.inputs if v is not None and v.name == name), None)
 
 
-def _before(rewritten: Rewritten) -> tuple[Node, ...]:
+def _before(rewritten: Rewritten, weight: tuple[int, ...]) -> tuple[Node, ...]:
     """The nodes that were replaced; they stand in no graph any more, so the first is a snapshot."""
     match, snapshot = rewritten.match, rewritten.before
     first, *others = match.nodes
-    shapes = {match.weight.name or "": tuple(int(size) for size in match.layer.weight.shape)}
+    shapes = {match.weight.name or "": tuple(int(size) for size in weight)}
     if match.bias is not None and match.layer.bias is not None:
-        shapes[match.bias.name or ""] = match.layer.bias.shape
+        outputs = weight[0 if match.layer.conv is not None else -2]
+        shapes[match.bias.name or ""] = (int(outputs),)
     values = [v.name for v in snapshot.inputs if v is not None and v.name and v.name not in shapes]
     head = Node(
         node_name(first),

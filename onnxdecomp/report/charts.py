@@ -268,6 +268,37 @@ def spectrum(spectra: Fact, salt: str) -> str:
         return svg(made, "Singular values, with the ranks that were kept", salt)
 
 
+def channel(cut: Fact, salt: str) -> str:
+    """A channel before and after: what makes it, its width to scale, what reads it."""
+    value = raw(cut)
+    ends = [_ends(value["producers"]), _ends(value["readers"] or ["a product of two activations"])]
+    with figure(height=1.9, margins=(0.05, 0.05, 0.05, 0.25)) as (made, axes):
+        axes.set_axis_off()
+        axes.set_xlim(-1.05, 3.25)
+        axes.set_ylim(-0.1, 3.1)
+        for side, key in enumerate(("width", "kept")):
+            middle, colour = 2.2 * side, SERIES[side]
+            half = max(value[key] / value["width"], 0.01)
+            for low, high in ((0.5, 1.3), (2.5, 1.7)):  # the outlines of layers narrow down to the channel
+                xs = [middle - 1, middle + 1, middle + half, middle - half]
+                axes.fill(xs, [low, low, high, high], facecolor=colour, alpha=0.15, linewidth=0)
+            axes.barh(1.5, 2 * half, 0.4, middle - half, facecolor=PAPER, edgecolor=colour, linewidth=1.2)
+            for names, place in zip(ends, (2.5, 0.0), strict=True):
+                axes.barh(place + 0.25, 2, 0.5, middle - 1, facecolor=PAPER, edgecolor=FAINT, linewidth=0.8)
+                axes.text(middle, place + 0.25, names, ha="center", va="center", fontsize=7)
+            number = axes.text(middle, 1.5, str(value[key]), ha="center", va="center", color=INK)
+            traced(number, pointer(cut[key]))
+            axes.text(middle, 3.1, ("units before", "after")[side], ha="center", va="bottom", color=colour)
+        label = f"The channel {text.visible(value['name'], 60)} before and after its cut"
+        return svg(made, label, salt)
+
+
+def _ends(names: Sequence[str]) -> str:
+    """The first layer at an end of a channel, and how many more there are."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{text.shortened(text.visible(names[0]), 36 - len(more))}{more}"
+
+
 def learning(training: Fact, accuracy: bool, salt: str) -> str:
     """Loss or accuracy over the epochs, of what was trained on and what was held out."""
     epochs = raw(training["epochs"])

@@ -35,6 +35,9 @@ KINDS: Mapping[str, str] = {
 SHOWN_LAYERS = 24
 """Rewritten layers whose spectra and nodes are drawn: a page of a hundred would be too large to send."""
 
+SHOWN_CHANNELS = 12
+"""Channels that are drawn."""
+
 FORMATS: Mapping[str, Callable[[Any], str]] = {
     "count": text.count,
     "size": text.size,
@@ -119,6 +122,7 @@ def _environment(*, autoescape: bool) -> Environment:
         lstrip_blocks=True,
     )
     made.tests["known"] = known
+    made.tests["several"] = lambda fact: raw(fact) > 1
     made.filters["raw"] = raw
     return made
 
@@ -144,6 +148,8 @@ def _context(record: Mapping[str, Any]) -> dict[str, Any]:
         "markdown_labels": [code(label) for label in labels] if several else labels,
         "changed": changed[:SHOWN_LAYERS],
         "left_out": max(0, len(changed) - SHOWN_LAYERS),
+        "channels": list(facts["channels"]) if "channels" in record else [],
+        "most_drawn": SHOWN_CHANNELS,
         "accuracies": any(
             run["training"]["epochs"][0]["accuracy"] is not None for run in record.get("trainings", ())
         ),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.json_values import Json
-from onnxdecomp.core.layer import Ranks
+from onnxdecomp.core.layer import Layer, Ranks
 from onnxdecomp.core.names import some
 from onnxdecomp.core.patterns import Named, names_of, of_layers, selected
 from onnxdecomp.decompositions.base import Decomposition, Refusal, outline
@@ -19,6 +20,7 @@ from onnxdecomp.layers.siblings import Siblings, siblings
 from onnxdecomp.layers.tied_weights import stays, ties
 from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.search.finite_weights import unsound
+from onnxdecomp.search.keep_layers import Key
 from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.plan import Choice, Cost, Plan, cost_after_first, cost_of, kept
 from onnxdecomp.search.plan_options import Saving
@@ -47,8 +49,19 @@ class Request:
     skip_below: float = 0.1
 
 
-def plan_uniform(matched: Sequence[LayerMatch], skips: Sequence[Skip], request: Request) -> Plan:
+def plan_uniform(
+    matched: Sequence[LayerMatch],
+    skips: Sequence[Skip],
+    request: Request,
+    left: Mapping[Key, Layer] = MappingProxyType({}),
+) -> Plan:
     """Choose for every match; operators that could not be read follow with their reasons.
+
+    Args:
+        matched, skips: What there is.
+        request: What is asked for.
+        left: Layers that are smaller behind cuts, as they are then and without their numbers: a chain has to
+            save something of that.
 
     Raises:
         UsageError: Patterns that match no layer; ranks that fit no layer at all.
@@ -61,7 +74,18 @@ def plan_uniform(matched: Sequence[LayerMatch], skips: Sequence[Skip], request: 
     refused = dict(kin.refusals)
 
     def chosen(place: int) -> Choice:
-        return _chosen(matched[place], costs[place], smallest, request, refused.get(place, ""))
+        match = matched[place]
+        smaller = left.get((match.layer.graph, match.layer.name))
+        if smaller is None or unsound(match.layer.weight):
+            return _chosen(match, costs[place], smallest, request, refused.get(place, ""))
+        rule = _rule_of(match, request)
+        if rule is not None and rule.rank.rule in ("ranks", "fraction"):
+            # Other ranks are found by the numbers, which only the whole layer has.
+            match = replace(match, layer=smaller)
+        before = cost_of(dense_chain(smaller), smaller)
+        found = _chosen(match, before, smallest, request, refused.get(place, ""))
+        whole = kept(matched[place].layer, costs[place])
+        return replace(found, before=whole.before, weight=whole.weight, input=whole.input)
 
     choices = [chosen(place) for place in range(len(matched))]
     for group in kin.groups:

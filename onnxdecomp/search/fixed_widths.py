@@ -13,19 +13,18 @@ from onnxdecomp.ranks.rounding import round_to_multiple
 from onnxdecomp.ranks.spec import RankSpec
 from onnxdecomp.search.fixed_ranks import Request
 from onnxdecomp.search.keep_layers import uncut
-from onnxdecomp.search.plan import Cut, Plan
+from onnxdecomp.search.plan import Cut
 
 
-def with_channels(
-    plan: Plan, channels: Sequence[Channel], skips: Sequence[ChannelSkip], request: Request
-) -> Plan:
-    """The plan with what its rules say of channels; what that costs is still to be counted.
+def plan_widths(
+    channels: Sequence[Channel], skips: Sequence[ChannelSkip], request: Request
+) -> tuple[Cut, ...]:
+    """What the rules say of channels; what that costs is still to be counted.
 
     A channel is cut if its first producer's rule names a joint method that takes it, and no layer that the
     cut would change is asked to stay: such layers stay bit for bit.
 
     Args:
-        plan: What happens to the layers.
         channels, skips: As `find_channels` gives them; those that something breaks are named with the reason.
         request: What is asked for, with names read literally.
     """
@@ -39,7 +38,7 @@ def with_channels(
         for cut in cuts
     ]
     broken = [Cut(skip.name, None, 1, 1, (skip.name,), reason=skip.reason) for skip in skips]
-    return replace(plan, channels=(*cuts, *broken))
+    return (*cuts, *broken)
 
 
 def _cut(channel: Channel, request: Request) -> Cut:

@@ -37,10 +37,10 @@ from onnxdecomp.pipeline.base import (
 )
 from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.runtime.session import Feed
-from onnxdecomp.search.channel_costs import CutCosts, recounted
+from onnxdecomp.search.channel_costs import CutCosts, narrowed_layers, recounted
 from onnxdecomp.search.check_plan import check_plan
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform, resolved
-from onnxdecomp.search.fixed_widths import with_channels
+from onnxdecomp.search.fixed_widths import plan_widths
 from onnxdecomp.search.keep_layers import Key, changes_of, key_of
 from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, reason_for
 from onnxdecomp.search.metrics.base import CostMetric
@@ -100,11 +100,11 @@ class Decompose(Planner):
             return SearchResult(recounted(context.plan, matched, channels)), matched
         if not self.searches:
             request = resolved(self._request(context.provider), matched, skips)
-            plan = plan_uniform(matched, skips, request)
             joint = any(rule.joint for rule in request.rules)
             channels, broken = self._found(model, matched) if joint else ((), ())
-            if joint:
-                plan = with_channels(plan, channels, broken, request)
+            widths = plan_widths(channels, broken, request)
+            smaller = narrowed_layers(matched, channels, {c.channel: c.kept for c in widths if c.method})
+            plan = replace(plan_uniform(matched, skips, request, smaller), channels=widths)
             return SearchResult(replace(recounted(plan, matched, channels), repair=self.repair)), matched
         calibration, notes = self._calibration(model, matched, context)
         latency = context.latency if self._counts_latency() else None

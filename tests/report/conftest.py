@@ -65,6 +65,12 @@ def search_record(models: tuple[Path, Path, Record]) -> Record:
 
 
 @pytest.fixture(scope="session")
+def cut_record(models: tuple[Path, Path, Record]) -> Record:
+    """Of a run that cut the channel c1, and decomposed what is left of the layer that makes it."""
+    return calibrated(models[0], 5, method="width,svd", rank="0.5", layers=("c2=width",))
+
+
+@pytest.fixture(scope="session")
 def quantized_record(models: tuple[Path, Path, Record]) -> Record:
     """Of a run that quantized what it had decomposed."""
     return calibrated(models[0], 3, method="tucker", rank="8", quantize="int8")
@@ -134,7 +140,7 @@ def bench_record(models: tuple[Path, Path, Record]) -> Record:
 
 
 RECORDED = (
-    *("ranks_record", "search_record", "quantized_record", "plan_record"),
+    *("ranks_record", "search_record", "cut_record", "quantized_record", "plan_record"),
     *("unchanged_record", "bench_record", "finetuned_record", "training_record"),
     "trainings_record",
 )

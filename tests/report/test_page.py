@@ -14,7 +14,7 @@ import pytest
 
 from onnxdecomp.record.schema.records import RECORDS
 from onnxdecomp.record.text import visible
-from onnxdecomp.report import html, markdown
+from onnxdecomp.report import html, markdown, validate
 from onnxdecomp.report.page import SECTIONS, code, prose, sections, short_names
 from tests.report.conftest import Record
 
@@ -190,6 +190,10 @@ def hostile(record: Record) -> Record:
             node["weights"] = {HOSTILE + "~/": [3, 3]}
         for entry in layer["spectra"]:
             entry["name"] = HOSTILE
+    for channel in changed.get("channels", ()):
+        channel["name"] = HOSTILE + "n" * 5000
+        channel["reason"] = channel["reason"] and HOSTILE
+        channel["producers"] = channel["readers"] = [HOSTILE, HOSTILE]
     changed["model"]["path"] = f"/tmp/{HOSTILE}.onnx"
     changed["run"]["command"] = f"onnxdecomp compress '{HOSTILE}'"
     changed["verify"]["outputs"][0]["name"] = HOSTILE
@@ -198,8 +202,10 @@ def hostile(record: Record) -> Record:
     return changed
 
 
-def test_hostile_names_stay_text(ranks_record: Record) -> None:
-    changed = hostile(ranks_record)
+@pytest.mark.parametrize("name", ["ranks_record", "cut_record"])
+def test_hostile_names_stay_text(name: str, request: pytest.FixtureRequest) -> None:
+    plain: Record = request.getfixturevalue(name)
+    changed = hostile(plain)
     page = parsed(html(changed))
     assert "img" not in {tag for tag, _ in page.tags}
     assert [tag for tag, _ in page.tags].count("script") == 1
@@ -207,20 +213,56 @@ def test_hostile_names_stay_text(ranks_record: Record) -> None:
     shown = [text for pointer, _, text in page.found if pointer == "/notes/0"]
     assert shown == ["</script><img src=x onerror=alert(1)>␇\\u202e|`$x^2$"]
     assert all(ord(letter) >= 32 or letter == "\n" for letter in html(changed))
-    assert len(html(changed)) < 2 * len(html(ranks_record))  # names of 5,000 characters are shortened
+    assert len(html(changed)) < 2 * len(html(plain))  # names of 5,000 characters are shortened
 
 
-def test_hostile_names_in_markdown(ranks_record: Record) -> None:
+@pytest.mark.parametrize("name", ["ranks_record", "cut_record"])
+def test_hostile_names_in_markdown(name: str, request: pytest.FixtureRequest) -> None:
     from markdown_it import MarkdownIt
 
-    filled = markdown(hostile(ranks_record))
+    plain: Record = request.getfixturevalue(name)
+    filled = markdown(hostile(plain))
     tree = parsed(MarkdownIt("gfm-like", {"linkify": False}).render(filled))
     allowed = {"h2", "h3", "p", "table", "thead", "tbody", "tr", "th", "td", "code", "strong", "ul", "li"}
     assert {tag for tag, _ in tree.tags} <= allowed | {"details", "summary"}
-    table = MarkdownIt("gfm-like", {"linkify": False}).render(markdown(hostile(ranks_record)))
-    assert table.count("<tr>") == MarkdownIt("gfm-like", {"linkify": False}).render(
-        markdown(ranks_record)
-    ).count("<tr>")
+    tables = [MarkdownIt("gfm-like", {"linkify": False}).render(text) for text in (filled, markdown(plain))]
+    assert tables[0].count("<tr>") == tables[1].count("<tr>")
+
+
+def test_channels_are_drawn_before_and_after(cut_record: Record, ranks_record: Record) -> None:
+    page, filled = html(cut_record), markdown(cut_record)
+    assert [label for label in re.findall(r'aria-label="([^"]+)"', page) if "channel" in label] == [
+        "Filter channels",
+        "The channel c1 before and after its cut",
+    ]
+    drawn = dict(
+        re.findall(r'<g data-from="([^"]+)">\s*(?:<!--.*?-->)?\s*<text[^>]*>([^<]+)<', page, re.DOTALL)
+    )
+    assert (drawn["/channels/0/width"], drawn["/channels/0/kept"]) == ("32", "16")
+    text = re.sub(r"<[^>]+>", "", page)
+    assert "svd 4, cut to 16×8×3×3" in text
+    assert "cut to 32×16×3×3" in text
+    assert "1 of 2 layers rewritten, 1 of 1 channels cut" in text
+    assert "| `c1` | `c2` | **width** | 32 | 16 |" in filled
+    assert "| `c2` | Conv | cut to 32×16×3×3 |" in filled
+    # Not among the rewritten layers: its nodes are those that it had.
+    assert cut_record["layers"][1]["nodes"] is None
+    assert cut_record["layers"][0]["nodes"]["before"][0]["weights"] == {"w1": [32, 8, 3, 3]}
+    assert "Channels</h2>" not in html(ranks_record)
+    assert "channels" not in markdown(ranks_record)
+
+
+def test_records_from_before_channels(cut_record: Record) -> None:
+    """A release reads those of earlier ones: they have none of the keys."""
+    old = copy.deepcopy(cut_record)
+    for part in (old, old["plan"], old["totals"]):
+        del part["channels"]
+    for part in (*old["layers"], *old["plan"]["choices"]):
+        part.pop("left", None)
+    del old["totals"]["layers"]["cut"]
+    validate(old)
+    assert "Channels</h2>" not in html(old)
+    assert "| `c2` | Conv | kept" in markdown(old)
 
 
 @pytest.mark.parametrize("name", ["plain", "a`b", "``", "`", "a|b", "@somebody", "x\ny", ""])

@@ -209,3 +209,17 @@ def test_plans_without_channels_stay_what_they_were(model: Path) -> None:
     assert isinstance(choices, list)
     assert all("left" not in choice and "group" not in choice for choice in choices)
     assert Plan.from_json(plan).to_json() == plan
+
+
+def test_chains_behind_cuts_save_something_of_what_is_left(model: Path) -> None:
+    """Their ranks are a share of those that the layer has by then."""
+    plan = onnxdecomp.inspect(model, method="width,svd", rank="0.5").plan
+    ranks = {choice.layer: choice.ranks for choice in plan.decomposed}
+    assert ranks == {"one": (4,), "two": (4,), "fc": (6,)}
+    assert [choice.weight for choice in plan.choices] == [(16, 8, 3, 3), (24, 16, 3, 3), (20, 24)]
+    alone = onnxdecomp.inspect(model, method="width", rank="0.5").plan
+    for choice, cut in zip(plan.choices, alone.choices, strict=True):
+        assert choice.before == cut.before
+        assert choice.after is not None
+        assert cut.after is not None
+        assert choice.after.macs < cut.after.macs
