@@ -2,71 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.apply.layer_fitter import Fitter
-from onnxdecomp.apply.rotate_channel import (
-    first_of_blocks,
-    mapped,
-    maps_of_scores,
-    maps_of_values,
-    score_maps,
-)
-from onnxdecomp.calibration.attention_scores import head_sets, unrotatable
-from onnxdecomp.calibration.channel_moments import moments_of_weights, says_something
-from onnxdecomp.calibration.statistics import centred, unobservable
-from onnxdecomp.channels.channel import Channel, Producer, rows_left
+from onnxdecomp.calibration.attention_scores import score_product, unrotatable
+from onnxdecomp.calibration.channel_moments import moments_of_weights, reader_moments, says_something
+from onnxdecomp.calibration.head_maps import score_maps, scores_cut, values_cut
+from onnxdecomp.calibration.statistics import unobservable
+from onnxdecomp.channels.channel import Channel, Producer
 from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.channels.cut_channel import cut_channel
 from onnxdecomp.channels.cut_check import CutCheck, check_cut, without_columns
 from onnxdecomp.channels.find_channels import find_channel
-from onnxdecomp.channels.recurrent import put_recurrences
-from onnxdecomp.core.dense import dense_chain
-from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.channels.new_numbers import NewNumbers, new_numbers, renumber_readers, turn_producers
 from onnxdecomp.errors import DefectError, UsageError
-from onnxdecomp.fitting.elimination import ReaderMoments
 from onnxdecomp.fitting.moments import Moments
-from onnxdecomp.fitting.quadratic_loss import as_rows
-from onnxdecomp.fitting.rotate_heads import rotate_values
-from onnxdecomp.fitting.select_units import RefittedReader, left_of_rows, select_units
+from onnxdecomp.fitting.select_units import select_units
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.replace import Rewriter, Rewritten
-from onnxdecomp.layers.shapes import infer_shapes
+from onnxdecomp.layers.replace import Rewritten
 from onnxdecomp.runtime.session import Feed
-from onnxdecomp.search.keep_layers import Key
 from onnxdecomp.search.plan import Cut
-
-CUT = "pkg.onnxdecomp.cut"
-"""The metadata of a reader's nodes that holds the channel's name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """The units of a channel that stay.
+    """What a cut leaves of a channel, and how that was found.
 
     Attributes:
         channel: As it stands in the model.
-        units: They, sorted.
-        readers, recurrences: The readers' numbers then, and those of recurrences; none where these stay.
+        numbers: What is left, with the numbers of the layers around it.
         fitted: These are chosen by what the calibration inputs show.
         unfitted: Why they are not although there was calibration, a phrase for people.
-        turned: Producers whose outputs are mapped before the cut, by graph and name, and by what, [T, T].
+        loss, held_out: See ChannelCut.
     """
 
     channel: Channel
-    units: Array
-    readers: tuple[RefittedReader, ...] = ()
-    recurrences: tuple[RefittedReader, ...] = ()
+    numbers: NewNumbers
     fitted: bool = False
     unfitted: str = ""
     loss: float | None = None
     held_out: float | None = None
-    turned: Mapping[Key, Array] = field(default_factory=dict)
 
 
 def select(model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection[ir.Node]) -> Selected:
@@ -78,45 +57,28 @@ def select(model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection
     channel = find_channel(model, find(model, freeze=True)[0], cut.channel)
     if channel is None:
         raise UsageError(f"the channel {cut.channel!r} is gone with others that were cut before it")
+    if cut.method == "attention" and (why := unrotatable(channel)):
+        raise UsageError(f"attention does not take the channel {channel.name!r}: {why}")
     # Whole blocks of it may be gone.
     kept = cut.kept * channel.width // cut.width
     if channel.products:
         return _of_scores(channel, kept, fitter, pending)
     seen, hidden = _seen(channel, fitter, pending)
-    fitted, count = fitter is not None and not hidden, len(channel.readers)
-    readers = [
-        ReaderMoments(
-            train,
-            None if held is None or not held.usable else held,
-            as_rows(reader.match.layer.weight, reader.match.layer),
-            reader.units,
-            reader.match.layer.bias,
-            fitted and centred(reader.match),
-        )
-        for reader, (train, held) in zip((*channel.readers, *channel.recurrences), seen, strict=False)
-    ]
+    fitted = fitter is not None and not hidden
+    readers = reader_moments(channel, seen, centre=fitted)
     if cut.method == "attention":
-        if why := unrotatable(channel):
-            raise UsageError(f"attention does not take the channel {channel.name!r}: {why}")
-        heads = head_sets(readers[0].units[0], channel) or []
-        turned = rotate_values(readers[0], heads, kept // channel.blocks)
-        units = first_of_blocks(channel, kept)
-        numbers: tuple[RefittedReader, ...] = (turned.output,)
-        maps = maps_of_values(channel, turned.maps)
+        numbers = values_cut(channel, readers[0], kept)
     else:
         found = select_units(readers, channel.width, kept, blocks=channel.blocks)
-        units, numbers, maps = found.units, found.readers, {}
-    losses = [own.held_out for own in numbers]
+        numbers = new_numbers(channel, found)
+    losses = [own.held_out for own in numbers.fitted]
     return Selected(
         channel,
-        units,
-        numbers[:count],
-        numbers[count:],
+        numbers,
         fitted,
         hidden,
-        sum(own.loss for own in numbers) if fitted else None,
+        sum(own.loss for own in numbers.fitted) if fitted else None,
         sum(own for own in losses if own is not None) if fitted and None not in losses else None,
-        maps,
     )
 
 
@@ -142,14 +104,12 @@ def _seen(
 
 def _of_scores(channel: Channel, kept: int, fitter: Fitter | None, pending: Collection[ir.Node]) -> Selected:
     """Queries and keys mapped so that their first units change the attention least."""
-    product, maps = score_maps(channel, kept, fitter, pending)
-    return Selected(
-        channel,
-        first_of_blocks(channel, kept),
-        fitted=fitter is not None,
-        loss=None if fitter is None else maps.loss,
-        turned=maps_of_scores(channel, product, maps),
-    )
+    product = score_product(channel)
+    assert not isinstance(product, str)  # see `unrotatable`
+    samples = [] if fitter is None else fitter.attention(product, pending)
+    maps = score_maps(channel, product, kept, samples)
+    numbers = scores_cut(channel, product, kept, maps)
+    return Selected(channel, numbers, bool(samples), loss=maps.loss if samples else None)
 
 
 def put_in(
@@ -162,9 +122,12 @@ def put_in(
     Raises:
         DefectError: The check fails.
     """
-    channel, units = selected.channel, selected.units
-    if selected.turned:
-        channel = _turned(model, selected, fitter)
+    numbers, units = selected.numbers, selected.numbers.units
+    if fitter is not None:
+        for producer in selected.channel.producers if numbers.turned else ():
+            match = producer.match
+            fitter.will_turn(match, numbers.turned[match.layer.graph, match.layer.name])
+    channel = turn_producers(model, selected.channel, numbers)
     if fitter is not None:
         fitter.will_cut(channel, _between(channel, find(model, freeze=True)[0]), units)
     names = [(reader.match.layer.graph, reader.match.layer.name) for reader in channel.readers]
@@ -175,16 +138,7 @@ def put_in(
         check = check_cut(dense, model, channel, units, probe)
     if not check.passed:
         raise DefectError(f"cut, it differs by {check.rel_error:.3g} from what it was without the units")
-    put_recurrences(model, channel, units, selected.recurrences)
-    by_name = {(match.layer.graph, match.layer.name): match for match in find(model, freeze=True)[0]}
-    rewriter = Rewriter(model)
-    rows = rows_left(channel, units)
-    numbers = [left_of_rows(own, left) for own, left in zip(selected.readers, rows, strict=False)]
-    done = tuple(
-        renumbered(rewriter, match, _refitted(match, own), {CUT: channel.name})
-        for match, own in _changed([by_name[name] for name in names], numbers)
-    )
-    infer_shapes(model)  # channels that are still to be cut are found by them
+    done = renumber_readers(model, channel, names, numbers)
     return (
         ChannelCut(
             channel.name,
@@ -200,28 +154,6 @@ def put_in(
     )
 
 
-def _turned(model: ir.Model, selected: Selected, fitter: Fitter | None) -> Channel:
-    """The channel once the outputs of its producers are mapped, in place: nothing is lost by that alone."""
-    rewriter = Rewriter(model)
-    for producer in selected.channel.producers:
-        match = producer.match.current()
-        maps = selected.turned[match.layer.graph, match.layer.name]
-        if fitter is not None:
-            fitter.will_turn(match, maps)
-        renumbered(rewriter, match, mapped(match.layer, maps), {CUT: selected.channel.name})
-    infer_shapes(model)
-    found = find_channel(model, find(model, freeze=True)[0], selected.channel.name)
-    assert found is not None
-    return found
-
-
-def renumbered(rewriter: Rewriter, match: LayerMatch, layer: Layer, metadata: Mapping[str, str]) -> Rewritten:
-    """A layer with other numbers in the place of a match; it keeps its name, by which it is found again."""
-    done = rewriter.replace(match, dense_chain(layer), metadata)
-    done.nodes[0].name = match.layer.name
-    return done
-
-
 def _between(channel: Channel, matched: Sequence[LayerMatch]) -> list[Producer]:
     """The layers between producers and readers: depthwise convolutions."""
     ends = {producer.match.nodes[0] for producer in channel.producers}
@@ -233,23 +165,6 @@ def _between(channel: Channel, matched: Sequence[LayerMatch]) -> list[Producer]:
         if match is not None and stored.node not in ends:
             found.append(Producer(match, stored.units.reshape(-1)))
     return found
-
-
-def _changed(
-    matched: Sequence[LayerMatch], numbers: Sequence[RefittedReader]
-) -> Iterator[tuple[LayerMatch, RefittedReader]]:
-    """The readers whose own numbers do not serve, with those that do."""
-    for match, own in zip(matched, numbers, strict=True):
-        if np.isfinite(own.shrinkage) or own.bias is not match.layer.bias:
-            yield match, own
-
-
-def _refitted(match: LayerMatch, numbers: RefittedReader) -> Layer:
-    """The layer with other numbers."""
-    layer, kind = match.layer, match.layer.weight.dtype
-    weight = np.ascontiguousarray(numbers.weight.reshape(layer.weight.shape)).astype(kind)
-    bias = None if numbers.bias is None else numbers.bias.astype(kind)
-    return replace(layer, weight=weight, bias=bias)
 
 
 def _hidden(channel: Channel, fitter: Fitter | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.activation_cache import Window
-from onnxdecomp.calibration.attention_scores import ScoreProduct
+from onnxdecomp.calibration.attention_scores import HELD, ScoreProduct, real_queries
 from onnxdecomp.calibration.batchnorm import renormalise
 from onnxdecomp.calibration.nonlinearity import Aim, activation, aim
 from onnxdecomp.calibration.pinned_values import pins_of
@@ -38,9 +38,6 @@ from onnxdecomp.layers.adapter import LayerMatch
 ROUNDS = 2
 """Fits anew to what the activation behind a layer leaves to be wanted."""
 
-
-_ATTENTION = 256 << 20
-"""Bytes of queries, keys and probabilities that are held."""
 
 _TRUSTED = 1.1
 """Loss on held-out rows over that on all, up to which a fit is taken to say what others would say."""
@@ -175,13 +172,11 @@ class Fitter:
     def attention(self, product: ScoreProduct, pending: Collection[ir.Node]) -> list[AttentionSample]:
         """Queries, keys and probabilities of the calibration inputs, in the model as it is by now."""
         found: list[AttentionSample] = []
-        mask, size = self.calibration.mask, 0
-        feeds = mask_feeds(self.calibration)
+        size, feeds = 0, mask_feeds(self.calibration)
         for values, feed in zip(self.now.advance(product.names, pending), feeds, strict=False):
-            real = None if mask is None else mask.rows(feed, (len(values[0]), values[0].shape[-2]))
-            for sample in product.samples(values, real):
-                size += sample.probabilities.nbytes + sample.query.nbytes + sample.key.nbytes
-                if size <= _ATTENTION:
+            for sample in product.samples(values, real_queries(feed, values[0], self.calibration)):
+                size += sample.nbytes
+                if size <= HELD:
                     found.append(sample)
         return found
 

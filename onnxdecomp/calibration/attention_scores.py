@@ -8,10 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxdecomp.calibration.activations import open_observer
+from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.refine_scores import AttentionSample
 from onnxdecomp.graph.traversal import upstream
+from onnxdecomp.runtime.session import Feed
+
+HELD = 256 << 20
+"""Bytes of queries, keys and probabilities that are held."""
 
 LARGEST = 256
 """Numbers per head above which no map is looked for: its time goes with their fourth power."""
@@ -63,6 +69,32 @@ class ScoreProduct:
         for index, (q, k, p) in enumerate(zip(query, key, weights, strict=True)):
             rows = None if real is None or real.shape != (len(query), shape[2]) else real[index]
             yield AttentionSample(q, k, p if rows is None else p * rows[None, :, None])
+
+
+def attention_samples(
+    model: ir.Model, products: Sequence[ScoreProduct], calibration: Calibration
+) -> list[list[AttentionSample]]:
+    """The first samples at each of some products of one and the same model, in a single walk."""
+    names = list(dict.fromkeys(name for product in products for name in product.names))
+    observer = open_observer(model, names, provider=calibration.provider, threads=calibration.threads)
+    found: list[list[AttentionSample]] = [[] for _ in products]
+    size = 0
+    for feed in calibration.feeds.batches(calibration.batch):
+        seen = dict(zip(observer.names, observer.run(feed), strict=True))
+        for product, own in zip(products, found, strict=True):
+            values = [seen[name] for name in product.names]
+            for sample in product.samples(values, real_queries(feed, values[0], calibration)):
+                size += sample.nbytes
+                own.append(sample)
+        if size > HELD:
+            break
+    return found
+
+
+def real_queries(feed: Feed, query: Array, calibration: Calibration) -> Array | None:
+    """Which queries [N, n] of an operand of a product are no padding, None for all."""
+    mask = calibration.mask
+    return None if mask is None else mask.rows(feed, (len(query), query.shape[-2]))
 
 
 def score_product(channel: Channel) -> ScoreProduct | str:

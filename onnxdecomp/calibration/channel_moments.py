@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from onnxdecomp.calibration.statistics import centred
 from onnxdecomp.channels.channel import Channel, Reader
 from onnxdecomp.channels.recurrent import rows_made
 from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.fitting.elimination import ReaderMoments
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import as_rows
 
@@ -39,6 +41,29 @@ def moments_of_weights(channel: Channel, reader: Reader) -> Moments:
 def says_something(moments: Moments) -> bool:
     """Whether rows tell of a recurrence: finite ones, and not all zero as where there is a single step."""
     return moments.usable and bool(np.einsum("gdd->", moments.xx) > 0)
+
+
+def reader_moments(
+    channel: Channel, seen: Sequence[tuple[Moments, Moments | None]], *, centre: bool
+) -> list[ReaderMoments]:
+    """What the readers of a channel see, and behind them its recurrences, of which it may be left out.
+
+    Args:
+        channel: The channel.
+        seen: Moments, and those of held-out rows, reader by reader.
+        centre: Whether biases may be changed.
+    """
+    return [
+        ReaderMoments(
+            train,
+            held if held is not None and held.usable else None,
+            as_rows(reader.match.layer.weight, reader.match.layer),
+            reader.units,
+            reader.match.layer.bias,
+            centre and centred(reader.match),
+        )
+        for reader, (train, held) in zip((*channel.readers, *channel.recurrences), seen, strict=False)
+    ]
 
 
 def _made(channel: Channel) -> Iterator[tuple[Array, Layer]]:

@@ -46,6 +46,11 @@ class AttentionSample:
     key: Array
     probabilities: Array
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return int(self.query.nbytes + self.key.nbytes + self.probabilities.nbytes)
+
 
 def attention_loss(maps: ScoreMaps, samples: Sequence[AttentionSample], groups: Sequence[int]) -> Array:
     """[H], of each head the variance of what the scores change by over that of the scores."""

@@ -5,36 +5,30 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.statistics import Calibration
-from onnxdecomp.channels.channel import Channel, rows_left
-from onnxdecomp.channels.cut_channel import cut_channel
-from onnxdecomp.channels.recurrent import put_recurrences
-from onnxdecomp.core.dense import dense_chain
-from onnxdecomp.fitting.select_units import RefittedReader, Selection, left_of_rows
+from onnxdecomp.channels.channel import Channel
+from onnxdecomp.channels.new_numbers import NewNumbers, cut_with, turn_producers
 from onnxdecomp.graph.traversal import places
-from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find_again
-from onnxdecomp.layers.replace import Rewriter
 from onnxdecomp.search.sensitivity import Effect, Outputs, effect_of, output_error
 
 
 def cut_effect(
     model: ir.Model,
     channel: Channel,
-    tries: Sequence[tuple[float, Selection]],
+    tries: Sequence[tuple[float, NewNumbers]],
     outputs: Outputs,
     calibration: Calibration,
     pending: Collection[ir.Node] | None,
 ) -> Effect:
-    """Measure what selections of a channel's units do to the output, each with its loss.
+    """Measure what cuts of a channel do to the output, each with its loss.
 
     Args:
         model: The original.
         channel: One of its.
-        tries: Selections with their losses.
+        tries: What they leave, with their losses.
         outputs: What the original gives.
         calibration: Where models are run.
         pending: The nodes of this channel, and of all that will be measured later: only what follows is
@@ -53,27 +47,11 @@ def cut_effect(
     return effect_of(points, outputs)
 
 
-def cut_copy(model: ir.Model, channel: Channel, found: Selection) -> ir.Model:
-    """A copy of the model with one channel cut, and what reads it fitted to the units that are left."""
+def cut_copy(model: ir.Model, channel: Channel, numbers: NewNumbers) -> ir.Model:
+    """A copy of the model with one channel cut, and other numbers for the layers around it."""
     copy = model.clone()
-    inside = _in_copy(model, channel, copy)
-    cut_channel(copy, inside, found.units)
-    count = len(channel.readers)
-    put_recurrences(copy, inside, found.units, found.readers[count:])
-    readers = [find_again(copy, reader.match) for reader in inside.readers]
-    numbers = map(left_of_rows, found.readers, rows_left(channel, found.units))
-    rewriter = Rewriter(copy)
-    for match, own in zip(readers, numbers, strict=True):
-        if np.isfinite(own.shrinkage) or own.bias is not match.layer.bias:
-            rewriter.replace(match, dense_chain(_refitted(match, own).layer), {})
+    cut_with(copy, turn_producers(copy, _in_copy(model, channel, copy), numbers), numbers)
     return copy
-
-
-def _refitted(match: LayerMatch, own: RefittedReader) -> LayerMatch:
-    layer, kind = match.layer, match.layer.weight.dtype
-    weight = np.ascontiguousarray(own.weight.reshape(layer.weight.shape)).astype(kind)
-    bias = None if own.bias is None else own.bias.astype(kind)
-    return replace(match, layer=replace(layer, weight=weight, bias=bias))
 
 
 def _in_copy(model: ir.Model, channel: Channel, copy: ir.Model) -> Channel:

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.calibration.channel_moments import moments_of_weights, says_something
-from onnxdecomp.calibration.statistics import Calibration, centred, observe_unchanged, unobservable
+from onnxdecomp.calibration.attention_scores import attention_samples, score_product
+from onnxdecomp.calibration.channel_moments import moments_of_weights, reader_moments, says_something
+from onnxdecomp.calibration.head_maps import (
+    head_groups,
+    moments_of_samples,
+    score_maps,
+    scores_cut,
+    values_cut,
+)
+from onnxdecomp.calibration.statistics import Calibration, observe_unchanged, unobservable
 from onnxdecomp.channels.channel import Channel
-from onnxdecomp.core.layer import Layer
+from onnxdecomp.channels.new_numbers import NewNumbers, new_numbers
+from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.fitting.elimination import ReaderMoments
 from onnxdecomp.fitting.moments import Moments, needed
-from onnxdecomp.fitting.quadratic_loss import as_rows
+from onnxdecomp.fitting.refine_scores import AttentionSample
+from onnxdecomp.fitting.rotate_heads import HeadBases, head_bases
+from onnxdecomp.fitting.rotate_scores import score_losses
 from onnxdecomp.fitting.select_units import select_units
-from onnxdecomp.fitting.unit_order import unit_order
+from onnxdecomp.fitting.unit_order import UnitOrder, unit_order
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.recurrence import states_given
 from onnxdecomp.ranks.rounding import round_to_multiple
 from onnxdecomp.runtime.memory_budget import budget, gibibytes
 from onnxdecomp.search.channel_costs import Extent, extents, narrowed_by
 from onnxdecomp.search.channel_effect import cut_effect
+from onnxdecomp.search.fixed_widths import methods_of
 from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.sensitivity import Effect, Outputs
 
@@ -61,6 +75,7 @@ class ChannelProfile:
 
     Attributes:
         channel: The channel.
+        method: What would cut it.
         extents: What part it has in layers, by their places in the list of matches.
         levels: Its widths, first the one that it has.
         effect: What its loss does to the output.
@@ -70,6 +85,7 @@ class ChannelProfile:
     """
 
     channel: Channel
+    method: str
     extents: Mapping[int, Extent]
     levels: tuple[Level, ...]
     effect: Effect = field(default_factory=lambda: Effect(()))
@@ -89,16 +105,21 @@ def widths(channel: Channel, multiple: int) -> list[int]:
 
 
 def unweighed(
-    channel: Channel, matched: Sequence[LayerMatch], multiple: int, barred: Mapping[int, str]
+    channel: Channel,
+    matched: Sequence[LayerMatch],
+    methods: Collection[str],
+    multiple: int,
+    barred: Mapping[int, str],
 ) -> ChannelProfile:
     """The channel with its widths; `barred` are layers that no cut may change, with the reason."""
+    method = next((name for name in methods_of(channel) if name in methods), "")
     place = {(match.layer.graph, match.layer.name): place for place, match in enumerate(matched)}
     own = {place[key]: extent for key, extent in extents(channel, matched).items()}
-    reason = next((barred[place] for place in own if place in barred), "") or _refusal(channel)
+    reason = next((barred[place] for place in own if place in barred), "") or _refusal(channel, method)
     kept = [channel.width] if reason else widths(channel, multiple)
     if len(kept) == 1 and not reason:
         reason = f"fewer units are no multiple of {multiple}"
-    return ChannelProfile(channel, own, tuple(Level(width, 0.0) for width in kept), reason=reason)
+    return ChannelProfile(channel, method, own, tuple(Level(width, 0.0) for width in kept), reason=reason)
 
 
 def narrower(profiles: Sequence[ChannelProfile], matched: Sequence[LayerMatch]) -> list[tuple[int, Layer]]:
@@ -140,7 +161,7 @@ class ChannelWeigher:
         self._reads = {
             entry.channel: [place[reader.match.nodes[0]] for reader in entry.channel.readers]
             for entry in profiles
-            if not entry.reason
+            if not entry.reason and entry.channel.readers
         }
         self._profiles = {entry.channel: entry for entry in profiles}
         self.readers = {reader for own in self._reads.values() for reader in own}
@@ -150,6 +171,28 @@ class ChannelWeigher:
     def profiles(self) -> tuple[ChannelProfile, ...]:
         """One for each of the channels."""
         return tuple(self._profiles.values())
+
+    def take_scores(self, outputs: Outputs, calibration: Calibration) -> None:
+        """Weigh the channels that end in products of queries and keys, all in one walk over the inputs."""
+        asked = [entry for entry in self._profiles.values() if not entry.reason and entry.channel.products]
+        if not asked or calibration.synthetic:
+            reason = "no calibration inputs show its queries and keys"
+            self._profiles |= {e.channel: replace(e, levels=e.levels[:1], reason=reason) for e in asked}
+            return
+        products = [score_product(entry.channel) for entry in asked]
+        known = [product for product in products if not isinstance(product, str)]
+        for entry, samples in zip(asked, attention_samples(self._model, known, calibration), strict=True):
+            self._guarded(entry, partial(_of_scores, self._model, entry, samples, outputs, calibration))
+
+    def _guarded(self, entry: ChannelProfile, weigh: Callable[[], ChannelProfile]) -> None:
+        """Weigh a channel; an error of ours is a reason to leave it whole."""
+        try:
+            entry = weigh()
+        except Exception as error:
+            if foreseen(error):
+                raise
+            entry = replace(entry, levels=entry.levels[:1], reason=reason_for(error, entry.channel.name))
+        self._profiles[entry.channel] = entry
 
     def pending(self) -> set[ir.Node]:
         """The nodes of channels that are still to be weighed, and soon will be."""
@@ -169,13 +212,8 @@ class ChannelWeigher:
             before = {*pending, *self.pending()} if self._is_near(channel) else None
             seen = [self._seen[reader] for reader in self._reads.pop(channel)]
             entry = self._profiles[channel]
-            try:
-                entry = _weighed(self._model, entry, seen, outputs, calibration, before)
-            except Exception as error:
-                if foreseen(error):
-                    raise
-                entry = replace(entry, levels=entry.levels[:1], reason=reason_for(error, channel.name))
-            self._profiles[channel] = entry
+            weigh = partial(_weighed, self._model, entry, seen, outputs, calibration, before)
+            self._guarded(entry, weigh)
         waited = {reader for own in self._reads.values() for reader in own}
         self._seen = {reader: own for reader, own in self._seen.items() if reader in waited}
 
@@ -193,20 +231,65 @@ def _weighed(
     calibration: Calibration,
     pending: Collection[ir.Node] | None,
 ) -> ChannelProfile:
+    """A channel that layers read."""
     channel = entry.channel
     readers = _readers(channel, seen, _own(model, channel, calibration))
-    order = unit_order(readers, channel.width, blocks=channel.blocks)
-    levels = [Level(level.kept, float(order.losses[level.kept])) for level in entry.levels[1:]]
+    if entry.method == "attention":
+        bases = head_bases(readers[0], head_groups(channel, readers[0]))
+        losses = np.repeat(_honest(bases), channel.blocks)[channel.blocks - 1 :]
+        numbers = partial(values_cut, channel, readers[0], bases=bases)
+    else:
+        order = unit_order(readers, channel.width, blocks=channel.blocks)
+        losses = _honest(order)
+        numbers = partial(_selected, channel, readers, order)
+    levels = [Level(level.kept, float(losses[level.kept])) for level in entry.levels[1:]]
+    return _measured(model, entry, levels, numbers, outputs, calibration, pending)
+
+
+def _honest(curve: UnitOrder | HeadBases) -> Array:
+    """The losses on held-out rows where there are such."""
+    return curve.losses if curve.held_out is None else curve.held_out
+
+
+def _selected(channel: Channel, readers: Sequence[ReaderMoments], order: UnitOrder, kept: int) -> NewNumbers:
+    found = select_units(readers, channel.width, kept, blocks=channel.blocks, order=order)
+    return new_numbers(channel, found)
+
+
+def _measured(
+    model: ir.Model,
+    entry: ChannelProfile,
+    levels: Sequence[Level],
+    numbers: Callable[[int], NewNumbers],
+    outputs: Outputs,
+    calibration: Calibration,
+    pending: Collection[ir.Node] | None,
+) -> ChannelProfile:
+    """The channel with its levels below the whole, and what some of them do to the output."""
     picks = sorted({round(k * (len(levels) - 1) / (_POINTS - 1)) for k in range(_POINTS)})
-    tries = [
-        (
-            levels[pick].loss,
-            select_units(readers, channel.width, levels[pick].kept, blocks=channel.blocks, order=order),
-        )
-        for pick in picks
-    ]
-    effect = cut_effect(model, channel, tries, outputs, calibration, pending)
+    tries = [(levels[pick].loss, numbers(levels[pick].kept)) for pick in picks]
+    effect = cut_effect(model, entry.channel, tries, outputs, calibration, pending)
     return replace(entry, levels=(entry.levels[0], *levels), effect=effect)
+
+
+def _of_scores(
+    model: ir.Model,
+    entry: ChannelProfile,
+    samples: Sequence[AttentionSample],
+    outputs: Outputs,
+    calibration: Calibration,
+) -> ChannelProfile:
+    """A channel that ends in a product of queries and keys."""
+    channel = entry.channel
+    product = score_product(channel)
+    assert not isinstance(product, str)  # else it is not weighed
+    losses = score_losses(moments_of_samples(product, samples))
+
+    def numbers(kept: int) -> NewNumbers:
+        return scores_cut(channel, product, kept, score_maps(channel, product, kept, samples))
+
+    levels = [Level(level.kept, float(losses[level.kept // channel.blocks])) for level in entry.levels[1:]]
+    return _measured(model, entry, levels, numbers, outputs, calibration, None)
 
 
 def _own(model: ir.Model, channel: Channel, calibration: Calibration) -> list[Halves]:
@@ -222,28 +305,17 @@ def _own(model: ir.Model, channel: Channel, calibration: Calibration) -> list[Ha
 def _readers(channel: Channel, seen: Sequence[Halves | None], own: Sequence[Halves]) -> list[ReaderMoments]:
     """What reads the channel as it was observed; by the weights alone where one of them was not."""
     known = [halves for halves in seen if halves is not None and halves[0].usable]
-    by_weights = len(known) < len(seen)
+    if len(known) == len(seen):
+        return reader_moments(channel, [*known, *own], centre=True)
     every = (*channel.readers, *channel.recurrences)
-    moments = (
-        [(moments_of_weights(channel, reader), None) for reader in every] if by_weights else [*known, *own]
-    )
-    return [
-        ReaderMoments(
-            train,
-            held if held is not None and held.usable else None,
-            as_rows(reader.match.layer.weight, reader.match.layer),
-            reader.units,
-            reader.match.layer.bias,
-            centred(reader.match) and not by_weights,
-        )
-        for reader, (train, held) in zip(every, moments, strict=False)  # recurrences may be left out
-    ]
+    alone = [(moments_of_weights(channel, reader), None) for reader in every]
+    return reader_moments(channel, alone, centre=False)
 
 
-def _refusal(channel: Channel) -> str:
+def _refusal(channel: Channel, method: str) -> str:
     """Why no width of the channel can be weighed, a phrase for people; "" where it can."""
-    if channel.products or not channel.readers:
-        return "what reads it is no layer"
+    if not method:
+        return "no method that is named cuts it"
     size = sum(needed(reader.match.layer) for reader in channel.readers)
     if size > budget():
         return f"a fit of what reads it would take {gibibytes(size)} of memory"

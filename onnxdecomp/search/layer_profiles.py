@@ -147,7 +147,7 @@ def profile_layers(
     options = _outlines(matched, reasons, scope)
     joint = _joined(found_ties, matched, options, reasons, scope)
     barred = untouchable(matched, idle, found_ties, scope)
-    asked = [unweighed(channel, matched, scope.multiple, barred) for channel in channels]
+    asked = [unweighed(channel, matched, scope.cuts, scope.multiple, barred) for channel in channels]
     timed: Timed | None = None
     takes: dict[int, float] = {}
     if stopwatch is not None:
@@ -187,6 +187,7 @@ def profile_layers(
             else:
                 found[index] = _entry(found[index], weighed if alone else (), measured, shares, takes)
         weigher.take(index, halves, outputs, calibration, pending)
+    weigher.take_scores(outputs, calibration)
     _add_joint(found, related, takes)
     latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
     said = () if timed is None else timed.notes

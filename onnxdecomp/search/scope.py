@@ -9,6 +9,7 @@ from onnxdecomp.calibration.reachability import UNREACHED
 from onnxdecomp.core.layer import Layer
 from onnxdecomp.core.patterns import names_of, of_layers, selected
 from onnxdecomp.decompositions.base import Refusal
+from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.tied_weights import Tie
@@ -23,6 +24,7 @@ class Scope:
 
     Attributes:
         methods: Names, or ("auto",).
+        cuts: Joint methods that may cut channels.
         multiple: Ranks are multiples of it.
         what: The cost along which candidates are laid out.
         include, exclude: Shell patterns of layer names.
@@ -33,6 +35,7 @@ class Scope:
     """
 
     methods: tuple[str, ...] = ("auto",)
+    cuts: tuple[str, ...] = tuple(CUTS)
     multiple: int = 1
     what: What = "macs"
     include: tuple[str, ...] = ()

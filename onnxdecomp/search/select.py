@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 
-from onnxdecomp.decompositions.joint import WIDTH
 from onnxdecomp.layers.adapter import Skip
 from onnxdecomp.search.candidates import Candidate, dense_cost
 from onnxdecomp.search.channel_costs import behind_cuts, narrowed_layers
@@ -262,7 +261,7 @@ def _cut(
     whole = Cut(channel.name, None, channel.width, channel.width, made, read, before=_sum(before))
     if not level:
         return replace(whole, reason=_why_whole(entry, max_loss, alone=alone))
-    return replace(whole, method=WIDTH.name, kept=entry.levels[level].kept, after=_sum(after))
+    return replace(whole, method=entry.method, kept=entry.levels[level].kept, after=_sum(after))
 
 
 def _why_whole(entry: ChannelProfile, max_loss: float | None, *, alone: bool) -> str:

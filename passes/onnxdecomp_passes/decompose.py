@@ -253,6 +253,7 @@ class Decompose(Planner):
         weighs = all(not budget.on_loss and budget.cost.weighs for budget in parse_budgets(self.goal))
         return Scope(
             methods=tuple(name for name in self.method.split(",") if name not in CUTS),
+            cuts=tuple(name for name in CUTS if self.method == "auto" or name in self.method.split(",")),
             multiple=self._multiple("auto" if timed else "1", provider),
             what="params" if weighs else "macs",
             include=tuple(self.include),

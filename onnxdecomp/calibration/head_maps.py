@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
-import onnx_ir as ir
 import scipy.linalg
 
-from onnxdecomp.apply.layer_fitter import Fitter
-from onnxdecomp.calibration.attention_scores import ScoreProduct, head_sets, nodes_before, score_product
+from onnxdecomp.calibration.attention_scores import ScoreProduct, head_sets, nodes_before
 from onnxdecomp.channels.channel import Channel, Producer
+from onnxdecomp.channels.new_numbers import NewNumbers
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.fitting.refine_scores import refine_scores
+from onnxdecomp.fitting.elimination import ReaderMoments
+from onnxdecomp.fitting.refine_scores import AttentionSample, refine_scores
+from onnxdecomp.fitting.rotate_heads import HeadBases, rotate_values
 from onnxdecomp.fitting.rotate_scores import ScoreMaps, ScoreMoments, rotate_scores, score_moments
-from onnxdecomp.search.keep_layers import Key
 
 MOST = 64
 """Samples that maps of queries and keys are fitted to one by one."""
 
 
-def maps_of_values(channel: Channel, maps: Array) -> dict[Key, Array]:
+def values_cut(
+    channel: Channel, reader: ReaderMoments, kept: int, bases: HeadBases | None = None
+) -> NewNumbers:
+    """Values in heads of a smaller size, `kept` units in all, and what reads them fitted to that."""
+    turned = rotate_values(reader, head_groups(channel, reader), kept // channel.blocks, bases=bases)
+    maps = maps_of_values(channel, turned.maps)
+    return NewNumbers(first_of_blocks(channel, kept), (turned.output,), turned=maps)
+
+
+def head_groups(channel: Channel, reader: ReaderMoments) -> list[int]:
+    """For each head that the reader reads its block of the channel."""
+    found = head_sets(reader.units[0], channel)
+    assert found is not None  # see `unrotatable`
+    return found
+
+
+def scores_cut(channel: Channel, product: ScoreProduct, kept: int, maps: ScoreMaps) -> NewNumbers:
+    """Queries and keys in heads of a smaller size, `kept` units in all."""
+    return NewNumbers(first_of_blocks(channel, kept), turned=maps_of_scores(channel, product, maps))
+
+
+def maps_of_values(channel: Channel, maps: Array) -> dict[tuple[str, str], Array]:
     """What the outputs of the layers that make a channel are mapped by, [T, T], by graph and name.
 
     Args:
@@ -34,7 +54,7 @@ def maps_of_values(channel: Channel, maps: Array) -> dict[Key, Array]:
     }
 
 
-def maps_of_scores(channel: Channel, product: ScoreProduct, maps: ScoreMaps) -> dict[Key, Array]:
+def maps_of_scores(channel: Channel, product: ScoreProduct, maps: ScoreMaps) -> dict[tuple[str, str], Array]:
     """The same of the layers that make the queries and keys of a channel."""
     of_query = nodes_before(product.query)
     found = {}
@@ -52,25 +72,33 @@ def first_of_blocks(channel: Channel, kept: int) -> Array:
 
 
 def score_maps(
-    channel: Channel, kept: int, fitter: Fitter | None, pending: Collection[ir.Node]
-) -> tuple[ScoreProduct, ScoreMaps]:
-    """The maps of queries and keys that change the attention on the calibration inputs least."""
-    product = score_product(channel)
-    assert not isinstance(product, str)  # see `unrotatable`
+    channel: Channel, product: ScoreProduct, kept: int, samples: Sequence[AttentionSample]
+) -> ScoreMaps:
+    """The maps of queries and keys that change the attention of some samples least.
+
+    Args:
+        channel: Of queries and keys.
+        product: What it ends in.
+        kept: The units that stay in all.
+        samples: What was seen; none: the maps are chosen by the weights alone.
+    """
     size = kept // channel.blocks
-    if fitter is None:
-        moments = _moments_of_weights(channel, product)
-        return product, rotate_scores(moments, product.groups, size)
-    samples = fitter.attention(product, pending)
-    sums = [score_moments(s.query[None], s.key[None], product.groups, s.probabilities[None]) for s in samples]
-    maps = rotate_scores(sum(sums[1:], sums[0]), product.groups, size)
+    if not samples:
+        return rotate_scores(score_moments_of_weights(channel, product), product.groups, size)
+    maps = rotate_scores(moments_of_samples(product, samples), product.groups, size)
     some = samples[:: max(1, len(samples) // MOST)]
     held_out = some[3::4]
     rest = [sample for index, sample in enumerate(some) if index % 4 != 3]
-    return product, refine_scores(maps, rest, held_out, product.groups) if held_out else maps
+    return refine_scores(maps, rest, held_out, product.groups) if held_out else maps
 
 
-def _moments_of_weights(channel: Channel, product: ScoreProduct) -> ScoreMoments:
+def moments_of_samples(product: ScoreProduct, samples: Sequence[AttentionSample]) -> ScoreMoments:
+    """The moments of the queries and keys of samples, of which there are some."""
+    sums = [score_moments(s.query[None], s.key[None], product.groups, s.probabilities[None]) for s in samples]
+    return sum(sums[1:], sums[0])
+
+
+def score_moments_of_weights(channel: Channel, product: ScoreProduct) -> ScoreMoments:
     """As if all inputs of the layers were independent and of size 1."""
     of_query = nodes_before(product.query)
     size = channel.width // channel.blocks
@@ -90,7 +118,7 @@ def _rows(layer: Layer) -> Array:
     return weight if layer.bias is None else np.hstack([weight, layer.bias[:, None]])
 
 
-def _key(producer: Producer) -> Key:
+def _key(producer: Producer) -> tuple[str, str]:
     return producer.match.layer.graph, producer.match.layer.name
 
 
@@ -103,14 +131,6 @@ def _heads(producer: Producer, channel: Channel) -> list[int]:
 def _whole(maps: Array) -> Array:
     """Invertible maps [n, d, d] whose first rows are these [n, d', d]."""
     return np.stack([np.vstack([one, scipy.linalg.null_space(one).T]) for one in maps])
-
-
-def mapped(layer: Layer, maps: Array) -> Layer:
-    """The layer with its outputs, the bias included, mapped by [T, T]."""
-    kind, weight = layer.weight.dtype, layer.weight.astype(np.float64)
-    rows = (maps @ weight.reshape(layer.outputs, -1)).reshape(weight.shape)
-    bias = None if layer.bias is None else (maps @ layer.bias.astype(np.float64)).astype(kind)
-    return replace(layer, weight=rows.astype(kind), bias=bias)
 
 
 def _block_diagonal(producer: Producer, maps: Array) -> Array:
