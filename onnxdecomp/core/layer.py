@@ -104,6 +104,8 @@ class Layer:
         lookup: A linear layer whose input is given as the indices of one-hot vectors (Gather from a table):
             its input_shape is that of the one-hot vectors, [*indices, S], and its product costs nothing.
         seen_shape: What input_shape was in a run with a batch of 1, where inference does not know all of it.
+        recurrence: Numbers that a recurrent operator multiplies its state by at every step, of as many rows
+            as the weight and a column for each unit; 0 where they are not counted, as in plans of chains.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Layer:
     dtype: str = "float32"
     lookup: bool = False
     seen_shape: tuple[int, ...] | None = None
+    recurrence: int = 0
 
     @property
     def groups(self) -> int:
@@ -213,7 +216,8 @@ class Layer:
 def narrowed(layer: Layer, outputs: int, inputs: int) -> Layer:
     """The layer with fewer outputs and inputs, and without its numbers: for what it would cost.
 
-    Of a depthwise convolution (one input channel in each group) the groups go with the inputs.
+    Of a depthwise convolution (one input channel in each group) the groups go with the inputs; a recurrence
+    is as much smaller in its rows as in its columns.
     """
     conv, kind = layer.conv, layer.weight.dtype
     shape: tuple[int, ...] = (*layer.weight.shape[:-2], outputs, inputs)
@@ -241,6 +245,7 @@ def narrowed(layer: Layer, outputs: int, inputs: int) -> Layer:
         input_shape=resized(layer.input_shape, inputs),
         output_shape=resized(layer.output_shape, outputs),
         seen_shape=None if seen is None else tuple(seen),
+        recurrence=layer.recurrence * outputs**2 // layer.outputs**2,
     )
 
 

@@ -95,6 +95,8 @@ def key_of(
         "around": asdict(around),
         "where": asdict(on),
     }
+    if layer.recurrence:
+        described |= {"recurrence": [layer.recurrence]}
     text = json.dumps(described, sort_keys=True, default=int)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -25,15 +25,22 @@ def emit_projected(
     chain: Chain, match: LayerMatch, emit: Emitter, weight: Callable[[MatMul, str], ir.Value]
 ) -> None:
     """The steps before the last as nodes, then the operator again with what `weight` makes of the last."""
+    x, made, label = before_last(chain, match, emit, weight)
+    node = Snapshot.of(match.nodes[-1])
+    # An empty list has no type, and says as much as no attribute.
+    attributes = {name: value for name, value in node.attributes.items() if value != ()}
+    inputs = [x, made, *node.inputs[2:]]
+    emit.add(node.op_type, inputs, label, node.domain, len(node.outputs), **attributes)
+
+
+def before_last(
+    chain: Chain, match: LayerMatch, emit: Emitter, weight: Callable[[MatMul, str], ir.Value]
+) -> tuple[ir.Value, ir.Value, str]:
+    """The steps before the last as nodes: what they give out, the last one's weight and its label."""
     x = match.x
     *before, last = zip(chain.steps, labels(chain), strict=True)
     for step, label in before:
         x = lower(step, x, 3, label, emit)
     step, label = last
     assert isinstance(step, MatMul)
-    made = weight(step, label)
-    node = Snapshot.of(match.nodes[-1])
-    # An empty list has no type, and says as much as no attribute.
-    attributes = {name: value for name, value in node.attributes.items() if value != ()}
-    inputs = [x, made, *node.inputs[2:]]
-    emit.add(node.op_type, inputs, label, node.domain, len(node.outputs), **attributes)
+    return x, weight(step, label), label

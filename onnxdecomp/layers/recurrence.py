@@ -100,10 +100,22 @@ def recurrences(match: LayerMatch, scope: Scope) -> list[LayerMatch]:
             added = working(bias.array[direction, len(own) :]).astype(own.dtype)
         ending = f":{direction + 1}" if direction else ""
         name = f"{match.layer.name}/recurrence{ending}"
-        layer = replace(match.layer, name=name, weight=own, bias=added, seen_shape=None)
+        layer = replace(match.layer, name=name, weight=own, bias=added, seen_shape=None, recurrence=0)
         adapter = Recurrence(direction, states)
         found.append(replace(match, layer=layer, x=node.outputs[0], weight=weight.value, adapter=adapter))
     return found
+
+
+def with_recurrences(matched: Sequence[LayerMatch]) -> list[LayerMatch]:
+    """The layers with their recurrences counted, which become smaller where units of the state are cut."""
+
+    def counted(match: LayerMatch) -> LayerMatch:
+        states, layer = match.adapter.states(match.nodes[0]), match.layer
+        if states is None:
+            return match
+        return replace(match, layer=replace(layer, recurrence=layer.outputs * states.size))
+
+    return list(map(counted, matched))
 
 
 def find_recurrences(model: ir.Model, matched: Sequence[LayerMatch]) -> dict[Key, LayerMatch]:

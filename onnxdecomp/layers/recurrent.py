@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +22,7 @@ from onnxdecomp.core.steps import MatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch, ParameterRoles
 from onnxdecomp.layers.emitter import Emitter
-from onnxdecomp.layers.projection import emit_projected, ends_in_product
+from onnxdecomp.layers.projection import before_last, emit_projected, ends_in_product
 from onnxdecomp.layers.scope import Scope, Snapshot
 from onnxdecomp.layers.states import BATCH, DIRECTION, STEP, UNIT, States
 
@@ -96,6 +97,13 @@ class Recurrent(LayerAdapter):
     def stored(self, weight: Array, layer: Layer) -> Array:
         return weight.reshape(self.directions, -1, weight.shape[-1])
 
+    @classmethod
+    def timed(cls, layer: Layer) -> Recurrent | None:
+        if not layer.recurrence:
+            return None
+        hidden = layer.recurrence // layer.outputs
+        return _Alone(layer.outputs // (hidden * GATES[layer.op_type]), hidden)
+
     def probe_inputs(self, layer: Layer, node: Snapshot, rng: np.random.Generator) -> dict[int, Array]:
         steps, batch = 5, 3
         state = (
@@ -139,3 +147,25 @@ class Recurrent(LayerAdapter):
     @classmethod
     def fan_in(cls, node: ir.Node, shape: Sequence[int]) -> int:
         return shape[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Alone(Recurrent):
+    """A recurrent layer that is timed alone, with a recurrence of its own."""
+
+    def lower(self, chain: Chain, match: LayerMatch, emit: Emitter) -> None:
+        layer = match.layer
+
+        def weight(step: MatMul, label: str) -> ir.Value:
+            return emit.weight(self.stored(step.weight.T, layer), label, axis=1)
+
+        shape = (self.directions, layer.outputs // self.directions, self.hidden)
+        numbers = np.random.default_rng(0).standard_normal(shape) / np.sqrt(self.hidden)
+        recurrence = emit.constant(numbers.astype(emit.dtype.numpy()), f"{layer.name}/recurrence", None)
+        x, made, label = before_last(chain, match, emit, weight)
+        given: dict[str, Any] = {"direction": "bidirectional" if self.directions > 1 else "forward"}
+        if layer.op_type == "GRU":
+            given["linear_before_reset"] = 1  # as PyTorch and Keras write it
+        inputs = [x, made, recurrence]
+        y = emit.add(layer.op_type, inputs, label, hidden_size=self.hidden, **given)
+        emit.add("Reshape", [y, emit.integers([0, -1, self.hidden], "shape")], "flat")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -253,7 +254,8 @@ def cost_of(chain: Chain, layer: Layer) -> Cost:
     """The chain's cost at the layer's shape, free dimensions bound as Layer.assumed_input_shape does."""
     if layer.lookup:
         chain = with_lookup(chain)
-    return Cost(chain.params, chain.macs(layer.assumed_input_shape()))
+    shape, beside = layer.assumed_input_shape(), layer.recurrence
+    return Cost(chain.params + beside, chain.macs(shape) + beside * math.prod(shape[:-1]))
 
 
 def cost_after_first(chain: Chain, layer: Layer) -> Cost:

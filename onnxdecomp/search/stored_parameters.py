@@ -70,7 +70,7 @@ def tallied(
             biases.add(_bias(matched[index]))
             first = _origin(matched[index]) not in origins
             origins.add(_origin(matched[index]))
-            before = replace(choice.before, params=numbers + bias)
+            before = replace(choice.before, params=numbers + bias + layer.recurrence)
             after = choice.after
             if choice.method is not None and (keys[index] in left or not choice.narrowed):
                 layer = left.get(keys[index], layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,42 @@ def test_copies_of_units_are_not_missed(here: Path, name: str, calibrated: bool)
         if node.op_type == network.op_type:
             assert [a.i for a in node.attribute if a.name == "hidden_size"] == [HALF]
             assert bool(node.output[0]) == (network.reads != "last")
+
+
+@pytest.mark.parametrize("name", ["gru", "both directions"])
+def test_costs_and_plans_count_the_recurrence(here: Path, name: str) -> None:
+    """What the operator multiplies its state by is smaller in its rows and in its columns."""
+    network = NETWORKS[name]
+    model = saved(network.model(), here / "net.onnx")
+    done = onnxdecomp.compress(model, "out.onnx", method="width", rank="0.5", bench=False, calib="calib.npz")
+    for file, which in ((model, "before"), ("out.onnx", "after")):
+        stored = {one.name: numpy_helper.to_array(one).size for one in onnx.load(file).graph.initializer}
+        for layer in done.record["layers"]:
+            if layer["op"] == network.op_type:
+                own = onnx.load(file).graph.node
+                (node,) = [node for node in own if node.name == layer["name"]]
+                assert layer["params"][which] == stored[node.input[1]] + stored[node.input[2]]
+                assert layer["macs"][which] == layer["params"][which] * STEPS * 2
+    again = onnxdecomp.compress(
+        model, "again.onnx", plan=done.record["plan"], bench=False, calib="calib.npz", seed=0
+    )
+    assert Path("again.onnx").read_bytes() == Path("out.onnx").read_bytes()
+    assert again.record["channels"] == done.record["channels"]
+
+
+def test_chains_alone_count_as_before(here: Path) -> None:
+    model = saved(Recurrent().model(), here / "net.onnx")
+    record = onnxdecomp.inspect(model, method="svd", rank="2").record
+    assert record["layers"][0]["params"]["before"] == 4 * 8 * FEATURES
+
+
+def test_int8_after_a_cut(here: Path) -> None:
+    network = replace(NETWORKS["gru"], hidden=16)
+    model = saved(network.model(), here / "net.onnx")
+    done = onnxdecomp.compress(
+        model, "out.onnx", method="width", rank="0.5", bench=False, calib="calib.npz", quantize="int8"
+    )
+    assert [c.kept for c in done.channels if c.width > 1] == [8, 8]
+    wanted, got = (np.stack(run(file, samples(3))) for file in (model, "out.onnx"))
+    assert np.isfinite(got).all()
+    assert np.linalg.norm(got - wanted) < np.linalg.norm(wanted)

@@ -136,6 +136,18 @@ def test_reorderings_are_billed_to_the_layer_only_where_neighbours_take_no_block
         assert reorderings(False, False) == 2
 
 
+@pytest.mark.parametrize(("op_type", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_recurrent_layers_have_a_recurrence_of_their_own(op_type: str, gates: int, directions: int) -> None:
+    layer = hollow_linear(directions * gates * 6, 10)
+    layer = replace(layer, op_type=op_type, bias=None, recurrence=layer.outputs * 6)
+    for chain in (dense_chain(layer), outline(get("svd"), layer, (3,))):
+        made = serialized(chain, layer, (4, 2, 10))
+        assert output_of(made).shape == (1, 1, 1)
+        (node,) = [node for node in onnx.load_from_string(made.model).graph.node if node.op_type == op_type]
+        assert onnx.helper.get_node_attr_value(node, "hidden_size") == 6
+
+
 def test_other_layers_are_refused_with_a_reason() -> None:
     layer = replace(hollow_linear(12, 20), op_type="LSTM")
     lookup = replace(hollow_linear(12, 20), op_type="Gather", lookup=True)
