@@ -139,6 +139,11 @@ def put_in(
     if not check.passed:
         raise DefectError(f"cut, it differs by {check.rel_error:.3g} from what it was without the units")
     done = renumber_readers(model, channel, names, numbers)
+    biased = {
+        one.match.layer.name: int(one.chain.bias.size)
+        for one in done
+        if one.match.layer.bias is None and one.chain.bias is not None
+    }
     return (
         ChannelCut(
             channel.name,
@@ -148,7 +153,8 @@ def put_in(
             selected.loss,
             selected.held_out,
             check.rel_error,
-            unfitted=selected.unfitted,
+            biased,
+            selected.unfitted,
         ),
         done,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from onnxdecomp.core.layer import Array
 
@@ -20,6 +21,7 @@ class ChannelCut:
         held_out: The same on held-out rows, of fits to the others; None where there were none.
         check: How far the readers' outputs are, relative, from those before the cut with the units that went
             set to zero; None where that was not looked at.
+        biased: The readers that got a bias and had none, with its numbers.
         unfitted: Why no rows were looked at although there was calibration, a phrase for people.
     """
 
@@ -30,4 +32,5 @@ class ChannelCut:
     loss: float | None = None
     held_out: float | None = None
     check: float | None = None
+    biased: Mapping[str, int] = field(default_factory=dict)
     unfitted: str = ""

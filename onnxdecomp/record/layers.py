@@ -25,10 +25,12 @@ def layer_records(
     plan: Plan,
     rewritten: Sequence[Rewritten] = (),
     checks: Sequence[LoweringCheck] = (),
+    cuts: Sequence[ChannelCut] = (),
     *,
     carried_out: bool = True,
 ) -> tuple[LayerRecord, ...]:
     """One record per choice of the plan, in its order; `carried_out` is False in a dry run."""
+    biased = {name: size for cut in cuts for name, size in cut.biased.items()}
     done = {(r.match.layer.graph, r.match.layer.name): r for r in rewritten}
     checked = {(c.graph, c.layer): c for c in checks}
     records = []
@@ -40,8 +42,11 @@ def layer_records(
         decomposed = result is not None and choice.method is not None
         cut = choice.method is None and choice.narrowed
         after = choice.after if decomposed or planned or cut else choice.before
-        if result is not None and after is not None and not cut:
-            after = replace(after, params=after.params + _new_bias(result))
+        if after is not None:
+            brought = 0 if result is None or cut else _new_bias(result)
+            if choice.layer in biased and not choice.graph:
+                brought += _left_of(biased[choice.layer], choice)
+            after = replace(after, params=after.params + brought)
         records.append(
             LayerRecord(
                 name=choice.layer,
@@ -113,6 +118,14 @@ def _new_bias(result: Rewritten) -> int:
     """The numbers of a bias that the layer had not: it makes up for the mean of what its chain leaves out."""
     bias = result.chain.bias
     return 0 if bias is None or result.match.layer.bias is not None else int(bias.size)
+
+
+def _left_of(bias: int, choice: Choice) -> int:
+    """The numbers of a bias that are left when a layer's outputs are cut after it got it."""
+    for axis in (0, -2):
+        if choice.left and bias in (choice.weight[axis], choice.left[axis]):
+            return choice.left[axis]
+    return bias
 
 
 def _reason(choice: Choice, result: Rewritten | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxdecomp.core.json_values import Json
@@ -11,6 +11,7 @@ from onnxdecomp.search.fixed_ranks import method_options
 from onnxdecomp.search.joint_options import JointOptions, joint_options
 from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.pareto import Point, frontier
+from onnxdecomp.search.plan import Choice, Cut
 from onnxdecomp.search.select import Chosen
 from onnxdecomp.search.tied_layers import Pick
 
@@ -135,6 +136,32 @@ class SearchRecord:
     frontier: tuple[Point, ...]
     layers: tuple[LayerCandidates, ...]
     channels: tuple[ChannelLevels, ...] | None = None
+
+
+def chosen_candidate(
+    choice: Choice, layer: LayerCandidates, group: tuple[str, ...] | None
+) -> CandidateRecord | None:
+    """The candidate that a plan has for a layer; `group` are the siblings that it is decomposed with.
+
+    Behind cuts ranks are at most those of what is left: then it is the smallest candidate that comes to them.
+    """
+    own = [c for c in layer.candidates if (c.method, c.group) == (choice.method, group)]
+    exact = next((candidate for candidate in own if candidate.ranks == choice.ranks), None)
+    if exact is not None or not choice.narrowed:
+        return exact
+    enough = [
+        candidate
+        for candidate in own
+        if len(candidate.ranks) == len(choice.ranks)
+        and all(rank >= left for rank, left in zip(candidate.ranks, choice.ranks, strict=True))
+    ]
+    return min(enough, key=lambda candidate: candidate.params, default=None)
+
+
+def level_of(cut: Cut, channels: Iterable[ChannelLevels]) -> LevelRecord | None:
+    """The width that a plan has for a channel."""
+    own = next((channel.levels for channel in channels if channel.channel == cut.channel), ())
+    return next((level for level in own if level.kept == cut.kept), None)
 
 
 def search_record(

@@ -15,6 +15,8 @@ from onnxdecomp.search.search_record import (
     LayerCandidates,
     LevelRecord,
     SearchRecord,
+    chosen_candidate,
+    level_of,
 )
 
 
@@ -34,12 +36,12 @@ def tighter(plan: Plan, search: SearchRecord, share: float, reason: str) -> Plan
     layers = {(layer.graph, layer.layer): layer for layer in search.layers}
     channels = {channel.channel: channel for channel in search.channels or ()}
     done = [choice for choice in plan.decomposed if key_of(choice) in layers]
-    cuts = [cut for cut in plan.cuts if _level(cut, channels) is not None]
+    cuts = [cut for cut in plan.cuts if level_of(cut, channels.values()) is not None]
     groups = {key_of(choice): tuple(c.layer for c in unit) for unit in _units(done) for choice in unit}
     now = {
         key_of(choice): _current(choice, layers[key_of(choice)], groups[key_of(choice)]) for choice in done
     }
-    widths = {key_of(cut): _level(cut, channels) for cut in cuts}
+    widths = {key_of(cut): level_of(cut, channels.values()) for cut in cuts}
     loss = sum(own.output_loss for own in (*now.values(), *widths.values()) if own is not None)
     if not loss > 0 or len(done) + len(cuts) < len(changes_of(plan)) or None in now.values():
         return without(plan, _worst_half(plan, {**now, **widths}), reason)
@@ -83,12 +85,6 @@ def tighter(plan: Plan, search: SearchRecord, share: float, reason: str) -> Plan
     )
 
 
-def _level(cut: Cut, channels: Mapping[str, ChannelLevels]) -> LevelRecord | None:
-    """The width that was chosen."""
-    levels = channels[cut.channel].levels if cut.channel in channels else ()
-    return next((level for level in levels if level.kept == cut.kept), None)
-
-
 def _wider(cut: Cut, channel: ChannelLevels) -> list[LevelRecord]:
     """The widths from the one that was chosen on; the first is the channel's own."""
     return [level for level in channel.levels if level.kept >= cut.kept]
@@ -124,9 +120,7 @@ def _options(unit: Sequence[tuple[Choice, LayerCandidates]]) -> list[tuple[Candi
 
 def _current(choice: Choice, layer: LayerCandidates, unit: tuple[str, ...]) -> CandidateRecord | None:
     """The candidate that was chosen, which of siblings is that of these layers."""
-    group = unit if choice.group else None
-    chosen = (choice.method, choice.ranks, group)
-    return next((c for c in layer.candidates if (c.method, c.ranks, c.group) == chosen), None)
+    return chosen_candidate(choice, layer, unit if choice.group else None)
 
 
 def _cost(part: float | None, macs: float, params: float) -> float:

@@ -221,7 +221,7 @@ def _written(
     """The result compared, timed, put in place and recorded."""
     config, chosen, changed, verified = run.config, made.chosen, made.changed, None
     ran, plan = chosen.ran, chosen.plan
-    layers = layer_records(plan, ran.rewritten, made.lowering)
+    layers = layer_records(plan, ran.rewritten, made.lowering, ran.cuts)
     channels = channel_records(plan, ran.cuts)
     require_changed(plan, changed or not config.fail_if_unchanged)
     result = ran.model if changed else load(run.original)

@@ -18,7 +18,7 @@ from onnxdecomp.record.schema.timing import DecidingTiming, Interval
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.search.keep_layers import Key, changes_of, key_of, nothing_of, without
 from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
-from onnxdecomp.search.search_record import SearchRecord
+from onnxdecomp.search.search_record import SearchRecord, chosen_candidate, level_of
 
 _ROUNDS = 3
 """Times that half of the layers are put back, before all are."""
@@ -180,19 +180,22 @@ def _saved(choice: Choice | Cut) -> float:
 
 
 def _gains(search: SearchRecord | None, plan: Plan) -> dict[Key, float]:
-    """What each layer was expected to take off the model's latency with the candidate that the plan has."""
-    groups = _groups(plan)
-    chosen = {
-        key_of(choice): (choice.method, choice.ranks, groups.get(key_of(choice)))
-        for choice in plan.decomposed
-    }
-    gains: dict[Key, float] = {}
-    for layer in search.layers if search is not None else ():
-        own = (layer.graph, layer.layer)
-        for candidate in layer.candidates:
-            found = (candidate.method, candidate.ranks, candidate.group) == chosen.get(own)
-            if found and layer.part is not None and candidate.part is not None:
-                gains[own] = layer.part - candidate.part
+    """What each layer and channel was expected to take off the model's latency with what the plan has."""
+    if search is None:
+        return {}
+    groups, gains = _groups(plan), dict[Key, float]()
+    layers = {(layer.graph, layer.layer): layer for layer in search.layers}
+    for choice in plan.decomposed:
+        if (layer := layers.get(key_of(choice))) is not None:
+            candidate = chosen_candidate(choice, layer, groups.get(key_of(choice)))
+            if candidate is not None and layer.part is not None and candidate.part is not None:
+                gains[key_of(choice)] = layer.part - candidate.part
+    channels = {channel.channel: channel for channel in search.channels or ()}
+    for cut in plan.cuts:
+        level = level_of(cut, channels.values())
+        whole = None if level is None else channels[cut.channel].levels[0].part
+        if level is not None and whole is not None and level.part is not None:
+            gains[key_of(cut)] = whole - level.part
     return gains | _evened(gains, groups)
 
 

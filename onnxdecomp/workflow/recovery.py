@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from onnxdecomp.errors import DefectError
@@ -46,7 +46,18 @@ def rescued(run: Run, check: Check, plan: Plan | None) -> PipelineResult:
         failed = {(entry.graph, entry.layer): _reason(entry) for entry in checks if not entry.passed}
         if not failed or ran.plan is None:
             return replace(ran, search=search, checks=checks)
-        plan = keeping(ran.plan, failed)
+        plan = keeping(ran.plan, _guilty(ran.plan, failed))
+
+
+def _guilty(plan: Plan, failed: Mapping[Key, str]) -> dict[Key, str]:
+    """What is to be kept for layers that failed: they, or the cuts that a layer without a chain stands at."""
+    found: dict[Key, str] = {}
+    chains = {key_of(choice) for choice in plan.decomposed}
+    for key, reason in failed.items():
+        ends = [] if key in chains or key[0] else plan.cuts
+        cuts = [cut for cut in ends if key[1] in (*cut.producers, *cut.readers)]
+        found |= {key_of(cut): reason for cut in cuts} or {key: reason}
+    return found
 
 
 def _reason(check: LoweringCheck) -> str:

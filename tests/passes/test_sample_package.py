@@ -16,6 +16,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.decompositions.registry import METHODS, names
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.shape_inference import as_declared
@@ -125,7 +126,7 @@ def test_its_decomposition_is_listed_with_its_package(installed: Path) -> None:
     listed = command(installed, "methods", "--json", "-")
     assert (listed.returncode, listed.stderr) == (0, "")
     methods = {entry["name"]: entry for entry in json.loads(listed.stdout)}
-    assert list(methods) == [*METHODS, "columns"]
+    assert list(methods) == [*METHODS, "columns", *CUTS]
     assert methods["columns"]["distribution"] == "sample-passes 1.2.3"
     assert methods["columns"]["options"] == {"of": "inputs"}
     assert [name for name, entry in methods.items() if "distribution" in entry] == ["columns"]
