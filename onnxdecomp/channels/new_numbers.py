@@ -98,8 +98,17 @@ def renumber_readers(
         _renumbered(rewriter, match, _refitted(match, own), channel.name)
         for match, own in _changed([by_name[name] for name in names], left)
     )
+    _mark(model, channel)
     infer_shapes(model)  # channels that are still to be cut are found by them
     return done
+
+
+def _mark(model: ir.Model, channel: Channel) -> None:
+    """Say of every layer that a cut has made smaller that it has, which is what a training goes by."""
+    names = {(match.layer.graph, match.layer.name) for match in channel.layers.values()}
+    for match in find(model, freeze=True)[0]:
+        if (match.layer.graph, match.layer.name) in names:
+            match.nodes[0].metadata_props[CUT] = channel.name
 
 
 def mapped(layer: Layer, maps: Array) -> Layer:

@@ -166,8 +166,9 @@ def _checks(result: Result) -> list[Line]:
     ran = [check.rel_error for check in result.lowering if check.rel_error is not None]
     if ran:
         worst = f"to {max(ran):.1e}" if len(ran) == 1 else f"at worst to {max(ran):.1e}"
+        what = "factors" if any(layer.method for layer in result.layers) else "new numbers"
         lines.append(
-            ("lowering", f"{len(ran)} rewritten layers compute what their factors stand for, {worst}")
+            ("lowering", f"{len(ran)} rewritten layers compute what their {what} stand for, {worst}")
         )
     cuts = [channel.check for channel in result.channels if channel.check is not None]
     if cuts:

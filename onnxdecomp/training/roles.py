@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxdecomp.channels.new_numbers import CUT
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import ParameterRoles
 from onnxdecomp.layers.registry import adapter_of
@@ -34,7 +35,8 @@ class Role:
 
     Attributes:
         name: Its name.
-        kind: "factor" (of a rewritten layer), "weight" (of another), or "bias" (also of the normalisation).
+        kind: "factor" (of a layer that was rewritten, or that a cut made smaller), "weight" (of another), or
+            "bias" (also of the normalisation).
         layer: The rewritten layer that reads it, or "".
         matrix: Whether it multiplies vectors as a matrix does: not those of groups, stacks and tables.
     """
@@ -74,6 +76,8 @@ def _readers(value: ir.Value) -> list[tuple[str, str] | None]:
     todo = list(value.uses())
     for node, index in todo:  # grows
         layer, adapter = node.metadata_props.get(LAYER, ""), adapter_of(node)
+        if not layer and CUT in node.metadata_props:
+            layer = node.name or node.metadata_props[CUT]
         own = ParameterRoles() if adapter is None else adapter.parameter_roles(node.op_type)
         is_bias = index in own.biases or index in _BIASES.get(node.op_type, ())
         if index in own.weights:

@@ -176,9 +176,12 @@ def _tensors(samples: Samples) -> dict[str, Tensor]:
 
 
 def _hints(network: Network, teacher: Network, feed: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The outputs of rewritten layers that have a counterpart in the teacher."""
+    """The outputs of rewritten layers that have a counterpart in the teacher; cuts leave fewer units."""
     names = [layer.leaves for layer in composed(network, feed)]
-    return tuple(name for name in names if teacher.knows(name))
+    names = [name for name in names if teacher.knows(name)]
+    with torch.no_grad():
+        ours, theirs = network(feed, names), teacher(feed, names)
+    return tuple(name for name in names if ours[name].shape == theirs[name].shape)
 
 
 def _energy(teacher: Network, samples: Samples, hints: Sequence[str], mask: Mask | None) -> Values:
