@@ -22,6 +22,9 @@ Line = tuple[str, str]
 _LONGEST = 48
 """Characters that are shown of the name of a layer at the other end of a channel."""
 
+_BROKEN = 4
+"""Reasons that are shown why the outputs of layers are no channels: most name a node of their own."""
+
 
 def show_plan(result: Result) -> None:
     """The layers with their cost and what would be done."""
@@ -124,12 +127,19 @@ def _reasons(layers: Sequence[LayerRecord], channels: Sequence[ChannelRecord]) -
         if layer.reason or not (layer.method or layer.left):
             what = "note" if layer.method else "kept"
             reasons.setdefault((what, layer.reason), []).append(_name(layer))
+    broken: dict[str, list[str]] = {}
     for channel in channels:
-        if channel.reason:
+        if channel.reason and channel.width > 1:
             reasons.setdefault(("note" if channel.method else "whole", channel.reason), []).append(
                 channel.name
             )
-    return [(what, f"{some(names)}: {reason}") for (what, reason), names in reasons.items()]
+        elif channel.reason:
+            broken.setdefault(channel.reason, []).append(channel.name)
+    lines = [(what, f"{some(names)}: {reason}") for (what, reason), names in reasons.items()]
+    told = [f"{some(names)}: {reason}" for reason, names in broken.items()]
+    more = [f"and {len(told) - _BROKEN} more reasons for others"] if len(told) > _BROKEN + 1 else []
+    shown = told[: _BROKEN if more else None]
+    return [*lines, *([("whole", "; ".join([*shown, *more]))] if shown else [])]
 
 
 def _arrows(changes: Sequence[Change]) -> list[str]:

@@ -131,7 +131,8 @@ def _choose(match: LayerMatch, before: Cost, smallest: Cost, request: Request, r
     if rule is None or not (rule.methods or rule.joint):
         return replace(stays, reason="kept as asked" if rule else "no rule fits its name", fixed=True)
     if not rule.methods:
-        return replace(stays, reason=f"{', '.join(rule.joint)} takes channels, and no layer by itself")
+        take = "take" if len(rule.joint) > 1 else "takes"
+        return replace(stays, reason=f"{', '.join(rule.joint)} {take} channels, and no layer by itself")
     if before.macs < smallest.macs and before.params < smallest.params:
         reason = f"too small: below {request.skip_below:g} of the average layer in MACs and parameters"
         return replace(stays, reason=reason)

@@ -18,6 +18,7 @@ from onnxdecomp.search.plan import Plan
 from tests.builders.commands import command, files
 from tests.builders.graphs import saved
 from tests.builders.models import thin_middle
+from tests.channels.transformers import attention
 
 Capsys = pytest.CaptureFixture[str]
 Json = dict[str, Any]
@@ -172,6 +173,30 @@ def test_what_a_channel_cannot_be_given(
     written(record, change)
     command(capsys, *LINE, "--plan", "plan.json").is_error(2, said)
     assert files() == ["net.onnx", "plan.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kept": 7}, "'q' must keep equally many units in each of 2 blocks: 7 is no multiple of that"),
+        ({"method": "width"}, "'q': width does not cut it (it takes attention)"),
+    ],
+)
+def test_what_heads_cannot_be_given(change: Json, said: str, tmp_path: Path, capsys: Capsys) -> None:
+    net, file = saved(attention("plain", free=False), tmp_path / "net.onnx"), tmp_path / "plan.json"
+    done = command(
+        capsys, "inspect", net, "--layer", "q=attention:rank=0.5", "--layer", "*=keep", "--json", file
+    )
+    assert done.code == 0, done.err
+    assert "whole q, q:blocks: k is kept as asked" in spaced(done.out)
+    done = command(capsys, "inspect", net, "--method", "width,attention", "--rank", "0.5", "--json", file)
+    assert done.code == 0, done.err
+    assert {"q k a product attention 12 -> 6", "v o attention 12 -> 6"} <= set(spaced(done.out))
+    plan = json.loads(file.read_text())
+    assert plan["plan"]["channels"][0]["channel"] == "q"
+    plan["plan"]["channels"][0] |= change
+    file.write_text(json.dumps(plan))
+    command(capsys, "inspect", net, "--plan", file).is_error(2, said)
 
 
 def test_what_is_asked_to_stay_stays_bit_for_bit(model: Path, capsys: Capsys) -> None:
