@@ -41,6 +41,10 @@ class Corpus:
 
     folder: Path
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a corpus, and the model in it."""
+        return (self.folder / "corpus.py").exists() and any(m["name"] == name for m in self._opened.models)
+
     def model(self, name: str) -> Path:
         """The file of a model."""
         return Path(self._opened.model_path(self._opened.entry(name)))

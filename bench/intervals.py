@@ -73,6 +73,24 @@ def paired_difference(before: Array, after: Array) -> Difference:
     return Difference(float(change.mean()), float(found.low), float(found.high), len(change))
 
 
+def paired_rate(before: Array, after: Array, of: Array) -> Difference:
+    """What a model changes in a rate of errors, all errors over all there is, with its interval.
+
+    Args:
+        before, after: [n] errors of the same samples.
+        of: [n], what they are errors of: words, characters.
+
+    Raises:
+        ValueError: They are of different samples.
+    """
+    if not before.shape == after.shape == of.shape or before.ndim != 1 or not before.size:
+        raise ValueError(f"errors of {before.shape}, {after.shape} and {of.shape} samples are no pairs")
+    more = after.astype(np.float64) - before
+    drawn = np.random.default_rng(0).integers(0, len(of), (_RESAMPLES, len(of)))
+    low, high = np.percentile(more[drawn].sum(1) / of[drawn].sum(1), (2.5, 97.5))
+    return Difference(float(more.sum() / of.sum()), float(low), float(high), len(of))
+
+
 def answers_changed(n: int, lost: int, won: int) -> Difference:
     """The change of accuracy over n samples, of which some were right before alone, or after alone."""
     p, q = ((count + 1) / (n + 2) for count in (lost, won))

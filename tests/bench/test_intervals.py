@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from bench.corpus import Corpus
-from bench.intervals import answers_changed, paired_difference, shown
+from bench.intervals import answers_changed, paired_difference, paired_rate, shown
 
 
 def test_interval_covers_the_truth_about_nineteen_times_in_twenty() -> None:
@@ -77,3 +77,12 @@ def test_an_evaluation_keeps_the_scores_of_every_sample_in_pairs(corpus: Path, t
     assert change["mean"] == pytest.approx(after - before)
     assert change["mean"] < change["high"] < -0.5
     assert "change" not in opened.evaluate("resnet20_cifar10", most=2)
+
+
+def test_a_rate_of_errors_counts_long_samples_for_more() -> None:
+    words = np.array([10.0, 30.0, 10.0, 50.0])
+    found = paired_rate(np.array([1.0, 0, 0, 0]), np.array([0.0, 3, 0, 5]), words)
+    assert found.mean == pytest.approx(7 / 100)
+    assert -0.1 <= found.low < found.mean < found.high <= 0.1
+    with pytest.raises(ValueError, match="no pairs"):
+        paired_rate(np.zeros(3), np.zeros(4), words)

@@ -1,0 +1,111 @@
+"""The corpus of larger models, where there is one: its files, its calibration, its metrics sample by sample.
+
+It lies beside the corpus of small models, in corpus-large/, and its files are fetched by its own script.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.intervals import Difference, paired_difference, paired_rate
+from onnxdecomp.core.layer import Array
+
+_CALIBRATION = {"minilm_l6": 800, "mobilenet_v2": 100, "efficientnet_lite0": 100}
+"""Samples, where they are not the corpus' own number: all pictures that there are; 800 sentences."""
+
+_WEIGHT: Mapping[str, Callable[[Any], int]] = {
+    "wer": lambda record: len(re.sub(r"[^a-z0-9 ']", " ", record[1].lower()).split()),
+    "cer": lambda record: len(record[1]),
+}
+"""Of rates of errors: what the errors of a sample are a share of, its words or characters."""
+
+
+@dataclass(frozen=True)
+class LargeCorpus:
+    """The corpus in `folder`, with the pictures of the one in `small`."""
+
+    folder: Path
+    small: Path
+
+    def models(self) -> Mapping[str, Any]:
+        """Its models by name; none where there is no such corpus."""
+        if not (self.folder / "corpus_large.py").exists():
+            return {}
+        return {model.name: model for model in self._module.MODELS}
+
+    def model(self, name: str) -> Path:
+        """The file of a model; it is fetched or made where it is not there yet."""
+        return Path(self.models()[name].path)
+
+    def calibration(self, name: str) -> dict[str, Array]:
+        """Calibration inputs, samples on the first axis, shorter ones padded."""
+        model = self.models()[name]
+        count = _CALIBRATION.get(name, model.calibration_n)
+        return dict(self._common.stack(model, model.samples(count, False)))
+
+    def evaluate(self, name: str, files: list[Path], most: int | None = None) -> list[dict[str, Any]]:
+        """What the corpus says of each file; under "change" also the metric's difference with its interval.
+
+        The original runs once for all of them.
+        """
+        model = self.models()[name]
+        original, steps = model.session(), model.steps
+        count = min(most or model.evaluation_n, model.evaluation_n)
+        reference = list(steps(original, count))
+
+        def cached(session: Any, n: int) -> Iterator[Any]:
+            return iter(reference) if session is original else steps(session, n)
+
+        found = []
+        for file in files:
+            records: list[list[Any]] = []
+
+            def kept(own: list[Any], originals: list[Any], records: list[list[Any]] = records) -> Any:
+                records.append(own)
+                return model.metric(own, originals)
+
+            judged = self._common.evaluate(replace(model, steps=cached, metric=kept), file, count)
+            after, before = records
+            metric = next(iter(judged["metric"]))
+            found.append({**judged, "change": change(model, metric, before, after).to_json()})
+            self._common.session.cache_clear()
+            original = model.session()
+        return found
+
+    @cached_property
+    def _module(self) -> Any:
+        if str(self.folder) not in sys.path:
+            sys.path.insert(0, str(self.folder))  # its files import each other
+        module = importlib.import_module("corpus_large")
+        self._common.SETTINGS.update(threads=1, corpus=self.small)
+        return module
+
+    @property
+    def _common(self) -> Any:
+        return importlib.import_module("large_common")
+
+
+def change(model: Any, metric: str, before: list[Any], after: list[Any]) -> Difference:
+    """The metric's difference with its interval, from the records of the same samples."""
+    if metric == "retrieval_top1":
+        return paired_difference(_found(before), _found(after))
+    rates = [np.array([model.metric([r], [r])[metric] for r in records]) for records in (before, after)]
+    if metric not in _WEIGHT:
+        return paired_difference(*rates)
+    weights = np.array([_WEIGHT[metric](record) for record in before], np.float64)
+    return paired_rate(rates[0] * weights, rates[1] * weights, weights)
+
+
+def _found(records: list[Any]) -> Array:
+    """[n], 1 where the nearest of all second embeddings is one's own."""
+    a, b, _ = (np.array(column) for column in zip(*records, strict=True))
+    return np.asarray((a @ b.T).argmax(1) == np.arange(len(a)), np.float64)

@@ -1,0 +1,339 @@
+"""Chains, pairs of layers that share a channel, and both, each also with dynamic int8 behind.
+
+    python -m bench.joint [--models minilm_l6,…] [--goals macs=1.5x,…] [--ways both,…] [--steps compress …]
+
+Of every model and goal: the task's metric with the 95 % interval of its paired difference from that of the
+original, MACs, parameters, nodes, processor seconds of the search, and on one thread at batch 1, interleaved
+in one run, how many times as fast the file is as the original and as int8 alone. Calibration inputs are those
+of the corpora; nothing is trained, and no test sample chooses anything. int8 is ONNX Runtime's
+`quantize_dynamic` with its defaults. "chains" are the methods that `auto` weighs for layers of this size,
+with siblings' shared factors; "pairs" cuts alone; "both" is `auto`.
+
+Steps: compress writes the files to the work folder, evaluate and time measure what lies there. What is run
+again takes the place of the same row of an earlier run; each row says when and with what it was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from bench.corpus import Corpus, add_option
+from bench.corpus_large import LargeCorpus
+from bench.intervals import Difference
+from bench.provenance import RESULTS, ROOT, markdown, provenance, write
+from onnxdecomp.core.layer import Array
+from onnxdecomp.search.candidates import QUICK
+
+WAYS: Mapping[str, str] = {
+    "chains": ",".join((*QUICK, "shared")),
+    "pairs": "width,attention",
+    "both": "auto",
+}
+"""What `--method` is given."""
+
+GOALS: Mapping[str, tuple[str, ...]] = {
+    "minilm_l6": ("macs=1.5x", "macs=2x", "latency=1.5x"),
+    "ppocrv5_rec": ("macs=1.5x",),
+    "whisper_tiny_en_encoder": ("macs=1.5x",),
+    "mobilenet_v2": ("macs=1.14x",),
+    "efficientnet_lite0": ("macs=1.14x",),
+    "squeezenet1.1": ("latency=1.25x",),
+    "nanodet_m": ("error=0.05",),
+    "nsnet2": ("error=0.01", "error=0.05"),
+    "vgg16_half_cifar10": ("macs=3x", "macs=5x"),
+    "resnet20_cifar10": ("latency=2.5x",),
+    "dncnn_25": ("latency=1.5x",),
+}
+"""By model; -12.5 % MACs are macs=1.14x."""
+
+QUANTIZED = ("minilm_l6", "whisper_tiny_en_encoder", "ppocrv5_rec")
+"""Models whose files are quantized too: dynamic int8 is for matrix products."""
+
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {"nanodet_m": {"freeze_initializers": True}}
+"""What a user of a model has to give beside the goal."""
+
+_TOKENS = 128
+"""Length of the text that a sentence encoder is timed with."""
+
+_SECONDS = 6.0
+"""Of timing, for each file."""
+
+_LESS_IS_BETTER = ("wer", "cer", "nats_per_char")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model of one of the corpora.
+
+    Attributes:
+        name: There.
+        small, large: The corpora.
+        work: Where its files are written.
+        most: Evaluation samples at most; None for all.
+    """
+
+    name: str
+    small: Corpus
+    large: LargeCorpus
+    work: Path
+    most: int | None = None
+
+    @property
+    def source(self) -> Path:
+        return self._corpus.model(self.name)
+
+    def calibration(self) -> dict[str, Array]:
+        return self._corpus.calibration(self.name)
+
+    def file(self, goal: str, way: str, quantized: bool) -> Path:
+        """Where a result lies; the original's file is that of the corpus."""
+        stem = f"{self.name}.{goal}.{way}" if goal else f"{self.name}.original"
+        return self.work / f"{stem}{'.int8' if quantized else ''}.onnx" if goal or quantized else self.source
+
+    def evaluate(self, files: Sequence[Path]) -> list[dict[str, Any]]:
+        """What the corpus says of each file, "change" with the interval."""
+        if isinstance(self._corpus, LargeCorpus):
+            return self._corpus.evaluate(self.name, list(files), self.most)
+        return [self._corpus.evaluate(self.name, file, self.most) for file in files]
+
+    def feed(self) -> dict[str, Array]:
+        """The inputs that files are timed with, one sample."""
+        arrays = self.calibration()
+        if "attention_mask" not in arrays:
+            return {name: array[:1] for name, array in arrays.items()}
+        real = arrays["attention_mask"].astype(bool)
+        return {name: array[real][None, :_TOKENS] for name, array in arrays.items()}
+
+    @property
+    def _corpus(self) -> Corpus | LargeCorpus:
+        return self.large if self.name in self.large.models() else self.small
+
+
+def main() -> None:
+    """Measure, and write bench/results/joint.json and .md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add_option(parser)
+    parser.add_argument("--models", default=",".join(GOALS))
+    parser.add_argument("--goals", help="targets; by default those of each model")
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--most", type=int, help="evaluation samples at most")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "joint")
+    steps = ("compress", "evaluate", "time")
+    parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    large = LargeCorpus(options.corpus.folder.parent / "corpus-large", options.corpus.folder)
+    for name in options.models.split(","):
+        task = Task(name, options.corpus, large, options.work, options.most)
+        if name not in large.models() and not options.corpus.has(name):
+            print(f"{name}: skipped, no corpus has it")
+            continue
+        goals = options.goals.split(",") if options.goals else GOALS[name]
+        rows = [_row(name, "", "original", quantized) for quantized in _forms(name)]
+        for goal in goals:
+            for way in options.ways.split(","):
+                if "compress" in options.steps:
+                    rows += compressed(task, goal, way)
+                else:
+                    rows += [_row(name, goal, way, quantized) for quantized in _forms(name)]
+        quantize(task, rows)
+        for row in rows:
+            row.update(sizes(task, row))
+        if "evaluate" in options.steps:
+            _keep(rows)  # what was found so far, should the evaluation end early
+            evaluate(task, rows)
+        if "time" in options.steps:
+            _keep(rows)
+            measure(task, rows)
+        _keep(rows)
+
+
+def compressed(task: Task, goal: str, way: str) -> list[Row]:
+    """Compress, and say what it cost; a goal that cannot be reached says so."""
+    import onnxdecomp
+    from onnxdecomp.errors import OnnxDecompError
+
+    row = _row(task.name, goal, way, False)
+    start = time.process_time()
+    try:
+        made = onnxdecomp.compress(
+            task.source,
+            task.file(goal, way, False),
+            target=goal,
+            method=WAYS[way],
+            calib=task.calibration(),
+            threads=1,
+            overwrite=True,
+            bench=False,
+            **_OPTIONS.get(task.name, {}),
+        )
+    except OnnxDecompError as error:
+        for quantized in (False, True):  # those of an earlier run
+            task.file(goal, way, quantized).unlink(missing_ok=True)
+        return [{**row, "status": str(error)}]
+    task.file(goal, way, False).with_suffix(".json").write_text(json.dumps(made.record, indent=1) + "\n")
+    totals = made.record["totals"]
+    row |= {
+        "seconds": time.process_time() - start,
+        "fewer_macs": totals["macs"]["ratio"],
+        "fewer_params": totals["params"]["ratio"],
+        "layers": totals["layers"],
+        "channels": totals.get("channels"),
+        "notes": made.notes,
+    }
+    print(
+        task.name, goal, way, {k: row[k] for k in ("seconds", "fewer_macs", "layers", "channels")}, flush=True
+    )
+    return [row, *(_row(task.name, goal, way, True) for quantized in _forms(task.name) if quantized)]
+
+
+def quantize(task: Task, rows: Iterable[Row]) -> None:
+    """Make the int8 files that are newer than none, or older than what they are made of."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    for row in rows:
+        if not row["int8"]:
+            continue
+        source, file = (task.file(row["goal"], row["way"], quantized) for quantized in (False, True))
+        stale = (
+            not file.exists() or file.stat().st_mtime < source.stat().st_mtime if source.exists() else False
+        )
+        if stale:
+            quantize_dynamic(source, file)
+
+
+def sizes(task: Task, row: Row) -> dict[str, Any]:
+    """Bytes and nodes of a row's file."""
+    file = task.file(row["goal"], row["way"], row["int8"])
+    if not file.exists():
+        return {}
+    return {"bytes": file.stat().st_size, "nodes": len(onnx.load(file, load_external_data=False).graph.node)}
+
+
+def evaluate(task: Task, rows: Sequence[Row]) -> None:
+    """Put the metric and its change into every row that has a file."""
+    present = [row for row in rows if "bytes" in row]
+    files = [task.file(row["goal"], row["way"], row["int8"]) for row in present]
+    for row, found in zip(present, task.evaluate(files), strict=True):
+        row |= {
+            "metric": found["metric"],
+            "original": found["original"],
+            "change": found["change"],
+            "rel_l2": found["rel_l2"],
+        }
+
+
+def measure(task: Task, rows: Sequence[Row]) -> None:
+    """Put latencies into every row that has a file; all files are timed in one run, interleaved."""
+    import onnxdecomp
+
+    present = [row for row in rows if "bytes" in row]
+    bases = {"over_original": (0, False), "over_int8": (1, True)}
+    for label, (place, needed) in bases.items():
+        if needed and not present[place]["int8"]:
+            continue
+        order = [present[place], *(row for row in present if row is not present[place])]
+        timed = onnxdecomp.bench(
+            [task.file(row["goal"], row["way"], row["int8"]) for row in order],
+            threads=(1,),
+            data=task.feed(),
+            duration=_SECONDS * len(order),
+            memory=False,
+        )
+        for row, model in zip(order, timed.settings[0].models, strict=True):
+            row["p50_ms"] = model.latency.p50
+            if ratio := model.ratio:
+                row[label] = [1 / ratio.value, 1 / ratio.high, 1 / ratio.low]
+
+
+def _forms(name: str) -> tuple[bool, ...]:
+    """Whether rows are of int8 files."""
+    return (False, True) if name in QUANTIZED else (False,)
+
+
+def _row(model: str, goal: str, way: str, quantized: bool) -> Row:
+    return {"model": model, "goal": goal, "way": way, "int8": quantized}
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["goal"], row["way"], row["int8"]
+
+
+def _keep(rows: Sequence[Row]) -> None:
+    """Write the rows in the place of earlier ones; what was not measured now stays as it was."""
+    path = RESULTS / "joint.json"
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    merged = {_key(row): row for row in known}
+    origin = provenance()
+    for row in rows:
+        before = {} if "seconds" in row or "status" in row else merged.get(_key(row), {})
+        merged[_key(row)] = {**before, **row, "provenance": origin}
+    ordered = sorted(merged.values(), key=_place)
+    write("joint", {**origin, "rows": ordered}, table(ordered))
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    models, ways = list(GOALS), ["original", *WAYS]
+    model = models.index(row["model"]) if row["model"] in models else len(models)
+    return model, row["model"], row["goal"], ways.index(row["way"]), row["int8"]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each file, and for each goal out of reach."""
+    head = ["model", "goal", "way", "metric", "change", "fewer MACs", "fewer parameters", "nodes"]
+    head += ["faster than the original", "faster than int8 alone", "search, s"]
+    lines = []
+    for row in rows:
+        way = row["way"] + (", then int8" if row["int8"] else "")
+        if "status" in row:
+            lines.append((row["model"], row["goal"], way, row["status"], *[""] * (len(head) - 4)))
+        elif "bytes" in row:
+            lines.append(
+                (
+                    *(row["model"], row["goal"], way),
+                    *_judged(row),
+                    *(_factor(row, key) for key in ("fewer_macs", "fewer_params")),
+                    str(row["nodes"]),
+                    *(_speed(row.get(key)) for key in ("over_original", "over_int8")),
+                    f"{row['seconds']:.0f}" if "seconds" in row else "",
+                )
+            )
+    return markdown(head, lines)
+
+
+def _judged(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The metric and its change; of a model without a metric, the outputs' distance."""
+    if "metric" not in row:
+        return "", ""
+    if row["change"] is None:
+        return f"relative error {row['rel_l2']:.3f}", ""
+    name = next(iter(row["metric"]))
+    value, found = row["metric"][name], Difference(**row["change"])
+    shown = f"{value:.2%}" if 0 <= value <= 1 else f"{value:.2f}"
+    scale, unit = (100, " points") if 0 <= value <= 1 else (1, "")
+    better = " (less is better)" if name in _LESS_IS_BETTER else ""
+    if row["way"] == "original" and not row["int8"]:
+        return f"{name}{better} {shown}", f"n = {found.n}"
+    return f"{name} {shown}", found.text(scale, 2, unit)
+
+
+def _factor(row: Mapping[str, Any], key: str) -> str:
+    return f"{row[key]:.2f}x" if row.get(key) else ""
+
+
+def _speed(found: Sequence[float] | None) -> str:
+    return "" if not found else f"{found[0]:.2f}x ({found[1]:.2f} to {found[2]:.2f})"
+
+
+if __name__ == "__main__":
+    main()
