@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.calibration.statistics import Calibration
-from onnxdecomp.channels.channel import Channel
+from onnxdecomp.channels.channel import NONE, Channel, Producer
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.refine_scores import AttentionSample
-from onnxdecomp.graph.traversal import upstream
+from onnxdecomp.graph.attributes import attribute
 from onnxdecomp.runtime.session import Feed
 
 HELD = 256 << 20
@@ -21,6 +21,9 @@ HELD = 256 << 20
 
 LARGEST = 256
 """Numbers per head above which no map is looked for: its time goes with their fourth power."""
+
+QUERY, KEY = 0, 1
+"""Operands of the product."""
 
 _FAR = 8
 """Nodes between the scores and their softmax at most: a scale, a mask, a cast."""
@@ -31,10 +34,10 @@ class ScoreProduct:
     """A product of queries and keys, and where its heads lie.
 
     Attributes:
-        query, key: Its operands: numbers of a head on the last axis of the first, on the last but one of the
-            second.
+        query, key: Its operands.
         probabilities: What the softmax makes of the scores, or None where there is none.
-        heads: Axes of the heads of both, or None where there is one head.
+        features: Axes of what is in a head of both.
+        heads: Axes of the heads of both and of the probabilities; None where there is one head.
         groups: For each head of the queries its set of keys.
         firsts: For each set of keys the first head of the keys that is one of it.
     """
@@ -42,7 +45,8 @@ class ScoreProduct:
     query: ir.Value
     key: ir.Value
     probabilities: ir.Value | None
-    heads: tuple[int | None, int | None]
+    features: tuple[int, int]
+    heads: tuple[int | None, int | None, int | None]
     groups: tuple[int, ...]
     firsts: tuple[int, ...]
 
@@ -59,13 +63,13 @@ class ScoreProduct:
             values: Of `names`.
             real: bool [N, n], the queries that are no padding, or None for all.
         """
-        query = _arranged(values[0], self.heads[0])
-        key = _arranged(values[1].swapaxes(-1, -2), self.heads[1])[:, list(self.firsts)]
+        query = _arranged(values[0], self.features[0], self.heads[0])
+        key = _arranged(values[1], self.features[1], self.heads[1])[:, list(self.firsts)]
         shape = (*query.shape[:3], key.shape[2])
         if self.probabilities is None:
             weights = np.full(shape, 1 / max(1, shape[3]), np.float32)
         else:
-            weights = np.broadcast_to(_arranged(values[2], self.heads[0]), shape)
+            weights = np.broadcast_to(_arranged(values[2], values[2].ndim - 1, self.heads[2]), shape)
         for index, (q, k, p) in enumerate(zip(query, key, weights, strict=True)):
             rows = None if real is None or real.shape != (len(query), shape[2]) else real[index]
             yield AttentionSample(q, k, p if rows is None else p * rows[None, :, None])
@@ -106,12 +110,20 @@ def score_product(channel: Channel) -> ScoreProduct | str:
     if query is None or key is None or query is key:
         return "its queries are its keys"
     units = {part.value: part.units for part in channel.shaped}
-    sides = [_heads(units[value], at, channel) for value, at in ((query, -1), (key, -2)) if value in units]
-    if len(sides) != 2 or None in sides:
+    known = [units[value] for value in (query, key) if value in units]
+    sides = [found for own in known for found in [_heads(own, channel)] if found is not None]
+    if len(sides) != 2:
         return "its heads do not lie on an axis of their own"
-    (q_axis, q_sets), (k_axis, k_sets) = (side for side in sides if side is not None)
+    (q_at, q_axis, q_sets), (k_at, k_axis, k_sets) = sides
+    asking = sum((head_operands(producer, channel) or []).count(QUERY) for producer in channel.producers)
+    if q_axis is None and asking > 1:  # heads that all have the same units lie where they usually do
+        q_axis, q_sets = max(0, known[0].ndim - 3), q_sets * asking
+    softmax, of_heads = _softmax(node), _axis_after(node, q_axis, known[0].ndim)
+    if softmax is not None and of_heads is None and q_axis is not None:
+        return "its scores do not have the heads on an axis of their own"
     firsts = tuple(k_sets.index(one) for one in range(channel.blocks))
-    return ScoreProduct(query, key, _softmax(node), (q_axis, k_axis), tuple(q_sets), firsts)
+    axes = (q_at, k_at), (q_axis, k_axis, of_heads)
+    return ScoreProduct(query, key, softmax, *axes, tuple(q_sets), firsts)
 
 
 def head_sets(units: Array, channel: Channel) -> list[int] | None:
@@ -129,22 +141,39 @@ def head_sets(units: Array, channel: Channel) -> list[int] | None:
     return blocks.tolist() if ordered else None
 
 
-def _heads(units: Array, features: int, channel: Channel) -> tuple[int | None, list[int]] | None:
-    """The axis of the heads, and the block of each."""
-    at = features % units.ndim
-    others = [axis for axis, size in enumerate(units.shape) if size > 1 and axis != at]
-    if units.shape[at] != channel.width // channel.blocks or len(others) > 1:
+def _heads(units: Array, channel: Channel) -> tuple[int, int | None, list[int]] | None:
+    """The axes of what is in a head, and of the heads, and the block of each head."""
+    axes = [axis for axis, size in enumerate(units.shape) if size > 1]
+    for at in axes if len(axes) <= 2 else ():
+        found = head_sets(np.moveaxis(units, at, -1).reshape(-1), channel)
+        whole = units.shape[at] == channel.width // channel.blocks
+        if whole and found is not None and set(found) == set(range(channel.blocks)):
+            return at, next((axis for axis in axes if axis != at), None), found
+    return None
+
+
+def _axis_after(product: ir.Node, axis: int | None, rank: int) -> int | None:
+    """The axis of the scores that an axis of the queries becomes; queries and keys are the last two there."""
+    if axis is None:
         return None
-    axis = others[0] if others else None
-    found = head_sets(np.moveaxis(units, at, -1).reshape(-1), channel)
-    return None if found is None or set(found) != set(range(channel.blocks)) else (axis, found)
+    equation = str(attribute(product, "equation", "")).replace(" ", "")
+    if not equation:
+        return axis if axis < rank - 2 else None
+    terms, _, scores = equation.partition("->")
+    query, _, key = terms.partition(",")
+    letter, summed = query[axis], set(query) - set(scores)
+    ends = set(query) - set(key), set(key) - set(query)
+    right = scores[-2:-1] in ends[0] and scores[-1:] in ends[1] and len(summed) == 1
+    return scores.index(letter) if right and letter in scores[:-2] else None
 
 
-def _arranged(x: Array, heads: int | None) -> Array:
-    """[N, H, n, d], from [..., n, d] with the heads on one of the axes before."""
+def _arranged(x: Array, features: int, heads: int | None) -> Array:
+    """[N, H, n, d], where d and H lie along these axes, n along the last other one."""
     if heads is None:
-        return x.reshape(-1, 1, *x.shape[-2:])
-    moved = np.moveaxis(x, heads, -3)
+        moved = np.moveaxis(x, features, -1)
+        return moved.reshape(-1, 1, *moved.shape[-2:])
+    moved = np.moveaxis(x, (heads, features), (0, -1))
+    moved = np.moveaxis(moved, 0, -3)
     return moved.reshape(-1, *moved.shape[-3:])
 
 
@@ -181,16 +210,21 @@ def unrotatable(channel: Channel) -> str:
 
 
 def _one_sided(channel: Channel, product: ScoreProduct) -> str:
-    """Why queries and keys are not made by layers of their own, or ""."""
-    both = nodes_before(product.query) & nodes_before(product.key)
-    if any(producer.match.nodes[0] in both for producer in channel.producers):
-        return "one layer makes queries and keys"
+    """Why queries and keys cannot be told apart in the layers that make them, or ""."""
+    heads = [head_operands(producer, channel) for producer in channel.producers]
+    if None in heads:
+        return "which outputs are queries and which are keys is not known"
+    asking = [operands.count(QUERY) for operands in heads if operands is not None and QUERY in operands]
+    if asking != [len(product.groups)]:
+        return "several layers make its queries"
     return ""
 
 
-def nodes_before(value: ir.Value) -> set[ir.Node]:
-    """The nodes that a value comes from."""
-    node = value.producer()
-    assert node is not None
-    assert isinstance(node.graph, ir.Graph)
-    return upstream(node.graph, [value])
+def head_operands(producer: Producer, channel: Channel) -> list[int] | None:
+    """Of each head that a layer makes whether it is one of the queries or of the keys; None: not known."""
+    size = channel.width // channel.blocks
+    operands = producer.operands
+    own = None if operands is None else operands[producer.units != NONE].reshape(-1, size)
+    if own is None or (own == NONE).any() or (own != own[:, :1]).any():
+        return None
+    return [int(operand) for operand in own[:, 0]]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import scipy.linalg
 
-from onnxdecomp.calibration.attention_scores import ScoreProduct, head_sets, nodes_before
+from onnxdecomp.calibration.attention_scores import QUERY, ScoreProduct, head_operands, head_sets
 from onnxdecomp.channels.channel import Channel, Producer
 from onnxdecomp.channels.new_numbers import NewNumbers
 from onnxdecomp.core.layer import Array, Layer
@@ -56,11 +57,12 @@ def maps_of_values(channel: Channel, maps: Array) -> dict[tuple[str, str], Array
 
 def maps_of_scores(channel: Channel, product: ScoreProduct, maps: ScoreMaps) -> dict[tuple[str, str], Array]:
     """The same of the layers that make the queries and keys of a channel."""
-    of_query = nodes_before(product.query)
+    query, key = _whole(maps.query), _whole(maps.key)
     found = {}
     for producer in channel.producers:
-        asks = producer.match.nodes[0] in of_query
-        own = _whole(maps.query) if asks else _whole(maps.key)[_heads(producer, channel)]
+        heads = zip(*_sides(producer, channel), strict=True)
+        asking = itertools.cycle(query)  # heads of the queries have maps of their own, in their order
+        own = [next(asking) if operand == QUERY else key[block] for block, operand in heads]
         found[_key(producer)] = _block_diagonal(producer, own)
     return found
 
@@ -100,15 +102,13 @@ def moments_of_samples(product: ScoreProduct, samples: Sequence[AttentionSample]
 
 def score_moments_of_weights(channel: Channel, product: ScoreProduct) -> ScoreMoments:
     """As if all inputs of the layers were independent and of size 1."""
-    of_query = nodes_before(product.query)
     size = channel.width // channel.blocks
     query, key = (np.zeros((channel.blocks, size, size)) for _ in range(2))
     for producer in channel.producers:
-        into = query if producer.match.nodes[0] in of_query else key
         rows = _rows(producer.match.layer)
         heads = rows[producer.units >= 0].reshape(-1, size, rows.shape[1])
-        for block, own in zip(_heads(producer, channel), heads, strict=True):
-            into[block] += own @ own.T
+        for block, operand, own in zip(*_sides(producer, channel), heads, strict=True):
+            (query if operand == QUERY else key)[block] += own @ own.T
     return ScoreMoments(query, key, 1)
 
 
@@ -128,12 +128,19 @@ def _heads(producer: Producer, channel: Channel) -> list[int]:
     return found
 
 
+def _sides(producer: Producer, channel: Channel) -> tuple[list[int], list[int]]:
+    """Of each head that a layer makes its block, and which operand of the product it is of."""
+    operands = head_operands(producer, channel)
+    assert operands is not None  # see `unrotatable`
+    return _heads(producer, channel), operands
+
+
 def _whole(maps: Array) -> Array:
     """Invertible maps [n, d, d] whose first rows are these [n, d', d]."""
     return np.stack([np.vstack([one, scipy.linalg.null_space(one).T]) for one in maps])
 
 
-def _block_diagonal(producer: Producer, maps: Array) -> Array:
+def _block_diagonal(producer: Producer, maps: Iterable[Array]) -> Array:
     """[T, T], of the maps of its heads, [H, d, d]; outputs that are no unit's stay."""
     whole = np.eye(len(producer.units))
     places = np.flatnonzero(producer.units >= 0)

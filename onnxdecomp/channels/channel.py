@@ -43,10 +43,13 @@ class Producer:
     Attributes:
         match: The layer.
         units: int [T], the unit of each output; NONE: the output is none of the channel's.
+        operands: int [T], of the channel's product the operand that each output becomes, 0 or 1; NONE:
+            neither, or both. None where there is not one product.
     """
 
     match: LayerMatch
     units: Array
+    operands: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)

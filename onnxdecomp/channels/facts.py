@@ -8,7 +8,7 @@ they become one, and a unit that cannot be left out is frozen. So the order of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -64,6 +64,7 @@ class Facts:
         products: Nodes that sum over units which both operands have.
         nodes: All nodes that have been visited and have a part in it.
         nonlinear: The units pass something that may treat them differently.
+        ends: Nodes that nothing passes.
         reasons: Units that are frozen, and why.
         united: What made units one that were several, for people.
     """
@@ -82,6 +83,7 @@ class Facts:
     products: dict[ir.Node, Array] = field(default_factory=dict)
     nodes: dict[ir.Node, None] = field(default_factory=dict)
     nonlinear: bool = False
+    ends: Collection[ir.Node] = ()
     reasons: list[tuple[Array, str]] = field(default_factory=list)
     united: str = ""
     _parent: Array = field(init=False)
@@ -314,6 +316,8 @@ class Facts:
         while self._todo:
             node = next(iter(self._todo))
             del self._todo[node]
+            if node in self.ends:
+                continue
             self.nodes.setdefault(node)
             if node in self.layers:
                 self.layer_rule(self.layers[node], self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from onnxdecomp.channels.rules import RULES
 from onnxdecomp.channels.sizes import Sizes
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import Memo
+from onnxdecomp.graph.traversal import upstream
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.recurrence import recurrences
 from onnxdecomp.layers.scope import Scope
@@ -220,6 +222,8 @@ class _Search:
             if read is not None and not of.is_empty(number[read]):
                 readers.append(Reader(match, number[read]))
         products = [n for n, labels in facts.products.items() if own(labels) is not None]
+        if len(products) == 1:
+            producers = [replace(p, operands=self._operands(p, products[0])) for p in producers]
         if not producers:
             return "no layer makes it"
         if not (readers or products):
@@ -248,6 +252,28 @@ class _Search:
             ordered,
             not facts.nonlinear and all(part.node in ends for part in stored),
         )
+
+    def _operands(self, producer: Producer, product: ir.Node) -> Array:
+        """Which operand of a product each output of a layer becomes, as `Producer.operands` has it."""
+        node, count = producer.match.nodes[0], producer.units.size
+        assert isinstance(node.graph, ir.Graph)
+        values = [value for value in product.inputs[:2] if value is not None]
+        sides = np.zeros((2, count), bool)
+        sides[[node in upstream(node.graph, [value]) for value in values]] = True
+        if sides.all() and count == layer_rule(producer.match).outputs(producer.match):
+            sides = np.stack([self._arrived(producer, value, product) for value in values])
+        return np.where(sides[0] == sides[1], NONE, np.where(sides[0], 0, 1))
+
+    def _arrived(self, producer: Producer, value: ir.Value, product: ir.Node) -> Array:
+        """Which outputs of a layer, bool [T], are in an operand of a product."""
+        scope, sizes = self._around(producer.match)
+        labels = _numbered(producer.units >= 0)
+        facts = Facts(scope, sizes, labels.size, self._layers, RULES, spread_layer, ends=(product,))
+        with contextlib.suppress(Broken):
+            layer_rule(producer.match).seed(producer.match, labels, facts)
+            facts.spread()
+        there = facts.labels(value)
+        return np.isin(labels, [] if there is None else there) & (labels >= 0)
 
     def _recurrences(self, match: LayerMatch, facts: Facts) -> Iterator[tuple[LayerMatch, Array]]:
         """What a layer reads of its own state, and the units of each."""

@@ -1,0 +1,67 @@
+"""Heads made smaller: what no head needs goes at no loss, whatever way an exporter writes attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+import onnxdecomp
+from onnxdecomp.core.layer import Array
+from tests.builders.graphs import saved
+from tests.channels.transformers import SIZE, WIDTH, attention
+
+HALF = SIZE // 2
+
+
+def thin(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The network with heads that have half as many dimensions as numbers: queries, keys and values."""
+    rng = np.random.default_rng(5)
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.name in ("q", "k", "v", "qkv"):
+            (added,) = [other for other in proto.graph.node if node.output[0] in other.input]
+            bias = next(name for name in added.input if name in tensors)
+            weight, shift = (numpy_helper.to_array(tensors[name]) for name in (node.input[1], bias))
+            runs = np.concatenate([weight, shift[None]]).reshape(WIDTH + 1, -1, SIZE)
+            mixed = np.einsum("dhi,hij->dhj", runs[..., :HALF], rng.normal(size=(runs.shape[1], HALF, SIZE)))
+            flat = mixed.reshape(WIDTH + 1, -1).astype(np.float32)
+            for name, array in ((node.input[1], flat[:-1]), (bias, flat[-1])):
+                tensors[name].CopyFrom(numpy_helper.from_array(array, name))
+    return proto
+
+
+def run(file: str | Path, x: Array) -> Array:
+    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return np.stack([np.asarray(session.run(None, {"x": one})[0]) for one in x])
+
+
+@pytest.mark.parametrize(
+    ("form", "calibrated"),
+    [
+        ("plain", True),
+        ("split", True),
+        ("split", False),
+        ("crossed", True),
+        ("einsum", True),
+        ("grouped", True),
+    ],
+)
+def test_heads_of_half_the_dimensions(
+    form: str, calibrated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = saved(thin(attention(form, free=False)), tmp_path / "net.onnx")
+    x = np.random.default_rng(2).standard_normal((16, 2, 5, WIDTH)).astype(np.float32)
+    np.savez("calib.npz", x=x)
+    calib = "calib.npz" if calibrated else None
+    done = onnxdecomp.compress(
+        *(model, "out.onnx"), method="attention", rank="0.5", bench=False, simplify="none", calib=calib
+    )
+    assert [c.kept / c.width for c in done.channels if c.status == "cut"] == [0.5, 0.5]
+    wanted, got = run(model, x), run("out.onnx", x)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-3 * np.abs(wanted).max())
