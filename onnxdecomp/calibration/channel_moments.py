@@ -18,13 +18,17 @@ from onnxdecomp.fitting.quadratic_loss import as_rows
 def moments_of_weights(channel: Channel, reader: Reader) -> Moments:
     """The moments that a reader would have if all inputs of the producers were independent and of size 1.
 
+    Their biases multiply one more such input.
+
     What stands between is taken to be the identity, and kernel positions to see different inputs. So units
     with equal rows can stand in for each other, and units with small rows count for little.
     """
     gram = np.zeros((channel.width, channel.width))
     for made, layer in _made(channel):
-        rows = np.zeros((channel.width, _stack(made), layer.weight[0].size))
         weight = layer.weight.reshape(len(made), -1).astype(np.float64)
+        if layer.bias is not None:
+            weight = np.hstack([weight, layer.bias[:, None]])
+        rows = np.zeros((channel.width, _stack(made), weight.shape[1]))
         for unit, place, row in zip(made, _occurrence(made), weight, strict=True):
             if unit >= 0:
                 rows[unit, place] = row

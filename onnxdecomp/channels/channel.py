@@ -119,6 +119,11 @@ class Channel:
     nodes: tuple[ir.Node, ...]
     linear: bool
 
+    @property
+    def fewest(self) -> int:
+        """Units of each block that must stay: of a single one the axis could not be told from others."""
+        return 1 if self.blocks == 1 else min(2, self.width // self.blocks)
+
     @cached_property
     def spans(self) -> tuple[Array, ...]:
         """Sets of units, ascending, of each of which one must stay at least: all of some activation."""

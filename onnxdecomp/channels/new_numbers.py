@@ -121,9 +121,7 @@ def mapped(layer: Layer, maps: Array) -> Layer:
 
 def _renumbered(rewriter: Rewriter, match: LayerMatch, layer: Layer, channel: str) -> Rewritten:
     """A layer with other numbers in the place of a match; it keeps its name, by which it is found again."""
-    done = rewriter.replace(match, dense_chain(layer), {CUT: channel})
-    done.nodes[0].name = match.layer.name
-    return done
+    return rewriter.replace(match, dense_chain(layer), {CUT: channel}, named=True)
 
 
 def _changed(

@@ -87,6 +87,8 @@ class Rewriter:
         share: Share | None = None,
         quantize: bool = False,
         trunk: Trunk | None = None,
+        *,
+        named: bool = False,
     ) -> Rewritten:
         """Replace the match's nodes by the chain's.
 
@@ -94,7 +96,8 @@ class Rewriter:
         the dense weight goes when nothing uses it any more. Matches replaced with the same `share` have the
         same factors, which are stored once. With `quantize`, factors are stored as int8 or
         as the match says, and the chain that is returned has their values. With a `trunk` of the chain's
-        first step the nodes are those of the other steps.
+        first step the nodes are those of the other steps. With `named` the first new node has the layer's
+        name, by which it is found again.
         """
         match = match.current()
         before = Snapshot.of(match.nodes[0])
@@ -119,7 +122,7 @@ class Rewriter:
         pairs = [(old, new) for old, new in zip(last_old.outputs, last.outputs, strict=True) if old.name]
         if not last_old.outputs[0].name:
             last.outputs[0].name = ""
-        last.name = last_old.name or match.layer.name
+        self._name(match, emit.nodes, first=named)
         for key, value in last_old.metadata_props.items():
             last.metadata_props.setdefault(key, value)
         last.doc_string = last_old.doc_string
@@ -180,6 +183,14 @@ class Rewriter:
             storage=match.storage,
             opset=self._opset(match.place),
         )
+
+    def _name(self, match: LayerMatch, nodes: Sequence[ir.Node], *, first: bool) -> None:
+        """Give the last node the name of the match's last, or the first one that of the layer as well."""
+        last_name = match.nodes[-1].name
+        nodes[-1].name = last_name or match.layer.name
+        if first and len(nodes) > 1:
+            nodes[-1].name = last_name or self._unique(f"{match.layer.name}/last")
+            nodes[0].name = match.layer.name
 
     def _opset(self, place: Place) -> int:
         own = {} if place.function is None else place.function.opset_imports

@@ -100,7 +100,9 @@ class ChannelProfile:
 def widths(channel: Channel, multiple: int) -> list[int]:
     """How many units may stay: all, and some fractions in multiples, equally many of each block."""
     size = channel.width // channel.blocks
-    each = [round_to_multiple(max(1, round(share * size)), multiple, size) for share in FRACTIONS]
+    each = [
+        round_to_multiple(max(channel.fewest, round(share * size)), multiple, size) for share in FRACTIONS
+    ]
     return [one * channel.blocks for one in dict.fromkeys((size, *each))]
 
 

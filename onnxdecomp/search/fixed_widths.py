@@ -78,9 +78,9 @@ def _kept(channel: Channel, rank: RankSpec, multiple: int) -> int | str:
     """How many units stay, in equal numbers in every block, or why nothing is said of it."""
     size = channel.width // channel.blocks
     if rank.rule == "fraction":
-        wanted = max(1, round(rank.amount * size))
+        wanted = max(channel.fewest, round(rank.amount * size))
     elif rank.rule == "ranks" and len(rank.ranks) == 1:
-        wanted = max(1, min(rank.ranks[0] // channel.blocks, size))
+        wanted = max(channel.fewest, min(rank.ranks[0] // channel.blocks, size))
     else:
         return f"how many units stay is said by one number or a fraction, not by {rank}"
     return round_to_multiple(wanted, multiple, size) * channel.blocks
