@@ -47,7 +47,7 @@ def command(
     json_target: str | None,
     **_: Any,
 ) -> None:
-    """Replace the layers of MODEL by chains of smaller ones.
+    """Replace the layers of MODEL by chains of smaller ones, and make what passes between them narrower.
 
     The result is checked against MODEL (interface, numbers, and accuracy where the data have labels) and
     timed against it.

@@ -31,7 +31,7 @@ class PlanOptions:
     rank: str = option(
         "",
         "In place of a target, ranks: 16 | 16,32 | 0.5 (of full) | energy=0.95 | error=0.05 (of the weight) "
-        "| evbmf",
+        "| evbmf; of width and attention the units that stay: 64 | 0.5",
         group="goal",
         metavar="SPEC",
         places=(("decompose", "rank"),),
@@ -48,7 +48,8 @@ class PlanOptions:
     method: str = option(
         "auto",
         "Decomposition; see 'onnxdecomp methods'. Several with commas: with --rank a layer gets the first "
-        "that fits, else the best. auto: the best of all (with --rank: tucker)",
+        "that fits, else the best. auto: the best of all (with --rank: tucker). width and attention cut "
+        "channels between layers",
         group="methods",
         metavar="NAME",
         places=(("decompose", "method"),),

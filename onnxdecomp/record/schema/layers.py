@@ -71,7 +71,7 @@ class ChannelRecord:
         status: "cut", "kept", or "planned" (to be cut, in a dry run).
         reason: Why it was kept, or its units were chosen by the weights although there was calibration.
         method: What cut it.
-        width, kept: Its units before and after.
+        width, kept: Its units before and after; 1 of what is no channel, for the reason that is named.
         producers, readers: The layers that make it and those that read it.
         loss: E|y - V x|² / E|y|² of what reads it on the calibration inputs, y centred, the sum over its
             readers; None where not fitted to them.

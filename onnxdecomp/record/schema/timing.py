@@ -37,7 +37,7 @@ class DecidingTiming:
 
     Attributes:
         what: What was to pay.
-        decomposed: How many layers were.
+        decomposed: How many layers were, and channels cut.
         outcome: "faster": the interval is below 1; "no faster": a gain of 1 % or more is ruled out.
         pays: Whether it was kept.
         against: What its time was compared with.
