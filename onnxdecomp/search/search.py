@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from onnxdecomp.core.patterns import names_of
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch, Skip
+from onnxdecomp.search.cut_trials import try_without_cuts, whole_channels
 from onnxdecomp.search.file_size import file_size, refine_by_size, width
 from onnxdecomp.search.joint_options import JointOptions, joint_options
 from onnxdecomp.search.knapsack import OutOfReach
@@ -28,6 +30,7 @@ from onnxdecomp.search.plan_trials import LossLimit, Tried, try_plans
 from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search_record import SearchRecord, search_record
 from onnxdecomp.search.select import Chosen, choose, with_reason
+from onnxdecomp.search.sensitivity import output_error
 from onnxdecomp.search.targets import Budget
 
 Trial = Callable[[Plan, Calibration], ir.Model]
@@ -109,7 +112,17 @@ def _chosen(
 ) -> Tried:
     """The plan, and what was tried on the way to it."""
     if not losses:
-        return Tried(picker.reached(picker.pick(None)))
+        chosen = picker.reached(picker.pick(None))
+        if reference.calibration.synthetic or not reference.outputs.names:
+            return Tried(chosen)
+
+        def error(plan: Plan) -> float:
+            return math.sqrt(output_error(picker.trial(plan), reference.outputs, reference.calibration))
+
+        wanted = picker.wanted_latency()
+        return try_without_cuts(
+            chosen, lambda: picker.without_cuts().pick(None), error, wanted=wanted, progress=progress
+        )
     unseen = [budget for budget in losses if budget.loss is not None and budget.loss.of_outputs]
     if unseen and not reference.outputs.names:
         # What layers lose, each of its own output, is all that is known; the network in general loses less.
@@ -163,6 +176,10 @@ class _Picker:
             return self
         untouched = Plan(tuple(kept(entry.match.layer, entry.dense) for entry in self.weighed.layers))
         return replace(self, sizes=replace(self.sizes, whole=file_size(self.trial(untouched))))
+
+    def without_cuts(self) -> _Picker:
+        """The same where no channel may be cut."""
+        return replace(self, weighed=whole_channels(self.weighed))
 
     def pick(self, max_loss: float | None) -> Chosen | OutOfReach:
         """The best plan that is expected to lose at most so much (None: whatever it loses)."""

@@ -1,0 +1,91 @@
+"""Plans with cuts are tried beside those without: the better one is taken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from onnxdecomp.search.cut_trials import NO_GAIN, try_without_cuts, whole_channels
+from onnxdecomp.search.knapsack import OutOfReach
+from onnxdecomp.search.layer_profiles import profile_layers
+from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
+from onnxdecomp.search.plan_trials import Tried
+from onnxdecomp.search.scope import Scope
+from onnxdecomp.search.select import Chosen
+from tests.search.test_channel_profiles import branches, calibration, chosen, opened
+from tests.search.test_select import search
+
+CHAINS = Plan((Choice("a", "", "Conv", method="svd", ranks=(4,), before=Cost(9, 9), after=Cost(4, 4)),))
+CUTS = replace(CHAINS, channels=(Cut("a", "width", 4, 8, ("a",), ("b",)),))
+
+
+def tried(
+    with_cuts: float, without: float, speeds: tuple[float, float] = (0.5, 0.5), wanted: float | None = None
+) -> tuple[Tried, list[Plan]]:
+    """What is chosen where plans have these errors and measured latencies, and the plans that were tried."""
+    asked: list[Plan] = []
+    first, second = (
+        Chosen(plan, 0.1, 0.0, 0.0, None, measured)
+        for plan, measured in zip((CUTS, CHAINS), speeds, strict=True)
+    )
+
+    def error(plan: Plan) -> float:
+        asked.append(plan)
+        return with_cuts if plan is CUTS else without
+
+    return try_without_cuts(first, lambda: second, error, wanted=wanted), asked
+
+
+@pytest.mark.parametrize(
+    ("with_cuts", "without", "plan"),
+    [
+        (0.1, 0.2, CUTS),
+        (0.2, 0.1, CHAINS),
+        (0.1, 0.0995, CUTS),
+        (float("nan"), 0.2, CHAINS),
+        (0.2, float("nan"), CUTS),
+    ],
+)
+def test_the_plan_of_less_error_is_taken(with_cuts: float, without: float, plan: Plan) -> None:
+    found, asked = tried(with_cuts, without)
+    assert found.chosen.plan is plan
+    assert asked == [CUTS, CHAINS]
+    assert [entry["macs"] for entry in found.tries] == [4 / 9, 4 / 9]
+    assert [set(entry) for entry in found.tries] == [{"expected", "latency", "macs", "error"}] * 2
+
+
+def test_a_plan_that_is_too_slow_does_not_win() -> None:
+    found, asked = tried(0.2, 0.1, (0.5, 0.7), wanted=0.6)
+    assert found.chosen.plan is CUTS
+    assert not asked
+    assert tried(0.1, 0.2, (0.7, 0.5), wanted=0.6)[0].chosen.plan is CHAINS
+    assert tried(0.1, 0.2, (0.7, 0.8), wanted=0.6)[0].chosen.plan is CUTS
+
+
+def test_nothing_is_tried_where_there_is_no_choice() -> None:
+    def error(plan: Plan) -> float:
+        raise AssertionError(plan)
+
+    chains = Chosen(CHAINS, 0.1, 0.0, 0.0, None)
+    assert try_without_cuts(chains, lambda: chains, error).chosen is chains
+    cuts = replace(chains, plan=CUTS)
+    assert try_without_cuts(cuts, lambda: OutOfReach("no chain saves so much", ()), error).chosen is cuts
+
+
+def test_whole_channels_stand_in_the_plan_with_a_reason() -> None:
+    found, matched, channels = opened(branches())
+    scope = Scope(methods=("svd",), skip_below=0.0)
+    profiles = profile_layers(found, matched, scope, calibration(), channels=channels)
+    assert chosen(profiles, "params=1.2x").plan.cuts
+    whole = chosen(whole_channels(profiles), "params=1.2x").plan
+    assert whole.choices == chosen(replace(profiles, channels=()), "params=1.2x").plan.choices
+    assert {cut.reason for cut in whole.channels} == {NO_GAIN}
+
+
+def test_a_search_tries_its_cuts() -> None:
+    plan, record = search("macs=3x", method="svd,width")
+    assert len(record.tries) == 2
+    with_cuts, without = (float(entry["error"] or 0.0) for entry in record.tries)
+    assert bool(plan.cuts) == (0.99 * with_cuts <= without)
+    assert {cut.reason == NO_GAIN for cut in plan.channels if cut.method is None} <= {not plan.cuts}
