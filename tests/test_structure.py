@@ -20,6 +20,7 @@ KNOWING = {
     "channels/measured.py": "what picks numbers out of shapes",
     "channels/recurrent.py": "what picks numbers out of zeros",
     "channels/sizes.py": "a table of all operators whose shapes follow",
+    "channels/rules/attention.py": "attention of activations, which is no layer",
     "channels/rules/products.py": "products of two activations, which are no layers",
     "channels/rules/layout.py": "a lookup in an activation, which is no layer",
     "core/steps/__init__.py": "names of steps, one of which is called as an operator is",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -35,20 +35,27 @@ class ScoreProduct:
 
     Attributes:
         query, key: Its operands.
-        probabilities: What the softmax makes of the scores, or None where there is none.
+        probabilities: What the softmax makes of the scores, or None where there is none to see.
+        size: Numbers of a head.
         features: Axes of what is in a head of both.
-        heads: Axes of the heads of both and of the probabilities; None where there is one head.
+        heads: Axes of the heads of both and of the probabilities; None where there is one head; that of the
+            features where these are head after head.
         groups: For each head of the queries its set of keys.
         firsts: For each set of keys the first head of the keys that is one of it.
+        scale: Of the scores, where the softmax is in the product's own node; else None.
+        causal: There every query meets no later keys than its own.
     """
 
     query: ir.Value
     key: ir.Value
     probabilities: ir.Value | None
+    size: int
     features: tuple[int, int]
     heads: tuple[int | None, int | None, int | None]
     groups: tuple[int, ...]
     firsts: tuple[int, ...]
+    scale: float | None = None
+    causal: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -63,16 +70,42 @@ class ScoreProduct:
             values: Of `names`.
             real: bool [N, n], the queries that are no padding, or None for all.
         """
-        query = _arranged(values[0], self.features[0], self.heads[0])
-        key = _arranged(values[1], self.features[1], self.heads[1])[:, list(self.firsts)]
+        query = self._arranged(values[0], self.features[0], self.heads[0])
+        key = self._arranged(values[1], self.features[1], self.heads[1])[:, list(self.firsts)]
         shape = (*query.shape[:3], key.shape[2])
-        if self.probabilities is None:
+        if self.probabilities is not None:
+            seen = self._arranged(values[2], values[2].ndim - 1, self.heads[2])
+            weights = np.broadcast_to(seen, shape)
+        elif self.scale is None:
             weights = np.full(shape, 1 / max(1, shape[3]), np.float32)
         else:
-            weights = np.broadcast_to(_arranged(values[2], values[2].ndim - 1, self.heads[2]), shape)
+            weights = self._computed(query, key)
         for index, (q, k, p) in enumerate(zip(query, key, weights, strict=True)):
             rows = None if real is None or real.shape != (len(query), shape[2]) else real[index]
             yield AttentionSample(q, k, p if rows is None else p * rows[None, :, None])
+
+    def _arranged(self, x: Array, features: int, heads: int | None) -> Array:
+        """[N, H, n, d], where d and H lie along these axes, n along the last other one."""
+        packed = heads == features
+        if heads is not None and not packed and heads > features:
+            heads -= 1
+        x = np.moveaxis(x, features, -1)
+        if packed:
+            x = x.reshape(*x.shape[:-1], -1, self.size)
+            heads = x.ndim - 2
+        if heads is None:
+            return x.reshape(-1, 1, *x.shape[-2:])
+        moved = np.moveaxis(x, heads, -3)
+        return moved.reshape(-1, *moved.shape[-3:])
+
+    def _computed(self, query: Array, key: Array) -> Array:
+        """The probabilities [N, H, n, m] as far as queries and keys tell them: masks are not known."""
+        assert self.scale is not None
+        scores = self.scale * (query @ key[:, list(self.groups)].swapaxes(-1, -2))
+        if self.causal:
+            scores = np.where(np.tri(*scores.shape[-2:]) > 0, scores, -np.inf)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
 
 
 def attention_samples(
@@ -123,7 +156,12 @@ def score_product(channel: Channel) -> ScoreProduct | str:
         return "its scores do not have the heads on an axis of their own"
     firsts = tuple(k_sets.index(one) for one in range(channel.blocks))
     axes = (q_at, k_at), (q_axis, k_axis, of_heads)
-    return ScoreProduct(query, key, softmax, *axes, tuple(q_sets), firsts)
+    size = channel.width // channel.blocks
+    found = ScoreProduct(query, key, softmax, size, *axes, tuple(q_sets), firsts)
+    if not _is_whole(node):
+        return found
+    causal = attribute(node, "is_causal", 0) or attribute(node, "unidirectional", 0)
+    return replace(found, scale=attribute(node, "scale", 0.0) or size**-0.5, causal=bool(causal))
 
 
 def head_sets(units: Array, channel: Channel) -> list[int] | None:
@@ -142,14 +180,19 @@ def head_sets(units: Array, channel: Channel) -> list[int] | None:
 
 
 def _heads(units: Array, channel: Channel) -> tuple[int, int | None, list[int]] | None:
-    """The axes of what is in a head, and of the heads, and the block of each head."""
+    """The axes of what is in a head, and of the heads (see ScoreProduct), and the block of each head."""
     axes = [axis for axis, size in enumerate(units.shape) if size > 1]
     for at in axes if len(axes) <= 2 else ():
         found = head_sets(np.moveaxis(units, at, -1).reshape(-1), channel)
-        whole = units.shape[at] == channel.width // channel.blocks
-        if whole and found is not None and set(found) == set(range(channel.blocks)):
-            return at, next((axis for axis in axes if axis != at), None), found
+        alone = units.shape[at] == channel.width // channel.blocks
+        if (alone or len(axes) == 1) and found is not None and set(found) == set(range(channel.blocks)):
+            return at, next((axis for axis in axes if axis != at), None if alone else at), found
     return None
+
+
+def _is_whole(product: ir.Node) -> bool:
+    """Whether a product's node is all of attention, and not the product alone."""
+    return len(product.inputs) > 2
 
 
 def _axis_after(product: ir.Node, axis: int | None, rank: int) -> int | None:
@@ -167,18 +210,10 @@ def _axis_after(product: ir.Node, axis: int | None, rank: int) -> int | None:
     return scores.index(letter) if right and letter in scores[:-2] else None
 
 
-def _arranged(x: Array, features: int, heads: int | None) -> Array:
-    """[N, H, n, d], where d and H lie along these axes, n along the last other one."""
-    if heads is None:
-        moved = np.moveaxis(x, features, -1)
-        return moved.reshape(-1, 1, *moved.shape[-2:])
-    moved = np.moveaxis(x, (heads, features), (0, -1))
-    moved = np.moveaxis(moved, 0, -3)
-    return moved.reshape(-1, *moved.shape[-3:])
-
-
 def _softmax(product: ir.Node) -> ir.Value | None:
     """What the softmax of a product gives, where it follows with nothing but a few nodes between."""
+    if _is_whole(product):
+        return None
     value = product.outputs[0]
     for _ in range(_FAR):
         users = [node for node, _ in value.uses()]

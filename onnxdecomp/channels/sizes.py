@@ -202,6 +202,9 @@ class Sizes:
                 return None
             gone = {int(axis) % len(first) for axis in moved if axis is not None}
             return [None if k in gone else size for k, size in enumerate(first)]
+        if node.op_type == "Attention":
+            values = shapes[2] if len(first) == 4 and len(shapes) > 2 else None
+            return None if values is None else [*first[:-1], values[-1]]
         if "equation" in node.attributes:
             return _contracted(str(attribute(node, "equation", "")), shapes)
         second = shapes[1] if len(shapes) > 1 else None

@@ -38,6 +38,8 @@ SHAPE_KEEPING = frozenset(
 )
 """Operators that ONNX Runtime has and ONNX's inference does not: the output is as the first input."""
 
+ATTENTION = ("com.microsoft", "MultiHeadAttention")
+
 StandIns: TypeAlias = Mapping[tuple[str, str], Callable[[ir.Node], None]]
 """By domain and type: what makes a node of an operator that the inference does not know one with the same
 shapes, in place. `unfuse` and `as_product` help."""
@@ -116,6 +118,8 @@ def _inferred(model: ir.Model, stand_ins: StandIns) -> ir.Graph | None:
                     node.resize_inputs(1)
                 elif stand_in := stand_ins.get((node.domain, node.op_type)):
                     _stand_in(node, stand_in, light)
+                elif (node.domain, node.op_type) == ATTENTION:
+                    _as_weighted_sum(node)
                 elif node.domain == "" and node.op_type == "Crop" and "border" in node.attributes:
                     _uncrop(node)
         proto = ir.to_proto(light)
@@ -186,6 +190,17 @@ def unfuse(node: ir.Node, op_type: str, *, attributes: bool = True) -> None:
         if not attributes or name.startswith("activation"):
             del node.attributes[name]
     node.resize_inputs(min(len(node.inputs), 3))
+
+
+def _as_weighted_sum(node: ir.Node) -> None:
+    """Make attention a sum that has its shapes: as many rows as queries, as many columns as values."""
+    if len(node.inputs) < 3 or None in node.inputs[:3] or any(output.name for output in node.outputs[1:]):
+        return
+    node.domain, node.op_type = "", "Einsum"
+    node.attributes.clear()
+    node.attributes["equation"] = ir.AttrString("equation", "bnd,bme->bne")
+    node.replace_input_with(1, node.inputs[2])
+    node.resize_inputs(2)
 
 
 def as_product(node: ir.Node, features: int, outputs: int) -> None:

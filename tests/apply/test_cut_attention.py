@@ -49,6 +49,9 @@ def run(file: str | Path, x: Array) -> Array:
         ("crossed", True),
         ("einsum", True),
         ("grouped", True),
+        ("one node", True),
+        ("one node of 3 axes", False),
+        ("one node of 4 axes", True),
     ],
 )
 def test_heads_of_half_the_dimensions(

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxdecomp.channels import BLOCKS
+from onnxdecomp.channels import BLOCKS, cut_channel
+from tests.builders import graphs
 from tests.builders.feeds import normal
 from tests.channels.cutting import assert_cut, channels_of, opened
 from tests.channels.sketch import SPACE, STEPS, Sketch, Step, end
@@ -58,6 +59,32 @@ def test_heads(form: str, free: bool) -> None:
     assert any(channel.products for channel in inner)
     assert any(channel.readers for channel in inner)
     assert [channel.width for channel in whole] == [HEADS]
+
+
+def test_the_scale_of_scores_stays() -> None:
+    """That of a node which takes it from the size of a head is said where heads become smaller."""
+    for form, before, after in (("one node", None, 6**-0.5), ("one node of 4 axes", 0.3, 0.3)):
+        model = opened(attention(form, free=False))
+        (node,) = [node for node in model.graph if node.op_type.endswith("Attention")]
+        scale = node.attributes.get("scale")
+        assert before is None if scale is None else scale.value == pytest.approx(before)
+        channel = next(channel for channel in channels_of(model)[0] if channel.products)
+        cut_channel(model, channel, np.array([0, 1, 6, 7]))
+        assert node.attributes["scale"].value == pytest.approx(after)
+
+
+@pytest.mark.parametrize("operator", ["MultiHeadAttention", "GroupQueryAttention"])
+def test_caches_are_an_interface(operator: str) -> None:
+    proto = attention("one node", free=False)
+    (node,) = [node for node in proto.graph.node if node.op_type == "MultiHeadAttention"]
+    node.op_type = operator
+    node.output.extend(["present_key", "present_value"])
+    for name in node.output[1:]:
+        proto.graph.output.append(graphs.value(name, [2, HEADS, 5, 6]))
+    channels, skips = channels_of(opened(proto))
+    assert channels == ()
+    assert [skip.name for skip in skips] == ["q", "k", "v", "o"]
+    assert all(skip.reason.endswith("its cache keeps the sizes of heads") for skip in skips[:3])
 
 
 def test_units_of_heads_may_be_mixed() -> None:

@@ -10,7 +10,8 @@ from tests.builders import graphs
 from tests.channels.sketch import Sketch
 
 WIDTH, HEADS, SIZE = 12, 2, 6
-FORMS = ("plain", "fused", "split", "rotary", "grouped", "crossed", "einsum")
+IN_ONE_NODE = ("one node", "one node with bias", "one node of 3 axes", "one node of 4 axes")
+FORMS = ("plain", "fused", "split", "rotary", "grouped", "crossed", "einsum", *IN_ONE_NODE)
 
 
 class _Tokens(Sketch):
@@ -49,9 +50,11 @@ class _Tokens(Sketch):
 
 def attention(form: str, free: bool) -> onnx.ModelProto:
     """A block of attention over x [2, 5, 12], its sizes free or not."""
-    s = _Tokens(np.random.default_rng(0), 17)
+    s = _Tokens(np.random.default_rng(0), 23 if form in IN_ONE_NODE[2:] else 17)
     s.free = free
     x = s.add("Sigmoid", ["x"])
+    if form in IN_ONE_NODE:
+        return _in_one_node(s, x, form)
     if form == "fused":
         packed = s.linear(x, WIDTH, 3 * WIDTH, "qkv")
         whole = s.add("Reshape", [packed, s.target(x, 3, HEADS, SIZE)])
@@ -89,6 +92,21 @@ def attention(form: str, free: bool) -> onnx.ModelProto:
     y = s.linear(merged, WIDTH, WIDTH, "o")
     shape: graphs.Dims = ["N", "T", WIDTH] if free else [2, 5, WIDTH]
     return s.model({"x": shape}, y, shape)
+
+
+def _in_one_node(s: _Tokens, x: str, form: str) -> onnx.ModelProto:
+    """Attention of queries, keys and values by ONNX Runtime's operator or, from opset 23 on, ONNX's own."""
+    operands = [s.linear(x, WIDTH, WIDTH, name) for name in "qkv"]
+    if form in IN_ONE_NODE[:2]:
+        operands += [s.floats(3 * WIDTH)] if form.endswith("bias") else []
+        y = s.add("MultiHeadAttention", operands, domain="com.microsoft", num_heads=HEADS)
+    elif form == IN_ONE_NODE[2]:
+        y = s.add("Attention", operands, q_num_heads=HEADS, kv_num_heads=HEADS, is_causal=1)
+    else:
+        y = s.add("Attention", [s.heads(operand, x) for operand in operands], scale=0.3)
+        y = s.add("Reshape", [s.add("Transpose", [y], perm=[0, 2, 1, 3]), s.target(x, -1)])
+    shape: graphs.Dims = ["N", "T", WIDTH] if s.free else [2, 5, WIDTH]
+    return s.model({"x": shape}, s.linear(y, WIDTH, WIDTH, "o"), shape)
 
 
 def feed_forward(form: str) -> onnx.ModelProto:

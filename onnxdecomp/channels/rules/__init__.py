@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnxdecomp.channels.rules import channelwise, elementwise, layout, mixing, products, reshape
+from onnxdecomp.channels.rules import attention, channelwise, elementwise, layout, mixing, products, reshape
 from onnxdecomp.channels.rules.rule import Operator, OperatorRule
 
 RULES: Mapping[Operator, OperatorRule] = {
@@ -19,6 +19,7 @@ RULES: Mapping[Operator, OperatorRule] = {
     **layout.RULES,
     **reshape.RULES,
     **products.RULES,
+    **attention.RULES,
 }
 
 __all__ = ["RULES", "OperatorRule"]
