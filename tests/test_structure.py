@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 KNOWING = {
     "search/plan_options.py": "the help of --requantize, for people",
+    "channels/layer_rules.py": "layers that are more to a channel than a product",
     "channels/measured.py": "what picks numbers out of shapes",
     "channels/recurrent.py": "what picks numbers out of zeros",
     "channels/sizes.py": "a table of all operators whose shapes follow",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from onnxdecomp.channels import layers, recurrent
+from onnxdecomp.channels import layers, packed_attention, recurrent
 from onnxdecomp.channels.facts import Facts
 from onnxdecomp.channels.resize import Resizing
 from onnxdecomp.core.layer import Array
 from onnxdecomp.layers.adapter import LayerMatch, Operator
+from onnxdecomp.layers.scope import MICROSOFT
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,18 @@ RECURRENT = LayerRule(
 )
 """Of layers that read their own units at the next step."""
 
-LAYER_RULES: Mapping[Operator, LayerRule] = {}
+PACKED = LayerRule(
+    packed_attention.spread,
+    packed_attention.outputs,
+    packed_attention.seed,
+    packed_attention.labelled,
+    packed_attention.made,
+    packed_attention.read,
+    packed_attention.resize,
+)
+"""Of layers that make queries, keys and values, and give out the attention."""
+
+LAYER_RULES: Mapping[Operator, LayerRule] = {(MICROSOFT, "Attention"): PACKED}
 """Of operators that are more than a product, such as attention: to add one, one file and one line."""
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnxdecomp.channels import BLOCKS, cut_channel
 from tests.builders import graphs
 from tests.builders.feeds import normal
+from tests.builders.graphs import node
 from tests.channels.cutting import assert_cut, channels_of, opened
 from tests.channels.sketch import SPACE, STEPS, Sketch, Step, end
 from tests.channels.transformers import FORMS, HEADS, attention, feed_forward
@@ -59,6 +60,28 @@ def test_heads(form: str, free: bool) -> None:
     assert any(channel.products for channel in inner)
     assert any(channel.readers for channel in inner)
     assert [channel.width for channel in whole] == [HEADS]
+
+
+@pytest.mark.parametrize("sizes", [None, [8, 8, 6]])
+def test_values_of_packed_attention(sizes: list[int] | None) -> None:
+    width = 12 if sizes is None else sizes[2]
+    total = 36 if sizes is None else sum(sizes)
+    given = {} if sizes is None else {"qkv_hidden_sizes": sizes}
+    nodes = [
+        node("MatMul", "x up", "h"),
+        node("Attention", "h qkv.w qkv.b", "att", domain="com.microsoft", num_heads=HEADS, **given),
+        node("MatMul", "att o", "y"),
+    ]
+    weights = {
+        "up": normal(12, 10),
+        "qkv.w": normal(10, total),
+        "qkv.b": normal(total),
+        "o": normal(width, 4),
+    }
+    proto = graphs.model(nodes, {"x": [2, 5, 12]}, {"y": [2, 5, 4]}, weights)
+    hidden, values = assert_cut(proto, TOKENS)
+    assert (hidden.width, values.width, values.blocks) == (10, width, HEADS)
+    assert [end.match.layer.name for end in hidden.readers] == ["att"]
 
 
 def test_the_scale_of_scores_stays() -> None:
