@@ -24,6 +24,7 @@ from onnxdecomp.fitting.select_units import select_units
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewritten
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.search.plan import Cut
 
@@ -139,6 +140,7 @@ def put_in(
     if not check.passed:
         raise DefectError(f"cut, it differs by {check.rel_error:.3g} from what it was without the units")
     done = renumber_readers(model, channel, names, numbers)
+    infer_shapes(model)  # channels that are still to be cut are found by them
     biased = {
         one.match.layer.name: int(one.chain.bias.size)
         for one in done

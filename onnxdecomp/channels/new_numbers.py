@@ -81,7 +81,7 @@ def cut_with(model: ir.Model, channel: Channel, numbers: NewNumbers) -> tuple[Re
 def renumber_readers(
     model: ir.Model, channel: Channel, names: Sequence[tuple[str, str]], numbers: NewNumbers
 ) -> tuple[Rewritten, ...]:
-    """Give what reads a channel that was cut its numbers, in place.
+    """Give what reads a channel that was cut its numbers, in place; shapes are still to be inferred.
 
     Args:
         model: The model.
@@ -91,24 +91,17 @@ def renumber_readers(
     """
     put_recurrences(model, channel, numbers.units, numbers.recurrences)
     by_name = {(match.layer.graph, match.layer.name): match for match in find(model, freeze=True)[0]}
+    # Every layer that a cut has made smaller says that it has, which is what a training goes by.
+    own = {(match.layer.graph, match.layer.name) for match in channel.layers.values()}
+    for key in own & by_name.keys():
+        by_name[key].nodes[0].metadata_props[CUT] = channel.name
     rewriter = Rewriter(model)
     rows = rows_left(channel, numbers.units)
-    left = [left_of_rows(own, some) for own, some in zip(numbers.readers, rows, strict=False)]
-    done = tuple(
-        _renumbered(rewriter, match, _refitted(match, own), channel.name)
-        for match, own in _changed([by_name[name] for name in names], left)
+    left = [left_of_rows(one, some) for one, some in zip(numbers.readers, rows, strict=False)]
+    return tuple(
+        _renumbered(rewriter, match, _refitted(match, one), channel.name)
+        for match, one in _changed([by_name[name] for name in names], left)
     )
-    _mark(model, channel)
-    infer_shapes(model)  # channels that are still to be cut are found by them
-    return done
-
-
-def _mark(model: ir.Model, channel: Channel) -> None:
-    """Say of every layer that a cut has made smaller that it has, which is what a training goes by."""
-    names = {(match.layer.graph, match.layer.name) for match in channel.layers.values()}
-    for match in find(model, freeze=True)[0]:
-        if (match.layer.graph, match.layer.name) in names:
-            match.nodes[0].metadata_props[CUT] = channel.name
 
 
 def mapped(layer: Layer, maps: Array) -> Layer:
