@@ -9,10 +9,15 @@ import numpy as np
 from onnxdecomp.calibration.statistics import centred
 from onnxdecomp.channels.channel import Channel, Reader
 from onnxdecomp.channels.recurrent import rows_made
+from onnxdecomp.channels.rules.mixing import NORMALISATIONS, SKIPS
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.fitting.elimination import ReaderMoments
+from onnxdecomp.fitting.elimination import ReaderMoments, even_importance
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import as_rows
+from onnxdecomp.layers.adapter import LayerMatch
+
+_SUMS = ("Add", "Sum", "Identity", "Dropout", "Cast")
+"""What may stand between a layer and the normalisation of its outputs."""
 
 
 def moments_of_weights(channel: Channel, reader: Reader) -> Moments:
@@ -52,6 +57,8 @@ def reader_moments(
 ) -> list[ReaderMoments]:
     """What the readers of a channel see, and behind them its recurrences, of which it may be left out.
 
+    Outputs that are normalised behind a reader all count alike, by their own variance.
+
     Args:
         channel: The channel.
         seen: Moments, and those of held-out rows, reader by reader.
@@ -65,9 +72,29 @@ def reader_moments(
             reader.units,
             reader.match.layer.bias,
             centre and centred(reader.match),
+            even_importance(train) if centre and _is_normalised(reader.match) else None,
         )
         for reader, (train, held) in zip((*channel.readers, *channel.recurrences), seen, strict=False)
     ]
+
+
+def _is_normalised(match: LayerMatch) -> bool:
+    """Whether a normalisation over the layer's outputs is all that reads them, or their sum with others.
+
+    Of a sum that goes on beside the normalisation, as in networks that normalise what blocks read, not what
+    they make, the outputs count as they are.
+    """
+    value = match.nodes[-1].outputs[0]
+    while len(uses := value.uses()) == 1 and not value.is_graph_output():
+        node = next(iter(uses)).node
+        scale = {**dict.fromkeys(NORMALISATIONS, 1), **dict.fromkeys(SKIPS, 2)}.get(node.op_type)
+        if scale is not None:
+            given = node.inputs[scale] if len(node.inputs) > scale else None
+            return given is not None and given.shape == (match.layer.outputs,)
+        if node.op_type not in _SUMS:
+            return False
+        value = node.outputs[0]
+    return False
 
 
 def _made(channel: Channel) -> Iterator[tuple[Array, Layer]]:
