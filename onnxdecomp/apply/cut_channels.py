@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.calibration.attention_scores import score_product, unrotatable
 from onnxdecomp.calibration.channel_moments import moments_of_weights, reader_moments, says_something
-from onnxdecomp.calibration.head_maps import score_maps, scores_cut, values_cut
+from onnxdecomp.calibration.head_maps import both_cut, score_maps, scores_cut, values_cut
 from onnxdecomp.calibration.statistics import unobservable
 from onnxdecomp.channels.channel import Channel, Producer
 from onnxdecomp.channels.channel_cut import ChannelCut
@@ -18,6 +18,7 @@ from onnxdecomp.channels.cut_channel import cut_channel
 from onnxdecomp.channels.cut_check import CutCheck, check_cut, without_columns
 from onnxdecomp.channels.find_channels import find_channel
 from onnxdecomp.channels.new_numbers import NewNumbers, new_numbers, renumber_readers, turn_producers
+from onnxdecomp.channels.parts import scores_and_values
 from onnxdecomp.errors import DefectError, UsageError
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.select_units import select_units
@@ -62,12 +63,21 @@ def select(model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection
         raise UsageError(f"attention does not take the channel {channel.name!r}: {why}")
     # Whole blocks of it may be gone.
     kept = cut.kept * channel.width // cut.width
+    return _selected(channel, kept, cut.method, fitter, pending)
+
+
+def _selected(
+    channel: Channel, kept: int, method: str | None, fitter: Fitter | None, pending: Collection[ir.Node]
+) -> Selected:
+    """The units of a channel that stay by a method."""
+    if channel.products and channel.readers:
+        return _of_both(channel, kept, fitter, pending)
     if channel.products:
         return _of_scores(channel, kept, fitter, pending)
     seen, hidden = _seen(channel, fitter, pending)
     fitted = fitter is not None and not hidden
     readers = reader_moments(channel, seen, centre=fitted)
-    if cut.method == "attention":
+    if method == "attention":
         numbers = values_cut(channel, readers[0], kept)
     else:
         found = select_units(readers, channel.width, kept, blocks=channel.blocks)
@@ -111,6 +121,18 @@ def _of_scores(channel: Channel, kept: int, fitter: Fitter | None, pending: Coll
     maps = score_maps(channel, product, kept, samples)
     numbers = scores_cut(channel, product, kept, maps)
     return Selected(channel, numbers, bool(samples), loss=maps.loss if samples else None)
+
+
+def _of_both(channel: Channel, kept: int, fitter: Fitter | None, pending: Collection[ir.Node]) -> Selected:
+    """Queries and keys, and values, mapped each by themselves."""
+    parts = scores_and_values(channel)
+    assert parts is not None  # see `unrotatable`
+    size = kept // channel.blocks
+    scores, values = (_selected(part, size * part.blocks, "attention", fitter, pending) for part in parts)
+    numbers = both_cut(channel, kept, scores.numbers, values.numbers)
+    losses = [part.loss for part in (scores, values) if part.loss is not None]
+    loss = sum(losses) if losses else None
+    return Selected(channel, numbers, values.fitted, values.unfitted, loss)
 
 
 def put_in(

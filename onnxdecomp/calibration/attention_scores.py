@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.channels.channel import NONE, Channel, Producer
+from onnxdecomp.channels.parts import scores_and_values
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.refine_scores import AttentionSample
 from onnxdecomp.graph.attributes import attribute
@@ -227,6 +228,11 @@ def _softmax(product: ir.Node) -> ir.Value | None:
 
 def unrotatable(channel: Channel) -> str:
     """Why the units of a block cannot be mixed, a phrase for people, or "" where they can."""
+    if channel.products and channel.readers:
+        parts = scores_and_values(channel)
+        if parts is None:
+            return "what it ends in is a product and a layer of the same units"
+        return unrotatable(parts[0]) or unrotatable(parts[1])
     if not channel.linear:
         return "what stands between is not linear"
     if channel.width // channel.blocks > LARGEST:

@@ -42,6 +42,14 @@ def scores_cut(channel: Channel, product: ScoreProduct, kept: int, maps: ScoreMa
     return NewNumbers(first_of_blocks(channel, kept), turned=maps_of_scores(channel, product, maps))
 
 
+def both_cut(channel: Channel, kept: int, scores: NewNumbers, values: NewNumbers) -> NewNumbers:
+    """Queries, keys and values of a channel in heads of a smaller size, from those of its parts."""
+    turned = dict(scores.turned)
+    for key, maps in values.turned.items():  # of other outputs
+        turned[key] = maps @ turned[key] if key in turned else maps
+    return NewNumbers(first_of_blocks(channel, kept), values.readers, turned=turned)
+
+
 def maps_of_values(channel: Channel, maps: Array) -> dict[tuple[str, str], Array]:
     """What the outputs of the layers that make a channel are mapped by, [T, T], by graph and name.
 

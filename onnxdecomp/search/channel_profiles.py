@@ -13,15 +13,18 @@ import onnx_ir as ir
 from onnxdecomp.calibration.attention_scores import attention_samples, score_product
 from onnxdecomp.calibration.channel_moments import moments_of_weights, reader_moments, says_something
 from onnxdecomp.calibration.head_maps import (
+    both_cut,
     head_groups,
     moments_of_samples,
     score_maps,
+    score_moments_of_weights,
     scores_cut,
     values_cut,
 )
 from onnxdecomp.calibration.statistics import Calibration, observe_unchanged, unobservable
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.channels.new_numbers import NewNumbers, new_numbers
+from onnxdecomp.channels.parts import scores_and_values
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.fitting.elimination import ReaderMoments
 from onnxdecomp.fitting.moments import Moments, needed
@@ -176,7 +179,7 @@ class ChannelWeigher:
 
     def take_scores(self, outputs: Outputs, calibration: Calibration) -> None:
         """Weigh the channels that end in products of queries and keys, all in one walk over the inputs."""
-        asked = [entry for entry in self._profiles.values() if not entry.reason and entry.channel.products]
+        asked = [entry for entry in self._profiles.values() if _is_of_scores(entry)]
         if not asked or calibration.synthetic:
             reason = "no calibration inputs show its queries and keys"
             self._profiles |= {e.channel: replace(e, levels=e.levels[:1], reason=reason) for e in asked}
@@ -236,16 +239,53 @@ def _weighed(
     """A channel that layers read."""
     channel = entry.channel
     readers = _readers(channel, seen, _own(model, channel, calibration))
-    if entry.method == "attention":
-        bases = head_bases(readers[0], head_groups(channel, readers[0]))
-        losses = np.repeat(_honest(bases), channel.blocks)[channel.blocks - 1 :]
-        numbers = partial(values_cut, channel, readers[0], bases=bases)
+    if entry.method == "attention" and channel.products:
+        losses, numbers = _of_both(model, channel, readers[0], calibration)
+    elif entry.method == "attention":
+        losses, numbers = _of_values(channel, readers[0])
     else:
         order = unit_order(readers, channel.width, blocks=channel.blocks)
         losses = _honest(order)
         numbers = partial(_selected, channel, readers, order)
     levels = [Level(level.kept, float(losses[level.kept])) for level in entry.levels[1:]]
     return _measured(model, entry, levels, numbers, outputs, calibration, pending)
+
+
+def _is_of_scores(entry: ChannelProfile) -> bool:
+    """Whether it can be cut, and ends in a product of queries and keys alone."""
+    return not entry.reason and bool(entry.channel.products) and not entry.channel.readers
+
+
+def _of_values(channel: Channel, reader: ReaderMoments) -> tuple[Array, Callable[[int], NewNumbers]]:
+    """What each number of units of values loses, and what is left then."""
+    bases = head_bases(reader, head_groups(channel, reader))
+    losses = np.repeat(_honest(bases), channel.blocks)[channel.blocks - 1 :]
+    return losses, partial(values_cut, channel, reader, bases=bases)
+
+
+def _of_both(
+    model: ir.Model, channel: Channel, reader: ReaderMoments, calibration: Calibration
+) -> tuple[Array, Callable[[int], NewNumbers]]:
+    """The same of queries, keys and values in heads of one size."""
+    parts = scores_and_values(channel)
+    assert parts is not None  # see `unrotatable`
+    scores, values = parts
+    product = score_product(scores)
+    assert not isinstance(product, str)
+    (samples,) = attention_samples(model, [product], calibration) if not calibration.synthetic else [[]]
+    moments = moments_of_samples(product, samples) if samples else score_moments_of_weights(scores, product)
+    of_scores = score_losses(moments)
+    of_values, left = _of_values(values, replace(reader, units=values.readers[0].units))
+
+    def numbers(kept: int) -> NewNumbers:
+        each = kept // channel.blocks
+        own = each * scores.blocks
+        maps = score_maps(scores, product, own, samples)
+        cut = scores_cut(scores, product, own, maps)
+        return both_cut(channel, kept, cut, left(each * values.blocks))
+
+    sizes = np.arange(channel.width + 1) // channel.blocks
+    return of_scores[sizes] + of_values[sizes * values.blocks], numbers
 
 
 def _honest(curve: UnitOrder | HeadBases) -> Array:
