@@ -84,7 +84,8 @@ def carry_out(
         ModelError: A weight holds NaN or infinite values.
         DefectError: Names the layer that could not be put in.
     """
-    channels = find_channels(model, matched)[0] if plan.cuts else ()
+    # What may be changed is said by the plan: what it cuts was constant when it was made.
+    channels = find_channels(model, matched, freeze=True)[0] if plan.cuts else ()
     check_plan(plan, matched, channels)
     unnamed = [] if calibration is None else _name_states(model, plan, channels)
     work = fit_stages(model, matched, plan, channels, repair=calibration is not None and plan.repair)

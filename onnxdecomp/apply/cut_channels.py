@@ -56,7 +56,7 @@ def select(model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection
     Raises:
         UsageError: The model has no such channel, or the method does not take it.
     """
-    channel = find_channel(model, find(model, freeze=True)[0], cut.channel)
+    channel = find_channel(model, find(model, freeze=True)[0], cut.channel, freeze=True)
     if channel is None:
         raise UsageError(f"the channel {cut.channel!r} is gone with others that were cut before it")
     if cut.method == "attention" and (why := unrotatable(channel)):

@@ -88,7 +88,8 @@ def as_they_are(model: ir.Model, work: Sequence[FitStage]) -> deque[FitStage]:
     matched = find(model, freeze=True)[0]
     by_name = {(match.layer.graph, match.layer.name): match for match in matched}
     left = any(stage.cut is not None for stage in work)
-    nodes = {channel.name: channel.nodes for channel in find_channels(model, matched)[0]} if left else {}
+    found = find_channels(model, matched, freeze=True)[0] if left else ()
+    nodes = {channel.name: channel.nodes for channel in found}
 
     def now(stage: FitStage) -> FitStage:
         if stage.cut is not None:

@@ -66,7 +66,7 @@ def turn_producers(model: ir.Model, channel: Channel, numbers: NewNumbers) -> Ch
         layer = mapped(match.layer, numbers.turned[match.layer.graph, match.layer.name])
         _renumbered(rewriter, match, layer, channel.name)
     infer_shapes(model)
-    found = find_channel(model, find(model, freeze=True)[0], channel.name)
+    found = find_channel(model, find(model, freeze=True)[0], channel.name, freeze=True)
     assert found is not None
     return found
 

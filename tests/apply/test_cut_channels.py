@@ -46,7 +46,7 @@ def carried_out(
     model = opened(proto)
     data = None if feeds is None else calibration(feeds, held_out=0.25)
     probe = None if feeds is None else feeds[0]
-    return model, carry_out(model, find(model)[0], plan, calibration=data, probe=probe)
+    return model, carry_out(model, find(model, freeze=True)[0], plan, calibration=data, probe=probe)
 
 
 def error(proto: onnx.ModelProto, model: ir.Model, feeds: Sequence[dict[str, Array]]) -> float:
@@ -83,6 +83,17 @@ def test_units_that_others_can_stand_in_for_cost_nothing(feeds: list[dict[str, A
     assert error(proto, model, ROWS) < (1e-4 if feeds else 5e-3)  # shrunk towards the weight
     assert (cut.loss is None) == (feeds is None)
     assert feeds is None or (cut.check is not None and cut.check < 1e-5)
+
+
+def test_initializers_that_are_inputs_as_well_are_cut_where_they_are_frozen() -> None:
+    proto = feed_forward()
+    proto.graph.input.extend(value(one.name, list(one.dims)) for one in proto.graph.initializer)
+    frozen = Decompose(
+        method="width", rank="0.5", must_save="none", skip_below=0, freeze_initializers=True
+    ).plan(opened(proto))[0]
+    model, done = carried_out(proto, frozen.plan, None)
+    assert [cut.channel for cut in done.cuts] == ["up"]
+    assert {name: value.shape for name, value in model.graph.initializers.items()}["up.w"] == (8, 6)
 
 
 def test_readers_make_up_for_units_that_go() -> None:
