@@ -84,22 +84,25 @@ def fit_stages(
 
 
 def as_they_are(model: ir.Model, work: Sequence[FitStage]) -> deque[FitStage]:
-    """What there is left to do with the nodes and layers that a cut has left."""
+    """What there is left to do with the nodes and layers that a cut has left.
+
+    A table that has become too small to be a layer has nothing done to it any more.
+    """
     matched = find(model, freeze=True)[0]
     by_name = {(match.layer.graph, match.layer.name): match for match in matched}
     left = any(stage.cut is not None for stage in work)
     found = find_channels(model, matched, freeze=True)[0] if left else ()
     nodes = {channel.name: channel.nodes for channel in found}
 
-    def now(stage: FitStage) -> FitStage:
+    def now(stage: FitStage) -> FitStage | None:
         if stage.cut is not None:
             return replace(stage, nodes=nodes.get(stage.cut.channel, stage.nodes))
         if stage.match is None:
             return stage
-        match = by_name[stage.match.layer.graph, stage.match.layer.name]
-        return replace(stage, nodes=match.nodes, match=match)
+        match = by_name.get((stage.match.layer.graph, stage.match.layer.name))
+        return None if match is None else replace(stage, nodes=match.nodes, match=match)
 
-    return deque(map(now, work))
+    return deque(stage for stage in map(now, work) if stage is not None)
 
 
 def _cut_stages(

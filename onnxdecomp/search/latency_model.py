@@ -174,7 +174,9 @@ class Stopwatch:
         rewriter = Rewriter(copy)
         groups, trunks = members_of(plan, matched), dict[GroupKey, Trunk]()
         for choice in plan.decomposed:
-            match = by_name[choice.graph, choice.layer]
+            match = by_name.get((choice.graph, choice.layer))
+            if match is None:  # a table that the cuts have made too small to be a layer
+                continue
             method = get(choice.method or "", **choice.options)
             chain = filled(outline(method, match.layer, choice.ranks))
             if (group := group_of(choice)) is not None and group not in trunks:

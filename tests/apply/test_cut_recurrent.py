@@ -13,7 +13,10 @@ from onnx import numpy_helper
 
 import onnxdecomp
 from onnxdecomp.core.layer import Array
-from tests.builders.graphs import saved
+from tests.builders.feeds import normal
+from tests.builders.graphs import model as make
+from tests.builders.graphs import node as node_of
+from tests.builders.graphs import saved, value
 from tests.builders.recurrent import FEATURES, STEPS, Recurrent
 
 HALF = 4
@@ -130,3 +133,20 @@ def test_int8_after_a_cut(here: Path) -> None:
     wanted, got = (np.stack(run(file, samples(3))) for file in (model, "out.onnx"))
     assert np.isfinite(got).all()
     assert np.linalg.norm(got - wanted) < np.linalg.norm(wanted)
+
+
+def test_a_table_may_become_too_small_to_be_a_layer(here: Path) -> None:
+    nodes = [
+        node_of("Gather", "table ids", "embedded"),
+        node_of("GRU", "embedded rnn.w rnn.r", "states", hidden_size=HALF, linear_before_reset=1),
+        node_of("MatMul", "states dense.w", "dense"),
+    ]
+    weights = {"table": normal(70, 64), "rnn.w": normal(1, 3 * HALF, 64), "rnn.r": normal(1, 3 * HALF, HALF)}
+    ids = value("ids", [STEPS, 2], onnx.TensorProto.INT64)
+    outputs = {"dense": [STEPS, 1, 2, 3]}
+    model = saved(make(nodes, [ids], outputs, weights | {"dense.w": normal(HALF, 3)}), here / "net.onnx")
+    np.savez("ids.npz", ids=np.random.default_rng(1).integers(0, 70, (16, STEPS, 2)))
+    done = onnxdecomp.compress(
+        *(model, "out.onnx"), method="width", rank="0.5", bench=False, calib="ids.npz", simplify="none"
+    )
+    assert [(c.name, c.kept) for c in done.channels if c.status == "cut"] == [("embedded", 32), ("states", 2)]
