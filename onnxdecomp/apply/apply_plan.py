@@ -176,8 +176,9 @@ class _Run:
             what = f"{type(error).__name__} while it is cut: {error}"
             raise DefectError(what, layer=key_of(cut)) from error
         # The nodes of its layers have changed since they were put in.
+        graph = selected.channel.producers[0].match.layer.graph
         for name in (*done.producers, *done.readers):
-            self.done.pop(("", name), None)
+            self.done.pop((graph, name), None)
         self.done |= {_key(one): one for one in rewritten}
         self.cuts.append(done)
         self._rewriter = Rewriter(self.model)  # there are other names now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from onnxdecomp.calibration.residual import branch
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.errors import UsageError
-from onnxdecomp.graph.traversal import upstream
+from onnxdecomp.graph.traversal import node_graphs, upstream
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.search.check_plan import channel_of
@@ -54,7 +54,7 @@ def fit_stages(
     """
     by_name = {(match.layer.graph, match.layer.name): match for match in matched}
     place = {node: position for position, node in enumerate(model.graph)}
-    found: list[tuple[int, FitStage]] = _cut_stages(plan, channels, place)
+    found: list[tuple[int, FitStage]] = _cut_stages(model, plan, channels)
     position = 0
     for choice in plan.choices:
         match = by_name.get((choice.graph, choice.layer))
@@ -105,13 +105,22 @@ def as_they_are(model: ir.Model, work: Sequence[FitStage]) -> deque[FitStage]:
     return deque(stage for stage in map(now, work) if stage is not None)
 
 
-def _cut_stages(
-    plan: Plan, channels: Sequence[Channel], place: Mapping[ir.Node, int]
-) -> list[tuple[int, FitStage]]:
+def _cut_stages(model: ir.Model, plan: Plan, channels: Sequence[Channel]) -> list[tuple[int, FitStage]]:
     """The channels that are cut, each where the first layer that makes it stands."""
+    if not plan.cuts:
+        return []
+    place = {inner: position for position, node in enumerate(model.graph) for inner in _inside(node)}
     found = []
     for cut in plan.cuts:
         channel = channel_of(cut, channels)
         first = min(place[producer.match.nodes[0]] for producer in channel.producers)
         found.append((first, FitStage(channel.nodes, cut=cut)))
     return found
+
+
+def _inside(node: ir.Node) -> Iterator[ir.Node]:
+    """The node, and those of its subgraphs."""
+    yield node
+    for _, graph in node_graphs(node):
+        for inner in graph:
+            yield from _inside(inner)

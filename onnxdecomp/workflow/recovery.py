@@ -54,7 +54,7 @@ def _guilty(plan: Plan, failed: Mapping[Key, str]) -> dict[Key, str]:
     found: dict[Key, str] = {}
     chains = {key_of(choice) for choice in plan.decomposed}
     for key, reason in failed.items():
-        ends = [] if key in chains or key[0] else plan.cuts
+        ends = () if key in chains else plan.cuts
         cuts = [cut for cut in ends if key[1] in (*cut.producers, *cut.readers)]
         found |= {key_of(cut): reason for cut in cuts} or {key: reason}
     return found
