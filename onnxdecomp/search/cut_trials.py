@@ -1,8 +1,9 @@
-"""Whether cuts of channels pay beside chains: tried, where the goal is a cost.
+"""Whether cuts of channels pay beside chains: tried.
 
 Before layers are fitted to each other, losses that are added up are too high, and not by the same factor for
 cuts as for chains: the sum that chooses between the two may be wrong. So the plan is carried out with and
-without its cuts, and inputs that neither was fitted to decide.
+without its cuts, and inputs that neither was fitted to decide: which loses less, where the goal is a cost, or
+which costs less, where it is a loss.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from onnxdecomp.errors import UsageError
 from onnxdecomp.search.channel_profiles import ChannelProfile
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import LayerProfiles, Progress
 from onnxdecomp.search.pareto import macs_left
 from onnxdecomp.search.plan import Plan
-from onnxdecomp.search.plan_trials import Tried
+from onnxdecomp.search.plan_trials import QuantizedTooFarError, Tried
 from onnxdecomp.search.select import Chosen
 
 NO_GAIN = "tried without cuts, the plan lost less"
 """Why channels stay whole that could have been cut."""
+
+_OPTIMISM = 4.0
+"""Expected losses may be too low by this factor for cuts, seen beside those of chains."""
 
 _EQUAL = 0.99
 """A plan without cuts must have less than this share of the error of the other."""
@@ -66,6 +71,44 @@ def try_without_cuts(
     tries = tuple(_entry(own, value) for own, value in zip((chosen, other), errors, strict=True))
     faster = _slow(chosen, wanted) and not _slow(other, wanted)
     return Tried(other if faster or _worse(errors) else chosen, tries)
+
+
+def cheaper_without_cuts(
+    found: Callable[[], Tried],
+    alone: Callable[[float | None], Tried],
+    pick: Callable[[float | None], Chosen | OutOfReach],
+) -> Tried:
+    """The cheaper of two plans that lose as much as may be lost, with and without cuts.
+
+    Args:
+        found: Tries plans.
+        alone: Likewise, of those that cut nothing, from one on of such an expected loss.
+        pick: The plan of these that is expected to lose at most so much.
+
+    Raises:
+        UsageError: Of `found`, where `alone` raises it as well.
+    """
+    try:
+        tried = found()
+    except QuantizedTooFarError:
+        raise
+    except UsageError:
+        return alone(None)
+    if tried.chosen.plan.changes:
+        bold = pick(_OPTIMISM * tried.chosen.loss)
+        if not tried.chosen.plan.cuts or isinstance(bold, OutOfReach) or _cost(bold) >= _cost(tried.chosen):
+            return tried
+    try:
+        other = alone(tried.chosen.loss or None)
+    except UsageError:
+        return tried
+    tries = (*tried.tries, *other.tries)
+    better = other.chosen.plan.changes and _cost(other.chosen) < _cost(tried.chosen)
+    return replace(other if better else tried, tries=tries)
+
+
+def _cost(chosen: Chosen) -> float:
+    return macs_left(chosen.plan) if chosen.latency is None else chosen.latency
 
 
 def _worse(errors: Sequence[float]) -> bool:

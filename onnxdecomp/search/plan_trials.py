@@ -82,6 +82,8 @@ def try_plans(
     losses: Sequence[LossLimit],
     trial: Callable[[Plan], ir.Model],
     progress: Progress | None,
+    *,
+    start: float | None = None,
 ) -> Tried:
     """Plans of rising and falling expected loss, until one uses up what may be lost, and not more.
 
@@ -94,11 +96,12 @@ def try_plans(
         costs, losses: The budgets.
         trial: Carries a plan out.
         progress: Called as the work goes on.
+        start: The expected loss of the first plan; None: by what the limits say.
 
     Raises:
         UsageError: The loss asked for does not go with the budgets on costs: said with what was measured.
     """
-    expected = min(loss.metric.expected(loss.allowed) for loss in losses)
+    expected = start or min(loss.metric.expected(loss.allowed) for loss in losses)
     power = max(loss.metric.power for loss in losses)
     best: Chosen | None = None
     tries: list[dict[str, float | None]] = []

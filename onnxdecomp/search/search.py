@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import onnx_ir as ir
 
@@ -17,7 +17,7 @@ from onnxdecomp.core.patterns import names_of
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch, Skip
-from onnxdecomp.search.cut_trials import try_without_cuts, whole_channels
+from onnxdecomp.search.cut_trials import cheaper_without_cuts, try_without_cuts, whole_channels
 from onnxdecomp.search.file_size import file_size, refine_by_size, width
 from onnxdecomp.search.joint_options import JointOptions, joint_options
 from onnxdecomp.search.knapsack import OutOfReach
@@ -134,7 +134,15 @@ def _chosen(
         for budget in losses
         if budget.loss is not None
     ]
-    tried = try_plans(picker.pick, picker.reached, picker.costs, limits, picker.trial, progress)
+
+    def tries(own: _Picker, start: float | None = None) -> Tried:
+        return try_plans(own.pick, own.reached, own.costs, limits, own.trial, progress, start=start)
+
+    if picker.options.channels:
+        alone = picker.without_cuts()
+        tried = cheaper_without_cuts(partial(tries, picker), partial(tries, alone), alone.pick)
+    else:
+        tried = tries(picker)
     if not tried.notes:
         return tried
     reason = "no plan that was tried keeps the loss asked for"

@@ -6,17 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from onnxdecomp.search.cut_trials import NO_GAIN, try_without_cuts, whole_channels
+from onnxdecomp.errors import UsageError
+from onnxdecomp.search.cut_trials import NO_GAIN, cheaper_without_cuts, try_without_cuts, whole_channels
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import profile_layers
+from onnxdecomp.search.pareto import macs_left
 from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
-from onnxdecomp.search.plan_trials import Tried
+from onnxdecomp.search.plan_trials import QuantizedTooFarError, Tried
 from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.select import Chosen
+from onnxdecomp.search.targets import parse_budgets
 from tests.search.test_channel_profiles import branches, calibration, chosen, opened
 from tests.search.test_select import search
 
 CHAINS = Plan((Choice("a", "", "Conv", method="svd", ranks=(4,), before=Cost(9, 9), after=Cost(4, 4)),))
+KEPT = Plan((Choice("a", "", "Conv", before=Cost(9, 9)),))
 CUTS = replace(CHAINS, channels=(Cut("a", "width", 4, 8, ("a",), ("b",)),))
 
 
@@ -73,6 +77,47 @@ def test_nothing_is_tried_where_there_is_no_choice() -> None:
     assert try_without_cuts(cuts, lambda: OutOfReach("no chain saves so much", ()), error).chosen is cuts
 
 
+def cheaper(with_cuts: Tried | UsageError, alone: Tried | UsageError, bold: float = 0.1) -> Tried:
+    """The choice where plans of chains alone that lose more would be of this latency."""
+
+    def found() -> Tried:
+        if isinstance(with_cuts, UsageError):
+            raise with_cuts
+        return with_cuts
+
+    def other(start: float | None) -> Tried:
+        if isinstance(alone, UsageError):
+            raise alone
+        expected = None if isinstance(with_cuts, UsageError) else with_cuts.chosen.loss or None
+        assert start == expected
+        return alone
+
+    return cheaper_without_cuts(found, other, lambda loss: Chosen(CHAINS, 0.1, 0.0, 0.0, bold))
+
+
+def test_where_the_loss_is_the_goal_the_cheaper_plan_is_taken() -> None:
+    def plan(plan: Plan, latency: float) -> Tried:
+        return Tried(Chosen(plan, 0.1, 0.0, 0.0, latency), ({"latency": latency},))
+
+    cuts, missed = plan(CUTS, 0.7), UsageError("out of reach")
+    assert cheaper(cuts, plan(CHAINS, 0.6)).chosen.plan is CHAINS
+    assert cheaper(cuts, plan(CHAINS, 0.6)).tries == ({"latency": 0.7}, {"latency": 0.6})
+    assert cheaper(cuts, plan(CHAINS, 0.8)).chosen.plan is CUTS
+    # Where bolder plans of chains alone are no cheaper, none is tried.
+    assert cheaper(cuts, plan(CHAINS, 0.6), bold=0.7) is cuts
+    chains = plan(CHAINS, 0.7)
+    assert cheaper(chains, plan(CHAINS, 0.6), bold=0.7) is chains
+    nothing = Tried(Chosen(KEPT, 0.0, 0.0, 0.0, 1.0))
+    assert cheaper(nothing, plan(CHAINS, 0.6)).chosen.plan is CHAINS
+    assert cheaper(cuts, nothing).chosen.plan is CUTS
+    assert cheaper(cuts, missed) is cuts
+    assert cheaper(missed, plan(CHAINS, 0.6)).chosen.plan is CHAINS
+    with pytest.raises(UsageError, match="out of reach"):
+        cheaper(missed, missed)
+    with pytest.raises(QuantizedTooFarError):
+        cheaper(QuantizedTooFarError(parse_budgets("error=0.1")[0], 0.2), plan(CHAINS, 0.6))
+
+
 def test_whole_channels_stand_in_the_plan_with_a_reason() -> None:
     found, matched, channels = opened(branches())
     scope = Scope(methods=("svd",), skip_below=0.0)
@@ -89,3 +134,10 @@ def test_a_search_tries_its_cuts() -> None:
     with_cuts, without = (float(entry["error"] or 0.0) for entry in record.tries)
     assert bool(plan.cuts) == (0.99 * with_cuts <= without)
     assert {cut.reason == NO_GAIN for cut in plan.channels if cut.method is None} <= {not plan.cuts}
+
+
+def test_a_search_for_a_loss_keeps_it_and_is_no_dearer_than_chains_alone() -> None:
+    plan, record = search("error=0.1", method="svd,width")
+    alone, _ = search("error=0.1", method="svd")
+    assert macs_left(plan) <= 1.02 * macs_left(alone)
+    assert any(0 < float(entry["error"] or 0.0) <= 0.1 for entry in record.tries)
