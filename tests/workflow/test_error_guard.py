@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,15 @@ def test_where_no_loss_was_expected_half_of_the_layers_go() -> None:
     plan, search = searched(0.0, 0.0, 0.0, 0.0)
     found = tighter(plan, search, 0.9, "put back")
     assert len(found.decomposed) == 2
+
+
+def test_layers_behind_cuts_get_higher_ranks_too() -> None:
+    """Their ranks are those of what a cut has left: the plan is that of the candidates which come to them."""
+    plan, search = searched(0.5, 0.3)
+    left = replace(plan.choices[0], ranks=(2,), left=(2, 10))
+    weighed = replace(search.layers[0], candidates=search.layers[0].candidates[2:])  # of ranks 3 and 4
+    behind = replace(plan, choices=(left, *plan.choices[1:]))
+    found = tighter(behind, replace(search, layers=(weighed, *search.layers[1:])), 0.7, "put back")
+    ranks = {choice.layer: choice.ranks for choice in found.decomposed}
+    assert ranks["0"] in ((2,), (3,), (4,))
+    assert ranks["1"] > (1,)

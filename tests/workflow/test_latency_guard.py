@@ -17,8 +17,16 @@ from onnxdecomp.evaluate.timing_verdict import Finding
 from onnxdecomp.latency.meter import LatencyMeter
 from onnxdecomp.pipeline.pipeline import PipelineResult
 from onnxdecomp.runtime.timing import Ratio, Summary
-from onnxdecomp.search.plan import Choice, Cost, Plan
-from onnxdecomp.search.search_record import CandidateRecord, Expected, LayerCandidates, Measured, SearchRecord
+from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
+from onnxdecomp.search.search_record import (
+    CandidateRecord,
+    ChannelLevels,
+    Expected,
+    LayerCandidates,
+    LevelRecord,
+    Measured,
+    SearchRecord,
+)
 from onnxdecomp.workflow import compress, latency_guard
 from tests.builders.commands import command, files
 from tests.builders.models import network
@@ -184,6 +192,30 @@ def test_the_gain_of_what_was_chosen_decides_and_neither_the_macs_nor_the_fastes
     runs = Runs(SearchRecord(expected, measured, 1.0, 4, (), (), layers))
     runs.guarded(plan_of([900, 100]), watch(SLOWER, FASTER))
     assert runs.left == [["0", "1"], ["1"]]
+
+
+def test_channels_are_put_back_by_what_they_were_expected_to_gain() -> None:
+    """And layers behind cuts, whose ranks are those of what is left, by the candidate that comes to them."""
+
+    def levels(name: str, gain: float) -> ChannelLevels:
+        found = [LevelRecord(kept, 1, 1, 0.1, 0.1, 0.5 - gain * (kept < 8)) for kept in (8, 4)]
+        return ChannelLevels(name, 8, (), tuple(found))
+
+    candidate = CandidateRecord("svd", {}, (6,), 1, 1, 0.1, 0.1, 0.2)
+    layers = (LayerCandidates("0", "", 1000, 0.4, (), (candidate,)),)
+    channels = (levels("little", 0.02), levels("much", 0.3), levels("some", 0.1))
+    search = SearchRecord(Expected(0.2, 0.2, 0.0, 0.75), Measured(None), 1.0, 4, (), (), layers, channels)
+    chain = replace(plan_of([1]).choices[0], ranks=(4,), left=(4, 4))
+    cuts = tuple(
+        Cut(one.channel, "width", 8, 4, before=Cost(1, 1000), after=Cost(1, macs))
+        for one, macs in zip(channels, (1, 900, 500), strict=True)  # what is saved says the contrary
+    )
+    runs = Runs(search)
+    settled = runs.guarded(Plan((chain,), channels=cuts), watch(SLOWER, FASTER))
+    assert [cut.channel for cut in settled.plan.cuts] == ["much"]
+    assert runs.left == [["0"], ["0"]]
+    assert all(cut.reason.startswith("does not pay on cpu") for cut in settled.plan.channels[::2])
+    assert [look.decomposed for look in settled.looks] == [4, 2]
 
 
 def test_nothing_is_timed_where_it_is_not_wanted_or_nothing_was_done() -> None:
