@@ -40,6 +40,7 @@ from bench.training_data import cifar
 from onnxdecomp.apply import layer_fitter
 from onnxdecomp.apply.apply_plan import carry_out
 from onnxdecomp.calibration import statistics
+from onnxdecomp.calibration.row_gatherer import Draw, RowGatherer
 from onnxdecomp.calibration.statistics import Calibration, sized
 from onnxdecomp.core.layer import Array, Layer, Ranks
 from onnxdecomp.data.read import read_feeds
@@ -209,11 +210,11 @@ class _Folded(Moments):
     folds: tuple[Moments, ...] = ()
 
 
-class _Folds(statistics._Halves):
+class _Folds(RowGatherer):
     """Gathers a layer's rows in as many parts as there are folds."""
 
-    def __init__(self, match: LayerMatch, calibration: Calibration, *, second: bool = True) -> None:
-        super().__init__(match, calibration, second=second)
+    def __init__(self, match: LayerMatch, draw: Draw, *, second: bool = True) -> None:
+        super().__init__(match, draw, second=second)
         sizes = (match.layer.groups, match.layer.outputs, features(match.layer))
         self._parts = [Gatherer(*sizes, second=second) for _ in range(FOLDS)]
 
@@ -267,7 +268,7 @@ def _fit(
 @contextmanager
 def _strength_by_folds() -> Iterator[None]:
     with (
-        mock.patch.object(statistics, "_Halves", _Folds),
+        mock.patch.object(statistics, "RowGatherer", _Folds),
         mock.patch.object(layer_fitter, "fit", _fit),
     ):
         yield

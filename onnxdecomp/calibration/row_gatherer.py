@@ -1,0 +1,127 @@
+"""Gathering the rows of one layer: where they are drawn, what they are, and which of them are held out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxdecomp.calibration.im2col import Positions, at_positions, conv_rows, draw_positions, output_sizes
+from onnxdecomp.core.layer import Array
+from onnxdecomp.data.mask import Mask
+from onnxdecomp.fitting.moments import Gatherer, Moments, features
+from onnxdecomp.fitting.quadratic_loss import as_rows
+from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.runtime.session import Feed
+
+_BLOCK = 1 << 24
+"""Numbers of rows and wanted outputs that are made at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """How rows are drawn.
+
+    Attributes:
+        samples, batches: How many there are.
+        rows: At least so many are drawn where there are as many, and 24 per feature.
+        held_out: The share of the batches that is held out.
+        seed: Of the positions.
+        mask: Which positions are padding.
+    """
+
+    samples: int
+    batches: int
+    rows: int
+    held_out: float
+    seed: int
+    mask: Mask | None
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where rows were taken: the positions, and which of the rows found there are real (None for all)."""
+
+    positions: Positions
+    real: Array | None
+
+
+class RowGatherer:
+    """Gathers a layer's rows, some batches apart from the others."""
+
+    def __init__(self, match: LayerMatch, draw: Draw, *, second: bool = True) -> None:
+        layer = match.layer
+        self._site, self._layer, self._mask = match, layer, draw.mask
+        self._rng = np.random.default_rng((draw.seed, 1))
+        self._batches = draw.batches
+        wanted = max(draw.rows, 24 * features(layer))
+        self._per_feed = math.ceil(wanted / max(1, draw.samples))
+        self._every = max(2, round(1 / draw.held_out)) if draw.held_out > 0 else 0
+        sizes = (layer.groups, layer.outputs, features(layer))
+        self._parts = [Gatherer(*sizes, second=second), Gatherer(*sizes, second=second)]
+        self._weight = as_rows(layer.weight, layer).astype(layer.weight.dtype)
+        self._bias = layer.bias if match.adapter.takes_bias(layer) else None
+
+    def places(self, x: Array, feed: Feed) -> Iterator[Places]:
+        """Places of an activation's rows, drawn anew, in parts of which each makes few enough numbers."""
+        if self._layer.conv is not None:
+            sizes = output_sizes(self._layer, x)
+            at = draw_positions(sizes, max(1, self._per_feed), self._rng)
+            for part in self._in_parts(at, len(x)):
+                yield Places(part, self._real_positions(feed, x, sizes, part))
+            return
+        lead = self._site.adapter.rows(x).shape[:-1]
+        real = None if self._mask is None else self._mask.rows(feed, lead)
+        among = np.arange(math.prod(lead)) if real is None else np.flatnonzero(real)
+        (drawn,) = draw_positions((len(among),), self._per_feed * (len(x) if x.ndim > 1 else 1), self._rng)
+        for part in self._in_parts((among[drawn],), 1):
+            yield Places(part, None)
+
+    def _in_parts(self, at: Positions, each: int) -> Iterator[Positions]:
+        """Positions in parts, of which each stands for `each` rows."""
+        size = each * (self._layer.groups * features(self._layer) + self._layer.outputs)
+        step = max(1, _BLOCK // max(1, size))
+        if not at:  # a single position without an axis
+            yield at
+        for start in range(0, len(at[0]) if at else 0, step):
+            yield tuple(axis[start : start + step] for axis in at)
+
+    def rows(self, x: Array, at: Places) -> Array:
+        """Rows [g, n, D] of an activation at these places."""
+        if self._layer.conv is not None:
+            found = conv_rows(self._layer, x, at.positions)
+            found = found if at.real is None else found[:, at.real]
+        else:
+            x = self._site.adapter.rows(x)
+            found = x.reshape(-1, x.shape[-1])[at.positions[0]][None]
+        return found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
+
+    def _real_positions(self, feed: Feed, x: Array, sizes: tuple[int, ...], drawn: Positions) -> Array | None:
+        """Which rows [N P] at the positions drawn are real, where a convolution runs along the sequence."""
+        long = [axis for axis, size in enumerate(sizes) if size > 1]
+        if self._mask is None or len(long) != 1 or x.shape[2 + long[0]] != sizes[long[0]]:
+            return None
+        real = self._mask.rows(feed, (len(x), sizes[long[0]]))
+        return None if real is None else real[:, drawn[long[0]]].reshape(-1)
+
+    def outputs(self, y: Array, at: Places) -> Array:
+        """The rows [n, T] of a convolution's output at these places."""
+        rows = at_positions(y, at.positions)
+        return rows if at.real is None else rows[at.real]
+
+    def wanted(self, rows: Array) -> Array:
+        """What the layer itself makes of rows, [n, T]."""
+        y: Array = rows @ self._weight.swapaxes(1, 2)  # [g, n, T/g]
+        y = y.swapaxes(0, 1).reshape(rows.shape[1], self._layer.outputs)
+        return y if self._bias is None else y + self._bias
+
+    def add(self, index: int, rows: Array, wanted: Array) -> None:
+        held = self._every and self._batches >= 4 and index % self._every == self._every - 1
+        self._parts[1 if held else 0].add(rows, wanted)
+
+    def halves(self) -> tuple[Moments, Moments | None]:
+        train, held = (part.moments() for part in self._parts)
+        # Rows that only batches held out have are better fitted to than none.
+        return (train, held if held.count else None) if train.count else (held, None)
