@@ -99,6 +99,37 @@ def test_units_that_two_layers_add_to_are_cut_alike() -> None:
     assert [end.match.layer.name for end in channel.readers] == ["states", "dense"]
 
 
+def test_a_state_that_begins_another_layer_is_cut_with_it() -> None:
+    """From an encoder to a decoder: the last state of one is the first of the other."""
+    nodes = [
+        helper.make_node("GRU", ["x", "a.w", "a.r"], ["", "state"], "a", hidden_size=HIDDEN),
+        helper.make_node("GRU", ["x", "b.w", "b.r", "", "", "state"], ["y"], "b", hidden_size=HIDDEN),
+        node("MatMul", "y dense.w", "dense"),
+    ]
+    weights = {f"{name}.w": normal(1, 3 * HIDDEN, 4, seed=at) for at, name in enumerate("ab")}
+    weights |= {f"{name}.r": normal(1, 3 * HIDDEN, HIDDEN, seed=at) for at, name in enumerate("ab")}
+    weights["dense.w"] = normal(HIDDEN, 3)
+    proto = graphs.model(nodes, {"x": [5, 2, 4]}, {"dense": [5, 1, 2, 3]}, weights)
+    (channel,) = assert_cut(proto, {"x": normal(5, 2, 4)})
+    assert [end.match.layer.name for end in channel.producers] == ["a", "b"]
+    assert [end.match.layer.name for end in channel.recurrences] == ["a/recurrence", "b/recurrence"]
+
+
+def test_directions_that_are_added_up_are_cut_alike() -> None:
+    nodes = [
+        helper.make_node(
+            "LSTM", ["x", "w", "r"], ["states"], "lstm", direction="bidirectional", hidden_size=HIDDEN
+        ),
+        node("ReduceSum", "states axes", "sum", keepdims=0),
+        node("MatMul", "sum dense.w", "dense"),
+    ]
+    weights = {"w": normal(2, 4 * HIDDEN, 4), "r": normal(2, 4 * HIDDEN, HIDDEN), "axes": np.array([1])}
+    weights["dense.w"] = normal(HIDDEN, 3)
+    proto = graphs.model(nodes, {"x": [5, 2, 4]}, {"dense": [5, 2, 3]}, weights)
+    (channel,) = assert_cut(proto, {"x": normal(5, 2, 4)})
+    assert (channel.width, channel.blocks) == (HIDDEN, 1)
+
+
 def test_the_batch_first_is_cut_alike() -> None:
     """ONNX Runtime has no kernel for it: the tensors are those of the same network the other way round."""
     cut = []
