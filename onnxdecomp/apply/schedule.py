@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxdecomp.calibration.batchnorm import normalisations
 from onnxdecomp.calibration.residual import branch
 from onnxdecomp.channels.channel import Channel
-from onnxdecomp.channels.find_channels import find_channels
+from onnxdecomp.channels.find_channels import find_channel
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.traversal import node_graphs, upstream
 from onnxdecomp.layers.adapter import LayerMatch
@@ -90,13 +90,13 @@ def as_they_are(model: ir.Model, work: Sequence[FitStage]) -> deque[FitStage]:
     """
     matched = find(model, freeze=True)[0]
     by_name = {(match.layer.graph, match.layer.name): match for match in matched}
-    left = any(stage.cut is not None for stage in work)
-    found = find_channels(model, matched, freeze=True)[0] if left else ()
-    nodes = {channel.name: channel.nodes for channel in found}
 
     def now(stage: FitStage) -> FitStage | None:
         if stage.cut is not None:
-            return replace(stage, nodes=nodes.get(stage.cut.channel, stage.nodes))
+            if all(node.graph is not None for node in stage.nodes):
+                return stage
+            channel = find_channel(model, matched, stage.cut.channel, freeze=True)
+            return stage if channel is None else replace(stage, nodes=channel.nodes)
         if stage.match is None:
             return stage
         match = by_name.get((stage.match.layer.graph, stage.match.layer.name))

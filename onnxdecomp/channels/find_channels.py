@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,9 @@ def find_channel(
     model: ir.Model, matched: Sequence[LayerMatch], name: str, *, freeze: bool = False
 ) -> Channel | None:
     """The channel of a name, as `find_channels`; None where there is none any more."""
-    channels, _ = find_channels(model, matched, freeze=freeze)
+    channels = _Search(model, matched, freeze).begun_at(name)
+    if channels is None:
+        channels = find_channels(model, matched, freeze=freeze)[0]
     return next((channel for channel in channels if channel.name == name), None)
 
 
@@ -133,6 +136,21 @@ class _Search:
         except Broken:
             return [], reason or facts.why, None
         return channels, reason or facts.why, facts
+
+    def begun_at(self, name: str) -> Sequence[Channel] | None:
+        """The channels of the layer that a name begins with; None where earlier layers have part in them."""
+        own = () if name.endswith(BLOCKS) else (name, name.rpartition(":")[0])
+        first = next((match for match in self.matched if self.name(match) in own), None)
+        if first is None:
+            return None
+        channels, _, facts = self.of(first, _numbered(np.ones(layer_rule(first).outputs(first), bool)))
+        if facts is None:
+            return None
+        for match in itertools.takewhile(lambda match: match is not first, self.matched):
+            labels = layer_rule(match).labelled(match, facts) if match.nodes[0] in facts.nodes else None
+            if labels is not None and (labels != NONE).any():
+                return None
+        return channels
 
     def _built(self, match: LayerMatch, facts: Facts) -> tuple[list[Channel], str]:
         """The channels that the facts tell of, and why there is not one more."""

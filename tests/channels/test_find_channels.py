@@ -7,11 +7,15 @@ import onnx
 import pytest
 
 from onnxdecomp.channels import check_cut, cut_channel, without_columns
+from onnxdecomp.channels.find_channels import find_channel, find_channels
 from onnxdecomp.core.layer import Array
+from onnxdecomp.layers.find import find
 from tests.builders import graphs
 from tests.builders.feeds import normal
 from tests.builders.graphs import node
+from tests.builders.models import residual
 from tests.channels.cutting import assert_cut, channels_of, opened
+from tests.channels.transformers import attention
 
 
 def feed_forward(
@@ -129,3 +133,24 @@ def test_the_cut_check_sees_a_wrong_cut() -> None:
     before = without_columns(model, channel, np.array([0, 2]))
     cut_channel(model, channel, np.array([0, 1]))
     assert not check_cut(before, model, channel, np.array([0, 2]), {"x": normal(2, 5, 6)}).passed
+
+
+@pytest.mark.parametrize("form", ["plain", "fused", "grouped", "residual"])
+def test_one_channel_is_found_as_all_are(form: str) -> None:
+    """Without a search that begins at every other layer."""
+    model = opened(residual() if form == "residual" else attention(form, free=False))
+    matched = find(model)[0]
+    every = find_channels(model, matched)[0]
+    assert every
+    for channel in every:
+        found = find_channel(model, matched, channel.name)
+        assert found is not None
+        assert (found.name, found.width, found.blocks) == (channel.name, channel.width, channel.blocks)
+        assert (found.nodes, found.linear) == (channel.nodes, channel.linear)
+        made, read = (
+            zip(found.producers, channel.producers, strict=True),
+            zip(found.readers, channel.readers, strict=True),
+        )
+        assert all(a.match is b.match and (a.units == b.units).all() for a, b in made)
+        assert all(a.match is b.match and (a.units == b.units).all() for a, b in read)
+    assert find_channel(model, matched, "nobody") is None
