@@ -1,9 +1,9 @@
 """Whether cuts of channels pay beside chains: tried.
 
 Before layers are fitted to each other, losses that are added up are too high, and not by the same factor for
-cuts as for chains: the sum that chooses between the two may be wrong. So the plan is carried out with and
-without its cuts, and inputs that neither was fitted to decide: which loses less, where the goal is a cost, or
-which costs less, where it is a loss.
+cuts as for chains: the sum that chooses between the two may be wrong. So plans are carried out with cuts,
+with fewer and without, and inputs that they were not fitted to decide: which loses least, where the goal is a
+cost, or which costs less, where it is a loss.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ from onnxdecomp.search.pareto import macs_left
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.plan_trials import QuantizedTooFarError, Tried
 from onnxdecomp.search.select import Chosen
+from onnxdecomp.search.sensitivity import Effect
 
 NO_GAIN = "tried without cuts, the plan lost less"
 """Why channels stay whole that could have been cut."""
+
+DOUBT = 3.0
+"""Times that losses of cuts count where less of them is expected."""
 
 _OPTIMISM = 4.0
 """Expected losses may be too low by this factor for cuts, seen beside those of chains."""
 
 _EQUAL = 0.99
-"""A plan without cuts must have less than this share of the error of the other."""
+"""A plan with fewer cuts must have less than this share of the error of the others."""
 
 
 def whole_channels(profiles: LayerProfiles) -> LayerProfiles:
@@ -40,19 +44,29 @@ def whole_channels(profiles: LayerProfiles) -> LayerProfiles:
     return replace(profiles, channels=tuple(map(whole, profiles.channels)))
 
 
-def try_without_cuts(
+def doubted(profiles: LayerProfiles, times: float = DOUBT) -> LayerProfiles:
+    """The same where what channels lose counts so many times as much."""
+
+    def doubtful(entry: ChannelProfile) -> ChannelProfile:
+        points = tuple((loss, times * error) for loss, error in entry.effect.points)
+        return replace(entry, effect=Effect(points))
+
+    return replace(profiles, channels=tuple(map(doubtful, profiles.channels)))
+
+
+def try_fewer_cuts(
     chosen: Chosen,
-    alone: Callable[[], Chosen | OutOfReach],
+    others: Sequence[Callable[[], Chosen | OutOfReach]],
     error: Callable[[Plan], float],
     *,
     wanted: float | None = None,
     progress: Progress | None = None,
 ) -> Tried:
-    """The better of a plan and the one without cuts.
+    """The best of a plan and those with fewer cuts, or none.
 
     Args:
         chosen: The plan; where it cuts nothing, nothing is tried.
-        alone: The best plan within the same budgets that cuts nothing.
+        others: Pick the best plans within the same budgets where cuts count more, or are not allowed.
         error: The relative error of the output where a plan is carried out.
         wanted: The latency over the original's that is asked for. A plan that was measured to be slower
             does not win against one that is not.
@@ -60,17 +74,29 @@ def try_without_cuts(
     """
     if not chosen.plan.cuts:
         return Tried(chosen)
-    other = alone()
-    if isinstance(other, OutOfReach) or (_slow(other, wanted) and not _slow(chosen, wanted)):
-        return Tried(chosen)
-    errors: list[float] = []
-    for done, own in enumerate((chosen, other)):
+    plans = [chosen]
+    for pick in others:
+        found = pick()
+        if not isinstance(found, OutOfReach) and all(_differ(found.plan, own.plan) for own in plans):
+            plans.append(found)
+    fast = [own for own in plans if not _slow(own, wanted)] or plans
+    if len(fast) == 1:
+        return Tried(fast[0])
+    tries: list[Mapping[str, float | None]] = []
+    best, least = fast[0], math.inf
+    for own in fast:
         if progress:
-            progress("try the plan " + ("without cuts" if done else "with cuts"), done, 2)
-        errors.append(error(own.plan))
-    tries = tuple(_entry(own, value) for own, value in zip((chosen, other), errors, strict=True))
-    faster = _slow(chosen, wanted) and not _slow(other, wanted)
-    return Tried(other if faster or _worse(errors) else chosen, tries)
+            progress(f"try the plan with {len(own.plan.cuts)} cuts", len(tries), len(fast))
+        value = error(own.plan)
+        tries.append(_entry(own, value))
+        if value < (_EQUAL * least if tries[1:] else math.inf):
+            best, least = own, value
+    return Tried(best, tuple(tries))
+
+
+def _differ(one: Plan, other: Plan) -> bool:
+    """Whether something else is done to the layers or channels."""
+    return (one.decomposed, one.cuts) != (other.decomposed, other.cuts)
 
 
 def cheaper_without_cuts(
@@ -109,12 +135,6 @@ def cheaper_without_cuts(
 
 def _cost(chosen: Chosen) -> float:
     return macs_left(chosen.plan) if chosen.latency is None else chosen.latency
-
-
-def _worse(errors: Sequence[float]) -> bool:
-    """Whether the second of two errors is smaller by what counts."""
-    first, second = errors
-    return math.isfinite(second) and not first * _EQUAL <= second
 
 
 def _slow(chosen: Chosen, wanted: float | None) -> bool:

@@ -17,7 +17,7 @@ from onnxdecomp.core.patterns import names_of
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch, Skip
-from onnxdecomp.search.cut_trials import cheaper_without_cuts, try_without_cuts, whole_channels
+from onnxdecomp.search.cut_trials import cheaper_without_cuts, doubted, try_fewer_cuts, whole_channels
 from onnxdecomp.search.file_size import file_size, refine_by_size, width
 from onnxdecomp.search.joint_options import JointOptions, joint_options
 from onnxdecomp.search.knapsack import OutOfReach
@@ -119,10 +119,9 @@ def _chosen(
         def error(plan: Plan) -> float:
             return math.sqrt(output_error(picker.trial(plan), reference.outputs, reference.calibration))
 
-        wanted = picker.wanted_latency()
-        return try_without_cuts(
-            chosen, lambda: picker.without_cuts().pick(None), error, wanted=wanted, progress=progress
-        )
+        others = [picker.with_doubt(), picker.without_cuts()]
+        picks = [partial(own.pick, None) for own in others]
+        return try_fewer_cuts(chosen, picks, error, wanted=picker.wanted_latency(), progress=progress)
     unseen = [budget for budget in losses if budget.loss is not None and budget.loss.of_outputs]
     if unseen and not reference.outputs.names:
         # What layers lose, each of its own output, is all that is known; the network in general loses less.
@@ -184,6 +183,10 @@ class _Picker:
             return self
         untouched = Plan(tuple(kept(entry.match.layer, entry.dense) for entry in self.weighed.layers))
         return replace(self, sizes=replace(self.sizes, whole=file_size(self.trial(untouched))))
+
+    def with_doubt(self) -> _Picker:
+        """The same where what cuts lose counts more."""
+        return replace(self, weighed=doubted(self.weighed))
 
     def without_cuts(self) -> _Picker:
         """The same where no channel may be cut."""

@@ -7,7 +7,13 @@ from dataclasses import replace
 import pytest
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.search.cut_trials import NO_GAIN, cheaper_without_cuts, try_without_cuts, whole_channels
+from onnxdecomp.search.cut_trials import (
+    NO_GAIN,
+    cheaper_without_cuts,
+    doubted,
+    try_fewer_cuts,
+    whole_channels,
+)
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import profile_layers
 from onnxdecomp.search.pareto import macs_left
@@ -38,7 +44,7 @@ def tried(
         asked.append(plan)
         return with_cuts if plan is CUTS else without
 
-    return try_without_cuts(first, lambda: second, error, wanted=wanted), asked
+    return try_fewer_cuts(first, [lambda: first, lambda: second], error, wanted=wanted), asked
 
 
 @pytest.mark.parametrize(
@@ -60,10 +66,10 @@ def test_the_plan_of_less_error_is_taken(with_cuts: float, without: float, plan:
 
 
 def test_a_plan_that_is_too_slow_does_not_win() -> None:
-    found, asked = tried(0.2, 0.1, (0.5, 0.7), wanted=0.6)
-    assert found.chosen.plan is CUTS
-    assert not asked
-    assert tried(0.1, 0.2, (0.7, 0.5), wanted=0.6)[0].chosen.plan is CHAINS
+    for speeds, plan in (((0.5, 0.7), CUTS), ((0.7, 0.5), CHAINS)):
+        found, asked = tried(0.2, 0.1, speeds, wanted=0.6)
+        assert found.chosen.plan is plan
+        assert not asked
     assert tried(0.1, 0.2, (0.7, 0.8), wanted=0.6)[0].chosen.plan is CUTS
 
 
@@ -72,9 +78,9 @@ def test_nothing_is_tried_where_there_is_no_choice() -> None:
         raise AssertionError(plan)
 
     chains = Chosen(CHAINS, 0.1, 0.0, 0.0, None)
-    assert try_without_cuts(chains, lambda: chains, error).chosen is chains
+    assert try_fewer_cuts(chains, [lambda: chains], error).chosen is chains
     cuts = replace(chains, plan=CUTS)
-    assert try_without_cuts(cuts, lambda: OutOfReach("no chain saves so much", ()), error).chosen is cuts
+    assert try_fewer_cuts(cuts, [lambda: OutOfReach("no chain saves so much", ())], error).chosen is cuts
 
 
 def cheaper(with_cuts: Tried | UsageError, alone: Tried | UsageError, bold: float = 0.1) -> Tried:
@@ -118,11 +124,13 @@ def test_where_the_loss_is_the_goal_the_cheaper_plan_is_taken() -> None:
         cheaper(QuantizedTooFarError(parse_budgets("error=0.1")[0], 0.2), plan(CHAINS, 0.6))
 
 
-def test_whole_channels_stand_in_the_plan_with_a_reason() -> None:
+def test_fewer_channels_are_cut_where_it_counts_more() -> None:
     found, matched, channels = opened(branches())
     scope = Scope(methods=("svd",), skip_below=0.0)
     profiles = profile_layers(found, matched, scope, calibration(), channels=channels)
     assert chosen(profiles, "params=1.2x").plan.cuts
+    fewer = chosen(doubted(profiles, 100.0), "params=1.2x").plan
+    assert len(fewer.cuts) < len(chosen(profiles, "params=1.2x").plan.cuts)
     whole = chosen(whole_channels(profiles), "params=1.2x").plan
     assert whole.choices == chosen(replace(profiles, channels=()), "params=1.2x").plan.choices
     assert {cut.reason for cut in whole.channels} == {NO_GAIN}
@@ -130,9 +138,9 @@ def test_whole_channels_stand_in_the_plan_with_a_reason() -> None:
 
 def test_a_search_tries_its_cuts() -> None:
     plan, record = search("macs=3x", method="svd,width")
-    assert len(record.tries) == 2
-    with_cuts, without = (float(entry["error"] or 0.0) for entry in record.tries)
-    assert bool(plan.cuts) == (0.99 * with_cuts <= without)
+    assert 2 <= len(record.tries) <= 3
+    *with_cuts, without = (float(entry["error"] or 0.0) for entry in record.tries)
+    assert bool(plan.cuts) == (0.99 * min(with_cuts) <= without)
     assert {cut.reason == NO_GAIN for cut in plan.channels if cut.method is None} <= {not plan.cuts}
 
 

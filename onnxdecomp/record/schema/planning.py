@@ -235,8 +235,8 @@ class RecordedSearch:
     Attributes:
         original_ms: The original's latency; null where not timed.
         weighed: Candidates in all.
-        tries: Every plan carried out on the way, where the goal is a loss, or else with cuts and without
-            them: its expected loss, its expected latency and its macs over the original's, and what was
+        tries: Every plan carried out on the way, where the goal is a loss, or else with cuts, fewer
+            and none: its expected loss, its expected latency and its macs over the original's, and what was
             measured, by the target's name.
         frontier: The best whole plans, from the original on; of chains alone.
         channels: Those that can be cut; not there where none was looked at.
