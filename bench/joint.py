@@ -7,7 +7,7 @@ original, MACs, parameters, nodes, processor seconds of the search, and on one t
 in one run, how many times as fast the file is as the original and as int8 alone. Calibration inputs are those
 of the corpora; nothing is trained, and no test sample chooses anything. int8 is ONNX Runtime's
 `quantize_dynamic` with its defaults. "chains" are the methods that `auto` weighs for layers of this size,
-with siblings' shared factors; "pairs" cuts alone; "both" is `auto`.
+with siblings' shared factors; "widths" and "pairs" cuts alone, of attention too; "both" is `auto`.
 
 Steps: compress writes the files to the work folder, evaluate and time measure what lies there. What is run
 again takes the place of the same row of an earlier run; each row says when and with what it was measured.
@@ -34,6 +34,7 @@ from onnxdecomp.search.candidates import QUICK
 
 WAYS: Mapping[str, str] = {
     "chains": ",".join((*QUICK, "shared")),
+    "widths": "width",
     "pairs": "width,attention",
     "both": "auto",
 }

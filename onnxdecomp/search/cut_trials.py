@@ -2,16 +2,17 @@
 
 Before layers are fitted to each other, losses that are added up are too high, and not by the same factor for
 cuts as for chains: the sum that chooses between the two may be wrong. So plans are carried out with cuts,
-with fewer and without, and inputs that they were not fitted to decide: which loses least, where the goal is a
-cost, or which costs less, where it is a loss.
+with fewer, without those of attention and without any, and inputs that they were not fitted to decide: which
+loses least, where the goal is a cost, or which costs less, where it is a loss.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
+from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.errors import UsageError
 from onnxdecomp.search.channel_profiles import ChannelProfile
 from onnxdecomp.search.knapsack import OutOfReach
@@ -35,10 +36,12 @@ _EQUAL = 0.99
 """A plan with fewer cuts must have less than this share of the error of the others."""
 
 
-def whole_channels(profiles: LayerProfiles) -> LayerProfiles:
-    """The same where no channel may be cut."""
+def whole_channels(profiles: LayerProfiles, methods: Collection[str] = tuple(CUTS)) -> LayerProfiles:
+    """The same where these methods may cut no channel."""
 
     def whole(entry: ChannelProfile) -> ChannelProfile:
+        if entry.method not in methods:
+            return entry
         return replace(entry, levels=entry.levels[:1], reason=entry.reason or NO_GAIN)
 
     return replace(profiles, channels=tuple(map(whole, profiles.channels)))

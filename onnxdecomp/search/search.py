@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -15,6 +15,7 @@ from onnxdecomp.channels.channel import Channel
 from onnxdecomp.core.names import some
 from onnxdecomp.core.patterns import names_of
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.decompositions.joint import ATTENTION, CUTS
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch, Skip
 from onnxdecomp.search.cut_trials import cheaper_without_cuts, doubted, try_fewer_cuts, whole_channels
@@ -119,7 +120,7 @@ def _chosen(
         def error(plan: Plan) -> float:
             return math.sqrt(output_error(picker.trial(plan), reference.outputs, reference.calibration))
 
-        others = [picker.with_doubt(), picker.without_cuts()]
+        others = [picker.with_doubt(), picker.without_cuts((ATTENTION.name,)), picker.without_cuts()]
         picks = [partial(own.pick, None) for own in others]
         return try_fewer_cuts(chosen, picks, error, wanted=picker.wanted_latency(), progress=progress)
     unseen = [budget for budget in losses if budget.loss is not None and budget.loss.of_outputs]
@@ -188,9 +189,9 @@ class _Picker:
         """The same where what cuts lose counts more."""
         return replace(self, weighed=doubted(self.weighed))
 
-    def without_cuts(self) -> _Picker:
-        """The same where no channel may be cut."""
-        return replace(self, weighed=whole_channels(self.weighed))
+    def without_cuts(self, methods: Collection[str] = tuple(CUTS)) -> _Picker:
+        """The same where these methods may cut no channel."""
+        return replace(self, weighed=whole_channels(self.weighed, methods))
 
     def pick(self, max_loss: float | None) -> Chosen | OutOfReach:
         """The best plan that is expected to lose at most so much (None: whatever it loses)."""

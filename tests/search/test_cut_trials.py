@@ -134,6 +134,10 @@ def test_fewer_channels_are_cut_where_it_counts_more() -> None:
     whole = chosen(whole_channels(profiles), "params=1.2x").plan
     assert whole.choices == chosen(replace(profiles, channels=()), "params=1.2x").plan.choices
     assert {cut.reason for cut in whole.channels} == {NO_GAIN}
+    first, *others = profiles.channels
+    mixed = replace(profiles, channels=(replace(first, method="attention"), *others))
+    without, *same = whole_channels(mixed, ("attention",)).channels
+    assert (len(without.levels), without.reason, same) == (1, NO_GAIN, others)
 
 
 def test_a_search_tries_its_cuts() -> None:
