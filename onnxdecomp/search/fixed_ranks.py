@@ -35,6 +35,7 @@ class Request:
     Attributes:
         rules: The first that fits a layer's name decides; a layer that none fits stays.
         multiple: Ranks are rounded to multiples of it.
+        quantum: What the kernels work in that the result will run on.
         include, exclude: Shell patterns of layer names; an empty `include` takes all.
         must_save: What a chain must cost less of than its layer, or the layer stays.
         skip_below: A layer stays if both its MACs and its parameters are below this share of the average
@@ -43,6 +44,7 @@ class Request:
 
     rules: tuple[Rule, ...]
     multiple: int = 1
+    quantum: int = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     must_save: Saving = "macs"

@@ -15,6 +15,9 @@ from onnxdecomp.search.fixed_ranks import Request
 from onnxdecomp.search.keep_layers import uncut
 from onnxdecomp.search.plan import Cut
 
+_QUANTA = 4
+"""Times what kernels work in, that a block must hold for its width to be rounded to that."""
+
 
 def plan_widths(
     channels: Sequence[Channel], skips: Sequence[ChannelSkip], request: Request
@@ -60,7 +63,7 @@ def _cut(channel: Channel, request: Request) -> Cut:
     method = next((name for name in methods_of(channel) if name in rule.joint), None)
     if method is None:
         return replace(stays, reason="no method that is named cuts it")
-    kept = _kept(channel, rule.rank, request.multiple)
+    kept = _kept(channel, rule.rank, request)
     if isinstance(kept, str):
         return replace(stays, reason=kept)
     if kept == channel.width:
@@ -74,11 +77,16 @@ def methods_of(channel: Channel) -> tuple[str, ...]:
     return (*linear, "width") if channel.readers and not channel.products else linear
 
 
-def _kept(channel: Channel, rank: RankSpec, multiple: int) -> int | str:
-    """How many units stay, in equal numbers in every block, or why nothing is said of it."""
-    size = channel.width // channel.blocks
+def _kept(channel: Channel, rank: RankSpec, request: Request) -> int | str:
+    """How many units stay, in equal numbers in every block, or why nothing is said of it.
+
+    Fractions fill what kernels work in, where blocks are large enough to have a choice.
+    """
+    size, multiple = channel.width // channel.blocks, request.multiple
     if rank.rule == "fraction":
         wanted = max(channel.fewest, round(rank.amount * size))
+        if multiple == 1 and size >= _QUANTA * request.quantum:
+            multiple = request.quantum
     elif rank.rule == "ranks" and len(rank.ranks) == 1:
         wanted = max(channel.fewest, min(rank.ranks[0] // channel.blocks, size))
     else:

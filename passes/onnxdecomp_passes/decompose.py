@@ -278,6 +278,7 @@ class Decompose(Planner):
         return Request(
             rules=rules,
             multiple=self._multiple("1", provider),
+            quantum=1 if self.rank_multiple else quantum(self.provider or provider or "cpu"),
             include=tuple(self.include),
             exclude=tuple(self.exclude),
             must_save=self.must_save,

@@ -96,6 +96,19 @@ def test_initializers_that_are_inputs_as_well_are_cut_where_they_are_frozen() ->
     assert {name: value.shape for name, value in model.graph.initializers.items()}["up.w"] == (8, 6)
 
 
+@pytest.mark.parametrize(("multiple", "kept"), [("", 48), ("1", 45), ("32", 32)])
+def test_a_fraction_fills_what_kernels_work_in(multiple: str, kept: int) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], "first"),
+        helper.make_node("MatMul", ["h", "b"], ["y"], "second"),
+    ]
+    weights = {"a": normal(8, 64), "b": normal(64, 8)}
+    proto = make(nodes, [value("x", ["N", 8])], [value("y", None)], weights)
+    asked = Decompose(method="width", rank="0.7", must_save="none", skip_below=0, rank_multiple=multiple)
+    (cut,) = asked.plan(opened(proto))[0].plan.cuts
+    assert cut.kept == kept
+
+
 def test_readers_make_up_for_units_that_go() -> None:
     proto = feed_forward()
     plan = planned(proto, "width", rank="4")

@@ -17,17 +17,20 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FOUND = next((path for name in NAMES if (path := shutil.which(name))), None)
+
+# Before any record is made for the page.
+pytestmark = pytest.mark.skipif(
+    FOUND is None, reason=f"no Chromium: none of {', '.join(NAMES)} is on the path"
+)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip(f"no Chromium: none of {', '.join(NAMES)} is on the path")
     with api.sync_playwright() as playwright:
         # Root, as in containers, has no sandbox.
-        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=FOUND, args=["--no-sandbox"])
         yield opened
         opened.close()
 
