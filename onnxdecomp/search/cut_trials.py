@@ -2,8 +2,8 @@
 
 Before layers are fitted to each other, losses that are added up are too high, and not by the same factor for
 cuts as for chains: the sum that chooses between the two may be wrong. So plans are carried out with cuts,
-with fewer, without those of attention and without any, and inputs that they were not fitted to decide: which
-loses least, where the goal is a cost, or which costs less, where it is a loss.
+with fewer, without those of attention, without any, and without chains, and inputs that they were not fitted
+to decide: which loses least, where the goal is a cost, or which costs less, where it is a loss.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.errors import UsageError
 from onnxdecomp.search.channel_profiles import ChannelProfile
 from onnxdecomp.search.knapsack import OutOfReach
-from onnxdecomp.search.layer_profiles import LayerProfiles, Progress
+from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles, Progress
 from onnxdecomp.search.pareto import macs_left
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.plan_trials import QuantizedTooFarError, Tried
@@ -25,6 +25,9 @@ from onnxdecomp.search.sensitivity import Effect
 
 NO_GAIN = "tried without cuts, the plan lost less"
 """Why channels stay whole that could have been cut."""
+
+CUTS_ALONE = "tried with cuts alone, the plan lost less"
+"""Why layers stay that could have become chains."""
 
 DOUBT = 3.0
 """Times that losses of cuts count where less of them is expected."""
@@ -47,6 +50,15 @@ def whole_channels(profiles: LayerProfiles, methods: Collection[str] = tuple(CUT
     return replace(profiles, channels=tuple(map(whole, profiles.channels)))
 
 
+def whole_layers(profiles: LayerProfiles) -> LayerProfiles:
+    """The same where no layer may become a chain."""
+
+    def whole(entry: LayerProfile) -> LayerProfile:
+        return replace(entry, candidates=(), parts=(), reason=entry.reason or CUTS_ALONE)
+
+    return replace(profiles, layers=tuple(map(whole, profiles.layers)), groups=())
+
+
 def doubted(profiles: LayerProfiles, times: float = DOUBT) -> LayerProfiles:
     """The same where what channels lose counts so many times as much."""
 
@@ -65,11 +77,12 @@ def try_fewer_cuts(
     wanted: float | None = None,
     progress: Progress | None = None,
 ) -> Tried:
-    """The best of a plan and those with fewer cuts, or none.
+    """The best of a plan and others, with fewer cuts or with nothing else.
 
     Args:
         chosen: The plan; where it cuts nothing, nothing is tried.
-        others: Pick the best plans within the same budgets where cuts count more, or are not allowed.
+        others: Pick the best plans within the same budgets where cuts count more, or they or chains are not
+            allowed.
         error: The relative error of the output where a plan is carried out.
         wanted: The latency over the original's that is asked for. A plan that was measured to be slower
             does not win against one that is not.

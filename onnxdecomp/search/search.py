@@ -18,7 +18,13 @@ from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.decompositions.joint import ATTENTION, CUTS
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch, Skip
-from onnxdecomp.search.cut_trials import cheaper_without_cuts, doubted, try_fewer_cuts, whole_channels
+from onnxdecomp.search.cut_trials import (
+    cheaper_without_cuts,
+    doubted,
+    try_fewer_cuts,
+    whole_channels,
+    whole_layers,
+)
 from onnxdecomp.search.file_size import file_size, refine_by_size, width
 from onnxdecomp.search.joint_options import JointOptions, joint_options
 from onnxdecomp.search.knapsack import OutOfReach
@@ -120,7 +126,9 @@ def _chosen(
         def error(plan: Plan) -> float:
             return math.sqrt(output_error(picker.trial(plan), reference.outputs, reference.calibration))
 
-        others = [picker.with_doubt(), picker.without_cuts((ATTENTION.name,)), picker.without_cuts()]
+        narrow = picker.without_cuts((ATTENTION.name,))
+        others = [picker.with_doubt(), narrow, picker.without_cuts()]
+        others += [own.without_chains() for own in (picker, narrow)]
         picks = [partial(own.pick, None) for own in others]
         return try_fewer_cuts(chosen, picks, error, wanted=picker.wanted_latency(), progress=progress)
     unseen = [budget for budget in losses if budget.loss is not None and budget.loss.of_outputs]
@@ -192,6 +200,10 @@ class _Picker:
     def without_cuts(self, methods: Collection[str] = tuple(CUTS)) -> _Picker:
         """The same where these methods may cut no channel."""
         return replace(self, weighed=whole_channels(self.weighed, methods))
+
+    def without_chains(self) -> _Picker:
+        """The same where no layer may become a chain."""
+        return replace(self, weighed=whole_layers(self.weighed))
 
     def pick(self, max_loss: float | None) -> Chosen | OutOfReach:
         """The best plan that is expected to lose at most so much (None: whatever it loses)."""

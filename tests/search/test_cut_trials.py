@@ -8,11 +8,13 @@ import pytest
 
 from onnxdecomp.errors import UsageError
 from onnxdecomp.search.cut_trials import (
+    CUTS_ALONE,
     NO_GAIN,
     cheaper_without_cuts,
     doubted,
     try_fewer_cuts,
     whole_channels,
+    whole_layers,
 )
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import profile_layers
@@ -142,10 +144,21 @@ def test_fewer_channels_are_cut_where_it_counts_more() -> None:
 
 def test_a_search_tries_its_cuts() -> None:
     plan, record = search("macs=3x", method="svd,width")
-    assert 2 <= len(record.tries) <= 3
-    *with_cuts, without = (float(entry["error"] or 0.0) for entry in record.tries)
-    assert bool(plan.cuts) == (0.99 * min(with_cuts) <= without)
+    assert 2 <= len(record.tries) <= 4
+    errors = {float(entry["macs"] or 0.0): float(entry["error"] or 0.0) for entry in record.tries}
+    assert 0.99 * errors[macs_left(plan)] <= min(errors.values())
     assert {cut.reason == NO_GAIN for cut in plan.channels if cut.method is None} <= {not plan.cuts}
+
+
+def test_a_plan_of_cuts_alone_has_no_chains() -> None:
+    found, matched, channels = opened(branches())
+    scope = Scope(methods=("svd",), skip_below=0.0)
+    profiles = profile_layers(found, matched, scope, calibration(), channels=channels)
+    assert chosen(whole_channels(profiles), "macs=2x").plan.decomposed
+    alone = chosen(whole_layers(profiles), "macs=2x").plan
+    assert alone.cuts
+    assert not alone.decomposed
+    assert CUTS_ALONE in {choice.reason for choice in alone.choices}
 
 
 def test_a_search_for_a_loss_keeps_it_and_is_no_dearer_than_chains_alone() -> None:
