@@ -81,6 +81,10 @@ REFUSED = (
     r"output_shape chooses its padding from the input's size(, which is not fixed)?",
     r"its chain does not (begin|end) (in|with) a product of matrices, which would become .+: use svd",
     r"no operand is constant: .+",
+    r"a single input: nothing to reduce",
+    r"no other layer of its kind reads its activation",
+    r"its weight is read elsewhere, too",
+    r"its \w+ reads its activation in another order of axes",
 )
 """Why an operator is left alone whatever the rank is."""
 NOT_WORTH_IT = (
