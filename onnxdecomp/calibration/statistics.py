@@ -74,6 +74,10 @@ _TRIAL, _FEWEST = 1e11, 16
 """Multiply-accumulates of the samples that a trial is fitted to, and the fewest samples."""
 
 
+_BATCHES = 8
+"""As many batches there are at least, where there are so many samples: of fewer none could be held out."""
+
+
 def sized(calibration: Calibration, matched: Sequence[LayerMatch], largest: int = 1) -> Calibration:
     """The calibration with batches small enough for the activations, and enough of them to hold some out.
 
@@ -86,19 +90,22 @@ def sized(calibration: Calibration, matched: Sequence[LayerMatch], largest: int 
             known = [dim for dim in shape or () if isinstance(dim, int)]
             largest = max(largest, math.prod(known))
     most = min(_HELD, budget() // _COPIES)
-    batch = min(calibration.batch, max(1, most // largest), max(1, len(calibration.feeds) // 8))
+    batch = min(calibration.batch, max(1, most // largest), max(1, len(calibration.feeds) // _BATCHES))
     return replace(calibration, batch=batch)
 
 
 def shortened(calibration: Calibration, macs: int) -> Calibration:
-    """The calibration with as many samples as a trial of a plan has time for.
+    """The calibration with as many samples as a trial of a plan has time for, in batches to hold some out.
 
     Args:
         calibration: The whole.
         macs: Multiply-accumulates of one sample.
     """
     count = max(_FEWEST, int(_TRIAL / max(macs, 1)))
-    return replace(calibration, feeds=calibration.feeds.first(count))
+    if count >= len(calibration.feeds):
+        return calibration
+    batch = min(calibration.batch, max(1, count // _BATCHES))
+    return replace(calibration, feeds=calibration.feeds.first(count), batch=batch)
 
 
 def parted(calibration: Calibration) -> tuple[Calibration, Calibration]:

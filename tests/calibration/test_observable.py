@@ -193,3 +193,10 @@ def test_nothing_is_fitted_to_random_inputs_so_they_judge_all() -> None:
 @pytest.mark.parametrize(("macs", "count"), [(10, 40), (10**10, 16), (4 * 10**9, 25)])
 def test_trials_take_as_many_samples_as_there_is_time_for(macs: int, count: int) -> None:
     assert len(shortened(calibration(images(40)), macs).feeds) == count
+
+
+def test_what_is_shortened_has_batches_to_hold_some_out() -> None:
+    whole = calibration(images(400), batch=50)
+    brief = shortened(whole, 10**9)
+    assert (len(brief.feeds), brief.batch) == (100, 12)
+    assert shortened(whole, 1) is whole
