@@ -94,6 +94,27 @@ def fit(
     everything = merged(train, held_out)
     fitted = improved(everything, strength, None, sweeps)
     judged = problem(everything, weight, centred=centred)
+    return better_of(fitted, plain, layer, judged, strength, outside, centred=centred)
+
+
+def better_of(
+    fitted: Chain,
+    plain: Chain,
+    layer: Layer,
+    judged: Problem,
+    strength: float,
+    outside: float | None,
+    *,
+    centred: bool,
+) -> Fit:
+    """The fitted chain, or the plain one where that loses less, with the bias that goes with it.
+
+    Args:
+        fitted, plain, layer: The chains, and the layer that they are for.
+        judged: The loss on all rows, without shrinkage.
+        strength, outside: The shrinkage chosen, and the loss on held-out rows, of the fitted chain.
+        centred: As for `fit`.
+    """
     dense, plain_loss = dense_rows(fitted, layer), judged.relative(dense_rows(plain, layer))
     loss = judged.relative(dense)
     if not loss <= plain_loss:

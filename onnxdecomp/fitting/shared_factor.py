@@ -25,7 +25,7 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.decompositions.shared import Shared, as_first, as_last, by_channel
 from onnxdecomp.fitting.als import solve_last
-from onnxdecomp.fitting.fit import SHRINKAGES, Fit, dense_rows
+from onnxdecomp.fitting.fit import SHRINKAGES, Fit, better_of, dense_rows
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem, solved_positive
 from onnxdecomp.tensor.blas_threads import one_thread, threads_for
@@ -285,13 +285,7 @@ def fit_last(
     everything = merged(train, held_out)
     fitted = solve_last(plain, problem(everything, weight, strength, centred=centred))
     judged = problem(everything, weight, centred=centred)
-    dense, plain_loss = dense_rows(fitted, layer), judged.relative(dense_rows(plain, layer))
-    loss = judged.relative(dense)
-    if not loss <= plain_loss:
-        fitted, dense, loss = plain, dense_rows(plain, layer), plain_loss
-    if centred:
-        fitted = replace(fitted, bias=judged.bias(dense))
-    return Fit(fitted, loss, plain_loss, outside, strength)
+    return better_of(fitted, plain, layer, judged, strength, outside, centred=centred)
 
 
 @one_thread()
