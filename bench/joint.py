@@ -10,7 +10,7 @@ of the corpora; nothing is trained, and no test sample chooses anything. int8 is
 with siblings' shared factors; "widths" and "pairs" cuts alone, of attention too; "both" is `auto`.
 
 Steps: compress writes the files to the work folder, evaluate and time measure what lies there. What is run
-again takes the place of the same row of an earlier run; each row says when and with what it was measured.
+again takes the place of the same row of an earlier run; each row says of every step when and with what it was done.
 """
 
 from __future__ import annotations
@@ -150,13 +150,13 @@ def main() -> None:
         quantize(task, rows)
         for row in rows:
             row.update(sizes(task, row))
+        _keep(rows)  # after each step what was found so far, should the next one end early
         if "evaluate" in options.steps:
-            _keep(rows)  # what was found so far, should the evaluation end early
             evaluate(task, rows)
-        if "time" in options.steps:
             _keep(rows)
+        if "time" in options.steps:
             measure(task, rows)
-        _keep(rows)
+            _keep(rows)
 
 
 def compressed(task: Task, goal: str, way: str) -> list[Row]:
@@ -181,7 +181,7 @@ def compressed(task: Task, goal: str, way: str) -> list[Row]:
     except OnnxDecompError as error:
         for quantized in (False, True):  # those of an earlier run
             task.file(goal, way, quantized).unlink(missing_ok=True)
-        return [{**row, "status": str(error)}]
+        return [{**row, "status": str(error), **_done(row, "compress")}]
     task.file(goal, way, False).with_suffix(".json").write_text(json.dumps(made.record, indent=1) + "\n")
     totals = made.record["totals"]
     row |= {
@@ -191,6 +191,7 @@ def compressed(task: Task, goal: str, way: str) -> list[Row]:
         "layers": totals["layers"],
         "channels": totals.get("channels"),
         "notes": made.notes,
+        **_done(row, "compress"),
     }
     print(
         task.name, goal, way, {k: row[k] for k in ("seconds", "fewer_macs", "layers", "channels")}, flush=True
@@ -231,6 +232,7 @@ def evaluate(task: Task, rows: Sequence[Row]) -> None:
             "original": found["original"],
             "change": found["change"],
             "rel_l2": found["rel_l2"],
+            **_done(row, "evaluate"),
         }
 
 
@@ -252,7 +254,7 @@ def measure(task: Task, rows: Sequence[Row]) -> None:
             memory=False,
         )
         for row, model in zip(order, timed.settings[0].models, strict=True):
-            row["p50_ms"] = model.latency.p50
+            row |= {"p50_ms": model.latency.p50, **_done(row, "time")}
             if ratio := model.ratio:
                 row[label] = [1 / ratio.value, 1 / ratio.high, 1 / ratio.low]
 
@@ -266,6 +268,11 @@ def _row(model: str, goal: str, way: str, quantized: bool) -> Row:
     return {"model": model, "goal": goal, "way": way, "int8": quantized}
 
 
+def _done(row: Mapping[str, Any], step: str) -> Row:
+    """The row's provenance with that of a step that was done now."""
+    return {"provenance": {**row.get("provenance", {}), step: provenance()}}
+
+
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["model"], row["goal"], row["way"], row["int8"]
 
@@ -275,12 +282,12 @@ def _keep(rows: Sequence[Row]) -> None:
     path = RESULTS / "joint.json"
     known = json.loads(path.read_text())["rows"] if path.exists() else []
     merged = {_key(row): row for row in known}
-    origin = provenance()
     for row in rows:
         before = {} if "seconds" in row or "status" in row else merged.get(_key(row), {})
-        merged[_key(row)] = {**before, **row, "provenance": origin}
+        steps = {**before.get("provenance", {}), **row.get("provenance", {})}
+        merged[_key(row)] = {**before, **row, "provenance": steps}
     ordered = sorted(merged.values(), key=_place)
-    write("joint", {**origin, "rows": ordered}, table(ordered))
+    write("joint", {"rows": ordered}, table(ordered))
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
