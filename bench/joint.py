@@ -10,7 +10,8 @@ of the corpora; nothing is trained, and no test sample chooses anything. int8 is
 with siblings' shared factors; "widths" and "pairs" cuts alone, of attention too; "both" is `auto`.
 
 Steps: compress writes the files to the work folder, evaluate and time measure what lies there. What is run
-again takes the place of the same row of an earlier run; each row says of every step when and with what it was done.
+again takes the place of the same row of an earlier run; each row says of every step when and with what it
+was done.
 """
 
 from __future__ import annotations
