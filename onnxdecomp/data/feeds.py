@@ -37,7 +37,7 @@ class Part:
     Attributes:
         count: How many.
         read: Opens what holds them, yields them and closes it again; called for every iteration.
-        labels: Class indices [count * labels of a feed], or None.
+        labels: What a user says of the feeds, [count * labels of a feed, ...], or None.
         name: What holds them, for people; "" for what holds all of them.
     """
 
@@ -125,7 +125,8 @@ class Feeds:
     Attributes:
         items: The feeds.
         source: Where they come from, for people.
-        labels: Class indices, samples in the order of the feeds' rows, or None.
+        labels: What a user says of the samples, in the order of the feeds' rows, or None: class indices, or
+            whatever a metric wants.
         stackable: Whether each feed is one sample of a model whose batch size is free.
     """
 
@@ -179,16 +180,40 @@ class Feeds:
         """The first `count` feeds, or all."""
         if count is None or count >= len(self):
             return self
-        whole = Part(len(self), partial(iter, self.items), self.labels)
-        parts = self.items.parts if isinstance(self.items, FeedSource) else (whole,)
-        labels = _labels(first_parts(parts, count), self.source)
-        short = replace(whole, labels=None).first(count)
+        short = Part(len(self), partial(iter, self.items)).first(count)
+        labels = self.labels if self.labels is None else self.labels[: sum(self._labels_each()[:count])]
         return replace(self, items=FeedSource([short], hold=0), labels=labels)
 
     def after(self, count: int) -> Feeds:
-        """The feeds behind the first `count`, without their labels."""
-        left = Part(max(0, len(self) - count), partial(_after, self.items, count))
-        return replace(self, items=FeedSource([left], hold=0), labels=None)
+        """The feeds behind the first `count`."""
+        return self._picked(range(min(count, len(self)), len(self)))
+
+    def halves(self) -> tuple[Feeds, Feeds]:
+        """The feeds in two halves, two by two in turn: samples are often sorted, and some belong in pairs."""
+        places = range(len(self))
+        first, second = ([k for k in places if k // 2 % 2 == half] for half in (0, 1))
+        return self._picked(first), self._picked(second)
+
+    def _picked(self, places: Sequence[int]) -> Feeds:
+        """The feeds at these places, which rise."""
+        part = Part(len(places), partial(_at, self.items, frozenset(places)))
+        labels = self.labels
+        if labels is not None and len(places) < len(self):
+            ends = list(accumulate(self._labels_each()))
+            begins = [0, *ends[:-1]]
+            labels = np.concatenate([labels[:0], *(labels[begins[k] : ends[k]] for k in places)])
+        return replace(self, items=FeedSource([part], hold=0), labels=labels)
+
+    def _labels_each(self) -> list[int]:
+        """How many of the labels each feed has."""
+        labels = self.labels
+        assert labels is not None
+        parts = self.items.parts if isinstance(self.items, FeedSource) else ()
+        if parts and all(part.labels is not None for part in parts):
+            return [len(p.labels) // p.count for p in parts if p.labels is not None for _ in range(p.count)]
+        if len(labels) % len(self) == 0:
+            return [len(labels) // len(self)] * len(self)
+        return [rows(feed) for feed in self]
 
 
 def first_parts(parts: Iterable[Part], count: int | None) -> list[Part]:
@@ -214,14 +239,19 @@ def join(parts: Sequence[Part], source: str, *, stackable: bool, hold: int = HEL
 
 
 def labels_per_feed(labels: Array, count: int, where: str) -> Array:
-    """The labels of `count` feeds, checked: one axis, the same number for each feed.
+    """The labels of `count` feeds, checked: the same number for each feed.
 
     Raises:
         UsageError: They are not.
     """
-    if count == 0 or labels.ndim != 1 or len(labels) % count:
+    if count == 0 or not labels.ndim or len(labels) % count:
         raise UsageError(f"{where}: {labels.shape} labels do not fit {count} samples")
     return labels
+
+
+def rows(feed: Feed) -> int:
+    """The samples in a feed: the first axis of the first input that has one."""
+    return next((array.shape[0] for array in feed.values() if array.ndim), 1)
 
 
 def nbytes(feed: Feed) -> int:
@@ -236,8 +266,8 @@ def _labels(parts: Sequence[Part], source: str) -> Array | None:
     return np.concatenate(labels) if labels else None
 
 
-def _after(items: Items, count: int) -> Iterator[Feed]:
-    return islice(iter(items), count, None)
+def _at(items: Items, places: frozenset[int]) -> Iterator[Feed]:
+    return (feed for place, feed in enumerate(items) if place in places)
 
 
 def _first(read: Callable[[], Iterator[Feed]], count: int) -> Iterator[Feed]:

@@ -27,7 +27,7 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.data.arrays import from_arrays
 from onnxdecomp.data.callables import called, guarded, is_callable_name
 from onnxdecomp.data.check import check_feed, check_inputs
-from onnxdecomp.data.feeds import Feeds, FeedSource, Part, first_parts, join
+from onnxdecomp.data.feeds import Feeds, FeedSource, Part, first_parts, join, rows
 from onnxdecomp.data.images import SUFFIXES, image_feeds, image_files
 from onnxdecomp.data.names import natural
 from onnxdecomp.data.npz import npz_part
@@ -215,10 +215,10 @@ _END: Mapping[str, Array] = {}
 
 def _labels_of_rows(labels: Array, feeds: Iterable[Feed], where: str, *, exact: bool) -> Array:
     """One label for each row of the feeds; there may be more where not all feeds were drawn."""
-    rows = sum(next((array.shape[0] for array in feed.values() if array.ndim), 1) for feed in feeds)
-    if labels.ndim != 1 or len(labels) < rows or (exact and len(labels) != rows):
-        raise UsageError(f"{where}: {labels.shape} labels do not fit the {rows} rows of the feeds")
-    return labels[:rows]
+    count = sum(map(rows, feeds))
+    if not labels.ndim or len(labels) < count or (exact and len(labels) != count):
+        raise UsageError(f"{where}: {labels.shape} labels do not fit the {count} rows of the feeds")
+    return labels[:count]
 
 
 def _is_sequence(data: object) -> TypeGuard[Sequence[Mapping[str, Array]]]:

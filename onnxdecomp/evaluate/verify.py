@@ -25,7 +25,7 @@ from onnxdecomp.runtime import jsonio, providers
 from onnxdecomp.runtime.environment import check_threads
 from onnxdecomp.runtime.fatal import refuse_fatal_feed, refuse_fatal_on_cpu
 from onnxdecomp.runtime.interface import Port, differences, interface_of, lost_defaults
-from onnxdecomp.runtime.metrics import OutputError, ratio, score_rows
+from onnxdecomp.runtime.metrics import OutputError, are_classes, ratio, score_rows
 from onnxdecomp.runtime.session import inputs_of, open_session, outputs_of, run
 
 if TYPE_CHECKING:
@@ -376,8 +376,8 @@ class _Hits:
 
 
 def _accuracy(hits: _Hits, labels: Array | None) -> Accuracy | None:
-    """None where the labels do not count the rows of the scores."""
-    if labels is None or not hits.original:
+    """None where the labels are no classes, or do not count the rows of the scores."""
+    if labels is None or not hits.original or not are_classes(labels):
         return None
     original, new = np.concatenate(hits.original), np.concatenate(hits.new)
     if len(original) != len(labels):

@@ -193,6 +193,13 @@ def ratio(error_energy: float, energy: float) -> float:
     return math.sqrt(error_energy / energy)
 
 
+def are_classes(labels: Array) -> bool:
+    """Whether labels are class indices: one whole number for each sample."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iufb":
+        return False
+    return bool(labels.dtype.kind != "f" or np.array_equal(labels, np.floor(labels)))
+
+
 def score_rows(array: Array) -> Array | None:
     """The array as rows of class scores [N, C], or None if it does not look so (see OutputError)."""
     if array.dtype.kind not in "fV":

@@ -83,8 +83,11 @@ def split(feeds: Feeds, share: float, seed: int) -> tuple[Samples, Samples]:
     """What is trained on and what is held out, drawn at random.
 
     Raises:
-        UsageError: There are fewer than two samples, or they do not fit into the memory.
+        UsageError: There are fewer than two samples, they do not fit into the memory, or their labels are
+            no numbers.
     """
+    if feeds.labels is not None and feeds.labels.dtype.kind not in "iufb":
+        raise UsageError(f"training takes class indices as labels, not {feeds.labels.dtype}")
     if len(feeds) < 2:
         raise UsageError(f"training needs at least two samples, not {len(feeds)}")
     free = psutil.virtual_memory().available // 2

@@ -92,7 +92,38 @@ def test_the_feeds_behind_the_first(counts: list[int], count: int) -> None:
     for _ in range(2):
         assert numbers(rest) == files.expected()[count:]
     assert len(rest) == len(files.expected()[count:])
-    assert rest.labels is None
+    labels = np.repeat(np.arange(len(counts)), [2 * count for count in counts])
+    assert ([] if rest.labels is None else rest.labels.tolist()) == labels[2 * count :].tolist()
+
+
+@given(COUNTS)
+def test_halves_hold_every_feed_once_with_its_labels(counts: list[int]) -> None:
+    files = Files(*counts)
+    whole = join(files.parts(), "files", stackable=False)
+    halves = whole.halves()
+    assert sorted(number for half in halves for number in numbers(half)) == sorted(files.expected())
+    assert abs(len(halves[0]) - len(halves[1])) <= 2
+    wanted = dict(zip(numbers(whole), np.repeat(np.arange(len(counts)), counts), strict=True))
+    for half in halves:
+        found = [] if half.labels is None else half.labels.reshape(-1, 2)[:, 0].tolist()
+        assert found == [wanted[number] for number in numbers(half)]
+        places = [files.expected().index(number) for number in numbers(half)]
+        assert all(place ^ 1 in places for place in places if place ^ 1 < len(whole))  # pairs stay pairs
+
+
+def test_labels_of_any_kind_go_with_their_samples() -> None:
+    feeds = Feeds(
+        tuple({"x": np.full((2, 1), k)} for k in range(5)), "s", np.array([f"t{k}" for k in range(10)])
+    )
+    first, second = feeds.halves()
+    assert first.labels is not None
+    assert first.labels.tolist() == ["t0", "t1", "t2", "t3", "t8", "t9"]
+    assert second.labels is not None
+    assert second.labels.tolist() == ["t4", "t5", "t6", "t7"]
+    uneven = Feeds(tuple({"x": np.ones((n, 1))} for n in (1, 3, 3)), "s", np.arange(14).reshape(7, 2))
+    behind = uneven.after(1).labels
+    assert behind is not None
+    assert behind[:, 0].tolist() == [2, 4, 6, 8, 10, 12]
 
 
 def test_a_part_is_closed_when_an_iteration_is_given_up() -> None:
