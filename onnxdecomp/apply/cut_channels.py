@@ -15,7 +15,7 @@ from onnxdecomp.calibration.statistics import unobservable
 from onnxdecomp.channels.channel import Channel, Producer
 from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.channels.cut_channel import cut_channel
-from onnxdecomp.channels.cut_check import CutCheck, check_cut, without_columns
+from onnxdecomp.channels.cut_check import check_cut, without_columns
 from onnxdecomp.channels.find_channels import find_channel
 from onnxdecomp.channels.new_numbers import NewNumbers, new_numbers, renumber_readers, turn_producers
 from onnxdecomp.channels.parts import scores_and_values
@@ -156,10 +156,10 @@ def put_in(
     names = [(reader.match.layer.graph, reader.match.layer.name) for reader in channel.readers]
     dense = None if probe is None else without_columns(model, channel, units)
     cut_channel(model, channel, units)
-    check = CutCheck(channel.name, None, 0.0)
+    check = None
     if dense is not None and probe is not None:
         check = check_cut(dense, model, channel, units, probe)
-    if not check.passed:
+    if check is not None and not check.passed:
         raise DefectError(f"cut, it differs by {check.rel_error:.3g} from what it was without the units")
     done = renumber_readers(model, channel, names, numbers)
     infer_shapes(model)  # channels that are still to be cut are found by them
@@ -176,7 +176,7 @@ def put_in(
             units,
             selected.loss,
             selected.held_out,
-            check.rel_error,
+            None if check is None else check.rel_error,
             biased,
             selected.unfitted,
         ),

@@ -2,7 +2,7 @@
 
 from onnxdecomp.channels.channel import NONE, Channel, ChannelSkip, Producer, Reader
 from onnxdecomp.channels.cut_channel import cut_channel
-from onnxdecomp.channels.cut_check import CutCheck, check_cut, without_columns
+from onnxdecomp.channels.cut_check import check_cut, without_columns
 from onnxdecomp.channels.find_channels import BLOCKS, find_channel, find_channels
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "NONE",
     "Channel",
     "ChannelSkip",
-    "CutCheck",
     "Producer",
     "Reader",
     "check_cut",

@@ -7,7 +7,6 @@ choice and shows in the verification; what the cut differs from it by is a defec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +17,7 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.traversal import places, unique_name, value_names
 from onnxdecomp.layers.lowering_check import TOLERANCE as ROUNDING
+from onnxdecomp.layers.lowering_check import Check
 from onnxdecomp.layers.recurrence import Recurrence
 from onnxdecomp.layers.replace import data_type
 from onnxdecomp.runtime import session
@@ -29,28 +29,6 @@ TOLERANCE = {dtype: 10 * rounding for dtype, rounding in ROUNDING.items()}
 
 _SMALL = 1e-2
 """What the root mean square of a model's output counts as at least: a sigmoid's tail is rounding alone."""
-
-
-@dataclass(frozen=True)
-class CutCheck:
-    """The check of one cut.
-
-    Attributes:
-        channel: Its name.
-        rel_error: The largest ||cut - original|| / ||original|| of the outputs of readers and of the model;
-            None where it could not run.
-        tolerance: What it may be at most.
-        reason: Why it could not run.
-    """
-
-    channel: str
-    rel_error: float | None
-    tolerance: float
-    reason: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.rel_error is None or self.rel_error <= self.tolerance
 
 
 def without_columns(model: ir.Model, channel: Channel, keep: Array) -> ir.Model:
@@ -118,8 +96,10 @@ def _forget_states(node: ir.Node, reader: Reader, left: Array, taken: set[str]) 
 
 def check_cut(
     before: ir.Model, after: ir.Model, channel: Channel, keep: Array, feed: Mapping[str, Array]
-) -> CutCheck:
+) -> Check:
     """Compare a cut model with what `without_columns` made of it before the cut, on the CPU provider.
+
+    The error is the largest of the outputs of readers and of the model.
 
     Args:
         before: What `without_columns` has returned.
@@ -135,7 +115,7 @@ def check_cut(
     try:
         expected, actual = (_outputs(model, names, feed) for model in (before, after))
     except ModelError as error:
-        return CutCheck(channel.name, None, tolerance, str(error))
+        return Check(rel_error=None, tolerance=tolerance, reason=str(error))
     worst = 0.0
     left = _left(channel, keep)
     shaped = {part.value.name: part.units for part in channel.shaped}
@@ -147,13 +127,13 @@ def check_cut(
         if wanted.dtype.kind == "f" and wanted.size:
             got = actual[name].astype(np.float64)
             if got.shape != wanted.shape:
-                return CutCheck(channel.name, np.inf, tolerance, f"{name} has another shape")
+                return Check(rel_error=np.inf, tolerance=tolerance, reason=f"{name} has another shape")
             norm = float(np.linalg.norm(wanted.astype(np.float64)))
             if name not in names:
                 norm = max(norm, _SMALL * wanted.size**0.5)
             difference = float(np.linalg.norm(got - wanted))
             worst = max(worst, difference / norm if norm else difference)
-    return CutCheck(channel.name, worst, tolerance)
+    return Check(rel_error=worst, tolerance=tolerance)
 
 
 def _left(channel: Channel, keep: Array) -> Array:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxdecomp.channels import labels as of
 from onnxdecomp.channels.channel import NONE
 from onnxdecomp.channels.sizes import Shape, Sizes
+from onnxdecomp.channels.units import Units
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.attributes import node_name
 from onnxdecomp.graph.constants import Constant
@@ -41,10 +42,6 @@ Term: TypeAlias = tuple[int, tuple[int, ...]]
 """An operand's position, or -1 - that of an output, and the axes of a common space that its axes are."""
 
 
-class Broken(Exception):  # noqa: N818 - no error: it ends a search early
-    """All units are frozen."""
-
-
 @dataclass(eq=False)
 class Facts:
     """What is known of one set of units.
@@ -65,8 +62,8 @@ class Facts:
         nodes: All nodes that have been visited and have a part in it.
         nonlinear: The units pass something that may treat them differently.
         ends: Nodes that nothing passes.
-        reasons: Units that are frozen, and why.
         united: What made units one that were several, for people.
+        units: Those that there are.
     """
 
     scope: Scope
@@ -84,17 +81,12 @@ class Facts:
     nodes: dict[ir.Node, None] = field(default_factory=dict)
     nonlinear: bool = False
     ends: Collection[ir.Node] = ()
-    reasons: list[tuple[Array, str]] = field(default_factory=list)
     united: str = ""
-    _parent: Array = field(init=False)
-    _frozen: Array = field(init=False)
-    _united: bool = field(init=False, default=False)
+    units: Units = field(init=False)
     _todo: dict[ir.Node, None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        # The last entry is that of NONE.
-        self._parent = np.append(np.arange(self.width), NONE)
-        self._frozen = np.zeros(self.width + 1, bool)
+        self.units = Units(self.width, self._look_again)
 
     # What rules ask.
 
@@ -105,7 +97,7 @@ class Facts:
 
     def current(self, labels: Array) -> Array:
         """The labels with one number for units that have become one."""
-        return of.collapsed(self._parent[labels]) if self._united else labels
+        return of.collapsed(self.units.current(labels)) if self.units.merged else labels
 
     def constant(self, value: ir.Value | None) -> Constant | None:
         """The constant behind a value, if there is one."""
@@ -161,7 +153,7 @@ class Facts:
                 # One place of the operand meets several blocks, which so can only be cut alike.
                 lines = np.moveaxis(joint, missing, range(len(missing)))
                 first = lines.reshape(-1, *lines.shape[len(missing) :])
-                self._joined(first, np.broadcast_to(first[:1], first.shape))
+                self.units.joined(first, np.broadcast_to(first[:1], first.shape))
                 joint = self.current(joint)
                 missing = [axis for axis in of.varies(joint) if axis not in present]
             if not missing:
@@ -198,12 +190,12 @@ class Facts:
         if a is None and b is None:
             return None
         rank = a.ndim if a is not None else b.ndim if b is not None else 0
-        a = _spelled_out(a, axis, a_size, rank)
-        b = _spelled_out(b, axis, b_size, rank)
-        joint = self._joined(a.take(a_places, axis), b.take(b_places, axis))
-        a, b = _with_places(a, axis, a_places, joint), _with_places(b, axis, b_places, joint)
-        again = self._joined(a.take(a_places, axis), joint)  # places that are repeated
-        b = _with_places(b, axis, b_places, again)
+        a = of.spelled_out(a, axis, a_size, rank)
+        b = of.spelled_out(b, axis, b_size, rank)
+        joint = self.units.joined(a.take(a_places, axis), b.take(b_places, axis))
+        a, b = of.with_places(a, axis, a_places, joint), of.with_places(b, axis, b_places, joint)
+        again = self.units.joined(a.take(a_places, axis), joint)  # places that are repeated
+        b = of.with_places(b, axis, b_places, again)
         self.give(node, a_at, a)
         return self.give(node, b_at, b.squeeze(axis) if drops else b)
 
@@ -259,7 +251,7 @@ class Facts:
         others = (rows == NONE).any(axis=1)
         self.freeze(rows[others], reason)
         self.united = self.united or reason
-        return self._unite(np.repeat(rows[:, :1], rows.shape[1], axis=1), rows)
+        return self.units.unite(np.repeat(rows[:, :1], rows.shape[1], axis=1), rows)
 
     def align(self, node: ir.Node, at: int, labels: Array) -> None:
         """Each row of labels [n, m] of an operand or output must keep as many units as the others."""
@@ -275,14 +267,7 @@ class Facts:
         Raises:
             Broken: None can.
         """
-        units = np.unique(self._parent[labels])
-        units = units[units >= 0]
-        if not units.size or self._frozen[units].all():
-            return
-        self._frozen[units] = True
-        self.reasons.append((units, reason))
-        if self._frozen[self._parent[:-1]].all():
-            raise Broken(reason)
+        self.units.freeze(labels, reason)
 
     def freeze_all(self, node: ir.Node, reason: str) -> None:
         """No unit that the node has a part in can be left out."""
@@ -293,17 +278,7 @@ class Facts:
 
     def met(self, a: Array, b: Array) -> Array:
         """Both labels of one tensor: where two units meet they become one."""
-        return of.collapsed(self._joined(a, b))
-
-    def _joined(self, a: Array, b: Array) -> Array:
-        """As `met`, spelled out along all axes that either has."""
-        if self._united:
-            a, b = self._parent[a], self._parent[b]
-        if a.shape != b.shape:
-            a, b = np.broadcast_arrays(a, b)
-        self._unite(a, b)
-        joint = np.where(a == NONE, b, a)
-        return np.asarray(self._parent[joint]) if self._united else joint
+        return of.collapsed(self.units.joined(a, b))
 
     # The propagation.
 
@@ -341,11 +316,11 @@ class Facts:
     @property
     def why(self) -> str:
         """Why fewer than two units can be left out."""
-        return self.reasons[0][1] if self.reasons else self.united or "its outputs can only go together"
-
-    def current_rows(self, rows: Array) -> Array:
-        """As `current`, of the same shape."""
-        return np.asarray(self._parent[rows])
+        return (
+            self.units.reasons[0][1]
+            if self.units.reasons
+            else self.united or "its outputs can only go together"
+        )
 
     def level(self) -> bool:
         """Let units of every tensor differ along its longest axis alone; whether any did along several.
@@ -364,16 +339,11 @@ class Facts:
                 labels = self.current(self.values[value])
                 longest = int(np.argmax(labels.shape))
                 lines = np.moveaxis(labels, longest, -1).reshape(-1, labels.shape[longest])
-                every = self._joined(lines, np.broadcast_to(lines.max(axis=0), lines.shape))[0]
-                self._put(value, of.collapsed(of.along(self._parent[every], longest, labels.ndim)))
+                every = self.units.joined(lines, np.broadcast_to(lines.max(axis=0), lines.shape))[0]
+                self._put(value, of.collapsed(of.along(self.units.current(every), longest, labels.ndim)))
             self._todo = dict.fromkeys(self.nodes)
             self.spread()
         return found
-
-    def usable(self) -> Array:
-        """bool [width]: the units that can be left out, one for all that have become one."""
-        own = self._parent[:-1] == np.arange(self.width)
-        return np.asarray(own & ~self._frozen[:-1])
 
     def _put(self, value: ir.Value, labels: Array) -> None:
         if not of.varies(labels):
@@ -400,22 +370,8 @@ class Facts:
             if near is not None:
                 self._todo.setdefault(near)
 
-    def _unite(self, a: Array, b: Array) -> None:
-        """The units of `a` are those of `b`, place by place; NONE is nothing."""
-        differ = (a != b) & (a != NONE) & (b != NONE)
-        if not differ.any():
-            return
-        pairs = np.unique(np.stack([a[differ], b[differ]], axis=1), axis=0)
-        parent = self._parent
-        for one, other in pairs.tolist():
-            x, y = sorted((_root(parent, one), _root(parent, other)))
-            parent[y] = x
-        self._united = True
-        while not np.array_equal(parent[parent], parent):
-            parent[:] = parent[parent]
-        frozen = np.unique(parent[:-1][self._frozen[:-1]])
-        self._frozen[:-1] |= np.isin(parent[:-1], frozen)
-        # What held back because units differed may go on now, and what was told may be otherwise.
+    def _look_again(self) -> None:
+        """What held back because units differed may go on now, and what was told may be otherwise."""
         for told in (self.stored, self.aligned, self.products, self.passed):
             told.clear()
         for value in self.values:
@@ -433,30 +389,6 @@ def _value(node: ir.Node, at: int) -> ir.Value | None:
     return node.inputs[at] if at < len(node.inputs) else None
 
 
-def _spelled_out(labels: Array | None, axis: int, size: int, rank: int) -> Array:
-    """The labels with the axis' own size there."""
-    if labels is None:
-        labels = np.full([1] * rank, NONE)
-    shape = list(labels.shape)
-    shape[axis] = size
-    return labels if labels.shape[axis] == size else np.broadcast_to(labels, shape)
-
-
-def _with_places(labels: Array, axis: int, places: Array, values: Array) -> Array:
-    """The labels with others at some places along an axis."""
-    shape = list(values.shape)
-    shape[axis] = labels.shape[axis]
-    moved = np.moveaxis(np.broadcast_to(labels, shape).copy(), axis, 0)
-    moved[places] = np.moveaxis(values, axis, 0)
-    return np.moveaxis(moved, 0, axis)
-
-
 def _order(axes: Sequence[int], rank: int) -> list[int]:
     """These axes first, and then all others."""
     return [*axes, *(axis for axis in range(rank) if axis not in axes)]
-
-
-def _root(parent: Array, unit: int) -> int:
-    while parent[unit] != unit:
-        unit = int(parent[unit])
-    return unit

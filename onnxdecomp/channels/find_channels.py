@@ -14,12 +14,13 @@ import onnx_ir as ir
 from onnxdecomp.channels import labels as of
 from onnxdecomp.channels.blocks import blocks_of, shrinking
 from onnxdecomp.channels.channel import NONE, Channel, ChannelSkip, Producer, Reader, Shaped, Stored
-from onnxdecomp.channels.facts import Broken, Facts, describe
+from onnxdecomp.channels.facts import Facts, describe
 from onnxdecomp.channels.layer_rules import layer_rule, spread_layer
 from onnxdecomp.channels.measured import wrong_size
 from onnxdecomp.channels.recurrent import units_of_states
 from onnxdecomp.channels.rules import RULES
 from onnxdecomp.channels.sizes import Sizes
+from onnxdecomp.channels.units import Broken
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import Memo
 from onnxdecomp.graph.traversal import upstream
@@ -215,7 +216,7 @@ class _Search:
         tensors = [(part.units, f"the activation {part.value.name}") for part in shaped]
         tensors += [(part.units, f"a weight of {describe(part.node)}") for part in stored]
         rows = [
-            (number[facts.current_rows(lines)], describe(node)) for (node, _), lines in facts.aligned.items()
+            (number[facts.units.current(lines)], describe(node)) for (node, _), lines in facts.aligned.items()
         ]
         blocks = blocks_of(tensors, rows, members.size)
         if isinstance(blocks, str):
@@ -320,7 +321,7 @@ def _numbered(free: Array) -> Array:
 
 def _classes(readers: Mapping[ir.Node, Array], facts: Facts) -> Iterator[Array]:
     """The units that can be left out, in groups with the same readers; those that are cut alike together."""
-    usable = np.flatnonzero(facts.usable())
+    usable = np.flatnonzero(facts.units.usable())
     if not usable.size:
         return
     seen = np.zeros((len(readers), facts.width + 1), bool)

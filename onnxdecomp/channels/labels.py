@@ -69,3 +69,21 @@ def placed(labels: Array, axes: Sequence[int], rank: int) -> Array:
 def is_empty(labels: Array) -> bool:
     """Whether no place belongs to a unit."""
     return bool((labels == NONE).all())
+
+
+def spelled_out(labels: Array | None, axis: int, size: int, rank: int) -> Array:
+    """The labels with the axis' own size there."""
+    if labels is None:
+        labels = np.full([1] * rank, NONE)
+    shape = list(labels.shape)
+    shape[axis] = size
+    return labels if labels.shape[axis] == size else np.broadcast_to(labels, shape)
+
+
+def with_places(labels: Array, axis: int, places: Array, values: Array) -> Array:
+    """The labels with others at some places along an axis."""
+    shape = list(values.shape)
+    shape[axis] = labels.shape[axis]
+    moved = np.moveaxis(np.broadcast_to(labels, shape).copy(), axis, 0)
+    moved[places] = np.moveaxis(values, axis, 0)
+    return np.moveaxis(moved, 0, axis)

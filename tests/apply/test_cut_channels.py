@@ -14,10 +14,10 @@ from onnxdecomp_passes.decompose import Decompose
 
 from onnxdecomp.apply import cut_channels
 from onnxdecomp.apply.apply_plan import CarriedOut, carry_out
-from onnxdecomp.channels.cut_check import CutCheck
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import DefectError
 from onnxdecomp.layers.find import find
+from onnxdecomp.layers.lowering_check import Check
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.search.keep_layers import CHANNEL, key_of
 from onnxdecomp.search.plan import Choice, Cut, Plan
@@ -260,7 +260,7 @@ def test_a_cut_that_fails_leaves_its_channel(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_cut_that_differs_is_told_by_its_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     proto = feed_forward()
-    monkeypatch.setattr(cut_channels, "check_cut", lambda *given: CutCheck("up", 0.5, 1e-4))
+    monkeypatch.setattr(cut_channels, "check_cut", lambda *given: Check(rel_error=0.5, tolerance=1e-4))
     with pytest.raises(DefectError, match=r"differs by 0\.5") as caught:
         carried_out(proto, planned(proto, "width"), ROWS)
     assert caught.value.layer == (CHANNEL, "up")

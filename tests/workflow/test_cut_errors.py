@@ -14,7 +14,7 @@ import pytest
 from onnxdecomp.apply import apply_plan, cut_channels
 from onnxdecomp.apply.cut_channels import select
 from onnxdecomp.channels.channel import Channel
-from onnxdecomp.channels.cut_check import CutCheck
+from onnxdecomp.layers.lowering_check import Check
 from onnxdecomp.layers.replace import Rewriter
 from onnxdecomp.search.plan import Cut
 from onnxdecomp.workflow.compress import compress
@@ -47,9 +47,9 @@ def failing(real: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def differing(real: Callable[..., CutCheck]) -> Callable[..., CutCheck]:
-    def called(*arguments: Any) -> CutCheck:
-        return CutCheck(BAD, 0.5, 1e-4) if of_bad(arguments) else real(*arguments)
+def differing(real: Callable[..., Check]) -> Callable[..., Check]:
+    def called(*arguments: Any) -> Check:
+        return Check(rel_error=0.5, tolerance=1e-4) if of_bad(arguments) else real(*arguments)
 
     return called
 

@@ -4,6 +4,6 @@
 and compares it with the chain's dense weight (reference.py).
 """
 
-from onnxdecomp.layers.lowering_check.check import TOLERANCE, LoweringCheck, check_lowering
+from onnxdecomp.layers.lowering_check.check import TOLERANCE, Check, LoweringCheck, check_lowering
 
-__all__ = ["TOLERANCE", "LoweringCheck", "check_lowering"]
+__all__ = ["TOLERANCE", "Check", "LoweringCheck", "check_lowering"]

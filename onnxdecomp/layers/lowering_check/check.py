@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.core.layer import Array
+from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.errors import ModelError
 from onnxdecomp.layers.lowering_check.inputs import probe_inputs, stored_type
 from onnxdecomp.layers.lowering_check.reference import reference
@@ -30,22 +30,16 @@ SMALLEST = {"float64": 4.9e-324, "float32": 1.4e-45, "float16": 6.0e-8, "bfloat1
 """The smallest number above zero of each element type, whose multiples the subnormal numbers are."""
 
 
-@dataclass(frozen=True)
-class LoweringCheck:
-    """The check of one layer.
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What a check of numbers has found.
 
     Attributes:
-        layer, graph: Which.
-        rel_error: ||nodes(x) - dense(x)|| / ||dense(x)|| for seeded random x; None where it could not run,
-            infinite where that is a defect.
-            To the denominator is added what subnormal numbers cannot tell apart: a layer whose weights have
-            decayed to such has no relative precision.
+        rel_error: ||new - expected|| / ||expected||; None where it could not run.
         tolerance: What it may be at most.
         reason: Why it could not run: an element type that no CPU kernel takes, say.
     """
 
-    layer: str
-    graph: str
     rel_error: float | None
     tolerance: float
     reason: str = ""
@@ -53,6 +47,21 @@ class LoweringCheck:
     @property
     def passed(self) -> bool:
         return self.rel_error is None or self.rel_error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class LoweringCheck(Check):
+    """The check of one layer: its nodes on seeded random numbers, beside its chain's dense weight.
+
+    The error is infinite where that it could not run is a defect. To its denominator is added what subnormal
+    numbers cannot tell apart: a layer whose weights have decayed to such has no relative precision.
+
+    Attributes:
+        layer, graph: Which.
+    """
+
+    layer: str
+    graph: str
 
 
 def check_lowering(
@@ -70,7 +79,7 @@ def _checked(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> Lo
         _log.info("the check of %r has failed", layer.name, exc_info=error)
         what = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
         reason = f"its lowering check fails: {' '.join(what.split())}"
-        return LoweringCheck(layer.name, layer.graph, math.inf, TOLERANCE[layer.dtype], reason)
+        return _found(layer, math.inf, TOLERANCE[layer.dtype], reason)
 
 
 def _check(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> LoweringCheck:
@@ -85,13 +94,17 @@ def _check(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> Lowe
     except ModelError as error:
         if layer.dtype == "float32" and _runs(rewritten, feeds, opset, ir_version):
             raise ModelError(f"its rewritten nodes do not run ({error})") from error
-        return LoweringCheck(layer.name, layer.graph, None, tolerance, str(error))
+        return _found(layer, None, tolerance, str(error))
     expected = reference(rewritten, feeds, opset, ir_version)
     difference = float(np.linalg.norm(np.asarray(actual, np.float64) - expected))
     # Each product of a sum may be off by the smallest number.
     floor = SMALLEST[layer.dtype] * layer.weight.size / layer.outputs * math.sqrt(expected.size)
     whole = float(np.linalg.norm(expected)) + floor / tolerance
-    return LoweringCheck(layer.name, layer.graph, difference / whole if whole else difference, tolerance)
+    return _found(layer, difference / whole if whole else difference, tolerance)
+
+
+def _found(layer: Layer, error: float | None, tolerance: float, reason: str = "") -> LoweringCheck:
+    return LoweringCheck(layer.name, layer.graph, rel_error=error, tolerance=tolerance, reason=reason)
 
 
 def _runs(rewritten: Rewritten, feeds: dict[str, Array], opset: int, ir_version: int) -> bool:
