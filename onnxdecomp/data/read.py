@@ -177,6 +177,8 @@ def _from_callable(text: str, inputs: Sequence[TensorSpec], samples: int | None)
     with called(text, inputs) as given:
         pair = isinstance(given, tuple) and len(given) == 2 and not isinstance(given[1], Mapping)
         found, labels = given if pair else (given, None)
+        if isinstance(found, Feeds) and labels is None:
+            return _read(found, inputs, samples)
         if isinstance(found, Mapping):
             arrays = found if labels is None else {**found, "labels": labels}
             return from_arrays(arrays, inputs, text, samples=samples)
