@@ -29,7 +29,9 @@ KNOWING = {
     "graph/shape_inference.py": "what stands in for operators that the inference does not know",
     "latency/chain_model.py": "the neighbours of a chain that is timed",
     "latency/context.py": "which activations ONNX Runtime keeps in blocks of channels",
+    "layers/blocks.py": "the operators that read weights in blocks",
     "layers/lower.py": "the nodes that steps become",
+    "layers/lower_quantized.py": "the nodes of weights in fewer bits",
     "quantization/scheme.py": "operators of all kinds that have no integer kernel",
     "runtime/fatal.py": "nodes of all kinds on which ONNX Runtime ends the process",
     **{

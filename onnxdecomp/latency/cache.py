@@ -42,7 +42,7 @@ class Where:
         runtime: ONNX Runtime's version.
         device: What it runs on, see onnxdecomp.runtime.environment.device.
         threads: Threads within an operator; 0 for ONNX Runtime's own choice.
-        precision: "float" (as the layer is), "int8" or "fp16".
+        precision: "float" (as the layer is), or the kernels of a quantized model.
     """
 
     provider: str

@@ -117,12 +117,13 @@ def quantized_model(serialized: SerializedModel, precision: str, provider: str) 
 
     from onnxdecomp.quantization import quantized_roughly
     from onnxdecomp.quantization.int8 import rough_proto
+    from onnxdecomp.quantization.kinds import STATIC
     from onnxdecomp.quantization.scheme import scheme_for
 
     model = ir.from_proto(onnx.load_model_from_string(serialized.model))
     for name, array in serialized.weights.items():
         model.graph.initializers[name].const_value = ir.Tensor(array, name=name)
-    if precision == "int8":  # all types are known, so no file is needed
+    if precision == STATIC:  # all types are known, so no file is needed
         return SerializedModel(
             rough_proto(ir.to_proto(model), model, scheme_for(provider)).SerializeToString(), {}
         )

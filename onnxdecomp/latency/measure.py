@@ -129,7 +129,7 @@ def time_chains(
     Args:
         requests: What to time.
         provider, threads: Where; idle threads wait as in benchmark.bench.
-        precision: "float" times layers and chains as they are, "int8" and "fp16" quantized.
+        precision: "float" times layers and chains as they are, others quantized.
         cache: The file of earlier timings (see cache.cache_file), or None for none; there is none for a
             device that has no name.
         seconds: About the time to take. However short, each chain runs MIN_ROUNDS times.
@@ -220,7 +220,7 @@ def _time_group(group: Sequence[_Job], on: Where, seconds: float) -> dict[str, S
             continue
         places[job.key] = len(opened)
         opened.append(run)
-    ms = _typical_times(opened, seconds, pause(idling_of(on.threads, len(opened))))
+    ms = typical_times(opened, seconds, pause(idling_of(on.threads, len(opened))))
     frame = float(ms[0])
     dense_ms = max(float(ms[1]) - frame, SHORTEST_MS)
     for key, place in places.items():
@@ -229,7 +229,7 @@ def _time_group(group: Sequence[_Job], on: Where, seconds: float) -> dict[str, S
     return known
 
 
-def _typical_times(runs: Sequence[Run], seconds: float, rest: float = 0.0) -> Array:
+def typical_times(runs: Sequence[Run], seconds: float, rest: float = 0.0) -> Array:
     """The typical time of each run in milliseconds; the first is the frame, the second the dense layer.
 
     It is the mean of the middle half: on a busy machine runs of several threads come in two kinds, with

@@ -11,10 +11,9 @@ import onnx_ir as ir
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
-from onnxdecomp.core.steps import MatMul
 from onnxdecomp.graph.attributes import as_attributes
 from onnxdecomp.layers.int8_weights import quantize
-from onnxdecomp.layers.storage import Storage
+from onnxdecomp.layers.storage import Storage, Stored
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,10 @@ class Emitter:
         name: The layer's name; parts are called name/label.
         share: What layers with the same factors have in common, or None for a layer with its own.
         mirror: For a share that is flipped, the label that the factor of a label was stored with.
-        opset: The opset of the graph or function that the nodes go into.
+        graph: The graph or function that the nodes go into.
+        opset: Its opset.
         quantize: Factors are stored as int8 (see onnxdecomp.layers.int8_weights).
-        storage: How products of matrices are stored then, where it is not as int8.
+        storage: How products of matrices and tables are stored then, where it is not as plain int8.
     """
 
     constant: Callable[[Array, str, object], ir.Value]
@@ -57,6 +57,7 @@ class Emitter:
     mirror: Mapping[str, str] = field(default_factory=dict)
     quantize: bool = False
     storage: Storage | None = None
+    graph: ir.Graph | ir.Function | None = None
     opset: int = 17
     nodes: list[ir.Node] = field(default_factory=list)
 
@@ -105,13 +106,20 @@ class Emitter:
     def dequantized(self, stored: ir.Value, scales: ir.Value, label: str, axis: int) -> ir.Value:
         return self.add("DequantizeLinear", [stored, scales], f"{label}.dequantized", axis=axis)
 
-    def product(self, step: MatMul, x: ir.Value, label: str) -> ir.Value | None:
-        """The step by the operator of the storage; None where the factor is stored another way."""
-        if not self.quantize or self.storage is None or step.weight.ndim != 2:
-            return None
-        stored, name = self.storage.stored(step), f"{self.name}/{label}.weight"
-        parts = [self._shared(part, f"{name}{end}", (label, end)) for end, part in stored.parts.items()]
-        return self.add(stored.op_type, [x, *parts], label, stored.domain, **stored.attributes)
+    @property
+    def multiplies(self) -> Storage | None:
+        """The storage of products of matrices, where it is a kind of its own."""
+        return self.storage if self.quantize else None
+
+    def operator(self, found: Stored, x: ir.Value, label: str) -> ir.Value:
+        """Add the operator of a factor that is stored in its own way."""
+        parts = [self.part(part, label, end) for end, part in found.parts.items()]
+        operands = [*parts[: found.x_at], x, *parts[found.x_at :]]
+        return self.add(found.op_type, operands, label, found.domain, **found.attributes)
+
+    def part(self, array: Array, label: str, end: str) -> ir.Value:
+        """A part of a factor that is stored in several."""
+        return self._shared(array, f"{self.name}/{label}.weight{end}", (label, end))
 
     def _shared(self, array: Array, name: str, part: object) -> ir.Value:
         key = None if self.share is None else (self.share.key, part, array.shape)

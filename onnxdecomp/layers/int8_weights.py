@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
-from onnxdecomp.core.steps import Convolve, MatMul, WeightedStep
+from onnxdecomp.core.steps import Convolve, Lookup, MatMul, WeightedStep
 from onnxdecomp.layers.conv_layout import canonical_transposed, onnx_transposed
 from onnxdecomp.layers.storage import Storage
 
@@ -39,8 +39,8 @@ def on_grid(chain: Chain, storage: Storage | None = None) -> Chain:
 
 
 def _rounded(step: WeightedStep, storage: Storage | None) -> Array:
-    if storage is not None and isinstance(step, MatMul) and not step.is_stack:
-        return storage.rounded(step).weight
+    if storage is not None and isinstance(step, MatMul | Lookup) and step.weight.ndim == 2:
+        return storage.rounded(step)
     dtype = step.weight.dtype
     if isinstance(step, Convolve) and step.spec.transposed:
         stored = onnx_transposed(step.weight, step.spec.groups)

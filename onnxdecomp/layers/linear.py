@@ -86,6 +86,7 @@ class Linear(LayerAdapter):
         multiply_left = self.left and plain
         x = _as_multiplied(x, rank, self.rotated, self.swapped != (self.left and not plain), emit)
         gemm_last = self.gemm and not self.left and isinstance(chain.steps[-1], MatMul)
+        gemm_last = gemm_last and emit.multiplies is None  # these operators add nothing
         names = labels(chain)
         for index, (step, label) in enumerate(zip(chain.steps, names, strict=True)):
             if isinstance(step, MatMul) and gemm_last and index == len(chain.steps) - 1:

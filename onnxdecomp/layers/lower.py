@@ -28,6 +28,7 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.conv_layout import onnx_transposed
 from onnxdecomp.layers.emitter import Emitter
+from onnxdecomp.layers.lower_quantized import looked_up, product
 
 
 def lower_conv(chain: Chain, match: LayerMatch, emit: Emitter) -> None:
@@ -120,9 +121,8 @@ def _(step: PermuteChannels, x: ir.Value, rank: int | None, label: str, emit: Em
 
 @lower.register
 def _(step: MatMul, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
-    stored = emit.product(step, x, label)
-    if stored is not None:
-        return stored
+    if emit.multiplies is not None and not step.is_stack:
+        return product(emit.multiplies, step, x, label, emit)
     return emit.add("MatMul", [x, emit.weight(step.weight, label, axis=step.weight.ndim - 1)], label)
 
 
@@ -144,6 +144,8 @@ def _(step: BlockMatMul, x: ir.Value, rank: int | None, label: str, emit: Emitte
 
 @lower.register
 def _(step: Lookup, x: ir.Value, rank: int | None, label: str, emit: Emitter) -> ir.Value:
+    if emit.multiplies is not None:
+        return looked_up(emit.multiplies, step, x, label, emit)
     if not emit.quantize:
         return emit.add("Gather", [emit.weight(step.weight, label, axis=1), x], label, axis=0)
     # The rows that are read are dequantized, not the table.

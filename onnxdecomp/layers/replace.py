@@ -181,6 +181,7 @@ class Rewriter:
             metadata={LAYER: match.layer.name, **metadata},
             quantize=quantize,
             storage=match.storage,
+            graph=match.place.graph,
             opset=self._opset(match.place),
         )
 

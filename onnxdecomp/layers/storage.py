@@ -1,4 +1,4 @@
-"""Storage: how factors are stored that are quantized again, where it is not as int8 (see int8_weights)."""
+"""Storage: how weights are stored in fewer bits, where it is not as plain int8 (see int8_weights)."""
 
 from __future__ import annotations
 
@@ -7,37 +7,69 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.core.steps import MatMul
+from onnxdecomp.core.steps import Lookup, MatMul
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """The operator that multiplies by a factor as it is stored.
+    """The operator that multiplies by a factor as it is stored, or reads its rows.
 
     Attributes:
         domain, op_type: Of the operator.
-        parts: Its operands after the activation, by what the factor's name gets behind it.
+        parts: Its operands besides the activation, by what the factor's name gets behind it.
         attributes: The operator's.
+        x_at: The activation's position among the operands.
     """
 
     domain: str
     op_type: str
     parts: Mapping[str, Array]
     attributes: Mapping[str, int]
+    x_at: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Integers:
+    """A factor that integers are multiplied by: the activation is rounded as it comes.
+
+    Attributes:
+        weight: int8 [S, T], symmetric.
+        scales: Of each column, float32 [T].
+    """
+
+    weight: Array
+    scales: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A table with a scale for each of its rows, which are read before they become floats again.
+
+    Attributes:
+        table: int8 [S, T], symmetric.
+        scales: float32 [S, 1].
+    """
+
+    table: Array
+    scales: Array
 
 
 class Storage(Protocol):
-    """A kind of weights that an operator of its own multiplies by."""
+    """A kind of weights in fewer bits."""
 
     @property
     def name(self) -> str:
         """The element type, for people."""
         ...
 
-    def rounded(self, step: MatMul) -> MatMul:
-        """The step with its weight [S, T] as it is when stored."""
+    def rounded(self, step: MatMul | Lookup) -> Array:
+        """The weight [S, T] of a step as it is when stored."""
         ...
 
-    def stored(self, step: MatMul) -> Stored:
-        """The operator of the step, with its weight."""
+    def stored(self, step: MatMul) -> Stored | Integers:
+        """What multiplies by the step's weight."""
+        ...
+
+    def table(self, step: Lookup) -> Stored | Rows:
+        """What reads rows of the step's weight."""
         ...

@@ -72,7 +72,7 @@ class Quantization:
     """What a later pass will do to the result; a target that was named is one for that.
 
     Attributes:
-        precision: "int8" or "fp16".
+        precision: The kernels that it is then for.
         quantized: Makes a quantized copy; a plain one where quantization breaks the model.
     """
 
@@ -149,7 +149,7 @@ class PassResult(ir.passes.PassResult):
         search: How that plan was found, where it was searched for.
         search_notes: What the search has said, for later runs with a plan of its.
         spectra: Of the layers that were decomposed, where they were asked for.
-        precision: What the model was quantized to: "int8" or "fp16"; "" where it was not.
+        precision: The kind of fewer bits that the model has got, such as "int4"; "" for none.
         opset: The opset that it had to be raised to, or None.
     """
 
@@ -252,7 +252,12 @@ class Quantizer(Pass):
     @property
     @abstractmethod
     def precision(self) -> str:
-        """What it stores them in: "int8", "fp16", or "none" for no change."""
+        """The kind of fewer bits, such as "int8" or "fp16", or "none" for no change."""
+
+    @property
+    def kernels(self) -> str:
+        """What decides how long the result takes: the precision, and what else it hangs on."""
+        return self.precision
 
     @abstractmethod
     def quantized(self, model: ir.Model, context: PassContext) -> ir.Model:

@@ -60,7 +60,7 @@ class PipelineResult:
 
     @property
     def precision(self) -> str:
-        """What the model was quantized to: "int8", "fp16", or "" where it was not."""
+        """The kind of fewer bits that the model has got, or "" for none."""
         return next(reversed(list(self.precisions.values())), "")
 
 

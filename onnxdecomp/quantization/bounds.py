@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onnxdecomp.quantization.kinds import BLOCKS, DYNAMIC, INT4, STATIC
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 HARMED = 0.5
 """Relative L2 distance of the worst output from which on a quantized model is taken for broken."""
 
-ENOUGH = {"int8": 0.02, "fp16": 0.005}
+ENOUGH = {STATIC: 0.02, DYNAMIC: 0.02, BLOCKS: 0.02, INT4: 0.1, "fp16": 0.005}
 """Errors below which nothing else is tried; one or the other is usual for the kind."""
 
 _MUCH = 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -15,15 +15,19 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.layers.registry import per_channel
 from onnxdecomp.quantization.bounds import HARMED, Bounds, Judged, Memory
 from onnxdecomp.quantization.distance import distance
+from onnxdecomp.quantization.files import checked
 from onnxdecomp.quantization.fragile_nodes import crushed, faint, of_other_types, of_types, overflowing, seen
 from onnxdecomp.quantization.half import LARGEST, fp16
 from onnxdecomp.quantization.int8 import int8, operators
+from onnxdecomp.quantization.kinds import DYNAMIC, INT4, STATIC
 from onnxdecomp.quantization.prepare import require_float
+from onnxdecomp.quantization.products import products, stored
 from onnxdecomp.quantization.scheme import Scheme
 from onnxdecomp.runtime import temporary_files
 
 if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
+    from onnxdecomp.layers.storage import Storage
 
 _DELICATE = frozenset(
     """
@@ -80,6 +84,9 @@ _Rungs = Mapping[str, Callable[[], _Try | None]]
 
 _REST = "all but convolutions and products of matrices"
 
+_BITS = {"fp16": "float16", INT4: "4 bits"}
+"""What kinds are called, for people."""
+
 
 def guarded(
     model: ir.Model,
@@ -129,7 +136,58 @@ def guarded(
             "products": lambda: rung({}, _REST),
             "even products": lambda: rung(uneven(), _REST) if uneven() else None,
         }
-        return _Ladder("int8", model, feeds, rungs, bounds or Bounds()).best(memory or Memory(), trial=trial)
+        return _Ladder(STATIC, model, feeds, rungs, bounds or Bounds()).best(memory or Memory(), trial=trial)
+
+
+def guarded_products(
+    model: ir.Model,
+    feeds: Feeds,
+    kind: str,
+    storage: Storage,
+    keep: Collection[str] = (),
+    *,
+    bounds: Bounds | None = None,
+    memory: Memory | None = None,
+    trial: bool = False,
+) -> Guarded:
+    """`stored`, judged by the outputs on some inputs.
+
+    One range for all numbers of an activation fails as it does for `guarded`; where every block of them has
+    its own there is nothing to leave out.
+
+    Args:
+        model, storage, keep: As for `stored`.
+        feeds: Inputs.
+        kind: The name of the storage.
+        bounds, memory, trial: As for `guarded`.
+
+    Raises:
+        ModelError: As `stored`, or ONNX Runtime does not load what it makes.
+        UsageError: The accuracy that is asked for cannot be measured.
+    """
+    require_float(model, kind)
+
+    def rung(kept: Mapping[str, str]) -> _Try:
+        def make() -> ir.Model:
+            made = stored(model, storage, {*keep, *kept})
+            checked(made, f"its {kind} form")
+            return made
+
+        return _Try(tuple(sorted(set(kept.values()))), "", make)
+
+    def even() -> _Try | None:
+        activations, own = seen(model, feeds), products(model)
+        found = {
+            str(match.output.name): match.layer.name
+            for match in own
+            if (numbers := activations.get(str(match.x.name))) is not None and numbers.crushed
+        }
+        return rung(found) if 0 < len(found) < len(own) else None
+
+    rungs: dict[str, Callable[[], _Try | None]] = {"whole": lambda: rung({})}
+    if kind == DYNAMIC:
+        rungs["even"] = even
+    return _Ladder(kind, model, feeds, rungs, bounds or Bounds()).best(memory or Memory(), trial=trial)
 
 
 def guarded_half(
@@ -194,7 +252,7 @@ class _Ladder:
     """The ways to quantize a model.
 
     Attributes:
-        kind: "int8" or "fp16".
+        kind: Of fewer bits, one that can be carried out.
         model, feeds: The original, and what it is compared on.
         rungs: From the least in floating point to the most.
         bounds: What is asked of the result.
@@ -275,7 +333,7 @@ class _Ladder:
 
     def _told(self, made: _Made, tried: tuple[tuple[str, float], ...], first: Judged) -> Guarded:
         """What is said of the try that was taken."""
-        bits = "8 bits" if self.kind == "int8" else "float16"
+        bits = _BITS.get(self.kind, "8 bits")
         chosen, error = made.attempt, made.judged.error
         off = f"the outputs are off by {error:.2g}" if math.isfinite(error) else "the outputs are not finite"
         if error > HARMED:

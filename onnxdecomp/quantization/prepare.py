@@ -28,10 +28,10 @@ def require_float(model: ir.Model, kind: str) -> None:
 
     Args:
         model: The model.
-        kind: "int8" or "fp16", for which float16 weights are none that it could not take.
+        kind: As --quantize has it; "fp16" alone takes float16 weights.
 
     Raises:
-        ModelError: It is quantized, or has weights in bfloat16, or in float16 where int8 is asked for.
+        ModelError: It is quantized, or has weights in bfloat16, or in float16 where fewer are asked for.
     """
     nodes = (node for place in places(model) for node in place.graph)
     if any(node.domain in _DOMAINS and _QUANTIZED.search(node.op_type) for node in nodes):
@@ -42,7 +42,7 @@ def require_float(model: ir.Model, kind: str) -> None:
     found = {slot.tensor.dtype for slot in slots(model)}
     found |= {dtype for value in (*model.graph.inputs, *model.graph.outputs) if (dtype := value.dtype)}
     for dtype, name in _NARROW.items():
-        if dtype in found and (kind == "int8" or dtype != ir.DataType.FLOAT16):
+        if dtype in found and (kind != "fp16" or dtype != ir.DataType.FLOAT16):
             raise ModelError(
                 f"the model has {name} weights or inputs: --quantize {kind} is for float32 models"
             )

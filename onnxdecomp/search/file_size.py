@@ -22,14 +22,6 @@ _CLOSE = 0.97
 _METADATA = 512
 """Bytes that are left for what is written into the model last: version, methods, the plan's hash."""
 
-_WIDTH = {"int8": 1, "fp16": 2}
-"""Bytes of a weight's number by what the model is quantized to."""
-
-
-def width(precision: str) -> int | None:
-    """Bytes of a number in a weight under a precision; None: those of its own type."""
-    return _WIDTH.get(precision)
-
 
 def file_size(model: ir.Model) -> int:
     """Bytes of the file that the model will be, with its external data."""

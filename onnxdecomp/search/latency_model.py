@@ -21,6 +21,7 @@ from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import DefectError
 from onnxdecomp.evaluate.benchmark import bench
 from onnxdecomp.graph.save import save
+from onnxdecomp.latency.against_float import ratios
 from onnxdecomp.latency.cache import cache_file
 from onnxdecomp.latency.chain_model import filled
 from onnxdecomp.latency.context import neighbours
@@ -30,12 +31,19 @@ from onnxdecomp.latency.predict import part_of_whole
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter, Trunk
+from onnxdecomp.quantization import quantized_roughly
+from onnxdecomp.quantization.kinds import storage_of
+from onnxdecomp.quantization.products import products
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search.candidates import Outline, dense_cost
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.sibling_groups import GroupKey, group_of, members_of
+
+_SLOWER = 1.1
+"""What a layer takes over its time in floating point from which on it stays so: as much is noise, or worth it
+for a smaller file."""
 
 Parts: TypeAlias = Mapping[int, tuple[float, tuple[float, ...]]]
 
@@ -72,7 +80,7 @@ class Stopwatch:
         original: The file that came in.
         feed: One input of the model: its shapes are those that count.
         provider, threads: Where.
-        precision: "float", or what the model is going to be quantized to: "int8" or "fp16".
+        precision: "float", or the kernels that the model is going to be quantized for.
         cached: Use and add to the timings on this machine's disk.
         seconds: About the time to take for the chains.
     """
@@ -187,11 +195,38 @@ class Stopwatch:
             save(self._quantized(copy), path)
             return self._ratio(path)
 
+    def slower(self, model: ir.Model, precision: str) -> frozenset[str]:
+        """The nodes whose layers are slower than in floating point if they are stored in fewer bits.
+
+        Args:
+            model: As it will be quantized.
+            precision: Kernels of products and tables that are stored by themselves; of others none is named.
+
+        Raises:
+            ProviderError: The provider did not start.
+        """
+        if storage_of(precision, self.provider) is None:
+            return frozenset()
+        shapes = input_shapes(model, {name: array.shape for name, array in self.feed.items()})
+        own = [match for match in products(model) if not match.layer.lookup]
+        places = ((match, shapes.get((match.layer.graph, match.layer.name))) for match in own)
+        asked = [(match, shape) for match, shape in places if shape is not None]
+        found = ratios(
+            [Request(match.layer, dense_chain(match.layer), shape) for match, shape in asked],
+            precision,
+            provider=self.provider,
+            threads=self.threads,
+            cache=cache_file() if self.cached else None,
+        )
+        return frozenset(
+            str(match.output.name)
+            for (match, _), ratio in zip(asked, found, strict=True)
+            if ratio is not None and ratio > _SLOWER
+        )
+
     def _quantized(self, model: ir.Model) -> ir.Model:
         """The model with the kernels that it will run on."""
-        from onnxdecomp.quantization import quantized_roughly
-
-        return quantized_roughly(model, self.precision, self.provider)
+        return quantized_roughly(model, self.precision, self.provider, self.slower(model, self.precision))
 
     def _ratio(self, new: Path) -> Ratio:
         timed = bench(

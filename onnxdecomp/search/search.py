@@ -18,6 +18,7 @@ from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.decompositions.joint import ATTENTION, CUTS
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.adapter import LayerMatch, Skip
+from onnxdecomp.quantization.kinds import bytes_of
 from onnxdecomp.search.cut_trials import (
     cheaper_without_cuts,
     doubted,
@@ -25,7 +26,7 @@ from onnxdecomp.search.cut_trials import (
     whole_channels,
     whole_layers,
 )
-from onnxdecomp.search.file_size import file_size, refine_by_size, width
+from onnxdecomp.search.file_size import file_size, refine_by_size
 from onnxdecomp.search.joint_options import JointOptions, joint_options
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.latency_feedback import refine_by_latency
@@ -86,7 +87,7 @@ def search_plan(
         labelled: Samples with labels, for a budget on the drop of accuracy.
         stopwatch: Measures latency; needed for a budget on it.
         size: Bytes of the original with its external data, for a budget on them.
-        precision: What the trial is quantized to: "float", "int8" or "fp16".
+        precision: The kernels that the trial is quantized for; "float" where it is not.
         channels: Those between layers that may be cut.
         progress: Called as the work goes on.
 
@@ -107,7 +108,7 @@ def search_plan(
     brief = shortened(parted(calibration)[0], weighed.macs)
     picker = _Picker(
         *(model, skips, weighed, [budget for budget in budgets if not budget.on_loss]),
-        *(lambda plan: trial(plan, brief), Sizes(size, size, width(precision)), precision, stopwatch),
+        *(lambda plan: trial(plan, brief), Sizes(size, size, bytes_of(precision)), precision, stopwatch),
     ).with_sizes()
     reference = Reference(model, weighed.outputs, calibration, labelled)
     tried = _chosen(picker, [budget for budget in budgets if budget.on_loss], reference, progress)

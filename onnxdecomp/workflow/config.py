@@ -131,12 +131,19 @@ class CompressConfig(PlanOptions):
         at_least=1,
         otherwise="all cores",
     )
-    quantize: Literal["int8", "fp16", "none"] = option(
+    quantize: Literal["int8", "int8-static", "int8-dynamic", "int8-block", "int4", "fp16", "none"] = option(
         "none",
-        "After the decomposition make the model int8 (needs --calib) or fp16; a target is then one for the "
-        "quantized model",
+        "After the decomposition store the model in fewer bits; a target is then one for the quantized "
+        "model. int8 takes what is fastest of: activations rounded by ranges (int8-static, needs --calib) or "
+        "as they come (int8-dynamic), and weights in blocks (int8-block). int4: weights of 4 bits in blocks",
         group="after",
         places=(("quantize", "kind"),),
+    )
+    block_size: Literal[16, 32, 64, 128, 256] = option(
+        32,
+        "Numbers of a weight that share a scale, for int4 and int8-block",
+        group="after",
+        places=(("quantize", "block_size"),),
     )
     finetune: Training | None = option(
         None,
@@ -244,7 +251,7 @@ class CompressConfig(PlanOptions):
 
     @property
     def precision(self) -> str:
-        """What the result is stored in: "int8", "fp16", or "" as the original."""
+        """The kind of fewer bits that the result is stored in, such as "int8", or "" as the original."""
         from onnxdecomp.pipeline.base import Quantizer
 
         return next((each.precision for each in self.passes if isinstance(each, Quantizer)), "")

@@ -12,6 +12,7 @@ from itertools import chain
 
 from onnxdecomp.core.options import described, option_fields, spelled
 from onnxdecomp.errors import UsageError
+from onnxdecomp.quantization.kinds import DYNAMIC, STATIC
 from onnxdecomp.runtime.environment import check_threads
 from onnxdecomp.workflow.config import CompressConfig
 
@@ -78,8 +79,11 @@ def _contradictions(config: CompressConfig) -> Iterator[str]:
             yield "--bench-threads and --no-bench exclude each other"
     if searches and (config.said("must_save") or config.in_file("must_save")):
         yield "--must-save goes with ranks (--rank, --layer): a target itself says what must be saved"
-    if config.calib is None and precision == "int8":
-        yield "--quantize int8 needs inputs to find the ranges of activations on: give --calib"
+    if config.calib is None and precision == STATIC:
+        yield (
+            f"--quantize {STATIC} needs inputs to find the ranges of activations on: give --calib, or take "
+            f"{DYNAMIC}"
+        )
     if config.finetune is not None:
         if config.calib is None:
             yield "finetune trains on the calibration inputs: give them with --calib"

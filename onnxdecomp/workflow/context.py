@@ -85,14 +85,12 @@ def pass_context(passes: Sequence[Pass], run: RunContext, plan: Plan | None) -> 
         spectra=run.config.details,
         progress=run.progress,
     )
+    if "latency" in needed or ("latency" in used and run.config.bench):
+        context = replace(context, latency=_latency(run, quantizer))
     if quantizer is not None:
         context = replace(context, quantization=_ahead(quantizer, context))
-    if plan is not None:
-        return context
-    if "original_bytes" in needed:
+    if plan is None and "original_bytes" in needed:
         context = replace(context, original_bytes=size(run.original, source(load(run.original))))
-    if "latency" in needed or ("latency" in used and run.config.bench):
-        context = replace(context, latency=_latency(run, context.quantization))
     return context
 
 
@@ -108,13 +106,13 @@ def _calibration(run: RunContext) -> Calibration | None:
 def _ahead(quantizer: Quantizer, context: PassContext) -> Quantization:
     """What the quantizer will do later, for trials now."""
     own = context.only(quantizer.needs | quantizer.uses)
-    return Quantization(quantizer.precision, lambda model: quantizer.quantized(model, own))
+    return Quantization(quantizer.kernels, lambda model: quantizer.quantized(model, own))
 
 
-def _latency(run: RunContext, quantization: Quantization | None) -> Stopwatch:
+def _latency(run: RunContext, quantizer: Quantizer | None) -> Stopwatch:
     from onnxdecomp.search.latency_model import Stopwatch
 
-    precision = "float" if quantization is None else quantization.precision
+    precision = "float" if quantizer is None else quantizer.kernels
     return Stopwatch(run.original, run.inputs()[0], run.config.provider, run.threads, precision)
 
 

@@ -40,7 +40,8 @@ class CompressOptions(TypedDict, total=False):
     input_shapes: Mapping[str, Sequence[int]] | None
     provider: str | None
     threads: int | None
-    quantize: Literal["int8", "fp16", "none"] | None
+    quantize: Literal["int8", "int8-static", "int8-dynamic", "int8-block", "int4", "fp16", "none"] | None
+    block_size: Literal[16, 32, 64, 128, 256] | None
     finetune: Training | None
     verify: bool | None
     bench: bool | None

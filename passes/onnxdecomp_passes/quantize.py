@@ -1,4 +1,4 @@
-"""quantize: fewer bits, after the decomposition, by ONNX Runtime's own tools."""
+"""quantize: fewer bits, after the decomposition."""
 
 from __future__ import annotations
 
@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import onnx_ir as ir
 
+from onnxdecomp.core.names import some
 from onnxdecomp.core.patterns import Names, literal, matches
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import OnnxDecompError, UsageError
 from onnxdecomp.graph.traversal import places, slots
 from onnxdecomp.layers.replace import LAYER
 from onnxdecomp.pipeline.base import Need, PassContext, PassResult, Quantizer, option
+from onnxdecomp.quantization.kinds import (
+    BLOCK,
+    CHOSEN,
+    DYNAMIC,
+    STATIC,
+    Block,
+    Kind,
+    in_blocks,
+    kernels,
+    storage_of,
+)
 
 if TYPE_CHECKING:
     from onnxdecomp.quantization.bounds import Bounds
@@ -25,23 +37,33 @@ KEY = "pkg.onnxdecomp.quantize"
 
 @dataclass(frozen=True)
 class Quantize(Quantizer):
-    """Make the model int8 (weights and activations, as QDQ nodes) or fp16; inputs and outputs stay.
+    """Store weights in fewer bits: int8 in three ways, int4, or fp16; inputs and outputs stay.
 
     The result is compared with the model. What does not survive stays in floating point, and a note names it;
     a model of which nothing can be quantized stays as it is, and a note says so.
     """
 
     name: ClassVar[str] = "quantize"
-    summary: ClassVar[str] = "Quantize to int8 or fp16 with ONNX Runtime's own tools"
+    summary: ClassVar[str] = "Store weights in fewer bits: int8, int4 or fp16"
 
-    kind: Literal["none", "int8", "fp16"] = option("none", "int8 needs calibration inputs, fp16 none")
-    per_channel: bool = option(True, "int8: a scale for each output channel of a weight, not one in all")
-    weight_bits: Literal["auto", "7", "8"] = option(
-        "auto", "int8: 7 where this machine's products of 8 bits saturate (x86-64 without VNNI)"
+    kind: Kind = option(
+        "none",
+        "int8-static needs calibration inputs, the others none; int8 is one of int8-static, int8-dynamic and "
+        "int8-block, by measurement",
     )
-    samples: int = option(256, "int8: calibration inputs used at most")
-    exclude: tuple[str, ...] = option((), "int8: nodes that stay floating point, by shell patterns of names")
-    provider: str = option("", "int8: the provider that it is meant for (default: the run's)")
+    per_channel: bool = option(
+        True, "int8-static: a scale for each output channel of a weight, not one in all"
+    )
+    weight_bits: Literal["auto", "7", "8"] = option(
+        "auto",
+        "int8-static, int8-dynamic: 7 where this machine's products of 8 bits saturate (x86-64 without VNNI)",
+    )
+    block_size: Block = option(BLOCK, "int4, int8-block: numbers of a weight that share a scale")
+    samples: int = option(256, "int8-static: calibration inputs used at most")
+    exclude: tuple[str, ...] = option(
+        (), "int8, int4: nodes that stay floating point, by shell patterns of names"
+    )
+    provider: str = option("", "int8, int4: the provider that it is meant for (default: the run's)")
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -49,13 +71,18 @@ class Quantize(Quantizer):
 
     @property
     def precision(self) -> str:
-        """What weights and activations are stored in: "int8", "fp16", or "none" for no change."""
+        """The kind of fewer bits, or "none" for no change."""
         return self.kind
 
     @property
+    def kernels(self) -> str:
+        """The kind, with the block size where that is not the usual one."""
+        return kernels(self.kind, self.block_size)
+
+    @property
     def uses(self) -> frozenset[Need]:
-        """Inputs, and what earlier tries of the run have found."""
-        return frozenset(("calibration", "evaluation", "memory"))
+        """Inputs, what earlier tries of the run have found, and what layers take."""
+        return frozenset(("calibration", "evaluation", "memory", "latency"))
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Replace the graph by the quantized one."""
@@ -65,7 +92,7 @@ class Quantize(Quantizer):
         made, record, note = self._guarded(model, context)
         if made is None:
             return PassResult(model, modified=False, notes=(note,), record=record)
-        if record.get("quantized_activations") == 0:
+        if 0 in (record.get("quantized_activations"), record.get("quantized_layers")):
             note = "nothing to quantize: no operator of the main graph that has an integer kernel"
             return PassResult(model, modified=False, notes=(note,), record=record)
         if self.kind == "fp16" and _halves(made) == _halves(model):
@@ -77,13 +104,13 @@ class Quantize(Quantizer):
         notes: list[str] = [note] if note else []
         if opset != before:
             notes.append(f"{self.kind} needs opset {opset}: raised from {before}")
-        model.metadata_props[KEY] = self.kind
+        model.metadata_props[KEY] = str(record["kind"])
         return PassResult(
             model,
             modified=True,
             notes=tuple(notes),
             record=record,
-            precision=self.kind,
+            precision=str(record["kind"]),
             opset=opset if opset != before else None,
         )
 
@@ -103,31 +130,76 @@ class Quantize(Quantizer):
         """A quantized copy or None, facts for the record, and a note or "".
 
         Raises:
-            UsageError: There are no calibration inputs for int8.
+            UsageError: There are no calibration inputs for int8-static.
             ModelError: The model cannot be quantized.
         """
         from onnxdecomp.quantization.guard import guarded, guarded_half
         from onnxdecomp.quantization.scheme import scheme_for
 
         bounds, memory = _bounds(context), context.memory
-        if self.kind == "fp16":
+        kind: Kind = self.kind
+        provider = self.provider or context.provider or "cpu"
+        if kind == CHOSEN:  # a run measures which; without one nobody knows
+            kind = STATIC if context.calibration is not None else DYNAMIC
+        if kind == "fp16":
             found = guarded_half(model, _inputs(model, context), bounds=bounds, memory=memory, trial=trial)
             return found.model, {"kind": "fp16", **_facts(found)}, found.note
+        if kind != STATIC:
+            return self._stored(model, context, kind, provider, trial=trial)
         if context.calibration is None:
-            raise UsageError("int8 needs inputs to find the ranges of activations on: give them with --calib")
-        feeds, provider = context.calibration.feeds, self.provider or context.provider or "cpu"
+            raise UsageError(
+                f"{STATIC} needs inputs to find the ranges of activations on: give them with --calib"
+            )
+        feeds = context.calibration.feeds
         scheme = scheme_for(provider, weight_bits=self.weight_bits, per_channel=self.per_channel)
         scheme = replace(scheme, exclude=_matching(model, self.exclude))
         found = guarded(model, feeds, scheme, samples=self.samples, bounds=bounds, memory=memory, trial=trial)
         nodes = () if found.model is None else found.model.graph
         facts = {
-            "kind": "int8",
+            "kind": kind,
             **scheme.facts(),
             "samples": min(self.samples, len(feeds)),
             "quantized_activations": sum(node.op_type == "QuantizeLinear" for node in nodes),
             **_facts(found),
         }
         return found.model, facts, found.note
+
+    def _stored(
+        self, model: ir.Model, context: PassContext, kind: Kind, provider: str, *, trial: bool
+    ) -> tuple[ir.Model | None, dict[str, object], str]:
+        """As `_guarded`, where the weights of products and tables alone are stored in fewer bits."""
+        from onnxdecomp.quantization.guard import guarded_products
+        from onnxdecomp.quantization.products import kept, products
+
+        name = kernels(kind, self.block_size)
+        storage = storage_of(name, provider, self.weight_bits)
+        assert storage is not None
+        slow = () if context.latency is None else context.latency.slower(model, name)
+        keep = {*_matching(model, self.exclude), *slow}
+        inputs = _inputs(model, context)
+        if inputs is None:
+            raise UsageError(
+                f"--quantize {kind}: the model runs on no random inputs to compare it on: give --calib"
+            )
+        found = guarded_products(
+            *(model, inputs, kind, storage, keep),
+            bounds=_bounds(context),
+            memory=context.memory,
+            trial=trial,
+        )
+        layers = products(model)
+        left = {} if found.model is None else {match.layer.name for match in products(found.model)}
+        floats = [match.layer.name for match in layers if kept(match, slow)]
+        note = f"in floating point, where it is no slower: {some(floats)}" if floats else ""
+        facts = {
+            "kind": kind,
+            **({"block_size": self.block_size} if in_blocks(kind) else {}),
+            "weights": storage.name,
+            "quantized_layers": len(layers) - len(left),
+            "slower": floats,
+            **_facts(found),
+        }
+        return found.model, facts, "; ".join(filter(None, (found.note, note)))
 
 
 def _bounds(context: PassContext) -> Bounds:
@@ -144,7 +216,7 @@ def _bounds(context: PassContext) -> Bounds:
 
 
 def _inputs(model: ir.Model, context: PassContext) -> Feeds | None:
-    """What a float16 model is judged on: the user's inputs, else random ones that the model runs on."""
+    """What is compared on: the user's inputs, else random ones that the model runs on."""
     from onnxdecomp.calibration.random_set import synthetic
 
     if context.calibration is not None:

@@ -46,7 +46,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(measure, "_typical_times", made)
+    monkeypatch.setattr(measure, "typical_times", made)
     return made
 
 
@@ -173,7 +173,7 @@ def test_hopeless_chains_are_timed_twice_and_the_others_until_they_are_precise(
 
     monkeypatch.setattr(measure, "interleave", functools.partial(interleave, clock=lambda: now))
     runs = [run("frame", 1e-6), run("dense", 20e-3), run("slow", 80e-3), run("quick", 1e-3)]
-    typical = measure._typical_times(runs, seconds=0.0)
+    typical = measure.typical_times(runs, seconds=0.0)
     rounds = 2 + MIN_ROUNDS
     short = rounds * (1 + ALONE_AFTER)
     assert count == {"frame": short, "dense": rounds * 2, "quick": short, "slow": 2}
@@ -190,5 +190,5 @@ def test_a_noisy_group_is_timed_longer(monkeypatch: pytest.MonkeyPatch) -> None:
         return Timings(1e6 * rng.lognormal(0, 1, (len(runs), iterations)), ())
 
     monkeypatch.setattr(measure, "interleave", noisy)
-    measure._typical_times([lambda: None] * 3, seconds=60)
+    measure.typical_times([lambda: None] * 3, seconds=60)
     assert sum(rounds) == 2 + MAX_ROUNDS

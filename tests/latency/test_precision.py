@@ -41,7 +41,7 @@ def test_every_step_of_a_chain_is_quantized(layer: Layer, shape: tuple[int, ...]
     chain = outline(get("svd"), layer, (16,))
     plain = chain_model(chain, layer, shape, Neighbours(activation="Relu"))
     assert isinstance(plain, SerializedModel)
-    quantized = quantized_model(plain, "int8", "cpu")
+    quantized = quantized_model(plain, "int8-static", "cpu")
     before, after = op_types(plain), op_types(quantized)
     steps = sum(before[name] for name in ("Conv", "Gemm", "MatMul"))
     assert after["QuantizeLinear"] > steps
@@ -61,7 +61,7 @@ def test_half_precision_is_timed_in_half_precision(layer: Layer, shape: tuple[in
     open_session(halved.model, weights=halved.weights)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize("precision", ["int8-static", "int8-dynamic", "int4", "int4:64", "fp16"])
 def test_timings_of_another_precision_are_not_mixed_up(precision: str, tmp_path: Path) -> None:
     layer, shape = LAYERS[0]
     chain = outline(get("svd"), layer, (16,))
@@ -84,7 +84,7 @@ def test_without_quantization_it_is_the_model_itself() -> None:
     nodes = [onnx.helper.make_node("Conv", ["x", "w"], ["y"], name="c")]
     made = from_x(nodes, {"w": normal(8, 8, 1, 1)}, (1, 8, 4, 4))
     assert quantized_roughly(made, "float", "cpu") is made
-    rough = quantized_roughly(made, "int8", "cpu")
+    rough = quantized_roughly(made, "int8-static", "cpu")
     assert sum(node.op_type == "QuantizeLinear" for node in rough.graph) == 2
     assert [node.op_type for node in made.graph] == ["Conv"]
     assert isinstance(rough, ir.Model)

@@ -17,9 +17,9 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 )
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.layers.blocks import pack, unpack
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.lowering_check import check_lowering
-from onnxdecomp.layers.matmul_nbits import pack, unpack
 from onnxdecomp.layers.shapes import infer_shapes
 from tests.builders.cases import MICROSOFT, Case, case_of
 from tests.builders.running import run

@@ -253,7 +253,7 @@ def test_the_ladder_is_climbed_once_in_a_run(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("int8", "distance"):
         monkeypatch.setattr(guard, name, noted(name))
     model = network(1e5, before=False)
-    stage = Quantize(kind="int8")
+    stage = Quantize(kind="int8-static")
     context = PassContext(calibration=Calibration(feeds()), memory=Memory())
     stage.quantized(model, context)
     climbed = counted.count("int8")

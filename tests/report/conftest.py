@@ -73,7 +73,7 @@ def cut_record(models: tuple[Path, Path, Record]) -> Record:
 @pytest.fixture(scope="session")
 def quantized_record(models: tuple[Path, Path, Record]) -> Record:
     """Of a run that quantized what it had decomposed."""
-    return calibrated(models[0], 3, method="tucker", rank="8", quantize="int8")
+    return calibrated(models[0], 3, method="tucker", rank="8", quantize="int8-static")
 
 
 @pytest.fixture(scope="session")

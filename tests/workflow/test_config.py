@@ -136,7 +136,10 @@ def test_what_a_record_holds_of_the_request() -> None:
         ({"verify": "yes"}, "verify must be true or false, not 'yes'"),
         ({"bench_batches": ("1",)}, "bench_batches must be a list of a whole number"),
         ({"rank": 4}, "option 'rank' of pass 'decompose' must be text, not 4"),
-        ({"quantize": "int4"}, r"option 'kind' of pass 'quantize' must be none\|int8\|fp16, not 'int4'"),
+        (
+            {"quantize": "int3"},
+            r"option 'kind' of pass 'quantize' must be none.*int8.*int4.*fp16, not 'int3'",
+        ),
         ({"samples": 0}, "--samples must be 1 or more, not 0"),
     ],
 )

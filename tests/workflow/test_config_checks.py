@@ -61,7 +61,11 @@ CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, ...], tuple[str, str]]] = 
     ),
     ({"target": "macs=2x", "rank": "4"}, ("--target", "macs=2x", "--rank", "4"), ("rank", "target")),
     ({"max_error": 1.5}, ("--max-error", "1.5"), ("--max-error 1.5", "below 1")),
-    ({"rank": "4", "quantize": "int8"}, ("--rank", "4", "--quantize", "int8"), ("int8", "--calib")),
+    (
+        {"rank": "4", "quantize": "int8-static"},
+        ("--rank", "4", "--quantize", "int8-static"),
+        ("int8", "--calib"),
+    ),
 ]
 
 

@@ -120,8 +120,10 @@ def test_ranks_given_by_hand_fail(kind: str, model: Path) -> None:
 def test_quantization_gives_way_too(model: Path) -> None:
     """8 bits alone lose more than is allowed: nothing was asked for that they could be weighed against."""
     with pytest.raises(UsageError, match="out of reach"):
-        onnxdecomp.compress(model, target="error=0.001", quantize="int8", calib=inputs(), **OPTIONS)
-    held = onnxdecomp.compress(model, "out.onnx", max_error=0.001, quantize="int8", calib=inputs(), **OPTIONS)
+        onnxdecomp.compress(model, target="error=0.001", quantize="int8-static", calib=inputs(), **OPTIONS)
+    held = onnxdecomp.compress(
+        model, "out.onnx", max_error=0.001, quantize="int8-static", calib=inputs(), **OPTIONS
+    )
     assert held.verification is not None
     assert held.verification.passed
     assert any(note.startswith("not quantized, for that alone has an error of") for note in held.notes)
@@ -130,7 +132,7 @@ def test_quantization_gives_way_too(model: Path) -> None:
 
 def test_quantization_that_the_search_did_not_judge_gives_way_after_the_layers(model: Path) -> None:
     held = onnxdecomp.compress(
-        model, target="macs=2x", max_error=0.002, quantize="int8", calib=inputs(), **OPTIONS
+        model, target="macs=2x", max_error=0.002, quantize="int8-static", calib=inputs(), **OPTIONS
     )
     assert held.verification is not None
     assert held.verification.passed
@@ -140,7 +142,7 @@ def test_quantization_that_the_search_did_not_judge_gives_way_after_the_layers(m
 
 def test_layers_give_way_before_quantization(model: Path) -> None:
     held = onnxdecomp.compress(
-        model, target="macs=3x", max_error=0.1, quantize="int8", calib=inputs(), **OPTIONS
+        model, target="macs=3x", max_error=0.1, quantize="int8-static", calib=inputs(), **OPTIONS
     )
     assert held.verification is not None
     assert held.verification.passed

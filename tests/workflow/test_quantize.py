@@ -32,7 +32,7 @@ from tests.workflow.test_targets import filled
 
 Run = Callable[..., Outcome]
 
-INT8 = ("--quantize", "int8", "--calib", "calib.npz")
+INT8 = ("--quantize", "int8-static", "--calib", "calib.npz")
 QUICK = ("--simplify", "none", "--no-bench", "--method", "tucker", "--rank", "4")
 
 
@@ -62,13 +62,13 @@ def test_int8_after_the_decomposition(run: Run) -> None:
     found = op_types("out.onnx")
     assert found["Conv"] == 6
     assert found["QuantizeLinear"] > 6
-    assert record["passes"]["quantize"]["kind"] == "int8"
+    assert record["passes"]["quantize"]["kind"] == "int8-static"
     assert record["passes"]["quantize"]["samples"] == 40
     assert record["verify"]["interface"] == []
     assert 0 < record["verify"]["rel_l2"] < 0.6
     assert [layer["lowering"] < 1e-5 for layer in record["layers"]] == [True, True]
     written = onnx.load("out.onnx")
-    assert {"pkg.onnxdecomp.quantize": "int8", "pkg.onnxdecomp.methods": "tucker"}.items() <= {
+    assert {"pkg.onnxdecomp.quantize": "int8-static", "pkg.onnxdecomp.methods": "tucker"}.items() <= {
         entry.key: entry.value for entry in written.metadata_props
     }.items()
     assert written.producer_name == onnx.load("net.onnx").producer_name
@@ -109,7 +109,7 @@ def test_what_float16_cannot_hold_stays_and_is_named(folder: Path) -> None:
 
 
 def test_int8_without_calibration_is_refused(run: Run) -> None:
-    run("--quantize", "int8").is_error(2, "--calib")
+    run("--quantize", "int8-static").is_error(2, "--calib")
     assert files() == ["calib.npz", "net.onnx"]
 
 
@@ -131,7 +131,7 @@ def test_the_configuration_says_it_as_well(folder: Path) -> None:
 def test_the_file_says_what_it_is(run: Run) -> None:
     assert run(*INT8).code == 0
     assert run("--quantize", "fp16").code == 0
-    assert files() == ["calib.npz", "net.onnx", "net.tucker.fp16.onnx", "net.tucker.int8.onnx"]
+    assert files() == ["calib.npz", "net.onnx", "net.tucker.fp16.onnx", "net.tucker.int8-static.onnx"]
 
 
 def test_a_gate_holds_for_the_quantized_model(run: Run) -> None:
@@ -154,9 +154,15 @@ def test_an_older_opset_is_raised_and_named(folder: Path) -> None:
     model.opset_import[0].version = 11
     onnx.save(model, "old.onnx")
     done = onnxdecomp.compress(
-        "old.onnx", "new.onnx", simplify="none", rank="4", quantize="int8", calib="calib.npz", bench=False
+        "old.onnx",
+        "new.onnx",
+        simplify="none",
+        rank="4",
+        quantize="int8-static",
+        calib="calib.npz",
+        bench=False,
     )
-    assert "quantize: int8 needs opset 13: raised from 11" in done.notes
+    assert "quantize: int8-static needs opset 13: raised from 11" in done.notes
     assert onnx.load("new.onnx").opset_import[0].version == 13
     assert done.verification is not None
     assert done.verification.interface == ()
@@ -164,13 +170,13 @@ def test_an_older_opset_is_raised_and_named(folder: Path) -> None:
 
 def test_a_target_is_one_for_the_quantized_model(folder: Path) -> None:
     options: dict[str, Any] = {"simplify": "none", "method": "tucker", "calib": "calib.npz", "bench": False}
-    whole = onnxdecomp.compress("net.onnx", target="error=0.1", quantize="int8", **options)
+    whole = onnxdecomp.compress("net.onnx", target="error=0.1", quantize="int8-static", **options)
     assert whole.plan.decomposed
     assert whole.verification is not None
     assert whole.verification.rel_l2 is not None
     assert whole.verification.rel_l2 < 0.1
     with pytest.raises(UsageError, match=r"out of reach: without any decomposition .* error=0\.0"):
-        onnxdecomp.compress("net.onnx", target="error=0.0005", quantize="int8", **options)
+        onnxdecomp.compress("net.onnx", target="error=0.0005", quantize="int8-static", **options)
 
 
 def timed_as(monkeypatch: pytest.MonkeyPatch, *ratios: Ratio) -> None:
@@ -190,8 +196,13 @@ def timed_as(monkeypatch: pytest.MonkeyPatch, *ratios: Ratio) -> None:
         ((FASTER, FASTER), ["c1", "c2"], True, None),
         ((FASTER, SLOWER, FASTER), ["c2"], True, "the time of the original quantized"),
         ((FASTER, SLOWER), [], True, "the time of the original quantized"),
-        ((SLOWER, FASTER), ["c1", "c2"], False, "not quantized, for int8 alone takes 1.20x the original's"),
-        ((SLOWER, SLOWER), [], False, "not quantized, for int8 alone takes 1.20x the original's"),
+        (
+            (SLOWER, FASTER),
+            ["c1", "c2"],
+            False,
+            "not quantized, for int8-static alone takes 1.20x the original's",
+        ),
+        ((SLOWER, SLOWER), [], False, "not quantized, for int8-static alone takes 1.20x the original's"),
     ],
 )
 def test_what_does_not_pay_is_undone(
@@ -210,7 +221,7 @@ def test_what_does_not_pay_is_undone(
         simplify="none",
         method="tucker",
         rank="4",
-        quantize="int8",
+        quantize="int8-static",
         calib="calib.npz",
         allow_slower=False,
     )
@@ -242,7 +253,7 @@ def test_a_plan_for_integer_kernels_is_not_that_of_the_unquantized_model(
         simplify="none",
         method="tucker",
         target="macs=1.5x",
-        quantize="int8",
+        quantize="int8-static",
         calib="calib.npz",
         allow_slower=False,
     )
@@ -258,7 +269,7 @@ def test_without_timing_quantization_stays(folder: Path) -> None:
         simplify="none",
         rank="4",
         exclude=("*",),
-        quantize="int8",
+        quantize="int8-static",
         calib="calib.npz",
         bench=False,
         fail_if_unchanged=True,
@@ -285,7 +296,7 @@ def test_what_is_asked_reaches_the_quantizer_and_what_it_finds_the_next_run() ->
     asked = {"max_error": 0.2, "samples": 1, "bench": False}
     config = CompressConfig.of(None, asked)
     run = RunContext(config, Path("net.onnx"), lambda: data, 1, lambda *_: None, calib=data, data=data)
-    quantize = Quantize(kind="int8")
+    quantize = Quantize(kind="int8-static")
     passes = (quantize, Decompose(target="drop=0.1,error=0.3"))
     first, second = (pass_context(passes, run, None).only(quantize.uses) for _ in range(2))
     assert (first.max_error, first.max_drop) == (0.2, 0.1)

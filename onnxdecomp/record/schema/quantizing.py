@@ -33,7 +33,7 @@ class Quantization:
         tried: What stayed in floating point in each try, and the error.
     """
 
-    kind: Literal["int8", "fp16"]
+    kind: Literal["int8-static", "int8-dynamic", "int8-block", "int4", "fp16", "int8"]
     activations: str = field(default="", metadata=LATER)
     weights: str = field(default="", metadata=LATER)
     weight_bits: Literal[7, 8] = field(default=8, metadata=LATER)

@@ -100,7 +100,7 @@ class Sizes:
 
     original: int
     whole: int
-    each: int | None = None
+    each: float | None = None
     spare: float = 0.0
 
 
