@@ -8,7 +8,7 @@ import click
 
 from onnxdecomp.cli import options
 from onnxdecomp.cli.inputs import preprocess_option
-from onnxdecomp.cli.output import check_files, json_option, report_options, write_record
+from onnxdecomp.cli.output import all_layers_option, check_files, json_option, report_options, write_record
 
 if TYPE_CHECKING:
     from onnxdecomp.workflow.config import CompressConfig
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @options.configured("after")
 @report_options
 @json_option("the run's record")
+@all_layers_option
 @options.configured("output")
 @options.methods
 @click.pass_context
@@ -45,6 +46,7 @@ def command(
     report_target: str | None,
     markdown_target: str | None,
     json_target: str | None,
+    all_layers: bool,
     **_: Any,
 ) -> None:
     """Replace the layers of MODEL by chains of smaller ones, and make what passes between them narrower.
@@ -69,7 +71,7 @@ def command(
         console.note(f"note: {note}")
     write_record(context, result.record, json_target, report_target, markdown_target)
     if "-" not in (json_target, markdown_target):
-        (show_plan if asked.dry_run else show_result)(result)
+        (show_plan if asked.dry_run else show_result)(result, all_layers=all_layers)
 
 
 def _asked(

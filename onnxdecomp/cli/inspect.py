@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from onnxdecomp.cli import options
-from onnxdecomp.cli.output import check_files, json_option, write_record
+from onnxdecomp.cli.output import all_layers_option, check_files, json_option, write_record
 
 
 @click.command()
@@ -19,9 +19,16 @@ from onnxdecomp.cli.output import check_files, json_option, write_record
 @options.decomposition("runtime")
 @options.methods
 @json_option("the plan")
+@all_layers_option
 @click.pass_context
 def command(
-    context: click.Context, /, model: str, config: str | None, json_target: str | None, **_: Any
+    context: click.Context,
+    /,
+    model: str,
+    config: str | None,
+    json_target: str | None,
+    all_layers: bool,
+    **_: Any,
 ) -> None:
     """Show the layers of MODEL, their cost, and what a method would make of them.
 
@@ -38,4 +45,4 @@ def command(
         console.note(f"note: {note}")
     write_record(context, result.record, json_target)
     if json_target != "-":
-        show_plan(result)
+        show_plan(result, all_layers=all_layers)

@@ -44,6 +44,15 @@ def markdown_option(function: F) -> F:
     )(function)
 
 
+def all_layers_option(function: F) -> F:
+    """--all-layers."""
+    return click.option(
+        "--all-layers",
+        is_flag=True,
+        help="A row for every layer and channel; otherwise those of many repeated blocks have one together.",
+    )(function)
+
+
 def report_options(function: F) -> F:
     """--report and --markdown."""
     page = report_option(help="Write a report to send around: one HTML page that needs no network.")
@@ -66,7 +75,8 @@ def write_record(
         record["run"]["command"] = shlex.join(("onnxdecomp", *context.obj))
     if json_target:
         jsonio.dump(record, json_target)
-    write_reports(record, report_target, markdown_target)
+    every = bool(context.params.get("all_layers"))
+    write_reports(record, report_target, markdown_target, all_layers=every)
 
 
 def check_files(
@@ -90,7 +100,13 @@ def check_files(
     check_apart({"--output": model, "the output's external data": beside, **records}, inputs)
 
 
-def write_reports(record: dict[str, Any], report_target: str | None, markdown_target: str | None) -> None:
+def write_reports(
+    record: dict[str, Any],
+    report_target: str | None,
+    markdown_target: str | None,
+    *,
+    all_layers: bool = False,
+) -> None:
     """The report of a record, as a page and as Markdown."""
     from onnxdecomp.runtime import jsonio
 
@@ -100,7 +116,7 @@ def write_reports(record: dict[str, Any], report_target: str | None, markdown_ta
         if report_target:
             jsonio.write(html(record), report_target)
         if markdown_target:
-            jsonio.write(markdown(record), markdown_target)
+            jsonio.write(markdown(record, all_layers=all_layers), markdown_target)
 
 
 def _checked(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from onnxdecomp.cli.output import check_files, markdown_option, report_option, write_reports
+from onnxdecomp.cli.output import (
+    all_layers_option,
+    check_files,
+    markdown_option,
+    report_option,
+    write_reports,
+)
 
 
 @click.command()
@@ -17,6 +23,7 @@ from onnxdecomp.cli.output import check_files, markdown_option, report_option, w
     help="The page  [default: RUN.html in the current folder, where no --markdown is given].",
 )
 @markdown_option
+@all_layers_option
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of records, and do nothing else.")
 @click.pass_context
 def command(
@@ -25,6 +32,7 @@ def command(
     records: tuple[str, ...],
     report_target: str | None,
     markdown_target: str | None,
+    all_layers: bool,
     schema: bool,
 ) -> None:
     """Make the report of RUN.json, which --json of compress, inspect, bench or finetune wrote ("-": stdin).
@@ -48,6 +56,6 @@ def command(
     if target is None and markdown_target is None:
         single = len(records) == 1 and records[0] != "-"
         target = f"{Path(records[0]).stem}.html" if single else "report.html"
-    write_reports(read, target, markdown_target)
+    write_reports(read, target, markdown_target, all_layers=all_layers)
     if target is not None and markdown_target != "-":
         console.show(console.pairs([("wrote", target)]))

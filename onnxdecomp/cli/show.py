@@ -1,123 +1,46 @@
-"""Results of compress and inspect as text: tables of layers and channels, then a line for each finding."""
+"""Results of compress and inspect as text: the tables, then a line for each finding."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from onnxdecomp.cli import console
-from onnxdecomp.core.names import some
-from onnxdecomp.record.schema.layers import Change
-from onnxdecomp.record.text import count, fed, shortened
+from onnxdecomp.cli.tables import channel_table, layer_table, whole_name
+from onnxdecomp.core.names import MOST, alike, some, told_together
+from onnxdecomp.record.text import count, fed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import RenderableType
+    from collections.abc import Mapping, Sequence
 
     from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord
     from onnxdecomp.workflow.result import Result
 
 Line = tuple[str, str]
 
-_LONGEST = 48
-"""Characters that are shown of the name of a layer at the other end of a channel."""
-
 _BROKEN = 4
 """Reasons that are shown why the outputs of layers are no channels: most name a node of their own."""
 
 
-def show_plan(result: Result) -> None:
+def show_plan(result: Result, *, all_layers: bool = False) -> None:
     """The layers with their cost and what would be done."""
     console.show(
-        *_layers(result.layers, shapes=True), *_channels(result.channels), console.pairs(_cost(result))
+        *layer_table(result.layers, shapes=True, every=all_layers),
+        *channel_table(result.channels, every=all_layers),
+        console.pairs(_cost(result)),
     )
 
 
-def show_result(result: Result) -> None:
+def show_result(result: Result, *, all_layers: bool = False) -> None:
     """The layers, then cost, checks and timing, and last the file."""
     lines = [*_cost(result), *_checks(result), *_latency(result)]
     if result.path is not None:
         copy = "" if result.changed else ", a copy of the original: nothing was decomposed"
         lines.append(("wrote", f"{result.path}{copy}"))
-    console.show(*_layers(result.layers), *_channels(result.channels), console.pairs(lines))
-
-
-def _layers(layers: Sequence[LayerRecord], *, shapes: bool = False) -> list[RenderableType]:
-    if not layers:
-        return ["no layer of this model can be decomposed: it has no operator with a constant weight"]
-    params = _arrows([layer.params for layer in layers])
-    macs = _arrows([layer.macs for layer in layers])
-    errors = any(layer.rel_error is not None for layer in layers)
-    where = ("weight", "input") if shapes else ()
-    columns = ("layer", "op", *where, "result", "parameters", "MACs", *(("weight error",) if errors else ()))
-    rows = [
-        (
-            _name(layer),
-            layer.op,
-            *((_shape(layer.weight), _shape(layer.input or (None,))) if shapes else ()),
-            _result(layer),
-            params[index],
-            "?" if _unsized(layer) else macs[index],
-            *(("" if layer.rel_error is None else f"{layer.rel_error:.2g}",) if errors else ()),
-        )
-        for index, layer in enumerate(layers)
-    ]
-    kept = [index for index, layer in enumerate(layers) if not layer.method and not layer.left]
-    return [console.table(None, columns, rows, whole=set(columns) - {"layer", "result"}, dim=kept)]
-
-
-def _result(layer: LayerRecord) -> str:
-    cut = f"cut to {_shape(layer.left)}" if layer.left else ""
-    if layer.method:
-        return f"{layer.method} {','.join(map(str, layer.ranks))}{f', {cut}' if cut else ''}"
-    return cut or ("kept, repaired" if layer.repaired else "kept")
-
-
-def _channels(channels: Sequence[ChannelRecord]) -> list[RenderableType]:
-    """Those that could be cut; what something breaks is named among the reasons."""
-    shown = [channel for channel in channels if channel.width > 1]
-    if not shown:
-        return []
-    several = any(len(channel.producers) > 1 for channel in shown)
-    losses = any(channel.loss is not None for channel in shown)
-    columns = (
-        *("channel", *(("made with",) if several else ()), "read by", "result", "units"),
-        *(("loss",) if losses else ()),
+    console.show(
+        *layer_table(result.layers, every=all_layers),
+        *channel_table(result.channels, every=all_layers),
+        console.pairs(lines),
     )
-    units = _arrows([Change(channel.width, channel.kept) for channel in shown])
-    rows = [
-        (
-            channel.name,
-            *((_few(channel.producers[1:]),) if several else ()),
-            _few(channel.readers) or "a product",
-            channel.method or "whole",
-            units[index],
-            *(("" if channel.loss is None else f"{channel.loss:.2g}",) if losses else ()),
-        )
-        for index, channel in enumerate(shown)
-    ]
-    whole = [index for index, channel in enumerate(shown) if not channel.method]
-    names = {"channel", "made with", "read by"}
-    return [console.table(None, columns, rows, whole=set(columns) - names, dim=whole)]
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first name, and how many more there are."""
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{shortened(names[0], _LONGEST)}{more}" if names else ""
-
-
-def _unsized(layer: LayerRecord) -> bool:
-    """Whether a weight that was read meets an activation of unknown size."""
-    return layer.params.before is not None and layer.macs.before is None
-
-
-def _shape(shape: Sequence[int | str | None]) -> str:
-    return "x".join("?" if size is None else str(size) for size in shape)
-
-
-def _name(layer: LayerRecord) -> str:
-    return f"{layer.graph}/{layer.name}" if layer.graph else layer.name
 
 
 def _reasons(layers: Sequence[LayerRecord], channels: Sequence[ChannelRecord]) -> list[Line]:
@@ -126,7 +49,7 @@ def _reasons(layers: Sequence[LayerRecord], channels: Sequence[ChannelRecord]) -
     for layer in layers:
         if layer.reason or not (layer.method or layer.left):
             what = "note" if layer.method else "kept"
-            reasons.setdefault((what, layer.reason), []).append(_name(layer))
+            reasons.setdefault((what, layer.reason), []).append(whole_name(layer))
     broken: dict[str, list[str]] = {}
     for channel in channels:
         if channel.reason and channel.width > 1:
@@ -135,22 +58,27 @@ def _reasons(layers: Sequence[LayerRecord], channels: Sequence[ChannelRecord]) -
             )
         elif channel.reason:
             broken.setdefault(channel.reason, []).append(channel.name)
-    lines = [(what, f"{some(names)}: {reason}") for (what, reason), names in reasons.items()]
-    told = [f"{some(names)}: {reason}" for reason, names in broken.items()]
+    lines: list[Line] = []
+    for what in dict.fromkeys(what for what, _ in reasons):
+        own = {reason: names for (one, reason), names in reasons.items() if one == what}
+        lines += [(what, line) for line in _together(own)]
+    told = _together(broken)
     more = [f"and {len(told) - _BROKEN} more reasons for others"] if len(told) > _BROKEN + 1 else []
     shown = told[: _BROKEN if more else None]
     return [*lines, *([("whole", "; ".join([*shown, *more]))] if shown else [])]
 
 
-def _arrows(changes: Sequence[Change]) -> list[str]:
-    """Quantities before and after, the arrows one below the other."""
-    before = ["" if change.before is None else count(change.before) for change in changes]
-    width = max(map(len, before))
-    return [
-        f"{text:>{width}}"
-        + ("" if change.after in (None, change.before) else f" -> {count(change.after or 0)}")
-        for text, change in zip(before, changes, strict=True)
-    ]
+def _together(reasons: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each reason; of many reasons those in one that differ in numbers alone."""
+    if len(reasons) <= MOST:
+        return [f"{some(names)}: {reason}" for reason, names in reasons.items()]
+    lines = []
+    for places in alike(list(reasons)):
+        several = [reason for at, reason in enumerate(reasons) if at in places]
+        names = [name for reason in several for name in reasons[reason]]
+        told = some(names) if len(several) == 1 else some(names, least=len(several))
+        lines.append(f"{told}: {told_together(several)[0]}")
+    return lines
 
 
 def _cost(result: Result) -> list[Line]:

@@ -18,6 +18,7 @@ from onnxdecomp.evaluate.benchmark import speedup
 from onnxdecomp.graph.load import sha256, source
 from onnxdecomp.graph.output_file import size
 from onnxdecomp.record.details import Details
+from onnxdecomp.record.families import channel_families, layer_families
 from onnxdecomp.record.layers import totals
 from onnxdecomp.record.schema.checks import RecordedVerification
 from onnxdecomp.record.schema.origin import Environment, File, Inputs, ModelFile, Run, Tool
@@ -155,6 +156,8 @@ def run_record(
         search=None if search is None else recorded(RecordedSearch, search),
         layers=tuple(details.of(layer) for layer in layers),
         channels=channels,
+        layer_families=layer_families(layers),
+        channel_families=channel_families(channels or ()),
         totals=sums,
         targets=target_results(target, sums, checked, latency) if isinstance(target, str) else None,
         training=training,

@@ -115,6 +115,23 @@ def shape(values: Sequence[object]) -> str:
     return "×".join("?" if value is None else visible(str(value), 20) for value in values) or "scalar"
 
 
+def ranges(values: Sequence[Mapping[str, float]], between: str = ", ") -> str:
+    """Ranks or sizes of several layers, each from the least to the greatest: 4-16, 2."""
+    pairs = [(f"{value['low']:.0f}", f"{value['high']:.0f}") for value in values]
+    return between.join(low if low == high else f"{low}-{high}" for low, high in pairs)
+
+
+def sizes(values: Sequence[Mapping[str, float]]) -> str:
+    """The same as a shape: 64-128×32."""
+    return ranges(values, "×")
+
+
+def spread(value: Mapping[str, float]) -> str:
+    """Errors from the least to the greatest."""
+    low, high = small(value["low"]), small(value["high"])
+    return low if low == high else f"{low}-{high}"
+
+
 def fed(shapes: Mapping[str, Sequence[object]]) -> str:
     """What a model was fed: "x 1×3×64×64, h 1×64"; of many inputs the first ones."""
     named = [f"{visible(str(name), 40)} {shape(sizes)}" for name, sizes in shapes.items()]

@@ -118,8 +118,13 @@ def html(record: Mapping[str, Any]) -> str:
     return render_html(record)
 
 
-def markdown(record: Mapping[str, Any]) -> str:
-    """The same in Markdown as GitHub and GitLab show it, without figures."""
+def markdown(record: Mapping[str, Any], *, all_layers: bool = False) -> str:
+    """The same in Markdown as GitHub and GitLab show it, without figures.
+
+    Args:
+        record: As of `html`.
+        all_layers: A row for every layer, also where those of repeated blocks would have one together.
+    """
     from onnxdecomp.report.page import render_markdown
 
-    return render_markdown(record)
+    return render_markdown(record, all_layers=all_layers)

@@ -54,6 +54,9 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "full": text.full,
     "listed": text.listed,
     "shape": text.shape,
+    "ranges": text.ranges,
+    "sizes": text.sizes,
+    "spread": text.spread,
     "fed": text.fed,
     "whole": str,
 }
@@ -82,14 +85,16 @@ def sections(record: Mapping[str, Any], form: str) -> list[str]:
     return [f"{SECTIONS.name}/{path.name}" for path, field in found if record.get(field) is not None]
 
 
-def render_markdown(record: Mapping[str, Any]) -> str:
-    """The report in Markdown."""
+def render_markdown(record: Mapping[str, Any], *, all_layers: bool = False) -> str:
+    """The report in Markdown; `all_layers`: also of families a row for every member."""
     environment = _environment(autoescape=False)
     for name, form in FORMATS.items():
         environment.filters[name] = _text_filter(form)
     environment.filters["code"] = lambda fact: code(str(raw(fact)))
     environment.filters["prose"] = lambda fact: prose(str(raw(fact)))
-    filled = environment.get_template("report.md").render(**_context(record), sections=sections(record, "md"))
+    filled = environment.get_template("report.md").render(
+        **_context(record), sections=sections(record, "md"), all_layers=all_layers
+    )
     return "\n".join(line.rstrip() for line in filled.splitlines()).strip() + "\n"
 
 

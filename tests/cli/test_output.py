@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from onnxdecomp.decompositions.registry import names
@@ -18,6 +19,7 @@ from onnxdecomp.record.text import count
 from tests.builders.commands import QUICK, arguments, command, environment, files, process
 from tests.builders.feeds import samples
 from tests.builders.models import network
+from tests.builders.vit import vit
 from tests.conftest import ROOT
 
 Capsys = pytest.CaptureFixture[str]
@@ -90,6 +92,21 @@ def test_why_layers_are_kept(model: Path, capsys: Capsys) -> None:
     assert "0 of 2 decomposed" in done.out
     assert sum(line.startswith("kept ") for line in done.out.splitlines()) == 2
     assert "c1: tucker at ranks 16, 8" in done.out
+
+
+def test_repeated_blocks_have_a_row_together(tmp_path: Path, capsys: Capsys) -> None:
+    onnx.save(vit(), tmp_path / "vit.onnx")
+    line = ("inspect", tmp_path / "vit.onnx", "--method", "width,svd", "--rank", "0.5")
+    lines = command(capsys, *line).out.splitlines()
+    assert len(lines) < 30
+    assert max(map(len, lines)) < 200
+    rows = [row.split() for row in lines]
+    assert ["/MatMul_*", "MatMul", "12", "64x32", "?x17x32"] in [row[:5] for row in rows]
+    assert sum(int(row[2]) for row in rows if row[1:2] in (["MatMul"], ["Gemm"], ["Conv"])) == 98
+    assert sum("kept" in row[:1] for row in rows) <= 2
+    assert "24 of /MatMul_*: no operand is constant" in "\n".join(lines)
+    every = command(capsys, *line, "--all-layers").out.splitlines()
+    assert sum(row.startswith((" /MatMul_", " /Conv", " /Gemm")) for row in every) == 98 + 48
 
 
 RECORD = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import onnxdecomp
@@ -15,6 +16,7 @@ from onnxdecomp.report import together
 from onnxdecomp.runtime import jsonio
 from onnxdecomp.workflow.compare import compare
 from tests.builders.models import network
+from tests.builders.vit import vit
 
 Record = dict[str, Any]
 
@@ -119,6 +121,14 @@ def plan_record(models: tuple[Path, Path, Record]) -> Record:
 
 
 @pytest.fixture(scope="session")
+def blocks_record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    """Of a network of repeated blocks, which has its layers and channels together."""
+    model = tmp_path_factory.mktemp("blocks") / "vit.onnx"
+    onnx.save(vit(5), model)
+    return through_json(onnxdecomp.inspect(model, method="width,attention,svd", rank="0.5").record)
+
+
+@pytest.fixture(scope="session")
 def unchanged_record(models: tuple[Path, Path, Record]) -> Record:
     """Of a run that left every layer as it is."""
     done = onnxdecomp.compress(models[0], rank="1.0", simplify="none", threads=1, details=True)
@@ -140,7 +150,7 @@ def bench_record(models: tuple[Path, Path, Record]) -> Record:
 
 
 RECORDED = (
-    *("ranks_record", "search_record", "cut_record", "quantized_record", "plan_record"),
+    *("ranks_record", "search_record", "cut_record", "quantized_record", "plan_record", "blocks_record"),
     *("unchanged_record", "bench_record", "finetuned_record", "training_record"),
     "trainings_record",
 )

@@ -179,6 +179,23 @@ def test_the_verdict_comes_first(
     assert bench_record["gate"]["failures"][0]["reason"].split(" = ")[0] in html(bench_record)
 
 
+def test_repeated_blocks_have_rows_together(blocks_record: Record, ranks_record: Record) -> None:
+    assert "layer_families" not in ranks_record
+    families, channels = blocks_record["layer_families"], blocks_record["channel_families"]
+    assert sum(family["layers"] for family in families) == len(blocks_record["layers"]) == 42
+    assert sum(family["params"]["after"] or 0 for family in families) == sum(
+        layer["params"]["after"] or 0 for layer in blocks_record["layers"]
+    )
+    assert sum(family["channels"] for family in channels) == blocks_record["totals"]["channels"]["all"]
+    page, filled = html(blocks_record), markdown(blocks_record)
+    assert page.index("layer-families") < page.index("Every layer") < page.index('id="layers"')
+    rows = [line for line in filled.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(families) + len(channels) <= 12
+    assert "| `/MatMul_*` | 20 | MatMul 32×32 | **svd** 8, cut to 16-32×16-32 |" in filled
+    whole = markdown(blocks_record, all_layers=True)
+    assert sum(line.startswith("| `") for line in whole.splitlines()) == 42 + 20
+
+
 def hostile(record: Record) -> Record:
     """The record with names that try to be markup."""
     changed = copy.deepcopy(record)

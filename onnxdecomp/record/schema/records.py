@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from onnxdecomp.core.json_values import Json
 from onnxdecomp.record.schema.checks import ModelVerdict, RecordedVerification, TargetResult, Verdict
 from onnxdecomp.record.schema.comparison import ComparedModel, GateResult
+from onnxdecomp.record.schema.families import ChannelFamily, LayerFamily
 from onnxdecomp.record.schema.layers import ChannelRecord, DetailedLayer, Totals
 from onnxdecomp.record.schema.markers import ABSENT, LATER, Known, Length
 from onnxdecomp.record.schema.origin import Environment, File, ModelFile, Run, Tool
@@ -52,6 +53,7 @@ class RunRecord(Record):
         search: Null where ranks or a plan were given.
         layers: What happened to each, in the graph's order.
         channels: What happened to each, in the graph's order; not there where none was looked at.
+        layer_families, channel_families: Those of repeated blocks together; not there where there are few.
         targets: What came of each; not there where none was asked for.
         training: With --finetune.
         verify: The comparison with the original; null with --no-verify.
@@ -74,6 +76,8 @@ class RunRecord(Record):
     search: RecordedSearch | None
     layers: tuple[DetailedLayer, ...]
     channels: tuple[ChannelRecord, ...] | None = field(default=None, metadata=ABSENT)
+    layer_families: tuple[LayerFamily, ...] | None = field(default=None, metadata=ABSENT)
+    channel_families: tuple[ChannelFamily, ...] | None = field(default=None, metadata=ABSENT)
     totals: Totals
     targets: tuple[TargetResult, ...] | None = field(default=None, metadata=ABSENT)
     training: Training | None = field(default=None, metadata=LATER)
