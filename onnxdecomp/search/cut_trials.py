@@ -19,7 +19,7 @@ from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles, Progress
 from onnxdecomp.search.pareto import macs_left
 from onnxdecomp.search.plan import Plan
-from onnxdecomp.search.plan_trials import QuantizedTooFarError, Tried
+from onnxdecomp.search.plan_trials import QuantizedTooFarError, Tried, Tries, cost_left, same
 from onnxdecomp.search.select import Chosen
 from onnxdecomp.search.sensitivity import Effect
 
@@ -32,8 +32,8 @@ CUTS_ALONE = "tried with cuts alone, the plan lost less"
 DOUBT = 3.0
 """Times that losses of cuts count where less of them is expected."""
 
-_OPTIMISM = 4.0
-"""Expected losses may be too low by this factor for cuts, seen beside those of chains."""
+_TIMES = (1.0, 1.6, 2.5, 4.0)
+"""Expected losses may be too low by these factors for cuts, seen beside those of chains."""
 
 _EQUAL = 0.99
 """A plan with fewer cuts must have less than this share of the error of the others."""
@@ -93,7 +93,7 @@ def try_fewer_cuts(
     plans = [chosen]
     for pick in others:
         found = pick()
-        if not isinstance(found, OutOfReach) and all(_differ(found.plan, own.plan) for own in plans):
+        if not isinstance(found, OutOfReach) and not any(same(found.plan, own.plan) for own in plans):
             plans.append(found)
     fast = [own for own in plans if not _slow(own, wanted)] or plans
     if len(fast) == 1:
@@ -110,21 +110,18 @@ def try_fewer_cuts(
     return Tried(best, tuple(tries))
 
 
-def _differ(one: Plan, other: Plan) -> bool:
-    """Whether something else is done to the layers or channels."""
-    return (one.decomposed, one.cuts) != (other.decomposed, other.cuts)
-
-
 def cheaper_without_cuts(
     found: Callable[[], Tried],
-    alone: Callable[[float | None], Tried],
+    alone: Callable[[], Tried],
+    tried_alone: Callable[[float, float], tuple[Chosen | None, Tries]],
     pick: Callable[[float | None], Chosen | OutOfReach],
 ) -> Tried:
     """The cheaper of two plans that lose as much as may be lost, with and without cuts.
 
     Args:
         found: Tries plans.
-        alone: Likewise, of those that cut nothing, from one on of such an expected loss.
+        alone: Likewise, of those that cut nothing.
+        tried_alone: The same from one on of such an expected loss, as long as they cost less than so much.
         pick: The plan of these that is expected to lose at most so much.
 
     Raises:
@@ -135,22 +132,24 @@ def cheaper_without_cuts(
     except QuantizedTooFarError:
         raise
     except UsageError:
-        return alone(None)
-    if tried.chosen.plan.changes:
-        bold = pick(_OPTIMISM * tried.chosen.loss)
-        if not tried.chosen.plan.cuts or isinstance(bold, OutOfReach) or _cost(bold) >= _cost(tried.chosen):
+        return alone()
+    chosen = tried.chosen
+    if not chosen.plan.changes:
+        try:
+            other = alone()
+        except UsageError:
             return tried
-    try:
-        other = alone(tried.chosen.loss or None)
-    except UsageError:
+        better = other.chosen.plan.changes and cost_left(other.chosen) < cost_left(chosen)
+        return replace(other if better else tried, tries=(*tried.tries, *other.tries))
+    if not chosen.plan.cuts:
         return tried
-    tries = (*tried.tries, *other.tries)
-    better = other.chosen.plan.changes and _cost(other.chosen) < _cost(tried.chosen)
-    return replace(other if better else tried, tries=tries)
-
-
-def _cost(chosen: Chosen) -> float:
-    return macs_left(chosen.plan) if chosen.latency is None else chosen.latency
+    # What is worth trying costs less: the plan of least expected loss that does comes first.
+    for times in _TIMES:
+        plan = pick(times * chosen.loss)
+        if not isinstance(plan, OutOfReach) and cost_left(plan) < cost_left(chosen):
+            best, tries = tried_alone(times * chosen.loss, cost_left(chosen))
+            return Tried(best or chosen, (*tried.tries, *tries), () if best else tried.notes)
+    return tried
 
 
 def _slow(chosen: Chosen, wanted: float | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +24,20 @@ TRIALS = 6
 
 _ENOUGH = 0.8
 """A trial that uses up this share of what may be lost is not improved on."""
+
+_AIM = 0.92
+"""The share of what may be lost that the next plan is to use up."""
+
+_EVEN = 0.98
+"""The cost of a plan that loses too much, over that of one that does not, above which nothing is to be gained
+between the two."""
+
+_NEAREST = 0.2
+"""How near to one of two plans, on the way from it to the other, the next one is looked for."""
+
+
+Tries: TypeAlias = tuple[Mapping[str, float | None], ...]
+"""What was expected and found of every plan that was tried."""
 
 
 class QuantizedTooFarError(UsageError):
@@ -71,7 +86,7 @@ class Tried:
     """
 
     chosen: Chosen
-    tries: tuple[Mapping[str, float | None], ...] = ()
+    tries: Tries = ()
     notes: tuple[str, ...] = ()
 
 
@@ -82,13 +97,11 @@ def try_plans(
     losses: Sequence[LossLimit],
     trial: Callable[[Plan], ir.Model],
     progress: Progress | None,
-    *,
-    start: float | None = None,
 ) -> Tried:
-    """Plans of rising and falling expected loss, until one uses up what may be lost, and not more.
+    """The best of some plans that are tried (see `tried_plans`); every layer stays where none is good enough.
 
-    What is expected only ranks plans. Where the budgets on costs need more loss than is expected to be
-    allowed, the plan that needs least is tried, and what is measured of it decides.
+    Where the budgets on costs need more loss than is expected to be allowed, the plan that needs least is
+    tried, and what is measured of it decides.
 
     Args:
         pick: The best plan that is expected to lose at most so much; None: that is within the costs.
@@ -96,29 +109,65 @@ def try_plans(
         costs, losses: The budgets.
         trial: Carries a plan out.
         progress: Called as the work goes on.
-        start: The expected loss of the first plan; None: by what the limits say.
 
     Raises:
         UsageError: The loss asked for does not go with the budgets on costs: said with what was measured.
     """
-    expected = start or min(loss.metric.expected(loss.allowed) for loss in losses)
+    cheapest: list[Chosen] = []
+
+    def within(expected: float) -> Chosen | None:
+        found = pick(expected)
+        if isinstance(found, OutOfReach) and costs:
+            if cheapest:
+                return None
+            found = pick(None)
+            cheapest.append(reached(found))
+        return reached(found)
+
+    expected = min(loss.metric.expected(loss.allowed) for loss in losses)
+    best, tries = tried_plans(within, losses, trial, expected, progress)
+    return _best(best, pick, costs, losses, trial, tries)
+
+
+def tried_plans(
+    pick: Callable[[float], Chosen | None],
+    losses: Sequence[LossLimit],
+    trial: Callable[[Plan], ir.Model],
+    start: float,
+    progress: Progress | None,
+    *,
+    below: float = math.inf,
+) -> tuple[Chosen | None, Tries]:
+    """Plans of rising and falling expected loss, until one uses up what may be lost, and not more.
+
+    What is expected only ranks plans.
+
+    Args:
+        pick: The best plan that is expected to lose at most so much; None: there are no more.
+        losses, trial, progress: As for `try_plans`.
+        start: The expected loss of the first plan.
+        below: Plans are of use that cost less than this (see `cost_left`).
+
+    Returns:
+        The cheapest plan that keeps the limits, or None, and what was expected and found of all.
+    """
     power = max(loss.metric.power for loss in losses)
     best: Chosen | None = None
     tries: list[dict[str, float | None]] = []
-    low, high = 0.0, math.inf
-    cheapest: Chosen | OutOfReach | None = None
+    low, high = _Point(0.0, 0.0, math.inf), _Point(math.inf, math.inf, 0.0)
+    expected, known = start, list[Plan]()
     for attempt in range(TRIALS):
         if progress:
             progress(f"try plan {attempt + 1}", attempt, TRIALS)
-        found = pick(expected)
-        if isinstance(found, OutOfReach) and costs:
-            if cheapest is not None:
-                break
-            found = cheapest = pick(None)
-        chosen = reached(found)
+        chosen = pick(expected)
+        if chosen is None or cost_left(chosen) >= below:
+            break
         if not chosen.plan.changes:
             best = best or chosen
             break
+        if any(same(chosen.plan, plan) for plan in known):
+            break
+        known.append(chosen.plan)
         made = trial(chosen.plan)
         used = [loss.measure(made) for loss in losses]
         share = max(map(_share, used, (loss.allowed for loss in losses)))
@@ -126,18 +175,53 @@ def try_plans(
             {"expected": chosen.loss, "latency": chosen.latency, "macs": macs_left(chosen.plan)}
             | {loss.metric.name: value for loss, value in zip(losses, used, strict=True)}
         )
+        point = _Point(chosen.loss, share, cost_left(chosen))
         if share <= 1:
-            best, low = chosen, max(low, chosen.loss)
+            if point.expected >= low.expected:
+                best, low = chosen, point
             if share >= _ENOUGH:
                 break
-        else:
-            high = min(high, chosen.loss)
-        expected = chosen.loss * float(np.clip(0.92 / max(share, 1e-3), 0.1, 4.0)) ** power
-        if low > 0 and high < math.inf and not low < expected < high:
-            expected = float(np.sqrt(low * high))
-        if high < math.inf and low > 0.85 * high:
+        elif point.expected < high.expected:
+            high = point
+        if low.expected > 0.85 * high.expected or low.cost * _EVEN < high.cost:
             break
-    return _best(best, pick, costs, losses, trial, tries)
+        expected = _between(low, high) or chosen.loss * float(
+            np.clip(_AIM / max(share, 1e-3), 0.1, 4.0) ** power
+        )
+    return best, tuple(tries)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A plan that was tried: its expected loss, the share of what may be lost that it uses up, its cost."""
+
+    expected: float
+    share: float
+    cost: float
+
+
+def _between(low: _Point, high: _Point) -> float | None:
+    """The expected loss between two plans that should use up _AIM; None where one of them is not known.
+
+    By a straight line through the logarithms, away from both ends: what is measured is no smooth curve.
+    """
+    if not (low.expected > 0 and high.expected < math.inf):
+        return None
+    along = 0.5
+    if 0 < low.share < high.share < math.inf:
+        along = math.log(_AIM / low.share) / math.log(high.share / low.share)
+    along = min(max(along, _NEAREST), 1 - _NEAREST)
+    return float(low.expected * (high.expected / low.expected) ** along)
+
+
+def same(one: Plan, other: Plan) -> bool:
+    """Whether the same is done to the layers and channels."""
+    return (one.decomposed, one.cuts) == (other.decomposed, other.cuts)
+
+
+def cost_left(chosen: Chosen) -> float:
+    """What is expected of a plan's cost over the original's: latency where that was measured, else MACs."""
+    return macs_left(chosen.plan) if chosen.latency is None else chosen.latency
 
 
 def _share(used: float, allowed: float) -> float:

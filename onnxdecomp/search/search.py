@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import onnx_ir as ir
 
@@ -34,7 +34,7 @@ from onnxdecomp.search.latency_model import Stopwatch
 from onnxdecomp.search.layer_profiles import LayerProfiles, Progress, profile_layers
 from onnxdecomp.search.metrics.base import Reference, Sizes
 from onnxdecomp.search.plan import Plan, kept
-from onnxdecomp.search.plan_trials import LossLimit, Tried, try_plans
+from onnxdecomp.search.plan_trials import LossLimit, Tried, Tries, tried_plans, try_plans
 from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search_record import SearchRecord, search_record
 from onnxdecomp.search.select import Chosen, choose, with_reason
@@ -144,12 +144,21 @@ def _chosen(
         if budget.loss is not None
     ]
 
-    def tries(own: _Picker, start: float | None = None) -> Tried:
-        return try_plans(own.pick, own.reached, own.costs, limits, own.trial, progress, start=start)
+    def tries(own: _Picker) -> Tried:
+        return try_plans(own.pick, own.reached, own.costs, limits, own.trial, progress)
 
     if picker.options.channels:
         alone = picker.without_cuts()
-        tried = cheaper_without_cuts(partial(tries, picker), partial(tries, alone), alone.pick)
+        pick = cache(alone.pick)
+
+        def within(loss: float) -> Chosen | None:
+            found = pick(loss)
+            return None if isinstance(found, OutOfReach) else found
+
+        def cheaper(start: float, below: float) -> tuple[Chosen | None, Tries]:
+            return tried_plans(within, limits, picker.trial, start, progress, below=below)
+
+        tried = cheaper_without_cuts(partial(tries, picker), partial(tries, alone), cheaper, pick)
     else:
         tried = tries(picker)
     if not tried.notes:

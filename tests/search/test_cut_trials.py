@@ -20,7 +20,7 @@ from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import profile_layers
 from onnxdecomp.search.pareto import macs_left
 from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
-from onnxdecomp.search.plan_trials import QuantizedTooFarError, Tried
+from onnxdecomp.search.plan_trials import QuantizedTooFarError, Tried, Tries, cost_left
 from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.select import Chosen
 from onnxdecomp.search.targets import parse_budgets
@@ -88,19 +88,21 @@ def test_nothing_is_tried_where_there_is_no_choice() -> None:
 def cheaper(with_cuts: Tried | UsageError, alone: Tried | UsageError, bold: float = 0.1) -> Tried:
     """The choice where plans of chains alone that lose more would be of this latency."""
 
-    def found() -> Tried:
-        if isinstance(with_cuts, UsageError):
-            raise with_cuts
-        return with_cuts
+    def either(found: Tried | UsageError) -> Tried:
+        if isinstance(found, UsageError):
+            raise found
+        return found
 
-    def other(start: float | None) -> Tried:
-        if isinstance(alone, UsageError):
-            raise alone
-        expected = None if isinstance(with_cuts, UsageError) else with_cuts.chosen.loss or None
-        assert start == expected
-        return alone
+    def below(start: float, below: float) -> tuple[Chosen | None, Tries]:
+        found, chosen = either(alone), either(with_cuts).chosen
+        assert (start, below) == (chosen.loss, chosen.latency)
+        useful = found.chosen.plan.changes and cost_left(found.chosen) < below
+        return (found.chosen if useful else None), found.tries
 
-    return cheaper_without_cuts(found, other, lambda loss: Chosen(CHAINS, 0.1, 0.0, 0.0, bold))
+    def pick(loss: float | None) -> Chosen:
+        return Chosen(CHAINS, 0.1, 0.0, 0.0, bold)
+
+    return cheaper_without_cuts(lambda: either(with_cuts), lambda: either(alone), below, pick)
 
 
 def test_where_the_loss_is_the_goal_the_cheaper_plan_is_taken() -> None:
@@ -114,16 +116,32 @@ def test_where_the_loss_is_the_goal_the_cheaper_plan_is_taken() -> None:
     # Where bolder plans of chains alone are no cheaper, none is tried.
     assert cheaper(cuts, plan(CHAINS, 0.6), bold=0.7) is cuts
     chains = plan(CHAINS, 0.7)
-    assert cheaper(chains, plan(CHAINS, 0.6), bold=0.7) is chains
+    assert cheaper(chains, plan(CHAINS, 0.6)) is chains
     nothing = Tried(Chosen(KEPT, 0.0, 0.0, 0.0, 1.0))
     assert cheaper(nothing, plan(CHAINS, 0.6)).chosen.plan is CHAINS
+    assert cheaper(nothing, missed) is nothing
     assert cheaper(cuts, nothing).chosen.plan is CUTS
-    assert cheaper(cuts, missed) is cuts
     assert cheaper(missed, plan(CHAINS, 0.6)).chosen.plan is CHAINS
     with pytest.raises(UsageError, match="out of reach"):
         cheaper(missed, missed)
     with pytest.raises(QuantizedTooFarError):
         cheaper(QuantizedTooFarError(parse_budgets("error=0.1")[0], 0.2), plan(CHAINS, 0.6))
+
+
+def test_the_first_of_the_bolder_plans_that_costs_less_is_tried() -> None:
+    asked: list[float] = []
+
+    def below(start: float, below: float) -> tuple[Chosen | None, Tries]:
+        asked.append(start)
+        return None, ()
+
+    def pick(loss: float | None) -> Chosen:
+        assert loss is not None
+        return Chosen(CHAINS, loss, 0.0, 0.0, 0.8 - loss)
+
+    tried = Tried(Chosen(CUTS, 0.1, 0.0, 0.0, 0.6))
+    assert cheaper_without_cuts(lambda: tried, lambda: tried, below, pick).chosen is tried.chosen
+    assert asked == [pytest.approx(0.25)]
 
 
 def test_fewer_channels_are_cut_where_it_counts_more() -> None:
