@@ -19,7 +19,7 @@ from onnxdecomp.fitting.exchange import FEATURES, exchanged
 from onnxdecomp.fitting.fit import SHRINKAGES
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, problem
-from onnxdecomp.fitting.unit_order import SHRINKAGE, UnitOrder, unit_order
+from onnxdecomp.fitting.unit_order import SHRINKAGE, UnitOrder, first_units
 from onnxdecomp.tensor.blas_threads import one_thread
 
 _UNHARMED = 1e-8
@@ -121,8 +121,10 @@ def select_units(
     strengths = (SHRINKAGE, _STRONG) if order is None and _few_rows(readers) else (SHRINKAGE,)
     found = []
     for strength in strengths:
-        along = order or unit_order(readers, width, blocks=blocks, shrinkage=strength)
-        units = np.sort(along.order[:kept])
+        if order is not None:
+            units = np.sort(order.order[:kept])
+        else:
+            units = first_units(readers, width, kept, blocks=blocks, shrinkage=strength)
         if sum(reader.weight.shape[2] for reader in readers) <= FEATURES:
             units = exchanged(readers, width, units, blocks=blocks, shrinkage=strength)
         found.append(_fitted(readers, units, shrinkages))

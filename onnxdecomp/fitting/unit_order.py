@@ -9,8 +9,8 @@ more, exchanges after it (OSSCAR, Meng et al. 2024) gain where units are few: be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,31 +63,56 @@ def unit_order(
     Raises:
         ValueError: `blocks` does not divide `width`.
     """
-    if width % blocks:
-        raise ValueError(f"{blocks} blocks do not divide {width} units")
     parts = [part for reader in readers for part in tracked(reader, shrinkage)]
     judged = all(reader.held_out is not None for reader in readers)
     dropped: list[int] = []
     penalised = [sum(part.loss for part in parts)]
     widths, exact = [width], [penalised[0] - sum(part.pulled() for part in parts)]
     asked, outside = [width], [sum(part.outside() for part in parts)] if judged else []
-    live = np.arange(width).reshape(blocks, -1)
-    while live.size:
-        chosen, increases = _worst(parts, live, max(1, live.shape[1] // _AT_ONCE))
-        for part in parts:
-            part.drop(chosen)
+    for chosen, increases in _dropped(parts, width, blocks):
         dropped += chosen.tolist()
         penalised += (penalised[-1] + np.cumsum(increases)).tolist()
-        live = live[~np.isin(live, chosen)].reshape(blocks, -1)
-        widths.append(live.size)
+        left = width - len(dropped)
+        widths.append(left)
         exact.append(penalised[-1] - sum(part.pulled() for part in parts))
-        if judged and (live.size == 0 or asked[-1] - live.size >= width / _JUDGED):
-            asked.append(live.size)
+        if judged and (left == 0 or asked[-1] - left >= width / _JUDGED):
+            asked.append(left)
             outside.append(sum(part.outside() for part in parts))
     along = np.array(penalised)
     losses = _interpolated(widths, exact, along)
     held_out = _interpolated(asked, outside, along) if judged else None
     return UnitOrder(np.array(dropped[::-1], dtype=np.int64), losses, held_out)
+
+
+@one_thread()
+def first_units(
+    readers: Sequence[ReaderMoments], width: int, kept: int, *, blocks: int = 1, shrinkage: float = SHRINKAGE
+) -> Array:
+    """The first units [kept] of the order, sorted: without losses, and no further than that takes."""
+    readers = [replace(reader, held_out=None) for reader in readers]
+    parts = [part for reader in readers for part in tracked(reader, shrinkage)]
+    dropped: list[int] = []
+    rounds = _dropped(parts, width, blocks)
+    while len(dropped) < width - kept:
+        dropped += next(rounds)[0].tolist()
+    return np.setdiff1d(np.arange(width), dropped[: width - kept])
+
+
+def _dropped(parts: Sequence[Part], width: int, blocks: int) -> Iterator[tuple[Array, Array]]:
+    """Drops units until none is left: those of each round, and what each adds to the loss.
+
+    Raises:
+        ValueError: `blocks` does not divide `width`.
+    """
+    if width % blocks:
+        raise ValueError(f"{blocks} blocks do not divide {width} units")
+    live = np.arange(width).reshape(blocks, -1)
+    while live.size:
+        chosen, increases = _worst(parts, live, max(1, live.shape[1] // _AT_ONCE))
+        for part in parts:
+            part.drop(chosen)
+        yield chosen, increases
+        live = live[~np.isin(live, chosen)].reshape(blocks, -1)
 
 
 def _interpolated(widths: Sequence[int], values: Sequence[float], along: Array) -> Array:

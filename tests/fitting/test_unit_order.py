@@ -11,7 +11,7 @@ import pytest
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.elimination import ReaderMoments, even_importance, inverse_of
 from onnxdecomp.fitting.moments import Gatherer, Moments
-from onnxdecomp.fitting.unit_order import unit_order
+from onnxdecomp.fitting.unit_order import first_units, unit_order
 
 RNG = np.random.default_rng(0)
 
@@ -119,6 +119,15 @@ def test_equally_many_stay_of_each_block() -> None:
     assert (np.bincount(free.order[:12] // 8, minlength=3) != 4).any()
     with pytest.raises(ValueError, match="5 blocks"):
         unit_order([one], 24, blocks=5)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_the_first_units_are_those_of_the_order(blocks: int) -> None:
+    one = reader(np.arange(48)[None], 24, held_out=500)
+    order = unit_order([one], 48, blocks=blocks).order
+    for kept in (3, 24, 27, 45, 48):
+        found = first_units([one], 48, kept, blocks=blocks)
+        assert found.tolist() == sorted(order[:kept])
 
 
 def test_one_of_two_equal_units_goes_for_nothing() -> None:
