@@ -23,7 +23,7 @@ class Point:
         loss: The squared relative error of the output that is expected of it, layers added up.
         latency: Over the original's; None where nothing was timed.
         macs: Over the original's.
-        layers: Decomposed ones.
+        layers: How many are decomposed or cut.
     """
 
     loss: float

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from onnxdecomp.core.json_values import Json
 from onnxdecomp.search.channel_profiles import ChannelProfile
 from onnxdecomp.search.fixed_ranks import method_options
+from onnxdecomp.search.joint_frontier import joint_frontier
 from onnxdecomp.search.joint_options import JointOptions, joint_options
 from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.pareto import Point, frontier
@@ -169,20 +170,20 @@ def search_record(
 ) -> SearchRecord:
     """The record of a search that has chosen a plan."""
     names = [entry.match.layer.name for entry in weighed.layers]
+    options = joint_options(weighed)
     return SearchRecord(
         Expected(chosen.loss, chosen.bound, chosen.gap, chosen.latency),
         Measured(chosen.measured),
         weighed.original_ms or None,
         sum(len(entry.candidates) for entry in weighed.layers),
         tuple(tries),
-        frontier(weighed),
+        joint_frontier(options) if options.channels else frontier(weighed),
         tuple(_layer(entry, names) for entry in weighed.layers if entry.candidates),
-        _channels(weighed),
+        _channels(options),
     )
 
 
-def _channels(weighed: LayerProfiles) -> tuple[ChannelLevels, ...] | None:
-    options = joint_options(weighed)
+def _channels(options: JointOptions) -> tuple[ChannelLevels, ...] | None:
     found = tuple(
         ChannelLevels(
             entry.channel.name,
@@ -192,7 +193,7 @@ def _channels(weighed: LayerProfiles) -> tuple[ChannelLevels, ...] | None:
         )
         for entry in options.channels
     )
-    return found if weighed.channels else None
+    return found if options.profiles.channels else None
 
 
 def _level(options: JointOptions, entry: ChannelProfile, index: int) -> LevelRecord:

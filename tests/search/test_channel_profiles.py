@@ -287,6 +287,24 @@ def test_a_tighter_plan_gives_channels_more_width(weighed: LayerProfiles) -> Non
     }
 
 
+def test_the_frontier_is_that_of_plans_with_cuts(weighed: LayerProfiles) -> None:
+    """Each of its plans costs less than the one before, for more loss; the first is the original."""
+    points = search_record(weighed, chosen(weighed, "params=2x"), ()).frontier
+    first, *others = points
+    assert (first.loss, first.macs, first.layers) == (0.0, 1.0, 0)
+    assert len(others) > 2
+    for before, after in itertools.pairwise(points):
+        assert after.loss > before.loss
+        assert after.macs < before.macs
+    without_channels = search_record(replace(weighed, channels=()), chosen(weighed, "params=2x"), ()).frontier
+    assert all(
+        point.macs <= own.macs + 1e-9
+        for point in others
+        for own in without_channels
+        if own.loss <= 0.9 * point.loss
+    )
+
+
 def test_a_plan_is_counted_anew_behind_other_cuts(weighed: LayerProfiles) -> None:
     matched, channels = opened(branches())[1:]
     plan = chosen(weighed, "macs=3x").plan

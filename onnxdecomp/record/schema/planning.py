@@ -238,7 +238,7 @@ class RecordedSearch:
         tries: Every plan carried out on the way, where the goal is a loss, or else with cuts, fewer
             and none: its expected loss, its expected latency and its macs over the original's, and what was
             measured, by the target's name.
-        frontier: The best whole plans, from the original on; of chains alone.
+        frontier: The best whole plans, from the original on.
         channels: Those that can be cut; not there where none was looked at.
     """
 

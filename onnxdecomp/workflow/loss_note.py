@@ -1,0 +1,45 @@
+"""What is said of a target on costs alone that is met, and does not pay: too much is lost for it."""
+
+from __future__ import annotations
+
+from onnxdecomp.evaluate.verify import Verification
+from onnxdecomp.search.search_record import SearchRecord
+from onnxdecomp.search.targets import parse_budgets
+
+_CHANGED = 0.05
+"""Of the inputs: where the first class changes for more of them, a target does not pay."""
+
+_MUCH = 0.5
+"""The same of an output without classes: its relative error. Embeddings bear 0.35 without harm."""
+
+_LITTLE = 0.1
+"""Relative error at which it is said what could be had."""
+
+
+def said_of_loss(
+    target: str | None, max_error: float | None, verified: Verification | None, search: SearchRecord | None
+) -> tuple[str, ...]:
+    """That a target does not pay, and what could be had, where one on costs alone was met.
+
+    Args:
+        target, max_error: What was asked for.
+        verified: The result against the original.
+        search: What was weighed.
+    """
+    if target is None or max_error is not None or search is None or verified is None:
+        return ()
+    if any(budget.on_loss for budget in parse_budgets(target)):
+        return ()
+    agreed = [one.top1_agreement for one in verified.outputs if one.top1_agreement is not None]
+    if agreed and 1 - min(agreed) > _CHANGED:
+        lost = f"the first class changes for {1 - min(agreed):.1%} of the inputs"
+    elif not agreed and verified.rel_l2 is not None and verified.rel_l2 > _MUCH:
+        lost = f"the outputs' relative error is {verified.rel_l2:.2g}"
+    else:
+        return ()
+    within = [point for point in search.frontier if point.loss <= _LITTLE**2]
+    timed = [point.latency for point in within if point.latency is not None]
+    least = min(timed or [point.macs for point in within], default=1.0)
+    what = "in latency" if timed else "fewer MACs"
+    gain = f"about {1 / least:.2f}x {what}" if least < 0.995 else "nothing"
+    return (f"{target} does not pay: {lost}; {gain} is to be had at an error of {_LITTLE:g}",)
