@@ -127,7 +127,7 @@ def shapes_read(model: ir.Model, wanted: Mapping[ir.Node, int], feed: Feed) -> d
 
 def place_of(match: LayerMatch) -> int:
     """The activation's place among the inputs that the layer's first node has."""
-    return _present(match.nodes[0]).index(match.x)
+    return _present(match.nodes[0]).index(match.operand)
 
 
 def valueless(model: ir.Model, feeds: Feeds) -> set[str]:

@@ -243,6 +243,7 @@ class LayerAdapter(ABC):
         lookup: bool = False,
         packed: int = 1,
         storage: Storage | None = None,
+        through: ir.Value | None = None,
     ) -> LayerMatch:
         """The layer of a node, of this adapter.
 
@@ -253,7 +254,7 @@ class LayerAdapter(ABC):
             source: The operand with the weight.
             weight: The weight as `Layer` has it, in any element type.
             input_shape, output_shape, bias, conv, lookup: See Layer.
-            bias_value, packed, storage: See LayerMatch.
+            bias_value, packed, storage, through: See LayerMatch.
             after: Nodes behind it that a chain replaces, too.
         """
         constant = source.constant
@@ -282,6 +283,7 @@ class LayerAdapter(ABC):
             quantized,
             packed,
             storage,
+            through,
         )
 
 
@@ -301,6 +303,8 @@ class LayerMatch:
         quantized: The weight is stored quantized, behind a DequantizeLinear or in the operator's own way.
         packed: Numbers of the weight in one element of what is stored.
         storage: How factors are stored when they are quantized again; None: as int8.
+        through: The operand that the operator reads in place of its activation: that one quantized, by a node
+            that others may read too. None: it reads the activation itself.
     """
 
     layer: Layer
@@ -314,6 +318,7 @@ class LayerMatch:
     quantized: bool = False
     packed: int = 1
     storage: Storage | None = None
+    through: ir.Value | None = None
 
     @property
     def kept_bytes(self) -> float | None:
@@ -331,11 +336,25 @@ class LayerMatch:
         """The first output that is not left out, as a recurrent operator's may be."""
         return named_output(self.nodes[-1])
 
+    @property
+    def operand(self) -> ir.Value:
+        """What the operator reads of the activation."""
+        return self.x if self.through is None else self.through
+
+    def snapshot(self) -> Snapshot:
+        """The first node, as if it read the activation itself."""
+        seen = Snapshot.of(self.nodes[0])
+        if self.through is None:
+            return seen
+        return replace(seen, inputs=tuple(self.x if v is self.through else v for v in seen.inputs))
+
     def current(self) -> LayerMatch:
         """The match as its nodes read now: rewriting the layer before it gave its activation a new value."""
 
         def live(value: ir.Value) -> ir.Value:
-            operands = [v for node in self.nodes for v in node.inputs if v is not None]
+            above = None if self.through is None else self.through.producer()
+            nodes = self.nodes if above is None else (above, *self.nodes)
+            operands = [v for node in nodes for v in node.inputs if v is not None]
             return value if value in operands else next(v for v in operands if v.name == value.name)
 
         return replace(self, x=live(self.x), adapter=self.adapter.live(live))

@@ -19,13 +19,13 @@ from onnxdecomp.layers.scope import MICROSOFT, Scope
 _log = logging.getLogger(__name__)
 
 NOT_TAKEN = {
-    "": frozenset("ConvInteger DeformConv MatMulInteger QLinearConv QLinearMatMul".split()),  # noqa: SIM905
+    "": frozenset("ConvInteger DeformConv QLinearConv QLinearMatMul".split()),  # noqa: SIM905
     MICROSOFT: frozenset(
         """
         AttnLSTM CausalConvWithState ConvTransposeWithDynamicPads DecoderAttention DecoderMaskedSelfAttention
-        DynamicQuantizeLSTM DynamicQuantizeMatMul EmbedLayerNormalization FusedMatMulActivation
+        DynamicQuantizeLSTM EmbedLayerNormalization FusedMatMulActivation
         GatherBlockQuantized GemmFastGelu GemmFloat8 LongformerAttention MatMulBlockQuantizedFp4Weight
-        MatMulBlockQuantizedFp8Weight MatMulBnb4 MatMulFpQ4 MatMulInteger16 MatMulIntegerToFloat MoE NhwcConv
+        MatMulBlockQuantizedFp8Weight MatMulBnb4 MatMulFpQ4 MatMulInteger16 MoE NhwcConv
         NhwcFusedConv PackedAttention QAttention QEmbedLayerNormalization QGemm QLinearConv QMoE
         QOrderedAttention QOrderedLongformerAttention QOrderedMatMul TorchEmbedding TransposeMatMul
         VarlenCausalConvWithState WordConvEmbedding

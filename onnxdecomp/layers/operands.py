@@ -51,16 +51,24 @@ def gemm_bias(
     return working(vector) * working(vector).dtype.type(beta), None
 
 
+def only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The node of ONNX's own that alone reads a value, in its graph; None where it has another type."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node, producer = uses[0].node, value.producer()
+    if producer is None or node.graph is not producer.graph:
+        return None
+    return node if (node.domain, node.op_type) == ("", op_type) else None
+
+
 def bias_after(node: ir.Node, outputs: int, scope: Scope) -> tuple[ir.Node, ir.Value, Array] | None:
     """The Add of a constant [T] that alone reads the node's output."""
     out = node.outputs[0]
-    uses = list(out.uses())
-    if len(uses) != 1 or out.is_graph_output():
+    add = only_reader(out, "Add")
+    if add is None:
         return None
-    add = uses[0].node
-    if add.op_type != "Add" or add.domain != "" or add.graph is not node.graph:
-        return None
-    other = add.inputs[1 - uses[0].idx]
+    other = add.inputs[1 - add.inputs.index(out)]
     constant = scope.constant(other)
     rank = None if out.shape is None else len(out.shape)
     if other is None or isinstance(constant, str) or rank is None or constant.array.ndim > rank:

@@ -26,6 +26,7 @@ ADAPTERS: Mapping[str, str] = {
     "recurrent": "onnxdecomp.layers.recurrent:Recurrent",
     "embedding": "onnxdecomp.layers.embedding:Embedding",
     "einsum": "onnxdecomp.layers.einsum:Contraction",
+    "dynamic-int8": "onnxdecomp.layers.dynamic_product:DynamicProduct",
     "matmul-nbits": "onnxdecomp.layers.matmul_nbits:MatMulNBits",
     "attention": "onnxdecomp.layers.attention:Attention",
 }

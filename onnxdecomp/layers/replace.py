@@ -100,12 +100,12 @@ class Rewriter:
         name, by which it is found again.
         """
         match = match.current()
-        before = Snapshot.of(match.nodes[0])
+        before = match.snapshot()
         if trunk is not None:  # an Identity before the layer goes with it
             x = source(match.x)
             before = replace(before, inputs=tuple(x if v is match.x else v for v in before.inputs))
             match = replace(match, x=x)
-        operands = match.nodes[0].inputs
+        operands = [operand for node in match.nodes for operand in node.inputs]
         last_old = match.nodes[-1]
         if match.layer.lookup:
             chain = with_lookup(chain)

@@ -25,7 +25,7 @@ def of_new_nodes(
     mapped = {id(source): value for (source, _), value in zip(given, inputs, strict=True)}
     initializers = []
     nodes = []
-    for node in rewritten.nodes:
+    for node in _with_quantizers(rewritten.nodes):
         for operand in node.inputs:
             if operand is not None and id(operand) not in mapped:
                 tensor = constant(operand)
@@ -53,6 +53,17 @@ def of_new_nodes(
         nodes.append(copy)
     outputs = _typed(nodes[-1], kind)
     return _model(inputs, outputs, nodes, initializers, opset, ir_version)
+
+
+def _with_quantizers(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """The nodes, behind those that quantize the activation for other layers as well."""
+    own, found = set(nodes), list[ir.Node]()
+    for operand in (operand for node in nodes for operand in node.inputs if operand is not None):
+        above = operand.producer()
+        if above is not None and above.op_type == "DynamicQuantizeLinear" and above not in own:
+            own.add(above)
+            found.append(above)
+    return [*found, *nodes]
 
 
 def _typed(node: ir.Node, kind: ir.DataType) -> list[ir.Value]:
