@@ -15,6 +15,7 @@ from onnxdecomp.evaluate import benchmark
 from onnxdecomp.evaluate.benchmark import BenchResult
 from onnxdecomp.graph.save import save
 from onnxdecomp.runtime import session, temporary_files
+from onnxdecomp.runtime.timing import Ratio
 
 
 def timed_input(
@@ -90,6 +91,21 @@ class LatencyMeter:
             memory=False,
             limit=self.limit if decide else 0.0,
         )
+
+    def time_all(self, models: Sequence[Path]) -> list[Ratio]:
+        """The times of several models over the original's, in turns, until it is decided which are faster."""
+        timed = benchmark.bench(
+            [self.original, *models],
+            providers=(self.provider,),
+            threads=(self.threads,),
+            data=self.inputs(),
+            duration=self.seconds,
+            seed=self.seed,
+            memory=False,
+            limit=self.limit,
+        )
+        found = [model.ratio for model in timed.settings[0].models[1:]]
+        return [ratio for ratio in found if ratio is not None]
 
     def time_model(self, model: ir.Model) -> BenchResult:
         """The same for a model in memory, until it is decided whether it is faster."""

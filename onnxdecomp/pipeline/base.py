@@ -254,6 +254,16 @@ class Quantizer(Pass):
     def precision(self) -> str:
         """The kind of fewer bits, such as "int8" or "fp16", or "none" for no change."""
 
+    def kinds(self, *, calibrated: bool) -> tuple[str, ...]:
+        """What the precision stands for, of which a run chooses by measurement; () for itself alone.
+
+        Without a timing it is the first.
+
+        Args:
+            calibrated: Whether there are calibration inputs.
+        """
+        return ()
+
     @property
     def kernels(self) -> str:
         """What decides how long the result takes: the precision, and what else it hangs on."""

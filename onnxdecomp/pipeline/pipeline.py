@@ -37,6 +37,7 @@ class PipelineResult:
         search, search_notes: How it was found, and what was said of that; None where it was given.
         spectra: Of the layers that were decomposed, where they were asked for.
         precisions: What the model was quantized to, by the pass that did it.
+        unquantized: What a quantizer that has left the model as it is has said.
         checks: The lowering checks of the layers that were replaced, where they were made.
     """
 
@@ -51,6 +52,7 @@ class PipelineResult:
     search_notes: tuple[str, ...] = ()
     spectra: Sequence[LayerSpectra] = ()
     precisions: Mapping[str, str] = field(default_factory=dict)
+    unquantized: tuple[str, ...] = ()
     checks: tuple[LoweringCheck, ...] = ()
 
     @property
@@ -82,7 +84,7 @@ def run(
         OnnxDecompError: A pass gave up, with its own line; DefectError for anything it did not foresee, and
             PlanFailedError where a plan had been made by then.
     """
-    from onnxdecomp.pipeline.base import PassContext, PlanFailedError
+    from onnxdecomp.pipeline.base import PassContext, PlanFailedError, Quantizer
 
     interface = _interface(model)
     known = context or PassContext()
@@ -103,6 +105,8 @@ def run(
         if result.opset is not None:
             interface = replace(interface, opsets={**interface.opsets, "": result.opset})
         done = _with(done, each.name, result)
+        if isinstance(each, Quantizer) and not result.modified:
+            done = replace(done, unquantized=tuple(f"{each.name}: {note}" for note in result.notes))
     return done
 
 

@@ -33,8 +33,7 @@ def require_float(model: ir.Model, kind: str) -> None:
     Raises:
         ModelError: It is quantized, or has weights in bfloat16, or in float16 where fewer are asked for.
     """
-    nodes = (node for place in places(model) for node in place.graph)
-    if any(node.domain in _DOMAINS and _QUANTIZED.search(node.op_type) for node in nodes):
+    if is_quantized(model):
         raise ModelError(
             f"the model is quantized already: --quantize {kind} is for floating-point models, --requantize "
             "stores the factors of quantized weights as int8"
@@ -46,6 +45,12 @@ def require_float(model: ir.Model, kind: str) -> None:
             raise ModelError(
                 f"the model has {name} weights or inputs: --quantize {kind} is for float32 models"
             )
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Whether a model computes with quantized numbers anywhere."""
+    nodes = (node for place in places(model) for node in place.graph)
+    return any(node.domain in _DOMAINS and bool(_QUANTIZED.search(node.op_type)) for node in nodes)
 
 
 def raised(model: ir.Model, opset: int) -> ir.Model:

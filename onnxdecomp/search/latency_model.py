@@ -140,7 +140,7 @@ class Stopwatch:
         )
         with temporary_files.folder() as folder:
             path = folder / "model.onnx"
-            save(self._quantized(model), path)
+            save(self.quantized(model), path)
             whole = shares(
                 path,
                 self.feed,
@@ -192,7 +192,7 @@ class Stopwatch:
             rewriter.replace(match, chain, {}, trunk=None if group is None else trunks[group])
         with temporary_files.folder() as folder:
             path = folder / "model.onnx"
-            save(self._quantized(copy), path)
+            save(self.quantized(copy), path)
             return self._ratio(path)
 
     def slower(self, model: ir.Model, precision: str) -> frozenset[str]:
@@ -224,7 +224,7 @@ class Stopwatch:
             if ratio is not None and ratio > _SLOWER
         )
 
-    def _quantized(self, model: ir.Model) -> ir.Model:
+    def quantized(self, model: ir.Model) -> ir.Model:
         """The model with the kernels that it will run on."""
         return quantized_roughly(model, self.precision, self.provider, self.slower(model, self.precision))
 

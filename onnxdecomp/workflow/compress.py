@@ -29,6 +29,7 @@ from onnxdecomp.record.schema.origin import ModelFile
 from onnxdecomp.runtime import environment
 from onnxdecomp.search.layer_errors import error_notes
 from onnxdecomp.tensor.blas_threads import one_thread
+from onnxdecomp.workflow.choose_quantization import choose_kind, with_candidates
 from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.config_checks import checked, overruled
 from onnxdecomp.workflow.config_json import source_of
@@ -100,12 +101,15 @@ def compress(
         run = _context(asked, path, plan, progress or _silent)
         told = (*overruled(asked), *_said_of_mask(run))
         origin = Origin(started, 0.0, asked.seed, request_of(asked), {"calib": describe_data(run.calib)})
+        meter = LatencyMeter(path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs)
+        if not asked.dry_run or asked.sought is not None:
+            kind = choose_kind(run, loaded, meter, slower=_may_be_slower(asked))
+            run, told = kind.run, (*told, *kind.notes)
         if asked.dry_run:
             return dry_run(run, loaded, before, origin, told)
-        meter = LatencyMeter(path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs)
         made, given_up = _made(run, loaded, meter, training)
         del loaded
-        return _written(run, file, before, origin, made, meter, (*told, *given_up))
+        return _written(run, file, before, origin, with_candidates(made, kind), meter, (*told, *given_up))
 
 
 def inspect(
@@ -175,7 +179,7 @@ def _made(
         return carry_out(run.plan if plan is None else plan, quantized)
 
     holds = config.verify and config.sought is not None  # ranks given by hand are not changed
-    allow = config.about_size if config.allow_slower is None else config.allow_slower
+    allow = _may_be_slower(config)
     first, given_up = first_run(
         lambda quantized: carry_out(run.plan, quantized), giving_up=holds and bool(config.derived_target)
     )
@@ -191,6 +195,10 @@ def _made(
         report=run.progress,
     )
     return guard_error(first, finisher, config.sought), given_up
+
+
+def _may_be_slower(config: CompressConfig) -> bool:
+    return config.about_size if config.allow_slower is None else config.allow_slower
 
 
 def _compared(run: RunContext, new: Path) -> Verification:

@@ -75,7 +75,8 @@ def guard_latency(
     if not enabled:
         return first
     if not ran.precision:
-        return _guard_layers(first, lambda plan: again(plan, False), meter, _ORIGINAL)
+        plain = _guard_layers(first, lambda plan: again(plan, False), meter, _ORIGINAL)
+        return replace(plain, notes=(*ran.unquantized, *plain.notes))
     alone = again(nothing_of(first.plan), True) if ran.decomposed else ran
     timed = meter.time_model(alone.model)
     found = _finding(timed, _ORIGINAL, meter)

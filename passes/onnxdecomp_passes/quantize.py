@@ -18,6 +18,7 @@ from onnxdecomp.layers.replace import LAYER
 from onnxdecomp.pipeline.base import Need, PassContext, PassResult, Quantizer, option
 from onnxdecomp.quantization.kinds import (
     BLOCK,
+    BLOCKS,
     CHOSEN,
     DYNAMIC,
     STATIC,
@@ -73,6 +74,12 @@ class Quantize(Quantizer):
     def precision(self) -> str:
         """The kind of fewer bits, or "none" for no change."""
         return self.kind
+
+    def kinds(self, *, calibrated: bool) -> tuple[str, ...]:
+        """Those that int8 stands for; the static kind needs calibration."""
+        if self.kind != CHOSEN:
+            return ()
+        return (STATIC, DYNAMIC, BLOCKS) if calibrated else (DYNAMIC, BLOCKS)
 
     @property
     def kernels(self) -> str:
