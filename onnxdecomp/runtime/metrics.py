@@ -50,6 +50,10 @@ class OutputError:
     nonfinite_original: int
 
 
+_BLOCK = 1 << 15
+"""Values that are summed up at once: as many as stay in a processor's cache."""
+
+
 class Comparison:
     """Running sums over one output; `add` each pair of arrays, then ask for the `result`."""
 
@@ -95,23 +99,30 @@ class Comparison:
             self._values += original.size
             self._equal += int(np.sum(original == new))
             return
-        x, y = np.asarray(original, np.float64), np.asarray(new, np.float64)
-        scores, new_scores = (score_rows(a if real is None else np.where(real, a, -np.inf)) for a in (x, y))
+        if original.dtype.kind == "V":
+            original, new = original.astype(np.float32), new.astype(np.float32)
+        scores, new_scores = (
+            score_rows(a if real is None else np.where(real, a, -np.inf)) for a in (original, new)
+        )
         if real is not None:
-            x, y = x[real], y[real]
+            original, new = original[real], new[real]
         if scores is not None and new_scores is not None:
             self._rows += len(scores)
             self._same_rows += int(np.sum(scores.argmax(1) == new_scores.argmax(1)))
-        finite = np.isfinite(x)
-        self._nonfinite_original += int(x.size - np.count_nonzero(finite))
-        broken = finite & ~np.isfinite(y)
-        self._nonfinite += int(np.count_nonzero(broken))
-        usable = finite & ~broken
-        if not usable.all():
-            x, y = x[usable], y[usable]
-        self._sum(x.ravel(), y.ravel())
+        x, y = original.ravel(), new.ravel()
+        for start in range(0, x.size, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            self._sum(x[part].astype(np.float64), y[part].astype(np.float64))
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _sum(self, x: Array, y: Array) -> None:
+        if not (np.isfinite(x @ x) and np.isfinite(y @ y)):
+            finite = np.isfinite(x)
+            self._nonfinite_original += int(x.size - np.count_nonzero(finite))
+            broken = finite & ~np.isfinite(y)
+            self._nonfinite += int(np.count_nonzero(broken))
+            usable = finite & ~broken
+            x, y = x[usable], y[usable]
         self._values += x.size
         if not x.size:
             return
@@ -120,7 +131,7 @@ class Comparison:
         self.energy += float(x @ x)
         self._new_energy += float(y @ y)
         self._product += float(x @ y)
-        error = np.abs(error)
+        np.abs(error, out=error)
         self._max = max(self._max, float(error.max()))
         self._keep(error)
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from onnxdecomp.core.layer import Array
 from onnxdecomp.runtime import metrics
 from onnxdecomp.runtime.metrics import Comparison, score_rows
 
@@ -86,3 +87,30 @@ def test_what_looks_like_scores() -> None:
     assert rows.shape == (2, 5)
     for array in (np.zeros((2, 1)), np.zeros((2, 5, 3)), np.zeros((2, 5), int), np.zeros(4)):
         assert score_rows(array) is None
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_large_outputs_are_summed_block_by_block(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in one piece: also where values are not finite, in some blocks alone, or do not count."""
+    rng = np.random.default_rng(0)
+    x: Array = rng.normal(size=(7, 33)).astype(dtype)
+    y: Array = (x + rng.normal(size=x.shape) / 9).astype(dtype)
+    x[2, 5], y[3, 3], y[5, :9] = np.nan, np.inf, np.nan
+    real = rng.random(x.shape) < 0.8
+    results = []
+    for block in (10, 1 << 15):
+        monkeypatch.setattr(metrics, "_BLOCK", block)
+        comparison = Comparison("y")
+        comparison.add(x, y)
+        comparison.add(x, y, real)
+        results.append(comparison.result())
+    parts, whole = results
+    assert parts.values == whole.values
+    assert (parts.nonfinite, parts.nonfinite_original) == (whole.nonfinite, whole.nonfinite_original)
+    assert parts.nonfinite >= 10
+    assert parts.rel_l2 == pytest.approx(whole.rel_l2, rel=1e-12)
+    assert parts.cosine == pytest.approx(whole.cosine, rel=1e-12)
+    assert (parts.max_abs, parts.p99_abs) == (whole.max_abs, whole.p99_abs)
+    usable = np.isfinite(x) & np.isfinite(y)
+    one, two = (np.concatenate([a[usable], a[usable & real]]).astype(np.float64) for a in (x, y))
+    assert whole.rel_l2 == pytest.approx(np.linalg.norm(two - one) / np.linalg.norm(one), rel=1e-12)
