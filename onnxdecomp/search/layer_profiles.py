@@ -40,7 +40,7 @@ from onnxdecomp.search.latency_model import Stopwatch, Timed
 from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.plan import Cost
 from onnxdecomp.search.scope import Scope, reasons_to_stay, refusals, untouchable
-from onnxdecomp.search.sensitivity import Effect, Outputs, effect, original_outputs
+from onnxdecomp.search.sensitivity import Effect, Outputs, effect, for_looks, original_outputs
 from onnxdecomp.search.sibling_candidates import Relatives, probing
 from onnxdecomp.search.timed_outlines import time_outlines
 
@@ -158,7 +158,7 @@ def profile_layers(
     related.explain(options, reasons)
     own_parts = [0.0 if timed is None else timed.own.get(place, 0.0) for place in range(len(matched))]
     macs = _real_macs(model, matched, calibration)
-    outputs = original_outputs(model, parted(calibration)[1], macs)
+    outputs, seen = _original(model, calibration, macs, [*filter(None, options), *asked])
     found = [
         LayerProfile(s, c, reason=r, part=p, fixed=not scope.holds(s.layer), stored=n)
         for s, c, r, n, p in zip(
@@ -179,20 +179,29 @@ def profile_layers(
             try:
                 moments = _usable(halves)
                 weighed = _weighed(match, alone or probing(match), moments, scope, price)
-                measured = _measured(model, match, weighed, outputs, calibration, near)
+                measured = _measured(model, match, weighed, seen, calibration, near)
                 related.see(index, moments, measured)
             except Exception as error:
                 found[index] = replace(found[index], reason=_ours(error, match))
                 related.lose(index)
             else:
                 found[index] = _entry(found[index], weighed if alone else (), measured, shares, takes)
-        weigher.take(index, halves, outputs, calibration, pending)
-    weigher.take_scores(outputs, calibration)
+        weigher.take(index, halves, seen, calibration, pending)
+    weigher.take_scores(seen, calibration)
     _add_joint(found, related, takes)
     latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
     said = () if timed is None else timed.notes
     groups, profiles = related.groups(), weigher.profiles
     return LayerProfiles(tuple(found), outputs, macs, *latency, found_ties, groups, said, profiles)
+
+
+def _original(
+    model: ir.Model, calibration: Calibration, macs: int, weighed: Sequence[object]
+) -> tuple[Outputs, Outputs]:
+    """The original's outputs to judge plans by, and those to look at what changes of each of these do."""
+    judging = parted(calibration)[1]
+    outputs = original_outputs(model, judging, macs)
+    return outputs, for_looks(outputs, model, judging, macs, _POINTS * len(weighed))
 
 
 def _add_joint(found: list[LayerProfile], related: Relatives, takes: Mapping[int, float]) -> None:

@@ -32,6 +32,9 @@ from onnxdecomp.runtime.session import Feed
 _WORK = 2e10
 """Multiply-accumulates of one look at the output: as many samples as that makes."""
 
+_ALL_WORK = 1e12
+"""The same of all looks at the output of a model with many layers and channels."""
+
 _FEWEST, _MOST = 4, 512
 """Samples of one look."""
 
@@ -106,13 +109,14 @@ class Effect:
         return float(np.exp(np.interp(at, x, y)))
 
 
-def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Outputs:
+def original_outputs(model: ir.Model, calibration: Calibration, macs: int, *, work: float = _WORK) -> Outputs:
     """The outputs of the model as it is.
 
     Args:
         model: The original.
         calibration: The inputs; the first ones are taken.
         macs: Multiply-accumulates of one sample.
+        work: Those of all samples.
     """
     outputs = [str(value.name) for value in model.graph.outputs]
     floats = [
@@ -124,7 +128,7 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
     provider, threads = calibration.provider, calibration.threads
     first = open_observer(model, names, provider=provider, threads=threads).run(calibration.feeds.largest())
     held = HELD // max(1, sum(getattr(value, "nbytes", 0) for value in first))
-    count = int(np.clip(_WORK / max(macs, 1), _FEWEST, max(_FEWEST, min(_MOST, held))))
+    count = int(np.clip(work / max(macs, 1), _FEWEST, max(_FEWEST, min(_MOST, held))))
     some = replace(calibration, feeds=calibration.feeds.first(count))
     feeds = tuple(some.feeds.batches(calibration.batch))
     pins = pins_of(model, some.feeds, batch=calibration.batch, provider=provider, threads=threads)
@@ -146,6 +150,12 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int) -> Ou
         left_out,
         chosen(model),
     )
+
+
+def for_looks(outputs: Outputs, model: ir.Model, calibration: Calibration, macs: int, looks: int) -> Outputs:
+    """The outputs on as many of the samples as there is time for where they are looked at so many times."""
+    work = _ALL_WORK / max(looks, 1)
+    return outputs if work >= _WORK else original_outputs(model, calibration, macs, work=work)
 
 
 def output_error(
