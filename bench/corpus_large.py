@@ -25,8 +25,8 @@ _CALIBRATION = {
     "mobilenet_v2": 100,
     "efficientnet_lite0": 100,
 }
-"""Samples, where they are not the corpus' own number: all pictures that there are; 800 sentences; 32 utterances, mostly
-silence, of which the corpus takes 8."""
+"""Samples, where they are not the corpus' own number: all pictures that there are; 800 sentences; 32
+utterances, which are mostly silence and of which the corpus takes 8."""
 
 _WEIGHT: Mapping[str, Callable[[Any], int]] = {
     "wer": lambda record: len(re.sub(r"[^a-z0-9 ']", " ", record[1].lower()).split()),
