@@ -109,12 +109,18 @@ class Network:
 
     def model(self, name: str, picture: ir.Value, scores: ir.Value, classes: int) -> ir.Model:
         """The finished model from the input value to the class scores [N, classes], called "scores"."""
-        scores.name = "scores"
-        scores.type = ir.TensorType(ir.DataType.FLOAT)
-        scores.shape = ir.Shape(["N", classes])
+        return self.graph(name, [picture], scores, "scores", ["N", classes])
+
+    def graph(
+        self, name: str, inputs: Sequence[ir.Value], output: ir.Value, called: str, shape: Sequence[int | str]
+    ) -> ir.Model:
+        """The finished model from the inputs to one output of that name and shape."""
+        output.name = called
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+        output.shape = ir.Shape(shape)
         graph = ir.Graph(
-            [picture],
-            [scores],
+            inputs,
+            [output],
             nodes=self._tape.nodes,
             initializers=self._tape.initializers,
             opset_imports={"": OPSET},

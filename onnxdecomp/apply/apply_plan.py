@@ -15,6 +15,7 @@ from onnxdecomp.apply.cut_channels import put_in, select
 from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.apply.schedule import as_they_are, fit_stages
 from onnxdecomp.apply.sibling_group import SiblingGroup, sibling_groups
+from onnxdecomp.apply.table_group import TableGroup, table_groups
 from onnxdecomp.calibration.statistics import Calibration, unobservable
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.channels.channel_cut import ChannelCut
@@ -98,6 +99,7 @@ def carry_out(
         None if calibration is None else Fitter.of(model, calibration),
         {key: share for key, share in shares.items() if users[share.key] > 1},
         sibling_groups(plan, matched),
+        {} if calibration is None or calibration.synthetic else table_groups(plan, matched, found_ties),
         {matched[index].nodes[0] for tie in found_ties if tie.is_shared for index in tie.members},
         seed,
         requantize,
@@ -140,6 +142,7 @@ class _Run:
         model: Rewritten in place.
         fitter: Fits to calibration inputs, where there are any.
         shares, groups: What layers share, by graph and name; groups of siblings.
+        tables: Those whose rows are fitted to how they are used, by graph and name of the layers.
         tied: Nodes of layers that share a weight with others.
         seed, requantize, on_layer, on_failure, probe: See `carry_out`.
         done, cuts: What was done; `done` by graph and name.
@@ -150,6 +153,7 @@ class _Run:
     fitter: Fitter | None
     shares: Mapping[Key, Share]
     groups: Mapping[tuple[str, str], SiblingGroup]
+    tables: Mapping[Key, TableGroup]
     tied: Collection[ir.Node]
     seed: int
     requantize: bool
@@ -189,6 +193,8 @@ class _Run:
         by_name = {(match.layer.graph, match.layer.name): match for match in matched}
         for group in self.groups.values():
             group.renew(by_name)
+        for table in self.tables.values():
+            table.renew(by_name)
 
     def layer(self, match: LayerMatch, choice: Choice, pending: set[ir.Node]) -> None:
         """Replace a layer by its chain, or mend one that is kept."""
@@ -214,6 +220,9 @@ class _Run:
             else:
                 fit = partial(_fitted, fitting, match, method, ranks, self.seed, pending)
                 make = partial(fit, share, self.shared_factors, hidden)
+                table = self.tables.get((choice.graph, choice.layer))
+                if table is not None and self.fitter is not None:
+                    make = partial(_of_table, table, self.fitter, match, pending, share, make)
         made = self._attempt(make, choice)
         if made is not None:
             quantize = self.requantize and match.requantizes
@@ -282,6 +291,22 @@ def _fitted(
     if share is not None:
         shared_factors[share.key] = factors
     return replace(_storable(chain, match), share=share, unfitted=found or hidden or "")
+
+
+def _of_table(
+    table: TableGroup,
+    fitter: Fitter,
+    match: LayerMatch,
+    pending: set[ir.Node],
+    share: Share | None,
+    plainly: Callable[[], _Storable],
+) -> _Storable:
+    """A chain of the factors that its table has for all of its uses."""
+    found = table.chain(match, fitter, pending)
+    if isinstance(found, str):
+        return replace(plainly(), unfitted=found)
+    chain, loss = found
+    return replace(_storable(chain, match), share=share, loss=loss)
 
 
 def _with_siblings(

@@ -39,6 +39,11 @@ class Draw:
     seed: int
     mask: Mask | None
 
+    def holds_out(self, index: int) -> bool:
+        """Whether the batch at this place is held out."""
+        every = max(2, round(1 / self.held_out)) if self.held_out > 0 else 0
+        return bool(every) and self.batches >= 4 and index % every == every - 1
+
 
 @dataclass(frozen=True, eq=False)
 class Places:
@@ -55,10 +60,9 @@ class RowGatherer:
         layer = match.layer
         self._site, self._layer, self._mask = match, layer, draw.mask
         self._rng = np.random.default_rng((draw.seed, 1))
-        self._batches = draw.batches
+        self._holds_out = draw.holds_out
         wanted = max(draw.rows, 24 * features(layer))
         self._per_feed = math.ceil(wanted / max(1, draw.samples))
-        self._every = max(2, round(1 / draw.held_out)) if draw.held_out > 0 else 0
         sizes = (layer.groups, layer.outputs, features(layer))
         self._parts = [Gatherer(*sizes, second=second), Gatherer(*sizes, second=second)]
         self._weight = as_rows(layer.weight, layer).astype(layer.weight.dtype)
@@ -118,8 +122,7 @@ class RowGatherer:
         return y if self._bias is None else y + self._bias
 
     def add(self, index: int, rows: Array, wanted: Array) -> None:
-        held = self._every and self._batches >= 4 and index % self._every == self._every - 1
-        self._parts[1 if held else 0].add(rows, wanted)
+        self._parts[self._holds_out(index)].add(rows, wanted)
 
     def halves(self) -> tuple[Moments, Moments | None]:
         train, held = (part.moments() for part in self._parts)

@@ -268,10 +268,10 @@ class _Look:
         self.names = [match.x.name or ""]
         if self._other is not None:
             self.names.append(self._other.name or "")
-        self.gather = RowGatherer(match, _draw(calibration), second=aim is None)
+        self.gather = RowGatherer(match, draw_of(calibration), second=aim is None)
         self._original = self.gather
         if reference is not None:
-            self._original = RowGatherer(reference.match, _draw(calibration), second=False)
+            self._original = RowGatherer(reference.match, draw_of(calibration), second=False)
         self._apart = loose(match.x) or (self._other is not None and loose(self._other))
 
     def add(self, index: int, looked: Sequence[Array], meant: Sequence[Array], feed: Feed) -> None:
@@ -320,7 +320,7 @@ def observe_unchanged(
     names = [match.x.name or "" for match in matched]
     observer = open_observer(model, names, provider=calibration.provider, threads=calibration.threads)
     place = {name: index for index, name in enumerate(observer.names)}
-    gathers = [RowGatherer(match, _draw(calibration)) for match in matched]
+    gathers = [RowGatherer(match, draw_of(calibration)) for match in matched]
     for index, feed in enumerate(calibration.feeds.batches(calibration.batch)):
         seen = observer.run(feed)
         for name, gather in zip(names, gathers, strict=True):
@@ -347,7 +347,8 @@ def packs(matched: Sequence[LayerMatch], budget: int = 512 << 20) -> Iterator[li
         yield pack
 
 
-def _draw(calibration: Calibration) -> Draw:
+def draw_of(calibration: Calibration) -> Draw:
+    """How rows are drawn from these inputs."""
     feeds = calibration.feeds
     batches = math.ceil(len(feeds) / calibration.batch) if feeds.stackable else len(feeds)
     return Draw(

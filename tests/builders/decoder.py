@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from onnxdecomp.core.layer import Array
 from tests.builders.graphs import model, node, value
 
-VOCABULARY, WIDTH, HEADS, LONGEST = 96, 16, 2, 32
+VOCABULARY, WIDTH, HEADS, LONGEST = 300, 16, 2, 32
 _DEPTH = WIDTH // HEADS
 
 
