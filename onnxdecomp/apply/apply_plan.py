@@ -40,6 +40,9 @@ from onnxdecomp.search.layer_errors import foreseen
 from onnxdecomp.search.plan import Choice, Cut, Plan
 from onnxdecomp.search.stored_parameters import shares_of
 
+REPAIRED = "pkg.onnxdecomp.repaired"
+"""The metadata of nodes that have other numbers for what was done to others before them."""
+
 Made = TypeVar("Made")
 
 
@@ -113,13 +116,16 @@ def carry_out(
         pending = {node for stage in work for node in stage.nodes}
         stage = work.popleft()
         if stage.cut is not None:
-            if run.cut(stage.cut, pending):
-                work = as_they_are(model, work)
-                run.renew([stage.match for stage in work if stage.match is not None])
+            later = {stage.match.nodes[0] for stage in work if stage.match is not None}
+            run.cut(stage.cut, pending, later)
         elif stage.match is not None and stage.choice is not None:
             run.layer(stage.match.current(), stage.choice, pending)
         elif run.fitter is not None:
             run.fitter.renormalise(stage.nodes[0], pending)
+        gone = any(node.graph is None for other in work if other.cut is not None for node in other.nodes)
+        if gone or stage.cut is not None:
+            work = as_they_are(model, work)
+            run.renew([other.match for other in work if other.match is not None])
     forget_states(model, unnamed)
     return CarriedOut(tuple(run.done.values()), tuple(run.cuts))
 
@@ -168,12 +174,12 @@ class _Run:
     def __post_init__(self) -> None:
         self._rewriter = Rewriter(self.model)
 
-    def cut(self, cut: Cut, pending: Collection[ir.Node]) -> bool:
-        """Cut a channel; whether it was."""
+    def cut(self, cut: Cut, pending: Collection[ir.Node], later: Collection[ir.Node]) -> None:
+        """Cut a channel; `later` as for `select`."""
         self.on_layer(cut.channel)
-        selected = self._attempt(lambda: select(self.model, cut, self.fitter, pending), cut)
+        selected = self._attempt(lambda: select(self.model, cut, self.fitter, pending, later), cut)
         if selected is None:
-            return False
+            return
         try:
             done, rewritten = put_in(self.model, selected, self.fitter, self.probe)
         except Exception as error:
@@ -186,7 +192,6 @@ class _Run:
         self.done |= {_key(one): one for one in rewritten}
         self.cuts.append(done)
         self._rewriter = Rewriter(self.model)  # there are other names now
-        return True
 
     def renew(self, matched: Sequence[LayerMatch]) -> None:
         """Take the layers that are still to be done as a cut has left them."""
@@ -207,7 +212,7 @@ class _Run:
             tied = match.nodes[0] in self.tied
             if fitting is None or match.quantized or tied or unsound(match.layer.weight):
                 return
-            metadata = {"pkg.onnxdecomp.repaired": "true"}
+            metadata = {REPAIRED: "true"}
             make: Callable[[], _Storable | None] = partial(_mended, fitting, match, pending)
         else:
             self.on_layer(choice.layer)
@@ -344,7 +349,8 @@ def _put(
     """Put a chain in a layer's place, and before it the first factor of its group."""
     try:
         trunk = None if group is None else group.put(rewriter, made.chain, metadata, quantize=quantize)
-        rewritten = rewriter.replace(match, made.chain, metadata, made.share, quantize, trunk)
+        named = REPAIRED in metadata  # a cut that comes later looks for it
+        rewritten = rewriter.replace(match, made.chain, metadata, made.share, quantize, trunk, named=named)
     except Exception as error:
         what = f"{type(error).__name__} while it is put into the graph: {error}"
         raise DefectError(what, layer=(match.layer.graph, match.layer.name)) from error

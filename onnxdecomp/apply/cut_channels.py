@@ -50,8 +50,21 @@ class Selected:
     held_out: float | None = None
 
 
-def select(model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection[ir.Node]) -> Selected:
+def select(
+    model: ir.Model,
+    cut: Cut,
+    fitter: Fitter | None,
+    pending: Collection[ir.Node],
+    later: Collection[ir.Node] = (),
+) -> Selected:
     """Choose the units of a channel that stay; nothing is changed yet.
+
+    Args:
+        model: As it is by now.
+        cut: What the plan says.
+        fitter: Fits to the calibration inputs, where there are any.
+        pending: As for `Window.advance`.
+        later: The nodes of layers that are still to be fitted.
 
     Raises:
         UsageError: The model has no such channel, or the method does not take it.
@@ -63,17 +76,22 @@ def select(model: ir.Model, cut: Cut, fitter: Fitter | None, pending: Collection
         raise UsageError(f"attention does not take the channel {channel.name!r}: {why}")
     # Whole blocks of it may be gone.
     kept = cut.kept * channel.width // cut.width
-    return _selected(channel, kept, cut.method, fitter, pending)
+    return _selected(channel, kept, cut.method, fitter, pending, later)
 
 
 def _selected(
-    channel: Channel, kept: int, method: str | None, fitter: Fitter | None, pending: Collection[ir.Node]
+    channel: Channel,
+    kept: int,
+    method: str | None,
+    fitter: Fitter | None,
+    pending: Collection[ir.Node],
+    later: Collection[ir.Node],
 ) -> Selected:
     """The units of a channel that stay by a method."""
     if channel.products and channel.readers:
-        return _of_both(channel, kept, fitter, pending)
+        return _of_both(channel, kept, fitter, pending, later)
     if channel.products:
-        return _of_scores(channel, kept, fitter, pending)
+        return _of_scores(channel, kept, fitter, pending, later)
     seen, hidden = _seen(channel, fitter, pending)
     fitted = fitter is not None and not hidden
     readers = reader_moments(channel, seen, centre=fitted)
@@ -113,26 +131,50 @@ def _seen(
     return [(moments_of_weights(channel, reader), None) for reader in every], hidden
 
 
-def _of_scores(channel: Channel, kept: int, fitter: Fitter | None, pending: Collection[ir.Node]) -> Selected:
+def _of_scores(
+    channel: Channel,
+    kept: int,
+    fitter: Fitter | None,
+    pending: Collection[ir.Node],
+    later: Collection[ir.Node],
+) -> Selected:
     """Queries and keys mapped so that their first units change the attention least."""
     product = score_product(channel)
     assert not isinstance(product, str)  # see `unrotatable`
-    samples = [] if fitter is None else fitter.attention(product, pending)
+    again = any(producer.match.nodes[0] in later for producer in channel.producers)
+    samples = [] if fitter is None else fitter.attention(product, pending, again=again)
     maps = score_maps(channel, product, kept, samples)
     numbers = scores_cut(channel, product, kept, maps)
-    return Selected(channel, numbers, bool(samples), loss=maps.loss if samples else None)
+    return Selected(
+        channel, numbers, bool(samples), loss=maps.loss if samples else None, held_out=maps.held_out
+    )
 
 
-def _of_both(channel: Channel, kept: int, fitter: Fitter | None, pending: Collection[ir.Node]) -> Selected:
+def _of_both(
+    channel: Channel,
+    kept: int,
+    fitter: Fitter | None,
+    pending: Collection[ir.Node],
+    later: Collection[ir.Node],
+) -> Selected:
     """Queries and keys, and values, mapped each by themselves."""
     parts = scores_and_values(channel)
     assert parts is not None  # see `unrotatable`
     size = kept // channel.blocks
-    scores, values = (_selected(part, size * part.blocks, "attention", fitter, pending) for part in parts)
+    scores, values = (
+        _selected(part, size * part.blocks, "attention", fitter, pending, later) for part in parts
+    )
     numbers = both_cut(channel, kept, scores.numbers, values.numbers)
     losses = [part.loss for part in (scores, values) if part.loss is not None]
-    loss = sum(losses) if losses else None
-    return Selected(channel, numbers, values.fitted, values.unfitted, loss)
+    held = [part.held_out for part in (scores, values) if part.held_out is not None]
+    return Selected(
+        channel,
+        numbers,
+        values.fitted,
+        values.unfitted,
+        sum(losses) if losses else None,
+        sum(held) if len(held) == len(losses) > 0 else None,
+    )
 
 
 def put_in(

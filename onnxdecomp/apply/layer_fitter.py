@@ -169,12 +169,24 @@ class Fitter:
             matched, *windows, self.calibration, pending, references=references, alone=alone
         )
 
-    def attention(self, product: ScoreProduct, pending: Collection[ir.Node]) -> list[AttentionSample]:
-        """Queries, keys and probabilities of the calibration inputs, in the model as it is by now."""
+    def attention(
+        self, product: ScoreProduct, pending: Collection[ir.Node], *, again: bool = False
+    ) -> list[AttentionSample]:
+        """Queries and keys in the model as it is by now, and the original's scores, which are wanted.
+
+        The probabilities are the original's as well. Where the layers that make queries and keys will be
+        fitted `again`, to what the original's become, these stand for those of the model.
+        """
         found: list[AttentionSample] = []
         size, feeds = 0, mask_feeds(self.calibration)
-        for values, feed in zip(self.now.advance(product.names, pending), feeds, strict=False):
-            for sample in product.samples(values, real_queries(feed, values[0], self.calibration)):
+        names = product.names
+        windows = zip(self.now.advance(names, pending), self.original.advance(names), strict=True)
+        for (values, meant), feed in zip(windows, feeds, strict=False):
+            # What a cut has left less of is no counterpart of what it was.
+            alike = [one.shape for one in values] == [two.shape for two in meant]
+            own = meant if alike and again else values
+            real = real_queries(feed, values[0], self.calibration)
+            for sample in product.samples(own, real, meant if alike and not again else None):
                 size += sample.nbytes
                 if size <= HELD:
                     found.append(sample)

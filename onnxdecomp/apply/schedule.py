@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -22,12 +22,16 @@ from onnxdecomp.search.plan import Choice, Cut, Plan
 
 @dataclass(frozen=True, eq=False)
 class FitStage:
-    """Something that is done: to a layer, to a channel, or to a normalisation (then only with its node)."""
+    """Something that is done: to a layer, to a channel, or to a normalisation (then only with its node).
+
+    A channel's turn comes before that of the first layer that makes it, or `behind` the last.
+    """
 
     nodes: tuple[ir.Node, ...]
     choice: Choice | None = None
     match: LayerMatch | None = None
     cut: Cut | None = None
+    behind: bool = False
 
 
 def fit_stages(
@@ -42,7 +46,8 @@ def fit_stages(
 
     A layer whose output is added to another branch comes after the layers of that branch: it makes up for
     what they lose, and nothing that it was fitted to changes any more. A channel is cut before anything is
-    done to the layers that make it: a chain is then one for the layer that is left.
+    done to the layers that make it: a chain is then one for the layer that is left. But queries and keys are
+    cut behind the repair of layers that are kept, as their maps are fitted to what these give in the end.
 
     Args:
         model, matched, plan: As for `carry_out`.
@@ -54,7 +59,8 @@ def fit_stages(
     """
     by_name = {(match.layer.graph, match.layer.name): match for match in matched}
     place = {node: position for position, node in enumerate(model.graph)}
-    found: list[tuple[int, FitStage]] = _cut_stages(model, plan, channels)
+    decomposed = {(choice.graph, choice.layer) for choice in plan.choices if choice.method is not None}
+    found: list[tuple[int, FitStage]] = _cut_stages(model, plan, channels, decomposed)
     position = 0
     for choice in plan.choices:
         match = by_name.get((choice.graph, choice.layer))
@@ -74,7 +80,7 @@ def fit_stages(
 
     def turn(position: int, stage: FitStage) -> tuple[int, bool]:
         if stage.cut is not None:
-            return position, False
+            return position, stage.behind
         other = None if stage.match is None else branch(stage.match)
         before = upstream(model.graph, [] if other is None else [other])
         last = max((at[node] for node in before if node in at), default=-1)
@@ -105,16 +111,27 @@ def as_they_are(model: ir.Model, work: Sequence[FitStage]) -> deque[FitStage]:
     return deque(stage for stage in map(now, work) if stage is not None)
 
 
-def _cut_stages(model: ir.Model, plan: Plan, channels: Sequence[Channel]) -> list[tuple[int, FitStage]]:
-    """The channels that are cut, each where the first layer that makes it stands."""
+def _cut_stages(
+    model: ir.Model, plan: Plan, channels: Sequence[Channel], decomposed: Collection[tuple[str, str]]
+) -> list[tuple[int, FitStage]]:
+    """The channels that are cut, each where the first layer that makes it stands.
+
+    Queries and keys come where the last one does, unless one of the layers is among the `decomposed`.
+    """
     if not plan.cuts:
         return []
     place = {inner: position for position, node in enumerate(model.graph) for inner in _inside(node)}
     found = []
     for cut in plan.cuts:
         channel = channel_of(cut, channels)
-        first = min(place[producer.match.nodes[0]] for producer in channel.producers)
-        found.append((first, FitStage(channel.nodes, cut=cut)))
+        made = [producer.match for producer in channel.producers]
+        whole = not any((match.layer.graph, match.layer.name) in decomposed for match in made)
+        if channel.products and not channel.readers and whole:
+            last = max(place[match.nodes[-1]] for match in made)
+            found.append((last, FitStage(channel.nodes, cut=cut, behind=True)))
+        else:
+            first = min(place[match.nodes[0]] for match in made)
+            found.append((first, FitStage(channel.nodes, cut=cut)))
     return found
 
 

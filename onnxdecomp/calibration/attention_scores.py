@@ -64,26 +64,38 @@ class ScoreProduct:
         values = (self.query, self.key, self.probabilities)
         return [str(value.name) for value in values if value is not None]
 
-    def samples(self, values: Sequence[Array], real: Array | None) -> Iterator[AttentionSample]:
+    def samples(
+        self, values: Sequence[Array], real: Array | None, meant: Sequence[Array] | None = None
+    ) -> Iterator[AttentionSample]:
         """The samples of one batch.
 
         Args:
             values: Of `names`.
             real: bool [N, n], the queries that are no padding, or None for all.
+            meant: Of `names` in the original, whose scores are wanted; None: those of `values` are.
         """
+        query, key = self._sides(values)
+        wanted = None if meant is None else self._sides(meant)
+        weights = self._weights(values if meant is None else meant, *(wanted or (query, key)))
+        for index, (q, k, p) in enumerate(zip(query, key, weights, strict=True)):
+            rows = None if real is None or real.shape != (len(query), query.shape[2]) else real[index]
+            aim = None if wanted is None else (wanted[0][index], wanted[1][index])
+            yield AttentionSample(q, k, p if rows is None else p * rows[None, :, None], aim)
+
+    def _sides(self, values: Sequence[Array]) -> tuple[Array, Array]:
+        """The queries [N, H, n, d], and the keys [N, S, m, d]."""
         query = self._arranged(values[0], self.features[0], self.heads[0])
-        key = self._arranged(values[1], self.features[1], self.heads[1])[:, list(self.firsts)]
+        return query, self._arranged(values[1], self.features[1], self.heads[1])[:, list(self.firsts)]
+
+    def _weights(self, values: Sequence[Array], query: Array, key: Array) -> Array:
+        """The probabilities [N, H, n, m]."""
         shape = (*query.shape[:3], key.shape[2])
         if self.probabilities is not None:
             seen = self._arranged(values[2], values[2].ndim - 1, self.heads[2])
-            weights = np.broadcast_to(seen, shape)
-        elif self.scale is None:
-            weights = np.full(shape, 1 / max(1, shape[3]), np.float32)
-        else:
-            weights = self._computed(query, key)
-        for index, (q, k, p) in enumerate(zip(query, key, weights, strict=True)):
-            rows = None if real is None or real.shape != (len(query), shape[2]) else real[index]
-            yield AttentionSample(q, k, p if rows is None else p * rows[None, :, None])
+            return np.broadcast_to(seen, shape)
+        if self.scale is None:
+            return np.full(shape, 1 / max(1, shape[3]), np.float32)
+        return self._computed(query, key)
 
     def _arranged(self, x: Array, features: int, heads: int | None) -> Array:
         """[N, H, n, d], where d and H lie along these axes, n along the last other one."""

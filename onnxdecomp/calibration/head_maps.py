@@ -13,9 +13,15 @@ from onnxdecomp.channels.channel import Channel, Producer
 from onnxdecomp.channels.new_numbers import NewNumbers
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.fitting.elimination import ReaderMoments
-from onnxdecomp.fitting.refine_scores import AttentionSample, refine_scores
+from onnxdecomp.fitting.refine_scores import AttentionSample, attention_loss, refine_scores
 from onnxdecomp.fitting.rotate_heads import HeadBases, rotate_values
-from onnxdecomp.fitting.rotate_scores import ScoreMaps, ScoreMoments, rotate_scores, score_moments
+from onnxdecomp.fitting.rotate_scores import (
+    ScoreMaps,
+    ScoreMoments,
+    rotate_scores,
+    score_losses,
+    score_moments,
+)
 
 MOST = 64
 """Samples that maps of queries and keys are fitted to one by one."""
@@ -95,11 +101,47 @@ def score_maps(
     size = kept // channel.blocks
     if not samples:
         return rotate_scores(score_moments_of_weights(channel, product), product.groups, size)
-    maps = rotate_scores(moments_of_samples(product, samples), product.groups, size)
+    some, held_out = _parted(samples)
+    if not held_out:
+        return rotate_scores(moments_of_samples(product, samples), product.groups, size)
+    maps = rotate_scores(_moments_without(product, samples, held_out), product.groups, size)
+    return refine_scores(maps, some, held_out, product.groups)
+
+
+def score_losses_at(product: ScoreProduct, samples: Sequence[AttentionSample], sizes: Sequence[int]) -> Array:
+    """[d + 1], what heads of a smaller size lose: at these sizes on held-out samples, else interpolated.
+
+    Args:
+        product: Of queries and keys.
+        samples: What was seen of it.
+        sizes: At most that of the heads.
+    """
+    _, held_out = _parted(samples)
+    if not held_out:
+        return score_losses(moments_of_samples(product, samples))
+    moments = _moments_without(product, samples, held_out)
+    groups, found = product.groups, {product.size: 0.0}
+    for size in sorted({*sizes} - {0, product.size}, reverse=True):
+        lost = attention_loss(rotate_scores(moments, groups, size), held_out, groups)
+        found[size] = max(*found.values(), float(lost.mean()))
+    found[0] = max(1.0, *found.values())
+    return np.interp(np.arange(product.size + 1), sorted(found), [found[size] for size in sorted(found)])
+
+
+def _parted(
+    samples: Sequence[AttentionSample],
+) -> tuple[list[AttentionSample], list[AttentionSample]]:
+    """Some samples to fit to one by one, and others to judge by; none of these where there are few."""
     some = samples[:: max(1, len(samples) // MOST)]
-    held_out = some[3::4]
-    rest = [sample for index, sample in enumerate(some) if index % 4 != 3]
-    return refine_scores(maps, rest, held_out, product.groups) if held_out else maps
+    return [sample for index, sample in enumerate(some) if index % 4 != 3], list(some[3::4])
+
+
+def _moments_without(
+    product: ScoreProduct, samples: Sequence[AttentionSample], held_out: Sequence[AttentionSample]
+) -> ScoreMoments:
+    """The moments of all samples but these."""
+    apart = {id(sample) for sample in held_out}
+    return moments_of_samples(product, [sample for sample in samples if id(sample) not in apart])
 
 
 def moments_of_samples(product: ScoreProduct, samples: Sequence[AttentionSample]) -> ScoreMoments:

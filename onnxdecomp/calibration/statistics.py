@@ -73,6 +73,9 @@ _COPIES = 64
 _TRIAL, _FEWEST = 1e11, 16
 """Multiply-accumulates of the samples that a trial is fitted to, and the fewest samples."""
 
+_MORE = 4
+"""Times as much is spent where else there would be too few samples to tell one plan from another."""
+
 
 _BATCHES = 8
 """As many batches there are at least, where there are so many samples: of fewer none could be held out."""
@@ -94,14 +97,16 @@ def sized(calibration: Calibration, matched: Sequence[LayerMatch], largest: int 
     return replace(calibration, batch=batch)
 
 
-def shortened(calibration: Calibration, macs: int) -> Calibration:
+def shortened(calibration: Calibration, macs: int, wanted: int = 0) -> Calibration:
     """The calibration with as many samples as a trial of a plan has time for, in batches to hold some out.
 
     Args:
         calibration: The whole.
         macs: Multiply-accumulates of one sample.
+        wanted: So many are enough; up to them there is more time.
     """
-    count = max(_FEWEST, int(_TRIAL / max(macs, 1)))
+    time = _TRIAL / max(macs, 1)
+    count = max(_FEWEST, int(time), min(wanted, int(_MORE * time)))
     if count >= len(calibration.feeds):
         return calibration
     batch = min(calibration.batch, max(1, count // _BATCHES))

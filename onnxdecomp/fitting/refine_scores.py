@@ -9,12 +9,15 @@ attention p of head h diverges by to second order,
 and, so that few pairs are not learnt by heart, a share of the loss as if all met. It is a quadratic in the
 A_h while B stands and the other way round. Either is lessened by conjugate gradients (Hestenes and Stiefel
 1952), preconditioned by the second form. What it gains: bench/results/unit_selection.md.
+
+Where the layers before have lost something, the scores that are wanted are those of the original: then
+q^T E_h k is what they are less those that q and k have by now, mapped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,24 +43,26 @@ class AttentionSample:
         query: [H, n, d], as they meet the keys.
         key: [S, m, d].
         probabilities: [H, n, m]; rows of padding are zeros.
+        wanted: Other queries and keys of the same shapes, whose scores are wanted; None: these.
     """
 
     query: Array
     key: Array
     probabilities: Array
+    wanted: tuple[Array, Array] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return int(self.query.nbytes + self.key.nbytes + self.probabilities.nbytes)
+        return sum(own.nbytes for own in (self.query, self.key, self.probabilities, *(self.wanted or ())))
 
 
 def attention_loss(maps: ScoreMaps, samples: Sequence[AttentionSample], groups: Sequence[int]) -> Array:
-    """[H], of each head the variance of what the scores change by over that of the scores."""
+    """[H], of each head the variance of what the scores differ by from those wanted over that of these."""
     changed, whole = np.zeros(len(groups)), np.zeros(len(groups))
     for sample in samples:
         q, k, p = _of_heads(sample, groups)
-        scores = q @ k.swapaxes(1, 2)
+        scores = _wanted(sample, groups)
         less = (q @ maps.query.swapaxes(1, 2)) @ (k @ maps.key[list(groups)].swapaxes(1, 2)).swapaxes(1, 2)
         changed += np.sum(p * _centred(scores - less, p) ** 2, axis=(1, 2))
         whole += np.sum(p * _centred(scores, p) ** 2, axis=(1, 2))
@@ -73,7 +78,8 @@ def refine_scores(
 ) -> ScoreMaps:
     """Maps of less loss on the samples; where that is not so on held-out ones, those of a set of keys stay.
 
-    The loss of the result is the mean of `attention_loss` over the heads, on all samples.
+    The losses of the result are the means of `attention_loss` over the heads, on all samples and on those
+    held out.
 
     Args:
         maps: The start.
@@ -97,7 +103,15 @@ def refine_scores(
         key = np.where(better[:, None, None], new.key, key)
         least = np.minimum(found, least)
     chosen = ScoreMaps(query, key, 0.0)
-    return ScoreMaps(query, key, float(np.mean(attention_loss(chosen, [*samples, *held_out], groups))))
+    loss = float(np.mean(attention_loss(chosen, [*samples, *held_out], groups)))
+    return replace(chosen, loss=loss, held_out=float(least.sum()) / len(groups))
+
+
+def _wanted(sample: AttentionSample, groups: Sequence[int] | Array) -> Array:
+    """The scores that are wanted, [H, n, m]."""
+    query, key = sample.wanted or (sample.query, sample.key)
+    keys = key.astype(np.float64)[list(groups)]
+    return np.asarray(query.astype(np.float64) @ keys.swapaxes(1, 2))
 
 
 def _of_heads(sample: AttentionSample, groups: Sequence[int] | Array) -> tuple[Array, Array, Array]:
@@ -165,7 +179,8 @@ def _descended(
             total = share * count * (left @ of_queries @ change @ of_keys)
         for sample in samples:
             q, k, p = _of_heads(sample, groups)
-            pulled = p * _centred(q @ change @ k.swapaxes(1, 2), p)
+            scores = q @ left.swapaxes(1, 2) @ right @ k.swapaxes(1, 2)
+            pulled = p * _centred(scores - _wanted(sample, groups) if of_scores else scores, p)
             if queries:
                 total += right @ (pulled @ k).swapaxes(1, 2) @ q
             else:

@@ -61,11 +61,13 @@ class ScoreMaps:
         query: A, [H, d', d]; in closed form the same for all heads that share keys.
         key: B, [S, d', d].
         loss: Of the scores, E (q^T k - q^T A^T B k)² over E (q^T k)², all heads together.
+        held_out: The same on samples that they were not fitted to; None where there are none.
     """
 
     query: Array
     key: Array
     loss: float
+    held_out: float | None = None
 
 
 def score_moments(

@@ -15,7 +15,7 @@ from onnxdecomp.calibration.channel_moments import moments_of_weights, reader_mo
 from onnxdecomp.calibration.head_maps import (
     both_cut,
     head_groups,
-    moments_of_samples,
+    score_losses_at,
     score_maps,
     score_moments_of_weights,
     scores_cut,
@@ -240,7 +240,9 @@ def _weighed(
     channel = entry.channel
     readers = _readers(channel, seen, _own(model, channel, calibration))
     if entry.method == "attention" and channel.products:
-        losses, numbers = _of_both(model, channel, readers[0], calibration)
+        losses, numbers = _of_both(
+            model, channel, readers[0], calibration, [level.kept for level in entry.levels]
+        )
     elif entry.method == "attention":
         losses, numbers = _of_values(channel, readers[0])
     else:
@@ -264,7 +266,11 @@ def _of_values(channel: Channel, reader: ReaderMoments) -> tuple[Array, Callable
 
 
 def _of_both(
-    model: ir.Model, channel: Channel, reader: ReaderMoments, calibration: Calibration
+    model: ir.Model,
+    channel: Channel,
+    reader: ReaderMoments,
+    calibration: Calibration,
+    widths: Sequence[int],
 ) -> tuple[Array, Callable[[int], NewNumbers]]:
     """The same of queries, keys and values in heads of one size."""
     parts = scores_and_values(channel)
@@ -273,8 +279,10 @@ def _of_both(
     product = score_product(scores)
     assert not isinstance(product, str)
     (samples,) = attention_samples(model, [product], calibration) if not calibration.synthetic else [[]]
-    moments = moments_of_samples(product, samples) if samples else score_moments_of_weights(scores, product)
-    of_scores = score_losses(moments)
+    if samples:
+        of_scores = score_losses_at(product, samples, [own // channel.blocks for own in widths])
+    else:
+        of_scores = score_losses(score_moments_of_weights(scores, product))
     of_values, left = _of_values(values, replace(reader, units=values.readers[0].units))
 
     def numbers(kept: int) -> NewNumbers:
@@ -325,7 +333,8 @@ def _of_scores(
     channel = entry.channel
     product = score_product(channel)
     assert not isinstance(product, str)  # else it is not weighed
-    losses = score_losses(moments_of_samples(product, samples))
+    sizes = [level.kept // channel.blocks for level in entry.levels]
+    losses = score_losses_at(product, samples, sizes)
 
     def numbers(kept: int) -> NewNumbers:
         return scores_cut(channel, product, kept, score_maps(channel, product, kept, samples))

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.calibration.reachability import unreached
 from onnxdecomp.calibration.statistics import Calibration, observe_unchanged, packs, parted, unobservable
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.core.chain import Chain
-from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.errors import DefectError, ModelError
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.layers.adapter import LayerMatch
@@ -39,6 +37,7 @@ from onnxdecomp.search.channel_profiles import (
 from onnxdecomp.search.latency_model import Stopwatch, Timed
 from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.plan import Cost
+from onnxdecomp.search.sample_work import SampleWork, sample_work
 from onnxdecomp.search.scope import Scope, reasons_to_stay, refusals, untouchable
 from onnxdecomp.search.sensitivity import Effect, Outputs, effect, for_looks, original_outputs
 from onnxdecomp.search.sibling_candidates import Relatives, probing
@@ -88,7 +87,7 @@ class LayerProfiles:
     Attributes:
         layers: One entry per match.
         outputs: The original's outputs, for comparisons.
-        macs: Multiply-accumulates of one calibration sample.
+        work: What a calibration sample costs, and how many are enough.
         whole_ms: The latency of the original, simplified; 0 where it was not measured. Shares are of it.
         original_ms: The latency of the original as it came in, likewise.
         ties: Who reads which weight.
@@ -99,7 +98,7 @@ class LayerProfiles:
 
     layers: tuple[LayerProfile, ...]
     outputs: Outputs
-    macs: int
+    work: SampleWork
     whole_ms: float = 0.0
     original_ms: float = 0.0
     ties: tuple[Tie, ...] = ()
@@ -157,8 +156,8 @@ def profile_layers(
         asked = with_times(asked, timed.narrower)
     related.explain(options, reasons)
     own_parts = [0.0 if timed is None else timed.own.get(place, 0.0) for place in range(len(matched))]
-    macs = _real_macs(model, matched, calibration)
-    outputs, seen = _original(model, calibration, macs, [*filter(None, options), *asked])
+    work = sample_work(model, matched, calibration)
+    outputs, seen = _original(model, calibration, work.macs, [*filter(None, options), *asked])
     found = [
         LayerProfile(s, c, reason=r, part=p, fixed=not scope.holds(s.layer), stored=n)
         for s, c, r, n, p in zip(
@@ -192,7 +191,7 @@ def profile_layers(
     latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
     said = () if timed is None else timed.notes
     groups, profiles = related.groups(), weigher.profiles
-    return LayerProfiles(tuple(found), outputs, macs, *latency, found_ties, groups, said, profiles)
+    return LayerProfiles(tuple(found), outputs, work, *latency, found_ties, groups, said, profiles)
 
 
 def _original(
@@ -339,14 +338,6 @@ def _joined(
                     reasons[index] = "no method takes all layers that share its weight"
             joint.update(own if common else ())
     return joint
-
-
-def _real_macs(model: ir.Model, matched: Sequence[LayerMatch], calibration: Calibration) -> int:
-    """Multiply-accumulates of the largest calibration sample, at its own size."""
-    feed = calibration.feeds.largest()
-    names = {value.name for value in model.graph.inputs}
-    shapes = input_shapes(model, {name: array.shape for name, array in feed.items() if name in names})
-    return sum(dense_chain(s.layer).macs(shapes[s.layer.graph, s.layer.name]) for s in matched)
 
 
 def _moments(

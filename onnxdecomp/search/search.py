@@ -38,8 +38,11 @@ from onnxdecomp.search.plan_trials import LossLimit, Tried, Tries, tried_plans, 
 from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search_record import SearchRecord, search_record
 from onnxdecomp.search.select import Chosen, choose, with_reason
-from onnxdecomp.search.sensitivity import output_error
+from onnxdecomp.search.sensitivity import original_outputs, output_error
 from onnxdecomp.search.targets import Budget
+
+_SELDOM = 8
+"""Whole plans are tried seldom: as many times more samples judge them than judge one layer's candidates."""
 
 Trial = Callable[[Plan, Calibration], ir.Model]
 """Carries a plan out on a copy of the model, fitted to these inputs."""
@@ -105,12 +108,15 @@ def search_plan(
         stopwatch=stopwatch,
         progress=progress,
     )
-    brief = shortened(parted(calibration)[0], weighed.macs)
+    brief = shortened(parted(calibration)[0], weighed.work.macs, weighed.work.samples)
     picker = _Picker(
         *(model, skips, weighed, [budget for budget in budgets if not budget.on_loss]),
         *(lambda plan: trial(plan, brief), Sizes(size, size, bytes_of(precision)), precision, stopwatch),
     ).with_sizes()
-    reference = Reference(model, weighed.outputs, calibration, labelled)
+    judging = weighed.outputs
+    if not calibration.synthetic:
+        judging = original_outputs(model, parted(calibration)[1], weighed.work.macs // _SELDOM)
+    reference = Reference(model, judging, calibration, labelled)
     tried = _chosen(picker, [budget for budget in budgets if budget.on_loss], reference, progress)
     return _result(picker, tried)
 
