@@ -123,6 +123,8 @@ def carry_out(
         elif run.fitter is not None:
             run.fitter.renormalise(stage.nodes[0], pending)
         gone = any(node.graph is None for other in work if other.cut is not None for node in other.nodes)
+        if gone:
+            infer_shapes(model)  # channels are found by them
         if gone or stage.cut is not None:
             work = as_they_are(model, work)
             run.renew([other.match for other in work if other.match is not None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,8 +12,13 @@ import pytest
 from onnx import numpy_helper
 
 import onnxdecomp
+from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.core.layer import Array
+from onnxdecomp.fitting.fit import Fit
+from onnxdecomp.fitting.refine_scores import AttentionSample
+from onnxdecomp.layers.adapter import LayerMatch
 from tests.builders.graphs import saved
+from tests.builders.vit import vit
 from tests.channels.transformers import SIZE, WIDTH, attention
 
 HALF = SIZE // 2
@@ -71,3 +77,43 @@ def test_heads_of_half_the_dimensions(
     assert cut == ([0.5] if form == "fused" else [0.5, 0.5])
     wanted, got = run(model, x), run("out.onnx", x)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-3 * np.abs(wanted).max())
+
+
+def test_maps_are_fitted_behind_the_repair_of_queries_and_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the original's scores, and with a loss on samples that were held out."""
+    order: list[str] = []
+    repair, attention_of = Fitter.repair, Fitter.attention
+
+    def repaired(self: Fitter, match: LayerMatch, *rest: Any) -> Fit | None:
+        order.append(match.layer.name)
+        return repair(self, match, *rest)
+
+    def fitted(self: Fitter, *rest: Any, **options: Any) -> list[AttentionSample]:
+        found = attention_of(self, *rest, **options)
+        order.append("scores")
+        assert all(sample.wanted is not None for sample in found)
+        return found
+
+    monkeypatch.setattr(Fitter, "repair", repaired)
+    monkeypatch.setattr(Fitter, "attention", fitted)
+    monkeypatch.chdir(tmp_path)
+    model = saved(vit(1), tmp_path / "net.onnx")
+    x = np.random.default_rng(2).standard_normal((40, 3, 16, 16)).astype(np.float32)
+    np.savez("calib.npz", x=x)
+    done = onnxdecomp.compress(
+        *(model, "out.onnx"),
+        method="attention",
+        rank="0.5",
+        layers=("/Conv_*=svd:rank=1",),
+        simplify="none",
+        bench=False,
+        calib="calib.npz",
+    )
+    (scores,) = [channel for channel in done.channels if channel.status == "cut" and not channel.readers]
+    assert scores.held_out is not None
+    assert scores.loss is not None
+    assert 0 < scores.loss < scores.held_out + 1
+    query, key = scores.producers
+    assert order.index("scores") > max(order.index(query), order.index(key))
