@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxdecomp.calibration.statistics import centred
 from onnxdecomp.channels.channel import Channel, Reader
@@ -14,10 +15,17 @@ from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.fitting.elimination import ReaderMoments, even_importance
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import as_rows
+from onnxdecomp.graph.attributes import attribute
 from onnxdecomp.layers.adapter import LayerMatch
 
 _SUMS = ("Add", "Sum", "Identity", "Dropout", "Cast")
 """What may stand between a layer and the normalisation of its outputs."""
+
+_STEPS = ("Add", "Cast", "Div", "Mul", "Pow", "Reciprocal", "ReduceMean", "Sqrt", "Sub")
+"""What a normalisation consists of that is spelled out."""
+
+_MANY = 16
+"""Steps of one, at most."""
 
 
 def moments_of_weights(channel: Channel, reader: Reader) -> Moments:
@@ -85,8 +93,10 @@ def _is_normalised(match: LayerMatch) -> bool:
     they make, the outputs count as they are.
     """
     value = match.nodes[-1].outputs[0]
-    while len(uses := value.uses()) == 1 and not value.is_graph_output():
+    while (uses := value.uses()) and not value.is_graph_output():
         node = next(iter(uses)).node
+        if len(uses) > 1:
+            return _is_spelled_out(value, match.layer.outputs)
         scale = {**dict.fromkeys(NORMALISATIONS, 1), **dict.fromkeys(SKIPS, 2)}.get(node.op_type)
         if scale is not None:
             given = node.inputs[scale] if len(node.inputs) > scale else None
@@ -95,6 +105,43 @@ def _is_normalised(match: LayerMatch) -> bool:
             return False
         value = node.outputs[0]
     return False
+
+
+def _is_spelled_out(value: ir.Value, size: int) -> bool:
+    """Whether all that reads a value is a normalisation of its last axis in single nodes, up to its scale."""
+    steps: list[ir.Node] = []
+    scales: set[ir.Node] = set()
+    ahead = [node for node, _ in value.uses()]
+    while ahead:
+        node = ahead.pop()
+        if node in steps or node in scales:
+            continue
+        if node.op_type == "Mul" and any(_is_vector(operand, size) for operand in node.inputs):
+            scales.add(node)
+            continue
+        steps.append(node)
+        last = any(output.is_graph_output() for output in node.outputs)
+        if node.op_type not in _STEPS or len(steps) > _MANY or last:
+            return False
+        ahead += [user for user, _ in node.outputs[0].uses()]
+    means = [node for node in steps if node.op_type == "ReduceMean"]
+    return len(scales) == 1 and bool(means) and all(map(_is_over_last, means))
+
+
+def _is_vector(value: ir.Value | None, size: int) -> bool:
+    """Whether a value is a constant, one number for each output."""
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return tensor is not None and tuple(tensor.shape) == (size,)
+
+
+def _is_over_last(mean: ir.Node) -> bool:
+    axes = attribute(mean, "axes", ())
+    if not axes and len(mean.inputs) > 1 and mean.inputs[1] is not None:
+        tensor = ir.convenience.get_const_tensor(mean.inputs[1])
+        axes = () if tensor is None else tensor.numpy().reshape(-1)
+    shape = mean.inputs[0].shape if mean.inputs[0] is not None else None
+    last = {-1} if shape is None else {-1, len(shape) - 1}
+    return len(axes) == 1 and int(axes[0]) in last
 
 
 def _made(channel: Channel) -> Iterator[tuple[Array, Layer]]:
