@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onnxdecomp.cli.inputs import data_options
+from onnxdecomp.cli.inputs import data_options, metric_option
 from onnxdecomp.cli.output import check_files, json_option, report_options, write_record
 from onnxdecomp.cli.shapes import parse_shapes
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path())
 @data_options
+@metric_option
 @click.option("--provider", multiple=True, default=("cpu",), show_default=True, help="Repeatable.")
 @click.option(
     "--batch",
@@ -57,6 +58,7 @@ def command(
     data: str | None,
     input_shape: tuple[str, ...],
     mask: str,
+    metric: str | None,
     seed: int,
     provider: tuple[str, ...],
     batch: tuple[int, ...],
@@ -95,6 +97,7 @@ def command(
             data=data,
             shapes=parse_shapes(input_shape),
             mask=mask,
+            metric=metric,
             seed=seed,
             memory=memory,
             advance=advance,

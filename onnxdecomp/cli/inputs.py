@@ -43,6 +43,14 @@ mask_option = click.option(
 )
 
 
+metric_option = click.option(
+    "--metric",
+    metavar="NAME",
+    help="A metric of the task to measure on DATA too: top1 | psnr | spearman | token-agreement | kl | wer | "
+    "cer, or a function of yours, module:callable or file.py:callable (docs/metrics.md).",
+)
+
+
 def data_options(function: F) -> F:
     """--data, --input-shape, --mask and --seed."""
     for option in (

@@ -12,6 +12,7 @@ from onnxdecomp.record.text import count, fed
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from onnxdecomp.evaluate.task_metrics.measure import MetricChange
     from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord
     from onnxdecomp.workflow.result import Result
 
@@ -130,6 +131,8 @@ def _checks(result: Result) -> list[Line]:
                 f"at most {checked.max_error:g} allowed, {over}",
             )
         )
+    if checked.metric is not None:
+        lines.append(("metric", metric_line(checked.metric)))
     if checked.accuracy is not None:
         accuracy = checked.accuracy
         change = 100 * (accuracy.new - accuracy.original)
@@ -141,6 +144,18 @@ def _checks(result: Result) -> list[Line]:
             )
         )
     return lines
+
+
+def metric_line(found: MetricChange) -> str:
+    """What a metric says of both models: "wer 0.298 -> 0.303 (+0.005 [-0.002, +0.012], 24 samples)"."""
+    ends = (
+        "no interval" if found.low is None or found.high is None else f"[{found.low:+.4g}, {found.high:+.4g}]"
+    )
+    better = "; lower is better" if found.lower_is_better else ""
+    return (
+        f"{found.name} {found.original:.4g} -> {found.new:.4g} ({found.new - found.original:+.4g} {ends}, "
+        f"{found.samples} samples{better})"
+    )
 
 
 def _latency(result: Result) -> list[Line]:

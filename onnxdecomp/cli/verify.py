@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxdecomp.cli.inputs import data_options
+from onnxdecomp.cli.inputs import data_options, metric_option
 from onnxdecomp.cli.output import check_files, json_option
 from onnxdecomp.cli.shapes import parse_shapes
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.argument("original", type=click.Path())
 @click.argument("new", type=click.Path())
 @data_options
+@metric_option
 @click.option(
     "--max-error",
     type=click.FloatRange(min=0),
@@ -39,6 +40,7 @@ def command(
     data: str | None,
     input_shape: tuple[str, ...],
     mask: str,
+    metric: str | None,
     seed: int,
     max_error: float,
     provider: str,
@@ -49,7 +51,7 @@ def command(
     """Compare NEW with ORIGINAL: interface, numbers, accuracy; FAILED is exit code 1.
 
     Both run on the same inputs: DATA, or seeded random numbers at two sizes of the free dimensions.
-    Where DATA has labels, the top-1 accuracy of both is measured.
+    Where DATA has labels, the top-1 accuracy of both is measured, and with --metric what else they are for.
     """
     from onnxdecomp.cli import console
     from onnxdecomp.errors import GateError
@@ -64,6 +66,7 @@ def command(
             data=data,
             shapes=parse_shapes(input_shape),
             mask=mask,
+            metric=metric,
             seed=seed,
             provider=provider,
             threads=threads,
@@ -81,6 +84,7 @@ def command(
 
 def _show(result: Verification) -> None:
     from onnxdecomp.cli import console
+    from onnxdecomp.cli.show import metric_line
 
     results: list[Any] = []
     if result.outputs:
@@ -120,6 +124,8 @@ def _show(result: Verification) -> None:
             f"top-1 accuracy of {a.output}: {a.original:.4f} -> {a.new:.4f} ({a.new - a.original:+.4f}) "
             f"on {a.samples} samples"
         )
+    if result.metric:
+        results.append(metric_line(result.metric))
     if result.samples:
         results.append(f"{result.samples} samples ({result.data}), {result.provider}")
     error = "" if result.worst is None else f": worst rel L2 {result.worst:.3g} of {result.worst_output}"

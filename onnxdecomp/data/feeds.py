@@ -181,7 +181,7 @@ class Feeds:
         if count is None or count >= len(self):
             return self
         short = Part(len(self), partial(iter, self.items)).first(count)
-        labels = self.labels if self.labels is None else self.labels[: sum(self._labels_each()[:count])]
+        labels = self.labels if self.labels is None else self.labels[: sum(self.labels_each()[:count])]
         return replace(self, items=FeedSource([short], hold=0), labels=labels)
 
     def after(self, count: int) -> Feeds:
@@ -199,12 +199,12 @@ class Feeds:
         part = Part(len(places), partial(_at, self.items, frozenset(places)))
         labels = self.labels
         if labels is not None and len(places) < len(self):
-            ends = list(accumulate(self._labels_each()))
+            ends = list(accumulate(self.labels_each()))
             begins = [0, *ends[:-1]]
             labels = np.concatenate([labels[:0], *(labels[begins[k] : ends[k]] for k in places)])
         return replace(self, items=FeedSource([part], hold=0), labels=labels)
 
-    def _labels_each(self) -> list[int]:
+    def labels_each(self) -> list[int]:
         """How many of the labels each feed has."""
         labels = self.labels
         assert labels is not None

@@ -26,7 +26,10 @@ NAMES: Mapping[str, str] = {
     "macs": "multiply-accumulates over the original's",
     "memory": "peak memory over the original's",
     "rel_l2": "largest relative L2 error of an output",
-    "drop": "accuracy lost, as a fraction: 0.01 is one point",
+    "drop": "accuracy lost, as a fraction: 0.01 is one point; with --metric what that has lost",
+    "metric": "what --metric says of the model",
+    "metric_low": "lower end of the 95 % interval of its change, new - original",
+    "metric_high": "upper end of that interval",
     "agreement": "smallest share of rows that an output puts into the original's class (integers: of values)",
 }
 """What a gate can speak of, and what each name means."""
@@ -164,6 +167,9 @@ def _value(side: ast.expr, values: Values) -> float:
 
 _MISSING: Mapping[str, str] = {
     "drop": "give data with labels by --data, to models whose output holds scores of classes",
+    "metric": "name one by --metric",
+    "metric_low": "name a metric by --metric that has an interval",
+    "metric_high": "name a metric by --metric that has an interval",
     "agreement": "no output looks like scores of classes",
     "memory": "it was not measured",
     "macs": "the original has no layer with a constant weight",

@@ -6,9 +6,9 @@ import math
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -21,15 +21,15 @@ from onnxdecomp.data.mask import Mask, masked_inputs
 from onnxdecomp.data.random_inputs import random_feeds, trial_of
 from onnxdecomp.data.read import Data, read_feeds
 from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.evaluate.task_metrics.base import TaskMetric
+from onnxdecomp.evaluate.task_metrics.measure import MetricChange, Task, apart
+from onnxdecomp.evaluate.task_metrics.registry import MetricSource, task_metric
 from onnxdecomp.runtime import jsonio, providers
 from onnxdecomp.runtime.environment import check_threads
 from onnxdecomp.runtime.fatal import refuse_fatal_feed, refuse_fatal_on_cpu
 from onnxdecomp.runtime.interface import Port, differences, interface_of, lost_defaults
 from onnxdecomp.runtime.metrics import OutputError, are_classes, ratio, score_rows
 from onnxdecomp.runtime.session import inputs_of, open_session, outputs_of, run
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 Status: TypeAlias = Literal["passed", "failed", "skipped"]
 Model: TypeAlias = str | Path | bytes
@@ -72,6 +72,7 @@ class Verification:
         rel_l2: Over all floating-point outputs together.
         worst: The largest `rel_l2` of a single output, and that output's name in `worst_output`.
         accuracy: Where the data have labels.
+        metric: What a metric of the task says of both, where one is asked for.
     """
 
     status: Status
@@ -90,6 +91,7 @@ class Verification:
     worst: float | None = None
     worst_output: str | None = None
     accuracy: Accuracy | None = None
+    metric: MetricChange | None = None
 
     @property
     def passed(self) -> bool:
@@ -114,6 +116,7 @@ def verify(
     samples: int | None = None,
     batch: int = 32,
     mask: str = "",
+    metric: MetricSource | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> Verification:
     """Run both models on the same inputs and compare every output.
@@ -136,18 +139,17 @@ def verify(
         batch: Samples without a batch axis are stacked to so many where the batch size is free.
         mask: The inputs whose zeros say which positions are padding, which no error counts: names, "none", or
             "" for those with the usual names (see onnxdecomp.data.mask).
+        metric: A metric of the task to measure both with, on the data: a name, `module:callable` or a
+            function (see docs/metrics.md).
         advance: Called after each run, for a progress bar.
 
     Raises:
         ModelError: A model does not load.
         ProviderError: The provider does not start.
-        UsageError: The data or shapes do not fit the original.
+        UsageError: The data or shapes do not fit the original, or the metric does not fit them.
     """
-    if max_error is not None and not max_error >= 0:
-        raise UsageError(f"the largest error allowed must be 0 or more, not {max_error}")
-    if samples is not None and samples < 1:
-        raise UsageError(f"the number of samples must be 1 or more, not {samples}")
-    check_threads(threads)
+    _check(max_error, samples, threads)
+    wanted = _wanted(metric, data)
     before, after = interface_of(original), interface_of(new)
     if providers.ort_name(provider) == providers.ort_name("cpu"):
         refuse_fatal_on_cpu(original)
@@ -214,7 +216,7 @@ def verify(
         status, failures = "skipped", ["no output can be compared with the original's", *compared.notes]
     elif not failures and infinite and not any(r.values for r in results):
         status, failures = "skipped", ["no value that the original gives is finite"]
-    return outcome(
+    found = outcome(
         status,
         "; ".join(failures) or None,
         feeds.source,
@@ -225,6 +227,42 @@ def verify(
         worst_output=worst.name if worst else None,
         accuracy=_accuracy(hits, feeds.labels),
     )
+    return measured(found, _task(wanted, original, made, provider, threads, batch), new)
+
+
+def _check(max_error: float | None, samples: int | None, threads: int) -> None:
+    if max_error is not None and not max_error >= 0:
+        raise UsageError(f"the largest error allowed must be 0 or more, not {max_error}")
+    if samples is not None and samples < 1:
+        raise UsageError(f"the number of samples must be 1 or more, not {samples}")
+    check_threads(threads)
+
+
+def _wanted(metric: MetricSource | None, data: Data | None) -> TaskMetric | None:
+    if metric is not None and data is None:
+        raise UsageError("--metric needs inputs to measure it on: give them with --data")
+    return None if metric is None else task_metric(metric)
+
+
+def _task(
+    metric: TaskMetric | None, original: Model, made: _Recorded, provider: str, threads: int, batch: int
+) -> Task | None:
+    if metric is None:
+        return None
+    model = original if isinstance(original, bytes) else Path(original)
+    return Task(metric, model, made.feeds, made.mask, provider, threads, batch)
+
+
+def measured(found: Verification, task: Task | None, new: Model) -> Verification:
+    """The comparison with what a metric says; a model that does not run, or has another interface, has none.
+
+    Raises:
+        UsageError: The metric does not fit the outputs or labels.
+    """
+    ran = bool(found.samples) and not found.interface and (found.status != "failed" or bool(found.outputs))
+    if task is None or not ran:
+        return found
+    return replace(found, metric=task.change(new if isinstance(new, bytes) else Path(new)))
 
 
 class _RunError(Exception):
@@ -275,7 +313,7 @@ def _record(
     if data is not None:
         feeds = read_feeds(data, inputs, samples=samples)
         refuse_fatal_feed(original, next(iter(feeds)))
-        size = batch if feeds.stackable and _run_apart(session, feeds, batch) else 1
+        size = batch if feeds.stackable and apart(session, feeds, batch) else 1
     else:
         made = random_feeds(inputs, trial, seed=seed, shapes=shapes, per_binding=samples)
         if isinstance(made, str):
@@ -299,22 +337,6 @@ def _record(
         pickle.dump(outputs, spool, pickle.HIGHEST_PROTOCOL)
         advance()
     return _Recorded(feeds, size, masked, differing, frozenset(varying))
-
-
-def _run_apart(session: InferenceSession, feeds: Feeds, batch: int) -> bool:
-    """Whether samples can run together: the model takes them, and no output is reduced over the batch.
-
-    Such an output has the same shape however many samples there are, as a constant has, but other values.
-    """
-    try:
-        many, one = (run(session, next(feeds.batches(count))) for count in (batch, 1))
-    except ModelError:
-        return False
-    return all(
-        a.shape != b.shape or np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-        for a, b in zip(many, one, strict=True)
-        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-    )
 
 
 def _compare(

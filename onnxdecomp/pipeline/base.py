@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnxdecomp.channels.channel_cut import ChannelCut
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
+    from onnxdecomp.evaluate.task_metrics.measure import Task
     from onnxdecomp.layers.adapter import LayerMatch
     from onnxdecomp.layers.replace import Rewritten
     from onnxdecomp.quantization.bounds import Memory
@@ -93,7 +94,8 @@ class PassContext:
         quantization: What a later pass does to the result.
         memory: How much of the model survives quantization, as far as the run has found out.
         interface: What came into the pipeline.
-        max_error, max_drop: The error of an output and the fall of accuracy that the result may have.
+        task: The metric of the task on those of them that choices are judged by, where one is asked for.
+        max_error, max_drop: The error of an output and the loss of the metric that the result may have.
         mask: The inputs that say what is padding.
         shapes: Shapes of inputs by name, for random inputs.
         provider: Where the result will run; "" where nobody says.
@@ -105,6 +107,7 @@ class PassContext:
     plan: Plan | None = None
     calibration: Calibration | None = None
     evaluation: Feeds | None = None
+    task: Task | None = None
     latency: Stopwatch | None = None
     original_bytes: int | None = None
     quantization: Quantization | None = None
@@ -127,6 +130,7 @@ class PassContext:
             plan=self.plan if "plan" in kept else None,
             calibration=self.calibration if "calibration" in kept else None,
             evaluation=self.evaluation if "evaluation" in kept else None,
+            task=self.task if "evaluation" in kept else None,
             latency=self.latency if "latency" in kept else None,
             original_bytes=self.original_bytes if "original_bytes" in kept else None,
             quantization=self.quantization if "quantization" in kept else None,

@@ -39,7 +39,7 @@ class Judged:
 
     Attributes:
         error: The relative L2 distance of its worst output.
-        fall: The share of samples that it no longer gets right; 0 where no labels are asked.
+        fall: What the metric of the task loses; 0 where none is asked for.
     """
 
     error: float
@@ -52,14 +52,14 @@ class Bounds:
 
     Attributes:
         limit: The error that is allowed in all, or None.
-        drop: The fall of accuracy that is allowed in all, or None.
-        accuracy: Gives the share of labelled samples that a model gets right; needed for a `drop`.
+        drop: The loss of the metric of the task that is allowed in all, or None.
+        fall: Gives what a model has lost of it; needed for a `drop`.
         mask: Which positions are padding, and not compared.
     """
 
     limit: float | None = None
     drop: float | None = None
-    accuracy: Callable[[ir.Model], float] | None = None
+    fall: Callable[[ir.Model], float] | None = None
     mask: Mask | None = None
 
     def enough(self, kind: str) -> float:
@@ -71,7 +71,7 @@ class Bounds:
         return found.error <= self.enough(kind) and self.right(found)
 
     def right(self, found: Judged) -> bool:
-        """Whether as many samples are right as are asked for."""
+        """Whether the metric is as good as is asked for."""
         return self.drop is None or found.fall <= self.drop
 
     def better(self, kind: str, new: Judged, old: Judged) -> bool:

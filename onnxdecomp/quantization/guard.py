@@ -111,7 +111,7 @@ def guarded(
 
     Raises:
         ModelError: As `int8`.
-        UsageError: The accuracy that is asked for cannot be measured.
+        UsageError: The metric that is asked for cannot be measured.
     """
     require_float(model, "int8")
     with temporary_files.folder() as folder:
@@ -210,7 +210,7 @@ def guarded_half(
 
     Raises:
         ModelError: As `fp16`.
-        UsageError: The accuracy that is asked for cannot be measured.
+        UsageError: The metric that is asked for cannot be measured.
     """
     require_float(model, "fp16")
     activations = seen(model, feeds)
@@ -326,10 +326,10 @@ class _Ladder:
 
     def _judge(self, made: ir.Model) -> Judged:
         error = distance(self.model, made, self.feeds, self.bounds.mask)
-        accuracy = self.bounds.accuracy
-        if self.bounds.drop is None or accuracy is None:
+        fall = self.bounds.fall
+        if self.bounds.drop is None or fall is None:
             return Judged(error)
-        return Judged(error, accuracy(self.model) - accuracy(made) if error <= HARMED else math.inf)
+        return Judged(error, fall(made) if error <= HARMED else math.inf)
 
     def _told(self, made: _Made, tried: tuple[tuple[str, float], ...], first: Judged) -> Guarded:
         """What is said of the try that was taken."""
@@ -344,7 +344,7 @@ class _Ladder:
             before = f"were off by {first.error:.2g}" if math.isfinite(first.error) else "were not finite"
             note = f"{chosen} in floating point: with more in {bits} the outputs {before}, now by {error:.2g}"
             if not self.bounds.right(first) and math.isfinite(first.fall):
-                note += f", and accuracy fell by {first.fall:.2g}, now by {made.judged.fall:.2g}"
+                note += f", and the metric fell by {first.fall:.2g}, now by {made.judged.fall:.2g}"
         elif chosen.kept:
             note = f"in float32, for float16 ends at {LARGEST:g}: {chosen}"
         kept = (*([chosen.rest] if chosen.rest else []), *chosen.kept)

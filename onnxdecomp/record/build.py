@@ -184,6 +184,8 @@ def verification(verified: Verification, original: str | None, new: str | None) 
     found = {**jsonio.plain(verified, finite=False), "original": original, "new": new}
     if (accuracy := verified.accuracy) is not None:
         found["accuracy"] = {**found["accuracy"], "change": accuracy.new - accuracy.original}
+    if (metric := verified.metric) is not None:
+        found["metric"] = {**found["metric"], "change": metric.new - metric.original}
     return recorded(RecordedVerification, found)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from onnxdecomp.record.schema.checks import RecordedVerification, TargetResult
+import math
+
+from onnxdecomp.record.schema.checks import RecordedMetric, RecordedVerification, TargetResult
 from onnxdecomp.record.schema.layers import Totals
 from onnxdecomp.record.schema.timing import Latency
-from onnxdecomp.search.metrics.base import Amount, Outcome
+from onnxdecomp.search.metrics.base import Amount, Change, Outcome
 from onnxdecomp.search.targets import Budget, parse_budgets
 
 
@@ -22,10 +24,11 @@ def target_results(
 
 
 def _result(budget: Budget, outcome: Outcome) -> TargetResult:
-    amount = budget.metric.reached(outcome)
+    amount = budget.metric.reached(outcome, percent=budget.percent)
     reached, kept = amount.factor if budget.relative else amount.own, None
     if reached is not None:
-        kept = reached >= budget.limit if budget.relative else reached <= budget.limit
+        least = budget.relative or budget.sign == ">="
+        kept = reached >= budget.limit if least else reached <= budget.limit
     return TargetResult(
         target=str(budget),
         quantity=budget.quantity,
@@ -34,6 +37,11 @@ def _result(budget: Budget, outcome: Outcome) -> TargetResult:
         reached=reached,
         kept=kept,
     )
+
+
+def _change(found: RecordedMetric) -> Change:
+    new, loss = (math.nan if number is None else number for number in (found.new, found.loss))
+    return Change(found.original, new, loss, found.points)
 
 
 def _outcome(totals: Totals, checked: RecordedVerification | None, latency: Latency | None) -> Outcome:
@@ -50,5 +58,6 @@ def _outcome(totals: Totals, checked: RecordedVerification | None, latency: Late
         Amount(latency.compressed.p50, speedup) if latency else Amount(),
         error=checked.worst if checked else None,
         accuracy=checked.accuracy.change if checked and checked.accuracy else None,
+        metric=_change(checked.metric) if checked and checked.metric else None,
         agreement=checked.outputs[0].top1_agreement if checked and checked.outputs else None,
     )

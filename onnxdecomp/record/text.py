@@ -80,6 +80,16 @@ def points(number: float) -> str:
     return f"{100 * number:+.2f}".replace("-", "−")
 
 
+def value(number: float) -> str:
+    """What a metric says: four digits."""
+    return f"{number:.4g}".replace("-", "−")
+
+
+def change(number: float) -> str:
+    """What has changed of that, with its sign."""
+    return f"{number:+.3g}".replace("-", "−")
+
+
 def ms(number: float) -> str:
     """Milliseconds with four digits, or as many decimals as a microsecond has."""
     return f"{number:.3f}" if number < 10 else f"{number:.4g}"

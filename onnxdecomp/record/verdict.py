@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from onnxdecomp.record.schema.checks import Numbers, RecordedVerification, Verdict
+from onnxdecomp.record.schema.checks import Numbers, RecordedMetric, RecordedVerification, Verdict
 from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord, Totals
 from onnxdecomp.record.schema.timing import Interval, Speedup, TimedSetting
-from onnxdecomp.record.text import setting
+from onnxdecomp.record.text import change, setting, value
 
 _WIDE = 1.25
 """An interval whose ends are further apart than by this factor is told in place of the value."""
@@ -84,6 +84,7 @@ def numbers_of(
         fewer_params=fewer_params,
         fewer_macs=fewer_macs,
         accuracy=accuracy.change if accuracy else None,
+        metric=checked.metric if checked else None,
         error=checked.rel_l2 if checked else None,
     )
 
@@ -124,6 +125,10 @@ def judged(numbers: Numbers, everywhere: Sequence[Speedup] = ()) -> Verdict:
     if worth and numbers.accuracy is not None and numbers.accuracy < -_DEAR:
         worth = None
         because.append(f"whether that is worth {-100 * numbers.accuracy:.2f} points of accuracy is open")
+    metric = numbers.metric
+    if worth and metric is not None and metric.loss is not None and metric.points and metric.loss > _DEAR:
+        worth = None
+        because.append(f"whether that is worth {100 * metric.loss:.2f} points of {metric.name} is open")
     if worth is not None and speed is not None and _vague(speed):
         because.append("the machine was disturbed while it was timed: see how wide the interval is")
     # The first is the one that decided.
@@ -160,9 +165,19 @@ def _phrases(numbers: Numbers) -> str:
         found += _times(numbers.fewer_macs, "fewer MACs", "more MACs")
     if numbers.accuracy is not None:
         found.append(f"{100 * numbers.accuracy:+.2f} points of accuracy".replace("-", "−"))
-    elif numbers.error is not None:
+    if (metric := numbers.metric) is not None and not (
+        metric.name == "top1" and numbers.accuracy is not None
+    ):
+        found.append(_metric(metric))
+    if numbers.accuracy is None and metric is None and numbers.error is not None:
         found.append(f"output error {numbers.error:.3g}")
     return ", ".join(found) or "nothing was measured"
+
+
+def _metric(found: RecordedMetric) -> str:
+    if found.new is None or found.change is None:
+        return f"{found.name} no number"
+    return f"{found.name} {value(found.new)} ({change(found.change)})"
 
 
 def _times(ratio: float, less: str, more: str) -> list[str]:

@@ -45,6 +45,8 @@ FORMATS: Mapping[str, Callable[[Any], str]] = {
     "percent": text.percent,
     "share": text.share,
     "points": text.points,
+    "value": text.value,
+    "change": text.change,
     "ms": text.ms,
     "small": text.small,
     "precise": text.precise,

@@ -21,8 +21,8 @@ class PlanOptions:
     target: str = option(
         "",
         "What to reach; the ranks are searched for: macs=2x | params=4x | size=3x | latency=1.5x | "
-        "error=0.05 (of the output) | drop=0.01 (of the accuracy on --eval) | disagreement=0.05; "
-        "several with commas",
+        "error=0.05 (of the output) | drop=0.01 (of the accuracy on --eval, or of --metric) | metric>=0.8 | "
+        "disagreement=0.05; several with commas",
         group="goal",
         metavar="BUDGET",
         otherwise=f"the fastest within {DEFAULT_TARGET}",

@@ -32,6 +32,9 @@ _EVEN = 0.98
 """The cost of a plan that loses too much, over that of one that does not, above which nothing is to be gained
 between the two."""
 
+_FARTHER = 10.0
+"""By how much more may be lost, where a little more brings no other plan."""
+
 _NEAREST = 0.2
 """How near to one of two plans, on the way from it to the other, the next one is looked for."""
 
@@ -47,12 +50,12 @@ class QuantizedTooFarError(UsageError):
         limit, used: What may be lost, and what is.
     """
 
-    def __init__(self, budget: Budget, used: float) -> None:
+    def __init__(self, budget: Budget, used: float, limit: float | None = None) -> None:
+        lost = f"{budget.quantity}={used:.3g}" if budget.sign == "=" else f"lost {used:.3g} of the metric"
         super().__init__(
-            f"--target {budget} is out of reach: without any decomposition the quantized model has "
-            f"{budget.quantity}={used:.3g}"
+            f"--target {budget} is out of reach: without any decomposition the quantized model has {lost}"
         )
-        self.limit, self.used = budget.limit, used
+        self.limit, self.used = budget.limit if limit is None else limit, used
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +65,19 @@ class LossLimit:
     Attributes:
         budget: The limit.
         metric: Its metric.
+        limit: The most that may be lost, as `measure` tells it.
         measure: Tells how much a model has lost.
     """
 
     budget: Budget
     metric: LossMetric
+    limit: float
     measure: Callable[[ir.Model], float]
 
     @property
     def allowed(self) -> float:
         """The most that may be measured on calibration inputs."""
-        return self.budget.limit * self.metric.margin
+        return self.limit * self.metric.margin
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +171,10 @@ def tried_plans(
             best = best or chosen
             break
         if any(same(chosen.plan, plan) for plan in known):
-            break
+            if high.expected < math.inf:
+                break
+            expected *= _FARTHER  # no plan is expected to lose just a little more
+            continue
         known.append(chosen.plan)
         made = trial(chosen.plan)
         used = [loss.measure(made) for loss in losses]
@@ -259,7 +267,10 @@ def _too_lossy(
     asked, wanted = ",".join(map(str, costs)), ",".join(str(loss.budget) for loss in losses)
     names = [loss.metric.name for loss in losses]
     least = [min(float(entry[name] or 0.0) for entry in tries) for name in names]
-    found = ",".join(f"{name}={value:.3g}" for name, value in zip(names, least, strict=True))
+    found = ",".join(
+        f"{'a drop of the metric of ' if name == 'metric' else f'{name}='}{value:.3g}"
+        for name, value in zip(names, least, strict=True)
+    )
     return (
         f"--target {asked},{wanted} is out of reach: of the plans with {asked} that were tried, the best has "
         f"{found}"
@@ -270,5 +281,5 @@ def _require_reach(losses: Sequence[LossLimit], made: ir.Model) -> None:
     """Refuse a loss that is passed with every layer kept: by the quantization that comes after."""
     for loss in losses:
         used = loss.measure(made)
-        if used > loss.budget.limit:
-            raise QuantizedTooFarError(loss.budget, used)
+        if used > loss.limit:
+            raise QuantizedTooFarError(loss.budget, used, loss.limit)

@@ -14,9 +14,9 @@ from onnxdecomp.calibration.statistics import Calibration, parted, shortened
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.core.names import some
 from onnxdecomp.core.patterns import names_of
-from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.decompositions.joint import ATTENTION, CUTS
 from onnxdecomp.errors import UsageError
+from onnxdecomp.evaluate.task_metrics.measure import Task
 from onnxdecomp.layers.adapter import LayerMatch, Skip
 from onnxdecomp.quantization.kinds import bytes_of
 from onnxdecomp.search.cut_trials import (
@@ -39,7 +39,7 @@ from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search_record import SearchRecord, search_record
 from onnxdecomp.search.select import Chosen, choose, with_reason
 from onnxdecomp.search.sensitivity import original_outputs, output_error
-from onnxdecomp.search.targets import Budget
+from onnxdecomp.search.targets import Budget, allowance
 
 _SELDOM = 8
 """Whole plans are tried seldom: as many times more samples judge them than judge one layer's candidates."""
@@ -72,7 +72,7 @@ def search_plan(
     calibration: Calibration,
     trial: Trial,
     *,
-    labelled: Feeds | None = None,
+    task: Task | None = None,
     stopwatch: Stopwatch | None = None,
     size: int = 0,
     precision: str = "float",
@@ -87,7 +87,7 @@ def search_plan(
         budgets: All are kept.
         calibration: Inputs.
         trial: Carries a plan out.
-        labelled: Samples with labels, for a budget on the drop of accuracy.
+        task: The metric of the task on samples to choose by, for a budget on it.
         stopwatch: Measures latency; needed for a budget on it.
         size: Bytes of the original with its external data, for a budget on them.
         precision: The kernels that the trial is quantized for; "float" where it is not.
@@ -97,9 +97,8 @@ def search_plan(
     Raises:
         UsageError: A budget cannot be met; the line says what can.
     """
+    allowed = {budget: allowance(budget, task) for budget in budgets if budget.on_loss}
     for budget in budgets:
-        if budget.loss is not None and (problem := budget.loss.refusal(labelled)):
-            raise UsageError(problem)
         if budget.loss is None and budget.cost.timed and stopwatch is None:
             raise UsageError(f"--target {budget.quantity}=… needs something to measure latency with")
     weighed = profile_layers(
@@ -116,15 +115,15 @@ def search_plan(
     judging = weighed.outputs
     if not calibration.synthetic:
         judging = original_outputs(model, parted(calibration)[1], weighed.work.macs // _SELDOM)
-    reference = Reference(model, judging, calibration, labelled)
-    tried = _chosen(picker, [budget for budget in budgets if budget.on_loss], reference, progress)
+    reference = Reference(model, judging, calibration, task)
+    tried = _chosen(picker, allowed, reference, progress)
     return _result(picker, tried)
 
 
 def _chosen(
-    picker: _Picker, losses: Sequence[Budget], reference: Reference, progress: Progress | None
+    picker: _Picker, losses: Mapping[Budget, float], reference: Reference, progress: Progress | None
 ) -> Tried:
-    """The plan, and what was tried on the way to it."""
+    """The plan, and what was tried on the way to it; `losses` are budgets with what they allow."""
     if not losses:
         chosen = picker.reached(picker.pick(None))
         if reference.calibration.synthetic or not reference.outputs.names:
@@ -145,8 +144,8 @@ def _chosen(
         note = "no output can be compared: the error allowed is that of all layers' own outputs together"
         return Tried(chosen, notes=(note,))
     limits = [
-        LossLimit(budget, budget.loss, budget.loss.measure(reference))
-        for budget in losses
+        LossLimit(budget, budget.loss, limit, budget.loss.measure(reference))
+        for budget, limit in losses.items()
         if budget.loss is not None
     ]
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.evaluate.task_metrics.measure import Task
 from onnxdecomp.search.metrics.base import CostMetric, LossMetric, Metric
 from onnxdecomp.search.metrics.registry import METRICS
 
+Sign: TypeAlias = Literal["=", ">=", "<="]
+
+_TARGET = re.compile(r"(?P<name>[^<>=]*)(?P<sign>[<>]?=)(?P<value>.*)", re.DOTALL)
 _VALUE = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?) *(?P<unit>[a-z%]*)")
 
 
@@ -19,10 +24,13 @@ class Budget:
 
     Attributes:
         quantity: The name of its metric: "macs", "params" (numbers stored), "size" (bytes of the file),
-            "latency", "error" (relative L2 distance of the outputs), "drop" (loss of accuracy), …
+            "latency", "error" (relative L2 distance of the outputs), "drop" (what a metric loses), …
         limit: With `relative` the factor of original over result. Otherwise the most that is allowed: a
-            count, bytes, milliseconds, or a fraction (drop 0.01 is one percentage point).
+            count, bytes, milliseconds, or a fraction (drop 0.01 is one percentage point); of "metric" what
+            it must at least, or at most, be.
         relative: Whether the limit follows from what the original has; never for losses.
+        percent: Of "drop", whether it was given in percent: of the original's value, or in points.
+        sign: What stands between the two; ">=" and "<=" are for "metric".
 
     Raises:
         UsageError: The limit is out of its range.
@@ -31,6 +39,8 @@ class Budget:
     quantity: str
     limit: float
     relative: bool = False
+    percent: bool = False
+    sign: Sign = "="
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.limit):
@@ -65,7 +75,19 @@ class Budget:
         return original / self.limit if self.relative else self.limit
 
     def __str__(self) -> str:
-        return self.metric.text(self.limit, relative=self.relative)
+        if self.percent:
+            return f"{self.quantity}={100 * self.limit:.15g}%"
+        return self.metric.text(self.limit, relative=self.relative).replace("=", self.sign, 1)
+
+
+def allowance(budget: Budget, task: Task | None) -> float:
+    """The most that a budget on a loss allows to be lost, in the unit in which its metric measures.
+
+    Raises:
+        UsageError: It cannot be measured, or the original itself does not keep it.
+    """
+    assert budget.loss is not None
+    return budget.loss.allowed(budget.limit, budget.sign, budget.percent, task)
 
 
 def forms() -> str:
@@ -80,12 +102,13 @@ def parse_budget(text: str) -> Budget:
     Raises:
         UsageError: It has none of the forms of the metrics, or a number is out of its range.
     """
-    name, _, value = text.strip().partition("=")
+    parts = _TARGET.fullmatch(text.strip())
+    name, sign, value = (parts["name"], parts["sign"], parts["value"]) if parts else (text, "=", "")
     name, value = name.strip().lower(), value.strip().lower()
     metric = METRICS.get(name)
     if metric is None:
         raise UsageError(f"--target {text.strip()!r} is no budget: give {forms()}")
-    found = _VALUE.fullmatch(value)
+    found = _VALUE.fullmatch(value) if sign in metric.signs else None
     unit = found["unit"] if found else ""
     if not found or (unit != "x" and unit not in metric.units):
         raise UsageError(
@@ -94,7 +117,12 @@ def parse_budget(text: str) -> Budget:
         )
     if unit == "x":
         return Budget(name, float(found["number"]), relative=True)
-    return Budget(name, float(found["number"]) * metric.units[unit])
+    limit, percent = float(found["number"]) * metric.units[unit], unit == "%" and metric.in_percent
+    return Budget(name, limit, percent=percent, sign=_sign(sign))
+
+
+def _sign(text: str) -> Sign:
+    return "=" if text == "=" else ">=" if text == ">=" else "<="
 
 
 def parse_budgets(text: str) -> tuple[Budget, ...]:

@@ -11,6 +11,7 @@ from onnxdecomp.data.read import Data, repeatable
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.evaluate.benchmark import BenchResult, bench
 from onnxdecomp.evaluate.gate import Gate, parse_gate
+from onnxdecomp.evaluate.task_metrics.registry import MetricSource, task_metric
 from onnxdecomp.evaluate.verify import Verification
 from onnxdecomp.evaluate.verify import verify as verify_outputs
 from onnxdecomp.graph.load import load, sha256, source
@@ -35,7 +36,10 @@ from onnxdecomp.record.verdict import judged, numbers_of, speedups
 from onnxdecomp.runtime.jsonio import Document
 from onnxdecomp.search.candidates import dense_cost
 
-VERIFIED = frozenset(("rel_l2", "drop", "agreement"))
+METRIC = frozenset(("metric", "metric_low", "metric_high"))
+"""Names of gates that are about the metric of the task."""
+
+VERIFIED = frozenset(("rel_l2", "drop", "agreement")) | METRIC
 """Names of gates for which the outputs have to be compared."""
 
 
@@ -50,6 +54,7 @@ def compare(
     seed: int = 0,
     memory: bool = True,
     mask: str = "",
+    metric: MetricSource | None = None,
     advance: Callable[[], object] = lambda: None,
     batch_sizes: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
@@ -64,6 +69,7 @@ def compare(
         gate: A condition that every other model has to keep in every setting (see onnxdecomp.evaluate.gate).
         verify: Compare outputs too, on `data` or random inputs; None: where the gate needs it.
         mask: Which positions of `data` no error counts, see onnxdecomp.evaluate.verify.verify.
+        metric: A metric of the task to measure on `data`, see onnxdecomp.evaluate.verify.verify.
         providers, data, shapes, seed, memory, advance: See onnxdecomp.evaluate.benchmark.bench.
         batch_sizes, threads, duration, iterations, warmup: Likewise.
 
@@ -77,9 +83,11 @@ def compare(
     started = time.time()
     wanted = None if gate is None else parse_gate(gate)
     if wanted is not None:
-        _check(wanted, models, data, memory)
+        _check(wanted, models, data, memory, metric)
+    if metric is not None and data is None:
+        raise UsageError("--metric needs inputs to measure it on: give them with --data")
     if verify is None:
-        verify = wanted is not None and bool(VERIFIED & wanted.names)
+        verify = metric is not None or (wanted is not None and bool(VERIFIED & wanted.names))
     if data is not None and verify:
         data = repeatable(data, 1 << 30)
     timed = bench(
@@ -105,6 +113,7 @@ def compare(
             provider=providers[0],
             max_error=None,
             mask=mask,
+            metric=metric,
         )
         for model in (models[1:] if verify else ())
     ]
@@ -113,7 +122,7 @@ def compare(
         started,
         time.time() - started,
         seed,
-        {"gate": gate},
+        {"gate": gate, "metric": None if metric is None else task_metric(metric).name},
         {"data": describe_data(data, verified[0].samples if verified else None)},
     )
     settings = timings(timed)
@@ -146,11 +155,15 @@ def gate_failure(record: Document) -> str | None:
     return f"the gate failed: {first['model']} on {where}: {first['reason']}{more}"
 
 
-def _check(gate: Gate, models: Sequence[object], data: Data | None, memory: bool) -> None:
+def _check(
+    gate: Gate, models: Sequence[object], data: Data | None, memory: bool, metric: MetricSource | None
+) -> None:
     if len(models) < 2:
         raise UsageError("--gate compares models with the first: name at least two")
     if "memory" in gate.names and not memory:
         raise UsageError("--gate speaks of memory: leave --no-memory out")
+    if METRIC & gate.names and metric is None:
+        raise UsageError("--gate speaks of a metric: name it by --metric")
     if "drop" in gate.names and data is None:
         raise UsageError("--gate speaks of drop: give samples with labels by --data")
 
@@ -255,6 +268,8 @@ def _values(
     ]
     agreements = [share for share in same if share is not None]
     accuracy, latency = verified.accuracy if verified else None, timing.ratio
+    metric = verified.metric if verified else None
+    lost = None if accuracy is None else accuracy.original - accuracy.new
     return {
         "latency": latency.high if latency else None,
         "latency_median": latency.value if latency else None,
@@ -266,6 +281,9 @@ def _values(
         "params": ratio(model.params, first.params),
         "macs": ratio(model.macs, first.macs),
         "rel_l2": verified.worst if verified else None,
-        "drop": None if accuracy is None else accuracy.original - accuracy.new,
+        "drop": lost if metric is None else metric.loss,
+        "metric": metric.new if metric else None,
+        "metric_low": metric.low if metric else None,
+        "metric_high": metric.high if metric else None,
         "agreement": min(agreements, default=None),
     }

@@ -38,6 +38,7 @@ from onnxdecomp.workflow.dry_run import dry_run
 from onnxdecomp.workflow.error_guard import first_run, guard_error
 from onnxdecomp.workflow.final_timing import profiles, timed_elsewhere
 from onnxdecomp.workflow.finish_result import FinishedResult, Finisher, runner
+from onnxdecomp.workflow.judging import judging
 from onnxdecomp.workflow.loss_note import said_of_loss
 from onnxdecomp.workflow.request import plan_of, request_of, training_of
 from onnxdecomp.workflow.result import Result, require_changed, require_verified
@@ -98,8 +99,8 @@ def compress(
         if file is not None:
             check_target(file, model=loaded, overwrite=asked.overwrite)
         before = describe_model(loaded, path, named=isinstance(model, str | Path))
-        run = _context(asked, path, plan, progress or _silent)
-        told = (*overruled(asked), *_said_of_mask(run))
+        run, said = _context(asked, path, plan, progress or _silent)
+        told = (*overruled(asked), *_said_of_mask(run), *said)
         origin = Origin(started, 0.0, asked.seed, request_of(asked), {"calib": describe_data(run.calib)})
         meter = LatencyMeter(path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs)
         if not asked.dry_run or asked.sought is not None:
@@ -149,17 +150,26 @@ def _silent(what: str, done: int, total: int) -> None:
     return
 
 
-def _context(config: CompressConfig, path: Path, plan: Plan | None, progress: Progress) -> RunContext:
-    """What the run has: inputs to fit to, those to verify with, the same where no others are given."""
+def _context(
+    config: CompressConfig, path: Path, plan: Plan | None, progress: Progress
+) -> tuple[RunContext, tuple[str, ...]]:
+    """What the run has: inputs to fit to, those to verify with, the same where no others are given; notes."""
     mask = preflight.mask(path, config.mask)
     calib = None if config.calib is None else preflight.read(path, config.calib)
-    data = calib if config.data is None else preflight.read(path, config.data, samples=config.samples)
+    given = None if config.data is None else preflight.read(path, config.data, samples=config.samples)
+    cores = config.threads or environment.cores()
+    judged = judging(config, path, calib, given, mask, cores)
+    data = judged.data
     shapes, seed = config.input_shapes, config.seed
     if (config.verify or config.bench or shapes) and not config.dry_run:
         preflight.check(path, provider=config.provider, shapes=shapes)
     inputs = cache(lambda: timed_input(path, calib, data, shapes=shapes, seed=seed))
-    cores = config.threads or environment.cores()
-    return RunContext(config, path, inputs, cores, progress, plan, calib, data, mask)
+    run = RunContext(
+        *(config, path, inputs, cores, progress, plan, calib, data, mask),
+        task=judged.search,
+        report_task=judged.report,
+    )
+    return run, judged.notes
 
 
 def _said_of_mask(run: RunContext) -> tuple[str, ...]:
@@ -204,7 +214,7 @@ def _may_be_slower(config: CompressConfig) -> bool:
 def _compared(run: RunContext, new: Path) -> Verification:
     run.report("verify")
     config = run.config
-    return verification.verify(
+    found = verification.verify(
         run.original,
         new,
         data=run.data,
@@ -216,6 +226,7 @@ def _compared(run: RunContext, new: Path) -> Verification:
         seed=config.seed,
         shapes=config.input_shapes,
     )
+    return verification.measured(found, run.report_task, new)
 
 
 def _written(

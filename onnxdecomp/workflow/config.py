@@ -30,6 +30,7 @@ from onnxdecomp.search.plan_options import PlanOptions
 
 if TYPE_CHECKING:
     from onnxdecomp.data.read import Data
+    from onnxdecomp.evaluate.task_metrics.registry import MetricSource
     from onnxdecomp.pipeline.base import Pass
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.training.settings import Settings
@@ -49,7 +50,10 @@ GROUPS: Mapping[Group, str] = {
 }
 """The groups of the options, in the order in which they are shown."""
 
-_LARGE_TYPES = ("Data", "PlanSource", "Training")
+METRIC_TARGET = "drop=1%"
+"""What is reached where a metric is named, and neither a target nor ranks are."""
+
+_LARGE_TYPES = ("Data", "MetricSource", "PlanSource", "Training")
 """Types whose modules are slow to import; they take too many forms to be checked here."""
 
 
@@ -71,6 +75,15 @@ class CompressConfig(PlanOptions):
         group="goal",
         metavar="ERROR",
         at_least=0,
+    )
+    metric: MetricSource | None = option(
+        None,
+        "What the model is good for, as a number: top1 | psnr | spearman | token-agreement | kl | wer | cer, "
+        "or a function of yours, module:callable or file.py:callable (docs/metrics.md). Targets of drop and "
+        "metric are about it, and it is reported with its interval",
+        group="goal",
+        metavar="NAME",
+        otherwise="top1 where the target is a drop",
     )
     plan: PlanSource | None = option(
         None,
@@ -258,10 +271,12 @@ class CompressConfig(PlanOptions):
 
     @property
     def derived_target(self) -> str:
-        """The target that stands for the largest error where nothing says how far to go; else ""."""
-        if self.max_error is None or self.plan is not None or self.target or not self.searches:
+        """The target that the largest error or the metric stands for where none is named; else ""."""
+        if self.plan is not None or self.target or not self.searches:
             return ""
-        return f"error={self.max_error}"
+        if self.max_error is not None:
+            return f"error={self.max_error}"
+        return "" if self.metric is None else METRIC_TARGET
 
     @property
     def sought(self) -> str | None:

@@ -30,7 +30,7 @@ def checked(config: CompressConfig) -> CompressConfig:
         UsageError: Two options contradict each other, or a number is out of its range.
     """
     check_threads(config.threads, *config.bench_threads)
-    for problem in chain(_answered(config), _ranges(config), _contradictions(config)):
+    for problem in chain(_answered(config), _ranges(config), _contradictions(config), _metric(config)):
         raise UsageError(problem)
     return config
 
@@ -47,7 +47,7 @@ def _ranges(config: CompressConfig) -> Iterator[str]:
     for known in option_fields(type(config)):
         if problem := described(known).problem(getattr(config, known.name)):
             yield f"{spelled(known)} {problem}"
-    if config.derived_target and not (config.max_error is not None and config.max_error < 1):
+    if config.derived_target and config.max_error is not None and not config.max_error < 1:
         yield (
             f"--max-error {config.max_error:g}: the search may use up a fraction from 0 to below 1 of the "
             "outputs; give a target, or ranks"
@@ -92,6 +92,20 @@ def _contradictions(config: CompressConfig) -> Iterator[str]:
                 "finetune comes before quantization: write the fine-tuned model first, then compress that "
                 "with --quantize, --rank 1.0 and --exclude '*'"
             )
+
+
+def _metric(config: CompressConfig) -> Iterator[str]:
+    """What a metric of the task needs."""
+    from onnxdecomp.search.targets import parse_budgets
+
+    if config.metric is None:
+        if config.sought and any(budget.quantity == "metric" for budget in parse_budgets(config.sought)):
+            yield "--target metric… needs a metric: name it with --metric"
+        return
+    if not config.verify:
+        yield "--metric and --no-verify exclude each other: the verification measures it"
+    if config.calib is None and config.data is None:
+        yield "--metric needs inputs to measure it on: give them with --eval or --calib"
 
 
 def _named(config: CompressConfig, names: Sequence[str]) -> str:

@@ -12,12 +12,13 @@ from onnxdecomp.graph.output_file import size
 from onnxdecomp.pipeline.base import Pass, PassContext, Planner, Progress, Quantization, Quantizer
 from onnxdecomp.quantization.bounds import Memory
 from onnxdecomp.search.plan import Plan
-from onnxdecomp.search.targets import parse_budgets
+from onnxdecomp.search.targets import allowance, parse_budgets
 
 if TYPE_CHECKING:
     from onnxdecomp.calibration.statistics import Calibration
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
+    from onnxdecomp.evaluate.task_metrics.measure import Task
     from onnxdecomp.search.latency_model import Stopwatch
     from onnxdecomp.workflow.config import CompressConfig
 
@@ -36,6 +37,8 @@ class RunContext:
         calib: Calibration inputs, or None.
         data: Inputs to verify with, and labels where they have some, or None.
         mask: The inputs that say what is padding, or None.
+        task: The metric of the task on samples that choices are judged by, or None.
+        report_task: The same on `data`, or None.
         memory: How much of the model survives quantization, as far as the run has found out.
     """
 
@@ -48,6 +51,8 @@ class RunContext:
     calib: Feeds | None = None
     data: Feeds | None = None
     mask: Mask | None = None
+    task: Task | None = None
+    report_task: Task | None = None
     memory: Memory = field(default_factory=Memory)
 
     def report(self, what: str) -> None:
@@ -74,7 +79,8 @@ def pass_context(passes: Sequence[Pass], run: RunContext, plan: Plan | None) -> 
     context = PassContext(
         plan=plan,
         calibration=_calibration(run),
-        evaluation=None if run.data is None else run.data.first(run.config.samples),
+        evaluation=_judging(run),
+        task=run.task,
         memory=run.memory,
         max_error=error,
         max_drop=drop,
@@ -92,6 +98,13 @@ def pass_context(passes: Sequence[Pass], run: RunContext, plan: Plan | None) -> 
     if plan is None and "original_bytes" in needed:
         context = replace(context, original_bytes=size(run.original, source(load(run.original))))
     return context
+
+
+def _judging(run: RunContext) -> Feeds | None:
+    """Inputs that results are judged by on the way: where there are enough, none that are reported on."""
+    if run.task is not None:
+        return run.task.feeds
+    return None if run.data is None else run.data.first(run.config.samples)
 
 
 def _calibration(run: RunContext) -> Calibration | None:
@@ -117,10 +130,14 @@ def _latency(run: RunContext, quantizer: Quantizer | None) -> Stopwatch:
 
 
 def _allowed(passes: Sequence[Pass], run: RunContext) -> tuple[float | None, float | None]:
-    """The error and the drop of accuracy that the result may have, by a target or `max_error`, or None."""
+    """The error and the loss of the metric that the result may have, by a target or `max_error`, or None.
+
+    Raises:
+        UsageError: A target on the metric cannot be measured, or the original does not keep it.
+    """
     targets = [each.target for each in passes if isinstance(each, Planner) and each.target]
     budgets = [budget for text in targets for budget in parse_budgets(text)]
     errors = [budget.limit for budget in budgets if budget.quantity == "error"]
-    drops = [budget.limit for budget in budgets if budget.quantity == "drop"]
+    drops = [allowance(budget, run.task) for budget in budgets if budget.quantity in ("drop", "metric")]
     errors += [] if run.config.max_error is None else [run.config.max_error]
     return min(errors, default=None), min(drops, default=None)

@@ -9,6 +9,7 @@ from onnxdecomp.search.plan_options import Saving
 
 if TYPE_CHECKING:
     from onnxdecomp.data.read import Data
+    from onnxdecomp.evaluate.task_metrics.registry import MetricSource
     from onnxdecomp.workflow.config import PlanSource, Training
 
 
@@ -31,6 +32,7 @@ class CompressOptions(TypedDict, total=False):
     mask: str | None
     seed: int | None
     max_error: float | None
+    metric: MetricSource | None
     plan: PlanSource | None
     allow_slower: bool | None
     simplify: Literal["onnxsim", "onnxscript", "none"] | None

@@ -17,6 +17,7 @@ from onnxdecomp.training.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
     from onnxdecomp.core.json_values import Json
+    from onnxdecomp.evaluate.task_metrics.base import TaskMetric
     from onnxdecomp.workflow.config import CompressConfig, PlanSource
 
 
@@ -70,12 +71,35 @@ def training_of(config: CompressConfig) -> Settings | None:
     return wanted
 
 
+def metric_of(config: CompressConfig) -> TaskMetric | None:
+    """The metric of the task: the one that is named, accuracy where a target is a drop, or None.
+
+    Raises:
+        UsageError: There is no such metric, or its module cannot be imported.
+    """
+    from onnxdecomp.evaluate.task_metrics.registry import task_metric
+
+    if config.metric is not None:
+        return task_metric(config.metric)
+    return task_metric("top1") if "drop" in _quantities(config) else None
+
+
+def judges(config: CompressConfig) -> bool:
+    """Whether the search is judged by the metric."""
+    return bool(_quantities(config) & {"drop", "metric"})
+
+
+def _quantities(config: CompressConfig) -> set[str]:
+    return set() if config.sought is None else {each.quantity for each in parse_budgets(config.sought)}
+
+
 def request_of(config: CompressConfig) -> dict[str, Json]:
     """What was asked for, as far as it says how far to go: the record's `request`."""
     planned = config.plan is not None
     ranks = config.plans and config.sought is None and not planned
     return {
         "target": config.sought,
+        "metric": metric.name if (metric := metric_of(config)) is not None else None,
         "rank": config.rank or None if ranks else None,
         "rules": list(config.layers) if config.plans else [],
         "method": config.method if config.plans else None,
@@ -95,7 +119,7 @@ def quoting(config: CompressConfig) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        if config.derived_target:
+        if config.derived_target and config.max_error is not None:
             (made,) = parse_budgets(config.derived_target)
             quoted = str(error).replace(f"--target {made}", f"--max-error {made.limit:g}")
             error.args = (quoted,)  # of whatever class it is

@@ -122,7 +122,7 @@ class Decompose(Planner):
             parse_budgets(self.goal),
             calibration,
             lambda plan, brief: self._trial(model, plan, brief, quantization),
-            labelled=context.evaluation,
+            task=context.task,
             stopwatch=latency,
             size=context.original_bytes or 0,
             precision="float" if quantization is None else quantization.precision,

@@ -210,16 +210,12 @@ class Quantize(Quantizer):
 
 
 def _bounds(context: PassContext) -> Bounds:
-    from onnxdecomp.calibration.statistics import Calibration
     from onnxdecomp.quantization.bounds import Bounds
-    from onnxdecomp.quantization.int8 import stacked
-    from onnxdecomp.search.metrics.losses import accuracy
 
-    limit, mask, labelled = context.max_error, context.mask, context.evaluation
-    if context.max_drop is None or labelled is None or labelled.labels is None:
+    limit, mask, task = context.max_error, context.mask, context.task
+    if context.max_drop is None or task is None:
         return Bounds(limit, mask=mask)
-    run = Calibration(labelled, batch=stacked(labelled))
-    return Bounds(limit, context.max_drop, lambda model: accuracy(model, labelled, run), mask)
+    return Bounds(limit, context.max_drop, task.loss, mask)
 
 
 def _inputs(model: ir.Model, context: PassContext) -> Feeds | None:

@@ -6,11 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from onnxdecomp.record.schema.checks import AccuracyChange, OutputDifference, RecordedVerification
+from onnxdecomp.record.schema.checks import (
+    AccuracyChange,
+    OutputDifference,
+    RecordedMetric,
+    RecordedVerification,
+)
 from onnxdecomp.record.schema.layers import LayerCount, Total, Totals
 from onnxdecomp.record.schema.timing import Interval, Latency, TimedFile
 from onnxdecomp.record.targets import target_results
 from onnxdecomp.search.metrics.registry import METRICS
+from onnxdecomp.search.targets import parse_budget
 
 TOTALS = Totals(
     params=Total(before=300, after=100, ratio=3.0),
@@ -67,6 +73,19 @@ CHECKED = RecordedVerification(
     worst_output="y",
     accuracy=AccuracyChange(output="y", samples=8, original=0.75, new=0.5, change=-0.25),
 )
+METRIC = RecordedMetric(
+    name="wer",
+    samples=8,
+    labels=True,
+    original=0.3,
+    new=0.36,
+    change=0.06,
+    low=0.01,
+    high=0.09,
+    loss=0.06,
+    lower_is_better=True,
+    points=False,
+)
 
 REACHED: dict[str, tuple[float, bool]] = {
     "macs=2x": (2.0, True),
@@ -91,8 +110,31 @@ def test_what_a_target_came_to(target: str) -> None:
     assert found.relative == target.endswith("x")
 
 
+OF_A_METRIC: dict[str, tuple[float, bool]] = {
+    "drop=0.1": (0.06, True),
+    "drop=0.05": (0.06, False),
+    "drop=10%": (0.2, False),
+    "drop=25%": (0.2, True),
+    "metric<=0.4": (0.36, True),
+    "metric<=0.35": (0.36, False),
+}
+
+
+@pytest.mark.parametrize("target", OF_A_METRIC)
+def test_what_a_target_of_a_metric_came_to(target: str) -> None:
+    (found,) = target_results(target, TOTALS, replace(CHECKED, metric=METRIC), LATENCY)
+    assert found.target == target
+    assert found.reached == pytest.approx(OF_A_METRIC[target][0])
+    assert found.kept == OF_A_METRIC[target][1]
+    share = replace(METRIC, name="top1", original=0.5, new=0.44, lower_is_better=False, points=True)
+    (found,) = target_results("drop=10%", TOTALS, replace(CHECKED, metric=share), LATENCY)
+    assert (found.reached, found.kept) == (0.06, True)  # in points
+    (found,) = target_results("metric>=0.5", TOTALS, replace(CHECKED, metric=share), LATENCY)
+    assert (found.reached, found.kept) == (0.44, False)
+
+
 def test_every_kind_of_target_is_known() -> None:
-    assert {target.partition("=")[0] for target in REACHED} == set(METRICS)
+    assert {parse_budget(target).quantity for target in (*REACHED, *OF_A_METRIC)} == set(METRICS)
 
 
 def test_several_targets_and_what_was_not_measured() -> None:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from onnxdecomp.record.schema.checks import Numbers
+from onnxdecomp.record.schema.checks import Numbers, RecordedMetric
 from onnxdecomp.record.schema.timing import Speedup
 from onnxdecomp.record.verdict import judged
 
@@ -20,7 +21,7 @@ NUMBERS = Numbers(
 )
 
 
-def numbers(speed: tuple[float, float, float] | None, **other: float) -> Numbers:
+def numbers(speed: tuple[float, float, float] | None, **other: Any) -> Numbers:
     return replace(NUMBERS, speedup=None if speed is None else faster(*speed), **other)
 
 
@@ -80,3 +81,38 @@ def test_speed_for_much_accuracy_is_left_open() -> None:
     )
     assert found.text.startswith("2.40x as fast")
     assert judged(numbers((0.8, 0.7, 0.9), accuracy=-0.045)).worth is False
+
+
+METRIC = RecordedMetric(
+    name="spearman",
+    samples=80,
+    labels=True,
+    original=0.82,
+    new=0.81,
+    change=-0.01,
+    low=-0.02,
+    high=0.001,
+    loss=0.01,
+    lower_is_better=False,
+    points=False,
+)
+
+
+def test_a_metric_stands_in_place_of_the_error() -> None:
+    found = judged(numbers((2.4, 2.3, 2.5), metric=METRIC))
+    assert found.text.endswith("3.00x fewer MACs, spearman 0.81 (−0.01).")
+    assert found.worth is True
+    broken = replace(METRIC, new=None, change=None, loss=None)
+    assert judged(numbers((2.4, 2.3, 2.5), metric=broken)).text.endswith("spearman no number.")
+
+
+def test_speed_for_many_points_of_a_metric_is_left_open() -> None:
+    dear = replace(
+        METRIC, name="token-agreement", original=1.0, new=0.95, change=-0.05, loss=0.05, points=True
+    )
+    found = judged(numbers((2.4, 2.3, 2.5), metric=dear))
+    assert (found.worth, found.because) == (
+        None,
+        ("whether that is worth 5.00 points of token-agreement is open",),
+    )
+    assert judged(numbers((2.4, 2.3, 2.5), metric=replace(dear, points=False))).worth is True

@@ -46,7 +46,7 @@ def tried(
         now.append(made[plan.choices[0].ranks[0]])
         return ir.Model(ir.Graph([], [], nodes=[]), ir_version=8)
 
-    limit = LossLimit(budget, budget.loss, lambda _: now[-1])
+    limit = LossLimit(budget, budget.loss, budget.limit, lambda _: now[-1])
     return tried_plans(pick, [limit], trial, start, None, below=below)
 
 

@@ -36,7 +36,11 @@ from onnxdecomp.search.targets import Budget, parse_budget, parse_budgets
         ("error=5%", Budget("error", 0.05)),
         ("drop=0.01", Budget("drop", 0.01)),
         ("drop=1pp", Budget("drop", 0.01)),
-        ("drop=1%", Budget("drop", 0.01)),
+        ("drop=1%", Budget("drop", 0.01, percent=True)),
+        ("drop=1.5", Budget("drop", 1.5)),
+        ("metric>=81.5", Budget("metric", 81.5, sign=">=")),
+        ("metric >= 81.5%", Budget("metric", 0.815, sign=">=")),
+        ("Metric<=-3e-2", Budget("metric", -0.03, sign="<=")),
         ("drop=0", Budget("drop", 0)),
         ("disagreement=2%", Budget("disagreement", 0.02)),
         (" MACs = 2e6 ", Budget("macs", 2e6)),
@@ -44,7 +48,8 @@ from onnxdecomp.search.targets import Budget, parse_budget, parse_budgets
 )
 def test_forms(text: str, budget: Budget) -> None:
     read = parse_budget(text)
-    assert (read.quantity, read.relative) == (budget.quantity, budget.relative)
+    for name in ("quantity", "relative", "percent", "sign"):
+        assert getattr(read, name) == getattr(budget, name)
     assert math.isclose(read.limit, budget.limit, rel_tol=1e-15)
 
 
@@ -69,8 +74,13 @@ def test_forms(text: str, budget: Budget) -> None:
         ("macs=0", "above 0"),
         ("latency=-1ms", "above 0"),
         ("error=5", "a fraction from 0 to below 1"),
-        ("drop=-0.1", "a fraction from 0 to below 1"),
-        ("drop=100%", "a fraction from 0 to below 1"),
+        ("drop=-0.1", "a number of 0 or more"),
+        ("metric=0.8", 'give "metric>=0.8" or "metric<=0.3"'),
+        ("metric>0.8", "is no budget"),
+        ("metric>=2x", "has no factor"),
+        ("metric>=good", "no limit on metric"),
+        ("macs>=2x", 'give "macs=2x" or "macs=20M"'),
+        ("drop<=1%", 'give "drop=0.01"'),
         ("macs=1e999", "is no limit"),
         ("macs=1,5x", "no limit on macs"),
     ],
@@ -108,7 +118,9 @@ def test_what_is_limited() -> None:
 
 @given(st.sampled_from(sorted(METRICS)), st.floats(1e-6, 1e15), st.booleans())
 def test_text_and_back(quantity: str, limit: float, relative: bool) -> None:
-    if isinstance(METRICS[quantity], LossMetric):
+    if quantity == "metric":
+        budget = Budget(quantity, limit, sign=">=" if relative else "<=")
+    elif isinstance(METRICS[quantity], LossMetric):
         budget = Budget(quantity, limit / 1e16)
     else:
         budget = Budget(quantity, max(limit, 1.0) if relative else limit, relative)
@@ -121,4 +133,9 @@ def test_what_messages_tell_people_to_give_can_be_read(name: str) -> None:
     assert written
     assert all(parse_budget(text).quantity == name for text in written)
     for suffix in METRICS[name].suffixes():
-        assert parse_budget(f"{name}=1{suffix}" if suffix != "%" else f"{name}=1%").quantity == name
+        assert parse_budget(f"{name}{METRICS[name].signs[0]}1{suffix}").quantity == name
+
+
+@pytest.mark.parametrize("text", ["drop=0.5%", "drop=12.5%", "drop=0.005", "metric>=81.5", "metric<=0.3"])
+def test_text_as_it_was_given(text: str) -> None:
+    assert str(parse_budget(text)) == text

@@ -103,7 +103,7 @@ def test_a_loss_that_is_expected_refuses_nothing(measured: float) -> None:
     def found() -> Any:
         costs, (loss,) = parse_budgets("macs=2x"), parse_budgets("error=0.2")
         assert loss.loss is not None
-        limit = LossLimit(loss, loss.loss, lambda made: measured)
+        limit = LossLimit(loss, loss.loss, loss.limit, lambda made: measured)
         made = ir.Model(ir.Graph([], [], nodes=[]), ir_version=8)
         return try_plans(pick, reached, costs, [limit], lambda plan: made, None)
 

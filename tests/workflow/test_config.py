@@ -116,7 +116,8 @@ def test_the_largest_error_stands_for_a_target_where_nothing_says_how_far_to_go(
 
 
 def test_what_a_record_holds_of_the_request() -> None:
-    nothing = dict.fromkeys(("target", "rank", "method", "mask", "max_error")) | {"rules": [], "plan": False}
+    nothing: dict[str, object] = {"rules": [], "plan": False}
+    nothing |= dict.fromkeys(("target", "metric", "rank", "method", "mask", "max_error"))
     assert request_of(CompressConfig.of(None, {"rank": "4", "seed": 3})) == {
         **nothing,
         "rank": "4",

@@ -21,6 +21,8 @@ from onnxdecomp_passes.quantize import Quantize
 import onnxdecomp
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
+from onnxdecomp.evaluate.task_metrics.classes import Top1
+from onnxdecomp.evaluate.task_metrics.measure import Task
 from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.workflow import compress
@@ -295,7 +297,10 @@ def test_what_is_asked_reaches_the_quantizer_and_what_it_finds_the_next_run() ->
     data = Feeds(({"x": np.zeros((1, 4), np.float32)},) * 2, "test", labels=np.zeros(2, np.int64))
     asked = {"max_error": 0.2, "samples": 1, "bench": False}
     config = CompressConfig.of(None, asked)
-    run = RunContext(config, Path("net.onnx"), lambda: data, 1, lambda *_: None, calib=data, data=data)
+    task = Task(Top1(), Path("net.onnx"), data.first(1))
+    run = RunContext(
+        *(config, Path("net.onnx"), lambda: data, 1, lambda *_: None), calib=data, data=data, task=task
+    )
     quantize = Quantize(kind="int8-static")
     passes = (quantize, Decompose(target="drop=0.1,error=0.3"))
     first, second = (pass_context(passes, run, None).only(quantize.uses) for _ in range(2))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
-from onnxdecomp.record.schema.markers import Between
+from onnxdecomp.record.schema.markers import ABSENT, Between
 from onnxdecomp.record.schema.timing import Shapes, Speedup
 
 Share: TypeAlias = Annotated[float, Between(0, 1)]
@@ -41,6 +41,33 @@ class AccuracyChange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordedMetric:
+    """What a metric of the task says of both models on the same samples, see `verify` in docs/record.md.
+
+    Attributes:
+        name: A built-in metric, or the user's function.
+        labels: Whether labels took part.
+        original, new, change: Its values, and the second less the first; null where one is not finite.
+        low, high: The 95 % interval of `change`; null where nothing tells it.
+        loss: By how much it got worse.
+        lower_is_better: Of rates of errors and distances.
+        points: Whether it is a share of samples, whose changes are told in points.
+    """
+
+    name: str
+    samples: int
+    labels: bool
+    original: float
+    new: float | None
+    change: float | None
+    low: float | None
+    high: float | None
+    loss: float | None
+    lower_is_better: bool
+    points: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordedVerification:
     """The comparison of a model with the original.
 
@@ -53,6 +80,7 @@ class RecordedVerification:
         rel_l2: Relative L2 error over all floating-point outputs.
         worst, worst_output: The largest of a single output.
         accuracy: Where the data have labels.
+        metric: Where a metric of the task was asked for; not there elsewhere.
     """
 
     status: Literal["passed", "failed", "skipped"]
@@ -71,6 +99,7 @@ class RecordedVerification:
     worst: float | None
     worst_output: str | None
     accuracy: AccuracyChange | None
+    metric: RecordedMetric | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +108,11 @@ class TargetResult:
 
     Attributes:
         target: As it was asked for.
-        quantity: What it limits: "macs", "params", "size", "latency", "error", "drop", "disagreement".
-        asked: The limit: with `relative` the least factor of original over result; else the most that is
-            allowed, in numbers, bytes, milliseconds or as a fraction.
+        quantity: What it limits: "macs", "params", "size", "latency", "error", "drop", "metric",
+            "disagreement".
+        asked: The limit: with `relative` the least factor of original over result; of "metric" its least
+            value (or its largest, where lower is better); else the most that is allowed, in numbers, bytes,
+            milliseconds or as a fraction.
         reached: The same of the result; of losses on what it was verified with. Null where not measured.
         kept: Whether that keeps the limit.
     """
@@ -117,6 +148,7 @@ class Numbers:
         speedup: Of the setting that decided.
         smaller, fewer_params, fewer_macs: Factors.
         accuracy: Its change, as a fraction.
+        metric: What the metric of the task says; not there where none was asked for.
         error: Relative L2, of all outputs.
     """
 
@@ -125,6 +157,7 @@ class Numbers:
     fewer_params: float | None
     fewer_macs: float | None
     accuracy: float | None
+    metric: RecordedMetric | None = field(default=None, metadata=ABSENT)
     error: float | None
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxdecomp.calibration.statistics import Calibration
-from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.evaluate.task_metrics.measure import Task
 from onnxdecomp.search.held import Held, Numbers
 from onnxdecomp.search.layer_profiles import LayerProfiles
 from onnxdecomp.search.sensitivity import Outputs
@@ -36,6 +36,22 @@ class Amount:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a metric of the task says of a finished result.
+
+    Attributes:
+        original, new: Its values.
+        loss: By how much it got worse, in its own unit.
+        points: Whether a drop in percent is one in points.
+    """
+
+    original: float
+    new: float
+    loss: float
+    points: bool
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What was found of a finished result; what was not measured is None.
 
@@ -43,6 +59,7 @@ class Outcome:
         macs, params, bytes, latency: What it costs; latency in milliseconds.
         error: The relative L2 error of the worst output.
         accuracy: Its accuracy less the original's.
+        metric: What the metric of the task says.
         agreement: The share of samples of the verification whose class is the original's.
     """
 
@@ -52,6 +69,7 @@ class Outcome:
     latency: Amount = Amount()
     error: float | None = None
     accuracy: float | None = None
+    metric: Change | None = None
     agreement: float | None = None
 
 
@@ -63,11 +81,15 @@ class Metric(ABC):
         name: What stands before the "=" of a target.
         units: Suffixes of a value in lower case, and what each multiplies by; "" where a bare number will do.
         examples: For messages: how a target is written.
+        signs: What may stand between its name and a limit.
+        in_percent: Whether a limit in percent is another than the fraction.
     """
 
     name: ClassVar[str]
     units: ClassVar[Mapping[str, float]]
     examples: ClassVar[str]
+    signs: ClassVar[tuple[str, ...]] = ("=",)
+    in_percent: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, limit: float, *, relative: bool) -> str | None:
@@ -78,8 +100,8 @@ class Metric(ABC):
         """The suffixes as messages write them."""
 
     @abstractmethod
-    def reached(self, outcome: Outcome) -> Amount:
-        """What a finished result has of it."""
+    def reached(self, outcome: Outcome, *, percent: bool = False) -> Amount:
+        """What a finished result has of it; `percent`: as a limit in percent says it."""
 
     def text(self, limit: float, *, relative: bool) -> str:
         """A target as it can be read again."""
@@ -151,13 +173,13 @@ class Reference:
         model: The original, simplified and normalised.
         outputs: Its outputs on calibration inputs.
         calibration: Those inputs.
-        labelled: Samples with labels, if there are any.
+        task: The metric of the task on samples to choose by, if one is asked for.
     """
 
     model: ir.Model
     outputs: Outputs
     calibration: Calibration
-    labelled: Feeds | None = None
+    task: Task | None = None
 
 
 class LossMetric(Metric):
@@ -173,9 +195,13 @@ class LossMetric(Metric):
     power: ClassVar[float] = 1.0
     of_outputs: ClassVar[bool] = False
 
-    def refusal(self, labelled: Feeds | None) -> str | None:
-        """Why it cannot be measured with these samples, a sentence for people; None where it can."""
-        return None
+    def allowed(self, limit: float, sign: str, percent: bool, task: Task | None) -> float:
+        """The most that may be lost, as `measure` tells it, of a limit as it was given.
+
+        Raises:
+            UsageError: It cannot be measured, or the original itself does not keep it; a sentence for people.
+        """
+        return limit
 
     @abstractmethod
     def expected(self, limit: float) -> float:

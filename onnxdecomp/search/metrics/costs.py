@@ -19,7 +19,7 @@ class Macs(CostMetric):
     units: ClassVar[Mapping[str, float]] = COUNTS
     examples: ClassVar[str] = '"macs=2x" or "macs=20M"'
 
-    def reached(self, outcome: Outcome) -> Amount:
+    def reached(self, outcome: Outcome, *, percent: bool = False) -> Amount:
         return outcome.macs
 
     def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
@@ -38,7 +38,7 @@ class Parameters(CostMetric):
     examples: ClassVar[str] = '"params=4x" or "params=1M"'
     weighs: ClassVar[bool] = True
 
-    def reached(self, outcome: Outcome) -> Amount:
+    def reached(self, outcome: Outcome, *, percent: bool = False) -> Amount:
         return outcome.params
 
     def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
@@ -64,7 +64,7 @@ class FileSize(CostMetric):
     def suffixes(self) -> list[str]:
         return [unit.replace("IB", "iB") for unit in super().suffixes()]
 
-    def reached(self, outcome: Outcome) -> Amount:
+    def reached(self, outcome: Outcome, *, percent: bool = False) -> Amount:
         return outcome.bytes
 
     def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
@@ -100,7 +100,7 @@ class Latency(CostMetric):
         written = super().text(limit, relative=relative)
         return written if relative else f"{written}ms"
 
-    def reached(self, outcome: Outcome) -> Amount:
+    def reached(self, outcome: Outcome, *, percent: bool = False) -> Amount:
         return outcome.latency
 
     def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:

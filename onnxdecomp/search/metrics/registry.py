@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from onnxdecomp.search.metrics.base import Metric
 from onnxdecomp.search.metrics.costs import FileSize, Latency, Macs, Parameters
-from onnxdecomp.search.metrics.losses import Disagreement, Drop, Error
+from onnxdecomp.search.metrics.losses import Disagreement, Drop, Error, TaskValue
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
@@ -17,6 +17,7 @@ METRICS: Mapping[str, Metric] = {
         Latency(),
         Error(),
         Drop(),
+        TaskValue(),
         Disagreement(),
     )
 }

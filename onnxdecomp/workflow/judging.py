@@ -1,0 +1,107 @@
+"""Which samples judge a search by a metric, and which are reported: others, where there are enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxdecomp.errors import UsageError
+from onnxdecomp.evaluate.task_metrics.measure import Task
+from onnxdecomp.workflow.request import judges, metric_of
+
+if TYPE_CHECKING:
+    from onnxdecomp.data.feeds import Feeds
+    from onnxdecomp.data.mask import Mask
+    from onnxdecomp.evaluate.task_metrics.base import TaskMetric
+    from onnxdecomp.workflow.config import CompressConfig
+
+_FEWEST = 8
+"""Samples from which on a set is divided."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judging:
+    """The metric of the task on the samples of a run.
+
+    Attributes:
+        data: Inputs to verify with: those that were given, or what of them did not judge the search.
+        search: The metric on samples that choices are judged by, or None where none is.
+        report: The metric on `data`, or None.
+        notes: What a user should know.
+    """
+
+    data: Feeds | None
+    search: Task | None = None
+    report: Task | None = None
+    notes: tuple[str, ...] = ()
+
+
+def judging(
+    config: CompressConfig,
+    model: Path,
+    calib: Feeds | None,
+    given: Feeds | None,
+    mask: Mask | None,
+    threads: int,
+) -> Judging:
+    """Divide the samples: choices are made on some, and what comes of them is reported on others.
+
+    A search is judged by calibration inputs that its trials are not fitted to, a quarter, if the metric needs
+    no labels or they have some; else by half of the samples with labels, and the other half is verified with.
+
+    Args:
+        config: What is asked for.
+        model: The file that came in.
+        calib: Inputs to fit to, or None.
+        given: Inputs to verify with, where others are given, or None.
+        mask: Which positions are real.
+        threads: Within an operator.
+
+    Raises:
+        UsageError: There is no such metric, or nothing with the labels that it needs.
+    """
+    data, metric = given or calib, metric_of(config)
+    if metric is None or data is None:
+        return Judging(data)
+    on = partial(Task, metric, model, mask=mask, provider=config.provider, threads=threads)
+    if not judges(config):
+        return Judging(data, report=on(data))
+    if calib is not None and _will_do(metric, calib, given):
+        chosen = _held_out(calib)
+        seen = "" if given is not None else ", which are among those that it is reported on"
+        note = f"the search is judged by {metric.name} on {len(chosen)} of the calibration inputs{seen}"
+        return Judging(data, on(chosen), _reported(on, data), (note,))
+    search, rest = data.halves() if len(data) >= _FEWEST else (data, data)
+    share = f"{len(search)} of the {len(data)} samples"
+    note = f"the search is judged by {metric.name} on {share} of {data.source}, and verified on the others"
+    if rest is data:
+        note = (
+            f"the search is judged by {metric.name} on the same {len(data)} samples that it is reported on: "
+            f"give {_FEWEST} or more, or calibration inputs with labels"
+        )
+    return Judging(rest, on(search), on(rest), (note,))
+
+
+def _will_do(metric: TaskMetric, calib: Feeds, given: Feeds | None) -> bool:
+    """Whether calibration inputs can judge a search."""
+    if calib.labels is not None or metric.labels == "unused":
+        return True
+    return metric.labels == "welcome" and (given is None or given.labels is None)
+
+
+def _held_out(calib: Feeds) -> Feeds:
+    """Those that trials are not fitted to."""
+    from onnxdecomp.calibration.statistics import Calibration, parted
+
+    return parted(Calibration(calib))[1].feeds
+
+
+def _reported(on: Callable[[Feeds], Task], data: Feeds) -> Task | None:
+    """The metric on what is verified with; None where that lacks labels that the calibration inputs have."""
+    try:
+        return on(data)
+    except UsageError:
+        return None
