@@ -156,6 +156,7 @@ def candidates(
     worse: float = 1.3,
     seed: int = 0,
     price: Callable[[Outline], float] | None = None,
+    fitted: Callable[[Outline], Candidate | None] | None = None,
 ) -> list[Candidate]:
     """The outlines with what they lose.
 
@@ -171,17 +172,21 @@ def candidates(
         worse: See above.
         seed: Of methods that start at random.
         price: By which methods are compared, 1 being the layer's own: None is the share of `what`.
+        fitted: Fits outlines in a way of its own; to others, for which it gives None, nothing is different.
     """
     posed = None if moments is None else posed_for(match, moments)
+
+    def fit(option: Outline) -> Candidate:
+        own = None if fitted is None else fitted(option)
+        return own or _fitted(match, option, posed, seed)
+
     dense = getattr(dense_cost(match.layer), what)
     paid = price or (lambda option: getattr(option.cost, what) / max(dense, 1))
     groups: dict[str, list[Outline]] = {}
     for option in options:
         groups.setdefault(option.method.name, []).append(option)
     firsts = {
-        name: _fitted(
-            match, min(own, key=lambda o: abs(math.log(max(paid(o), 1e-3) * _ANCHORS[0]))), posed, seed
-        )
+        name: fit(min(own, key=lambda o: abs(math.log(max(paid(o), 1e-3) * _ANCHORS[0]))))
         for name, own in groups.items()
     }
     least = min((first.loss for first in firsts.values()), default=0.0)
@@ -193,8 +198,8 @@ def candidates(
         for reduction in _ANCHORS[1:]:
             option = _nearest(own, dense / reduction, what)
             if option.ranks not in anchors:
-                anchors[option.ranks] = _fitted(match, option, posed, seed)
-        found += _all(match, own, anchors, posed, what, seed)
+                anchors[option.ranks] = fit(option)
+        found += _all(match, own, anchors, posed, what, fit)
     return found
 
 
@@ -230,7 +235,7 @@ def _all(
     anchors: dict[Ranks, Candidate],
     posed: Problem | None,
     what: What,
-    seed: int,
+    fitted: Callable[[Outline], Candidate],
 ) -> list[Candidate]:
     """All outlines of one method with their losses; some are fitted, and more are where that is needed."""
     method, layer = options[0].method, match.layer
@@ -240,7 +245,7 @@ def _all(
     fits = {own: candidate.loss for own, candidate in anchors.items()}
 
     def fit(own: Ranks) -> float:
-        anchors[own] = _fitted(match, by_ranks[own], posed, seed)
+        anchors[own] = fitted(by_ranks[own])
         fits[own] = anchors[own].loss
         return fits[own]
 

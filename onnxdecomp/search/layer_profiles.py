@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -41,6 +42,7 @@ from onnxdecomp.search.sample_work import SampleWork, sample_work
 from onnxdecomp.search.scope import Scope, reasons_to_stay, refusals, untouchable
 from onnxdecomp.search.sensitivity import Effect, Outputs, effect, for_looks, original_outputs
 from onnxdecomp.search.sibling_candidates import Relatives, probing
+from onnxdecomp.search.table_candidates import TableCandidates
 from onnxdecomp.search.timed_outlines import time_outlines
 
 Progress = Callable[[str, int, int], None]
@@ -166,6 +168,7 @@ def profile_layers(
     ]
     todo = [index for index, own in enumerate(options) if own or related.outlines(index)]
     weigher = ChannelWeigher(model, matched, asked)
+    tables = TableCandidates.of(model, matched, found_ties, options, calibration)
     for index, halves in _moments(model, matched, sorted({*todo, *weigher.readers}), calibration, joint):
         ahead = [later for later in todo if later >= index]
         pending = {node for later in ahead for node in matched[later].nodes}
@@ -177,7 +180,9 @@ def profile_layers(
             near = pending | weigher.pending()
             try:
                 moments = _usable(halves)
-                weighed = _weighed(match, alone or probing(match), moments, scope, price)
+                weighed = _weighed(
+                    match, alone or probing(match), moments, scope, price, partial(tables.fitted, index)
+                )
                 measured = _measured(model, match, weighed, seen, calibration, near)
                 related.see(index, moments, measured)
             except Exception as error:
@@ -190,8 +195,9 @@ def profile_layers(
     _add_joint(found, related, takes)
     latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
     said = () if timed is None else timed.notes
-    groups, profiles = related.groups(), weigher.profiles
-    return LayerProfiles(tuple(found), outputs, work, *latency, found_ties, groups, said, profiles)
+    return LayerProfiles(
+        tuple(found), outputs, work, *latency, found_ties, related.groups(), said, weigher.profiles
+    )
 
 
 def _original(
@@ -267,6 +273,7 @@ def _weighed(
     moments: Moments | None,
     scope: Scope,
     price: Callable[[Outline], float] | None,
+    fitted: Callable[[Outline], Candidate | None],
 ) -> list[Candidate]:
     found = candidates(
         *(match, options, moments),
@@ -274,6 +281,7 @@ def _weighed(
         worse=scope.worse,
         seed=scope.seed,
         price=price,
+        fitted=fitted,
     )
     return list(found)
 
