@@ -41,6 +41,7 @@ def decode(
     *,
     steps: int = 16,
     every: int = 1,
+    chunk: int = 1,
     stop: Iterable[int] = (),
     inputs: Inputs | Iterable[Inputs] | None = None,
     tokens: str = "",
@@ -62,6 +63,8 @@ def decode(
         prompts: The token numbers of each, at least one.
         steps: Runs of the model for each prompt after which it is left, the first of them on the prompt.
         every: Of the runs after the first, every so-manieth is kept.
+        chunk: Above 1, every text is read again when it is written, prompt and all, in pieces of so many
+            tokens, and these are the feeds that are kept: as many tokens with fewer caches to store.
         stop: Tokens that end a text.
         inputs: Other inputs by name, as an encoder's states: the same for all prompts, or one mapping for
             each. A value is an array with a batch of one, or a function of the number of tokens in the
@@ -77,13 +80,15 @@ def decode(
         UsageError: A name is missing, there is no prompt, or the folder is not empty.
         ModelError: The model cannot be loaded or fails.
     """
-    if steps < 1 or every < 1:
-        raise UsageError("decode takes at least one step, and keeps every first or later one")
+    if min(steps, every, chunk) < 1:
+        raise UsageError(
+            "decode takes at least one step, keeps every first or later one, and a token at least"
+        )
     session = open_session(Path(model), provider=provider, threads=threads)
     specs = inputs_of(session)
     parts = decoder_inputs(specs, outputs_of(session), tokens=tokens, logits=logits, caches=caches)
     texts = (
-        _text(session, parts, prompt, given, steps, every, frozenset(stop))
+        _text(session, parts, prompt, given, steps, every, chunk, frozenset(stop))
         for prompt, given in _beginnings(prompts, inputs)
     )
     groups = iter(lambda: _in_order(itertools.islice(texts, _GROUP)), [])
@@ -120,30 +125,54 @@ def _text(
     given: Inputs,
     steps: int,
     every: int,
+    chunk: int,
     stop: frozenset[int],
 ) -> list[Feed]:
     """What the model is fed with for one prompt."""
     kept: list[Feed] = []
-    held: Feed = {}
-    past, new = 0, prompt
+    text = list(prompt)
+    reader = _Reader(session, parts, given)
     for step in range(steps):
-        width = parts.at_once or len(new)
-        if len(new) % width:
-            raise UsageError(f"the model takes {width} tokens at a time, and a prompt has {len(new)}")
-        for start in range(0, len(new), width):
-            feed = _feed(parts, new[start : start + width], given, held, past)
-            outputs = run(session, feed)
-            if parts.caches:
-                past += width
-            held = _after(parts, feed, outputs)
-            if step % every == 0:
-                kept.append(feed)
-        scores = outputs[parts.logits]
-        token = int(scores.reshape(-1, scores.shape[-1])[-1].argmax())
+        feeds, token = reader.read(text)
+        if chunk == 1 and step % every == 0:
+            kept += feeds
         if token in stop:
             break
-        new = [token] if parts.caches else [*new, token]
+        text.append(token)
+    if chunk > 1:
+        # The last token was never read.
+        text = text[:-1] if len(text) > reader.read_so_far else text
+        again = _Reader(session, parts, given)
+        ends = [*range(chunk, len(text), chunk), len(text)]
+        pieces = [again.read(text[:end])[0] for end in ends]
+        kept = [feed for piece in pieces[::every] for feed in piece]
     return kept
+
+
+class _Reader:
+    """Reads a growing text with a cache."""
+
+    def __init__(self, session: ort.InferenceSession, parts: DecoderInputs, given: Inputs) -> None:
+        self._session, self._parts, self._given = session, parts, given
+        self._held: Feed = {}
+        self.read_so_far = 0
+
+    def read(self, text: Sequence[int]) -> tuple[list[Feed], int]:
+        """Read on to the end of the text: what the model was fed with, and the likeliest next token."""
+        parts, feeds = self._parts, []
+        past = self.read_so_far if parts.caches else 0
+        new = text[past:]
+        width = parts.at_once or len(new)
+        if len(new) % width:
+            raise UsageError(f"the model takes {width} tokens at a time, and there are {len(new)} to read")
+        for start in range(0, len(new), width):
+            feed = _feed(parts, new[start : start + width], self._given, self._held, past + start)
+            outputs = run(self._session, feed)
+            self._held = _after(parts, feed, outputs)
+            feeds.append(feed)
+        self.read_so_far = len(text)
+        scores = outputs[parts.logits]
+        return feeds, int(scores.reshape(-1, scores.shape[-1])[-1].argmax())
 
 
 def _feed(parts: DecoderInputs, new: Sequence[int], given: Inputs, held: Feed, past: int) -> Feed:

@@ -115,6 +115,22 @@ def test_a_decoder_of_one_token_at_a_time(tmp_path: Path, plain: Path) -> None:
     assert [int(feed["input_ids"][0, 0]) for feed in feeds] == greedy(plain, PROMPTS[0], 2)
 
 
+def test_pieces_of_the_text_hold_the_same_tokens(plain: Path) -> None:
+    text = greedy(plain, PROMPTS[0], 6)
+    session, expected = open_session(plain), whole_text(plain, text)
+    feeds = sorted(
+        decode(plain, PROMPTS[:1], steps=7, chunk=4), key=lambda feed: int(feed["position_ids"][0, 0])
+    )
+    assert [feed["input_ids"].shape[1] for feed in feeds] == [4, 4, 1]
+    assert [int(token) for feed in feeds for token in feed["input_ids"][0]] == text
+    logits = np.concatenate([run(session, feed)[0] for feed in feeds], axis=1)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert len(decode(plain, PROMPTS[:1], steps=7, chunk=4, every=2)) == 2
+    stopped = list(decode(plain, PROMPTS[:1], steps=7, chunk=40, stop=text[5:6]))
+    first = text[3:].index(text[5]) + 3
+    assert [int(token) for token in stopped[0]["input_ids"][0]] == text[:first]
+
+
 def test_some_steps_are_kept_and_stops_end_a_text(plain: Path) -> None:
     text = greedy(plain, PROMPTS[0], 6)
     kept = sorted(by_past(decode(plain, PROMPTS[:1], steps=7, every=3)))
