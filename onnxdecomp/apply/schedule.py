@@ -126,7 +126,8 @@ def _cut_stages(
         channel = channel_of(cut, channels)
         made = [producer.match for producer in channel.producers]
         whole = not any((match.layer.graph, match.layer.name) in decomposed for match in made)
-        if channel.products and not channel.readers and whole:
+        apart = not any(match.nodes[0] in channel.products for match in made)
+        if channel.products and not channel.readers and whole and apart:
             last = max(place[match.nodes[-1]] for match in made)
             found.append((last, FitStage(channel.nodes, cut=cut, behind=True)))
         else:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.channels.channel import NONE, Channel, Producer
+from onnxdecomp.channels.new_numbers import added
 from onnxdecomp.channels.parts import scores_and_values
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.refine_scores import AttentionSample
@@ -45,6 +46,8 @@ class ScoreProduct:
         firsts: For each set of keys the first head of the keys that is one of it.
         scale: Of the scores, where the softmax is in the product's own node; else None.
         causal: There every query meets no later keys than its own.
+        made: Where the node makes queries and keys itself, of what both operands then are: the rows and
+            biases of its weight for the ones and the others, [H d, S + 1].
     """
 
     query: ir.Value
@@ -57,11 +60,12 @@ class ScoreProduct:
     firsts: tuple[int, ...]
     scale: float | None = None
     causal: bool = False
+    made: tuple[Array, Array] | None = None
 
     @property
     def names(self) -> list[str]:
         """The values to observe, in the order that `samples` wants them in."""
-        values = (self.query, self.key, self.probabilities)
+        values = (self.query, None if self.made else self.key, self.probabilities)
         return [str(value.name) for value in values if value is not None]
 
     def samples(
@@ -80,10 +84,19 @@ class ScoreProduct:
         for index, (q, k, p) in enumerate(zip(query, key, weights, strict=True)):
             rows = None if real is None or real.shape != (len(query), query.shape[2]) else real[index]
             aim = None if wanted is None else (wanted[0][index], wanted[1][index])
-            yield AttentionSample(q, k, p if rows is None else p * rows[None, :, None], aim)
+            yield AttentionSample(q, k, p if rows is None else self._real(p, rows), aim)
+
+    def _real(self, p: Array, real: Array) -> Array:
+        """The probabilities [H, n, m] without those of padding, bool [n]."""
+        if self.made is not None:  # no mask is known, but what is no query is no key
+            p = p * real
+            p = p / np.maximum(p.sum(axis=-1, keepdims=True), np.finfo(p.dtype).tiny)
+        return np.asarray(p * real[None, :, None])
 
     def _sides(self, values: Sequence[Array]) -> tuple[Array, Array]:
         """The queries [N, H, n, d], and the keys [N, S, m, d]."""
+        if self.made is not None:
+            values = [values[0] @ rows[:, :-1].T + rows[:, -1] for rows in self.made]
         query = self._arranged(values[0], self.features[0], self.heads[0])
         return query, self._arranged(values[1], self.features[1], self.heads[1])[:, list(self.firsts)]
 
@@ -152,6 +165,8 @@ def score_product(channel: Channel) -> ScoreProduct | str:
     if len(channel.products) != 1 or channel.readers:
         return "it is read otherwise than by one product of queries and keys"
     (node,) = channel.products
+    if makes_its_own(channel):
+        return _packed(channel)
     query, key = node.inputs[0], node.inputs[1]
     if query is None or key is None or query is key:
         return "its queries are its keys"
@@ -175,6 +190,31 @@ def score_product(channel: Channel) -> ScoreProduct | str:
         return found
     causal = attribute(node, "is_causal", 0) or attribute(node, "unidirectional", 0)
     return replace(found, scale=attribute(node, "scale", 0.0) or size**-0.5, causal=bool(causal))
+
+
+def makes_its_own(channel: Channel) -> bool:
+    """Whether the node that multiplies queries and keys also makes them."""
+    return any(producer.match.nodes[0] in channel.products for producer in channel.producers)
+
+
+def _packed(channel: Channel) -> ScoreProduct | str:
+    """The product of queries and keys that one node makes and multiplies."""
+    (node,) = channel.products
+    producer = channel.producers[0]
+    operands, layer = producer.operands, producer.match.layer
+    if len(channel.producers) > 1 or operands is None:
+        return "several layers make its queries and keys"
+    rows = layer.weight.reshape(layer.outputs, -1)
+    bias = np.zeros(layer.outputs, rows.dtype)
+    for numbers in added(channel, producer):
+        bias = bias if numbers is None else bias + numbers
+    rows = np.hstack([rows, bias[:, None]])
+    query, key = (rows[(producer.units != NONE) & (operands == side)] for side in (QUERY, KEY))
+    size, sets = channel.width // channel.blocks, tuple(range(channel.blocks))
+    scale = attribute(node, "scale", 0.0) or size**-0.5
+    causal = bool(attribute(node, "unidirectional", 0))
+    x = producer.match.x
+    return ScoreProduct(x, x, None, size, (2, 2), (2, 2, None), sets, sets, scale, causal, (query, key))
 
 
 def head_sets(units: Array, channel: Channel) -> list[int] | None:
@@ -251,6 +291,8 @@ def unrotatable(channel: Channel) -> str:
         return f"its blocks have more than {LARGEST} units"
     if any(head_sets(producer.units, channel) is None for producer in channel.producers):
         return "the layers that make it do not hold its blocks one after the other"
+    if any(None in added(channel, producer) for producer in channel.producers):
+        return "what is added to it is computed"
     if channel.products:
         found = score_product(channel)
         return found if isinstance(found, str) else _one_sided(channel, found)

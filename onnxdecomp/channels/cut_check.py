@@ -48,8 +48,8 @@ def without_columns(model: ir.Model, channel: Channel, keep: Array) -> ir.Model:
     units = {part.value: part.units for part in channel.shaped}
     kind = data_type(channel.producers[0].match.layer.dtype)
     ends = [(match.nodes[0], match.x) for match in (reader.match for reader in channel.readers)]
-    ends += [(node, node.inputs[0]) for node in channel.products if node.inputs[0] is not None]
-    # What a product's node adds to its operands.
+    ends += [(node, value) for node in channel.products if (value := node.inputs[0]) in units and value]
+    # What a product's node adds to its operands, or makes them of.
     added = {(part.node, part.at): part.units for part in channel.stored if part.node in channel.products}
     ends += [(node, value) for node, at in added if (value := node.inputs[at]) is not None]
     units |= {value: own for (node, at), own in added.items() if (value := node.inputs[at]) is not None}

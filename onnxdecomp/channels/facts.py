@@ -253,6 +253,10 @@ class Facts:
         self.united = self.united or reason
         return self.units.unite(np.repeat(rows[:, :1], rows.shape[1], axis=1), rows)
 
+    def ask(self, node: ir.Node) -> None:
+        """Have the node's rule asked, where something is known of it that no value tells."""
+        self._todo.setdefault(node)
+
     def align(self, node: ir.Node, at: int, labels: Array) -> None:
         """Each row of labels [n, m] of an operand or output must keep as many units as the others."""
         self.aligned[node, at] = labels

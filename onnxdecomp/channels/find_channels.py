@@ -275,6 +275,9 @@ class _Search:
     def _operands(self, producer: Producer, product: ir.Node) -> Array:
         """Which operand of a product each output of a layer becomes, as `Producer.operands` has it."""
         node, count = producer.match.nodes[0], producer.units.size
+        inside = layer_rule(producer.match).operands
+        if node is product and inside is not None:
+            return inside(producer.match)
         assert isinstance(node.graph, ir.Graph)
         values = [value for value in product.inputs[:2] if value is not None]
         sides = np.zeros((2, count), bool)

@@ -25,6 +25,8 @@ class LayerRule:
         made: The same where the layer makes them by its rows: `Producer.units`.
         read: The units that its columns read: `Reader.units`.
         resize: Sets what the node says of sizes to those after a cut.
+        operands: Of a layer that multiplies two things that it makes, which of them each row makes, as
+            `Producer.operands` has it.
     """
 
     spread: Callable[[LayerMatch, Facts], None]
@@ -34,6 +36,7 @@ class LayerRule:
     made: Callable[[LayerMatch, Facts], Array | None]
     read: Callable[[LayerMatch, Facts], Array | None]
     resize: Callable[[LayerMatch, Resizing], None]
+    operands: Callable[[LayerMatch], Array] | None = None
 
 
 PLAIN = LayerRule(
@@ -66,6 +69,7 @@ PACKED = LayerRule(
     packed_attention.made,
     packed_attention.read,
     packed_attention.resize,
+    packed_attention.operands,
 )
 """Of layers that make queries, keys and values, and give out the attention."""
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxdecomp.channels.channel import Channel, rows_left
+from onnxdecomp.channels.channel import Channel, Producer, rows_left
 from onnxdecomp.channels.cut_channel import cut_channel
 from onnxdecomp.channels.find_channels import find_channel
 from onnxdecomp.channels.recurrent import put_recurrences
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.fitting.select_units import RefittedReader, Selection, left_of_rows
+from onnxdecomp.graph.constants import discard, initializer
+from onnxdecomp.graph.traversal import unique_name, value_names
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter, Rewritten
@@ -63,8 +65,10 @@ def turn_producers(model: ir.Model, channel: Channel, numbers: NewNumbers) -> Ch
     rewriter = Rewriter(model)
     for producer in channel.producers:
         match = producer.match.current()
-        layer = mapped(match.layer, numbers.turned[match.layer.graph, match.layer.name])
-        _renumbered(rewriter, match, layer, channel.name)
+        maps = numbers.turned[match.layer.graph, match.layer.name]
+        done = _renumbered(rewriter, match, mapped(match.layer, maps), channel.name)
+        for at in added_at(channel, producer):
+            _turn_added(model, done.nodes[-1], at, maps)
     infer_shapes(model)
     found = find_channel(model, find(model, freeze=True)[0], channel.name, freeze=True)
     assert found is not None
@@ -102,6 +106,38 @@ def renumber_readers(
         _renumbered(rewriter, match, _refitted(match, one), channel.name)
         for match, one in _changed([by_name[name] for name in names], left)
     )
+
+
+def added_at(channel: Channel, producer: Producer) -> list[int]:
+    """The operands of a producer that its node adds to what the weight makes, and are not the layer's bias.
+
+    Of an operator that is more than a product, such as attention: there the layer is the product alone.
+    """
+    match = producer.match
+    own = {match.adapter.weight_at, match.adapter.bias_at}
+    if match.layer.bias is not None or match.adapter.is_plain:
+        return []
+    return sorted({part.at for part in channel.stored if part.node is match.nodes[0]} - own)
+
+
+def added(channel: Channel, producer: Producer) -> list[Array | None]:
+    """What stands there, [T] each; None where it is computed."""
+    values = [producer.match.nodes[0].inputs[at] for at in added_at(channel, producer)]
+    found = [None if value is None else ir.convenience.get_const_tensor(value) for value in values]
+    return [None if tensor is None else tensor.numpy() for tensor in found]
+
+
+def _turn_added(model: ir.Model, node: ir.Node, at: int, maps: Array) -> None:
+    """Map what a node adds to the outputs of a layer as well, [T]."""
+    value = node.inputs[at]
+    found = None if value is None else ir.convenience.get_const_tensor(value)
+    assert value is not None
+    assert found is not None  # a stored part of the channel
+    array = found.numpy()
+    turned = (maps @ array.astype(np.float64)).astype(array.dtype)
+    name = unique_name(f"{value.name}/turned", value_names(model))
+    node.replace_input_with(at, initializer(model.graph, ir.Tensor(turned, name=name), name))
+    discard(value)
 
 
 def mapped(layer: Layer, maps: Array) -> Layer:

@@ -63,7 +63,8 @@ def test_heads(form: str, free: bool) -> None:
 
 
 @pytest.mark.parametrize("sizes", [None, [8, 8, 6]])
-def test_values_of_packed_attention(sizes: list[int] | None) -> None:
+def test_packed_attention(sizes: list[int] | None) -> None:
+    """Values, and queries and keys, whose scale stays."""
     width = 12 if sizes is None else sizes[2]
     total = 36 if sizes is None else sum(sizes)
     given = {} if sizes is None else {"qkv_hidden_sizes": sizes}
@@ -79,9 +80,13 @@ def test_values_of_packed_attention(sizes: list[int] | None) -> None:
         "o": normal(width, 4),
     }
     proto = graphs.model(nodes, {"x": [2, 5, 12]}, {"y": [2, 5, 4]}, weights)
-    hidden, values = assert_cut(proto, TOKENS)
+    hidden, values, scores = assert_cut(proto, TOKENS)
     assert (hidden.width, values.width, values.blocks) == (10, width, HEADS)
     assert [end.match.layer.name for end in hidden.readers] == ["att"]
+    assert (scores.width, scores.blocks) == (12 if sizes is None else sizes[0], HEADS)
+    assert [end.name for end in scores.products] == ["att"]
+    assert values.linear
+    assert scores.linear
 
 
 def test_the_scale_of_scores_stays() -> None:

@@ -23,13 +23,16 @@ def of_new_nodes(
     """A model of the layer's new nodes only, with their constants and the given values as inputs."""
     inputs = [_as_input(source.name or "", array) for source, array in given]
     mapped = {id(source): value for (source, _), value in zip(given, inputs, strict=True)}
+    by_name = {value.name: value for value in inputs}
     initializers = []
     nodes = []
     for node in _with_quantizers(rewritten.nodes):
         for operand in node.inputs:
             if operand is not None and id(operand) not in mapped:
                 tensor = constant(operand)
-                assert tensor is not None
+                if tensor is None:  # rewriting the layer before has given it a new value since
+                    mapped[id(operand)] = by_name[operand.name]
+                    continue
                 stored = ir.Value(
                     name=operand.name,
                     const_value=tensor,
