@@ -159,7 +159,7 @@ def profile_layers(
     related.explain(options, reasons)
     own_parts = [0.0 if timed is None else timed.own.get(place, 0.0) for place in range(len(matched))]
     work = sample_work(model, matched, calibration)
-    outputs, seen = _original(model, calibration, work.macs, [*filter(None, options), *asked])
+    outputs, seen, fitting = _original(model, calibration, work.macs, [*filter(None, options), *asked])
     found = [
         LayerProfile(s, c, reason=r, part=p, fixed=not scope.holds(s.layer), stored=n)
         for s, c, r, n, p in zip(
@@ -168,8 +168,8 @@ def profile_layers(
     ]
     todo = [index for index, own in enumerate(options) if own or related.outlines(index)]
     weigher = ChannelWeigher(model, matched, asked)
-    tables = TableCandidates.of(model, matched, found_ties, options, calibration)
-    for index, halves in _moments(model, matched, sorted({*todo, *weigher.readers}), calibration, joint):
+    tables = TableCandidates.of(model, matched, found_ties, options, fitting)
+    for index, halves in _moments(model, matched, sorted({*todo, *weigher.readers}), fitting, joint):
         ahead = [later for later in todo if later >= index]
         pending = {node for later in ahead for node in matched[later].nodes}
         if index in ahead:
@@ -190,8 +190,8 @@ def profile_layers(
                 related.lose(index)
             else:
                 found[index] = _entry(found[index], weighed if alone else (), measured, shares, takes)
-        weigher.take(index, halves, seen, calibration, pending)
-    weigher.take_scores(seen, calibration)
+        weigher.take(index, halves, seen, fitting, pending)
+    weigher.take_scores(seen, fitting)
     _add_joint(found, related, takes)
     latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
     said = () if timed is None else timed.notes
@@ -202,11 +202,15 @@ def profile_layers(
 
 def _original(
     model: ir.Model, calibration: Calibration, macs: int, weighed: Sequence[object]
-) -> tuple[Outputs, Outputs]:
-    """The original's outputs to judge plans by, and those to look at what changes of each of these do."""
-    judging = parted(calibration)[1]
+) -> tuple[Outputs, Outputs, Calibration]:
+    """The original's outputs to judge plans by, those to see what changes of each of these do, other inputs.
+
+    To these others candidates are fitted: with as many features as rows a layer shows no loss at all on the
+    inputs that it was fitted to, and in the output neither.
+    """
+    fitting, judging = parted(calibration)
     outputs = original_outputs(model, judging, macs)
-    return outputs, for_looks(outputs, model, judging, macs, _POINTS * len(weighed))
+    return outputs, for_looks(outputs, model, judging, macs, _POINTS * len(weighed)), fitting
 
 
 def _add_joint(found: list[LayerProfile], related: Relatives, takes: Mapping[int, float]) -> None:
