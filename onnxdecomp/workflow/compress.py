@@ -39,7 +39,7 @@ from onnxdecomp.workflow.error_guard import first_run, guard_error
 from onnxdecomp.workflow.final_timing import profiles, timed_elsewhere
 from onnxdecomp.workflow.finish_result import FinishedResult, Finisher, runner
 from onnxdecomp.workflow.judging import judging
-from onnxdecomp.workflow.loss_note import said_of_loss
+from onnxdecomp.workflow.loss_note import said_of_few, said_of_loss
 from onnxdecomp.workflow.request import plan_of, request_of, training_of
 from onnxdecomp.workflow.result import Result, require_changed, require_verified
 
@@ -253,7 +253,10 @@ def _written(
         fits: tuple[LayerRecord | ChannelRecord, ...] = (*layers, *(channels or ()))
         seen = _said_of_check(verified, fits, fitted=run.data is run.calib, trained=made.learnt is not None)
         taught = _said_of_training(made.learnt)
-        dear = said_of_loss(config.sought, config.max_error, verified, chosen.search)
+        dear = (
+            *said_of_loss(config.sought, config.max_error, verified, chosen.search),
+            *said_of_few(ran.cuts),
+        )
         notes = _together(
             told, chosen.said, ran.notes, chosen.notes, error_notes(plan), taught, remarks, dear, seen
         )

@@ -1,7 +1,10 @@
-"""What is said of a target on costs alone that is met, and does not pay: too much is lost for it."""
+"""What is said of losses: that a target on costs alone does not pay, or that more inputs would lose less."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.evaluate.verify import Verification
 from onnxdecomp.search.search_record import SearchRecord
 from onnxdecomp.search.targets import parse_budgets
@@ -14,6 +17,22 @@ _MUCH = 0.5
 
 _LITTLE = 0.1
 """Relative error at which it is said what could be had."""
+
+_FEW = 1.5
+"""Loss on inputs held out over that on all: 1.0 to 1.2 where there are enough."""
+
+
+def said_of_few(cuts: Iterable[ChannelCut]) -> tuple[str, ...]:
+    """That there are few calibration inputs, where what reads cut channels loses much more on others."""
+    pairs = [(cut.loss, cut.held_out) for cut in cuts if cut.loss is not None and cut.held_out is not None]
+    loss, held_out = (sum(own) for own in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
+    if not held_out > _FEW * loss > 0:
+        return ()
+    times = held_out / loss
+    return (
+        f"few calibration inputs: on those held out, layers behind cut channels lose {times:.1f} times as much as "
+        "on those that they were fitted to; more inputs would help",
+    )
 
 
 def said_of_loss(

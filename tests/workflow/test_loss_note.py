@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.evaluate.verify import Verification
 from onnxdecomp.runtime.metrics import OutputError
 from onnxdecomp.search.pareto import Point
 from onnxdecomp.search.search_record import Expected, Measured, SearchRecord
-from onnxdecomp.workflow.loss_note import said_of_loss
+from onnxdecomp.workflow.loss_note import said_of_few, said_of_loss
 
 POINTS = (Point(0.0, None, 1.0, 0), Point(0.005, None, 0.8, 2), Point(0.3, None, 0.4, 4))
 SEARCH = SearchRecord(Expected(0.3, 0.3, 0.0, None), Measured(None), None, 5, (), POINTS, ())
@@ -69,3 +71,20 @@ def test_nothing_is_said_where_the_loss_was_limited() -> None:
     assert not said_of_loss(None, None, bad, SEARCH)
     assert not said_of_loss("macs=2x", None, None, SEARCH)
     assert not said_of_loss("macs=2x", None, bad, None)
+
+
+@pytest.mark.parametrize(
+    ("losses", "times"),
+    [
+        ([(0.1, 0.11), (0.2, 0.24)], ""),
+        ([(0.1, 0.1), (0.03, 0.36)], "3.5 times"),
+        ([(None, None), (0.1, None)], ""),
+        ([(0.0, 0.3)], ""),
+        ([], ""),
+    ],
+)
+def test_few_inputs_are_said_to_be_few(losses: list[tuple[float | None, float | None]], times: str) -> None:
+    cuts = [ChannelCut("c", ("a",), ("b",), np.arange(4), loss, held_out) for loss, held_out in losses]
+    notes = said_of_few(cuts)
+    assert bool(notes) == bool(times)
+    assert all(times in note and "more inputs would help" in note for note in notes)
