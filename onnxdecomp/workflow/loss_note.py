@@ -30,8 +30,8 @@ def said_of_few(cuts: Iterable[ChannelCut]) -> tuple[str, ...]:
         return ()
     times = held_out / loss
     return (
-        f"few calibration inputs: on those held out, layers behind cut channels lose {times:.1f} times as much as "
-        "on those that they were fitted to; more inputs would help",
+        f"few calibration inputs: on those held out, what reads cut channels loses {times:.1f} times as "
+        "much as on those that it was fitted to; more inputs would help",
     )
 
 
