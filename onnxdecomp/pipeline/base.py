@@ -155,6 +155,7 @@ class PassResult(ir.passes.PassResult):
         spectra: Of the layers that were decomposed, where they were asked for.
         precision: The kind of fewer bits that the model has got, such as "int4"; "" for none.
         opset: The opset that it had to be raised to, or None.
+        imports: The domains of operators that it has brought in, with their versions.
     """
 
     notes: tuple[str, ...] = ()
@@ -167,6 +168,7 @@ class PassResult(ir.passes.PassResult):
     spectra: Sequence[LayerSpectra] = ()
     precision: str = ""
     opset: int | None = None
+    imports: Mapping[str, int] = field(default_factory=dict)
 
 
 class PlanFailedError(DefectError):

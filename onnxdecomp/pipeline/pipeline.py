@@ -102,8 +102,8 @@ def run(
         if result.modified:
             # Nodes and values refer to each other in circles: weights that were replaced live until this.
             gc.collect()
-        if result.opset is not None:
-            interface = replace(interface, opsets={**interface.opsets, "": result.opset})
+        raised = {} if result.opset is None else {"": result.opset}
+        interface = replace(interface, opsets={**interface.opsets, **result.imports, **raised})
         done = _with(done, each.name, result)
         if isinstance(each, Quantizer) and not result.modified:
             done = replace(done, unquantized=tuple(f"{each.name}: {note}" for note in result.notes))

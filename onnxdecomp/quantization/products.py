@@ -12,6 +12,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.graph.traversal import places
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.dynamic_int8 import OLDEST_OPSET
 from onnxdecomp.layers.emitter import Share
@@ -68,7 +69,7 @@ def stored(model: ir.Model, storage: Storage, keep: Collection[str] = ()) -> ir.
         if PART in own:  # they are all of one factor's
             for node in new.nodes:
                 node.metadata_props[PART] = own[PART]
-    if any(node.domain == MICROSOFT for node in copy.graph):
+    if any(node.domain == MICROSOFT for place in places(copy) for node in place.graph):
         copy.graph.opset_imports.setdefault(MICROSOFT, 1)
     return copy
 

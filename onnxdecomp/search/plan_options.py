@@ -10,6 +10,9 @@ from onnxdecomp.core.options import option
 
 Saving: TypeAlias = Literal["macs", "params", "both", "either", "none"]
 
+NO_METHOD = "none"
+"""In place of a method: no layer gets any."""
+
 DEFAULT_TARGET = "error=0.05"
 """What is reached where neither ranks nor a target are given."""
 
@@ -49,7 +52,7 @@ class PlanOptions:
         "auto",
         "Decomposition; see 'onnxdecomp methods'. Several with commas: with --rank a layer gets the first "
         "that fits, else the best. auto: the best of all (with --rank: tucker). width and attention cut "
-        "channels between layers",
+        "channels between layers. none: nothing is decomposed, only quantized",
         group="methods",
         metavar="NAME",
         places=(("decompose", "method"),),
@@ -132,9 +135,14 @@ class PlanOptions:
     )
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing is to be decomposed."""
+        return self.method == NO_METHOD
+
+    @property
     def searches(self) -> bool:
         """Whether ranks are found for a target, and not given."""
-        return not self.rank and not self.layers
+        return not (self.rank or self.layers or self.idle)
 
     @property
     def goal(self) -> str:

@@ -142,7 +142,8 @@ def default_output(model: str | Path, config: CompressConfig) -> Path:
         UsageError: An option is not valid.
     """
     method = "tucker" if config.method == "auto" and not config.searches else config.method
-    parts = [Path(model).stem, method.replace(",", "-") if config.plans else "new", config.precision, "onnx"]
+    made = method.replace(",", "-") if config.plans else "" if config.idle else "new"
+    parts = [Path(model).stem, made, config.precision, "onnx"]
     return Path(".".join(part for part in parts if part))
 
 

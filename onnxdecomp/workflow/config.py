@@ -242,17 +242,18 @@ class CompressConfig(PlanOptions):
 
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
-        """The passes with their options; a quantizer that is to do nothing is left out.
+        """The passes with their options; one that is to do nothing is left out.
 
         Raises:
             UsageError: An option is not valid.
         """
-        from onnxdecomp.pipeline.base import Quantizer
+        from onnxdecomp.pipeline.base import Planner, Quantizer
 
         passes = build(self.pipeline, self._overrides())
         if self.quantize != "none" and not any(isinstance(each, Quantizer) for each in passes):
             raise UsageError("the pipeline has no quantize pass: name it in 'pipeline', after decompose")
-        idle = [each for each in passes if isinstance(each, Quantizer) and each.precision == "none"]
+        idle: list[Pass] = [each for each in passes if isinstance(each, Planner) and each.idle]
+        idle += [each for each in passes if isinstance(each, Quantizer) and each.precision == "none"]
         return tuple(each for each in passes if each not in idle)
 
     @property
@@ -287,9 +288,14 @@ class CompressConfig(PlanOptions):
 
     @property
     def about_size(self) -> bool:
-        """Whether what is asked for is ranks, a plan, or a target of MACs, parameters or bytes: not speed."""
+        """Whether what is asked for is ranks, a plan, or a target of MACs, parameters or bytes: not speed.
+
+        Quantization alone is about speed.
+        """
         from onnxdecomp.search.targets import about_size
 
+        if self.precision and not self.plans and self.plan is None:
+            return False
         return self.sought is None or about_size(self.sought)
 
     def said(self, name: str) -> bool:

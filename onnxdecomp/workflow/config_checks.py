@@ -30,7 +30,8 @@ def checked(config: CompressConfig) -> CompressConfig:
         UsageError: Two options contradict each other, or a number is out of its range.
     """
     check_threads(config.threads, *config.bench_threads)
-    for problem in chain(_answered(config), _ranges(config), _contradictions(config), _metric(config)):
+    problems = (_answered, _ranges, _nothing_done, _contradictions, _metric)
+    for problem in chain.from_iterable(found(config) for found in problems):
         raise UsageError(problem)
     return config
 
@@ -90,7 +91,7 @@ def _contradictions(config: CompressConfig) -> Iterator[str]:
         if precision:
             yield (
                 "finetune comes before quantization: write the fine-tuned model first, then compress that "
-                "with --quantize, --rank 1.0 and --exclude '*'"
+                "with --quantize and --method none"
             )
 
 
@@ -106,6 +107,15 @@ def _metric(config: CompressConfig) -> Iterator[str]:
         yield "--metric and --no-verify exclude each other: the verification measures it"
     if config.calib is None and config.data is None:
         yield "--metric needs inputs to measure it on: give them with --eval or --calib"
+
+
+def _nothing_done(config: CompressConfig) -> Iterator[str]:
+    """What does not go with nothing being decomposed."""
+    answered = [name for name in IN_A_PLAN if name != "method" and config.said(name)]
+    if config.idle and answered:
+        yield f"--method none and {_named(config, answered)} exclude each other: nothing is decomposed"
+    if config.idle and not config.precision:
+        yield "--method none decomposes nothing: give --quantize as well"
 
 
 def _named(config: CompressConfig, names: Sequence[str]) -> str:

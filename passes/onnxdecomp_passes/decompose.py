@@ -66,7 +66,8 @@ class Decompose(Planner):
 
     def __post_init__(self) -> None:
         # A mistake in the request is known before anything starts.
-        self._request()
+        if not self.idle:
+            self._request()
         if self.target:
             if self.rank or self.layers:
                 what = "a rank" if self.rank else "rules for single layers"
@@ -93,6 +94,8 @@ class Decompose(Planner):
         """What would be done, without doing it (activation shapes are filled in)."""
         context = context or PassContext()
         infer_shapes(model)
+        if self.idle:
+            return SearchResult(Plan(())), []
         matched, skips = find(model, freeze=self.freeze_initializers)
         matched = with_seen_shapes(model, matched)
         if context.plan is not None:

@@ -95,13 +95,15 @@ class Quantize(Quantizer):
         """Replace the graph by the quantized one."""
         if self.kind == "none":
             return PassResult(model, modified=False)
-        before = int(model.opset_imports.get("", 1))
+        imports = dict(model.opset_imports)
+        before = int(imports.get("", 1))
         made, record, note = self._guarded(model, context)
         if made is None:
             return PassResult(model, modified=False, notes=(note,), record=record)
         if 0 in (record.get("quantized_activations"), record.get("quantized_layers")):
-            note = "nothing to quantize: no operator of the main graph that has an integer kernel"
-            return PassResult(model, modified=False, notes=(note,), record=record)
+            none = "nothing to quantize: no operator of the main graph that has an integer kernel"
+            told = note if record.get("slower") else none
+            return PassResult(model, modified=False, notes=(told,), record=record)
         if self.kind == "fp16" and _halves(made) == _halves(model):
             none = "the model is in float16 already" if _halves(model) else "no operator has a float16 form"
             why = note or none
@@ -119,6 +121,7 @@ class Quantize(Quantizer):
             record=record,
             precision=str(record["kind"]),
             opset=opset if opset != before else None,
+            imports={name: n for name, n in made.opset_imports.items() if name not in imports},
         )
 
     def quantized(self, model: ir.Model, context: PassContext) -> ir.Model:
