@@ -73,3 +73,28 @@ class Storage(Protocol):
     def table(self, step: Lookup) -> Stored | Rows:
         """What reads rows of the step's weight."""
         ...
+
+
+@dataclass(frozen=True)
+class WithTables:
+    """A storage of products, and another one of tables.
+
+    Attributes:
+        products, tables: The two.
+    """
+
+    products: Storage
+    tables: Storage
+
+    @property
+    def name(self) -> str:
+        return self.products.name
+
+    def rounded(self, step: MatMul | Lookup) -> Array:
+        return (self.tables if isinstance(step, Lookup) else self.products).rounded(step)
+
+    def stored(self, step: MatMul) -> Stored | Integers:
+        return self.products.stored(step)
+
+    def table(self, step: Lookup) -> Stored | Rows:
+        return self.tables.table(step)

@@ -26,7 +26,9 @@ Block: TypeAlias = Literal[16, 32, 64, 128, 256]
 BLOCK: Block = 32
 """Numbers that share a scale where nobody says how many."""
 
-_BITS: Mapping[str, int] = {BLOCKS: 8, INT4: 4}
+INT4_BITS = 4
+
+_BITS: Mapping[str, int] = {BLOCKS: 8, INT4: INT4_BITS}
 _INTEGERS = 4
 """MatMulNBits' accuracy_level for activations that are rounded to int8, block by block."""
 
@@ -41,26 +43,36 @@ def in_blocks(kind: str) -> bool:
     return kind in _BITS
 
 
-def storage_of(name: str, provider: str, weight_bits: str = "auto") -> Storage | None:
+def storage_of(
+    name: str, provider: str, weight_bits: str = "auto", table_bits: int | None = None
+) -> Storage | None:
     """How a kind stores weights; None for one that is no storage of single weights.
 
     Args:
         name: As `kernels` gives it.
         provider: Where the model will run, a short name.
         weight_bits: As for `scheme_for`.
+        table_bits: Of the numbers of tables, 4 or 8; None: as many as others have.
     """
     import numpy as np
 
     from onnxdecomp.layers.blocks import Blocks
     from onnxdecomp.layers.dynamic_int8 import DynamicInt8
+    from onnxdecomp.layers.storage import WithTables
     from onnxdecomp.quantization.scheme import scheme_for
 
     kind, _, block = name.partition(":")
-    if kind == DYNAMIC:
-        return DynamicInt8(scheme_for(provider, weight_bits=weight_bits).reduce_range)
+
+    def blocks(bits: int) -> Blocks:
+        return Blocks(bits, int(block or BLOCK), True, np.dtype(np.float32), _INTEGERS)
+
+    reduce = scheme_for(provider, weight_bits=weight_bits).reduce_range
+    own: Storage | None = DynamicInt8(reduce) if kind == DYNAMIC else None
     if kind in _BITS:
-        return Blocks(_BITS[kind], int(block or BLOCK), True, np.dtype(np.float32), _INTEGERS)
-    return None
+        own = blocks(_BITS[kind])
+    if own is None or table_bits is None:
+        return own
+    return WithTables(own, blocks(INT4_BITS) if table_bits == INT4_BITS else DynamicInt8(reduce))
 
 
 def bytes_of(name: str) -> float | None:

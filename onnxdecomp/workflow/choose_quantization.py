@@ -69,6 +69,7 @@ class _Kind:
         ratio: Its time over the original's, or None where it was not timed.
         reason: Why it cannot be taken; "" where it can.
         error: Of its worst output; None where it was not made.
+        model: What it makes, where that may take another time than what was timed.
     """
 
     name: str
@@ -78,10 +79,16 @@ class _Kind:
     ratio: Ratio | None = None
     reason: str = ""
     error: float | None = None
+    model: ir.Model | None = None
 
     @property
     def time(self) -> float:
         return math.inf if self.ratio is None else self.ratio.value
+
+    @property
+    def least(self) -> float:
+        """The lower end of its time's interval."""
+        return math.inf if self.ratio is None else self.ratio.low
 
 
 def choose_kind(run: RunContext, loaded: ir.Model, meter: LatencyMeter, *, slower: bool) -> ChosenKind:
@@ -113,7 +120,8 @@ def choose_kind(run: RunContext, loaded: ir.Model, meter: LatencyMeter, *, slowe
         kinds = _timed(kinds, model, context, meter)
         pays = [kind for kind in kinds if not kind.reason and (slower or _finding(kind, meter).pays)]
         made = list(_made(sorted(pays, key=lambda kind: kind.time), model, context))
-    best = _best(made)
+        made = [kind if kind.reason else _retimed(kind, meter, slower=slower) for kind in made]
+    best = _best(made, context.max_error)
     kinds = [next((each for each in made if each.name == kind.name), kind) for kind in kinds]
     candidates = tuple(_recorded(kind, best) for kind in kinds)
     if best is None:
@@ -159,8 +167,8 @@ def _made(kinds: Sequence[_Kind], model: ir.Model, context: PassContext) -> Iter
     """The kinds that come into question, the fastest first, with their errors."""
     limit = math.inf
     for kind in kinds:
-        if kind.time > limit:
-            return
+        if min(kind.time, kind.least) > limit:
+            continue
         own = replace(context, memory=kind.memory)
         try:
             done: PassResult = kind.quantizer.apply(model.clone(), own)
@@ -172,14 +180,30 @@ def _made(kinds: Sequence[_Kind], model: ir.Model, context: PassContext) -> Iter
         if not done.precision:
             yield replace(kind, reason="; ".join(done.notes), error=known)
             continue
-        yield replace(kind, error=known)
+        own_model = done.model if done.record.get("kept") else None
+        yield replace(kind, error=known, model=own_model)
         if context.max_error is None or (known is not None and known <= context.max_error):
-            limit = min(limit, _NEAR * kind.time)
+            assert kind.ratio is not None
+            limit = min(limit, max(_NEAR * kind.time, kind.ratio.high))
 
 
-def _best(made: Sequence[_Kind]) -> _Kind | None:
-    """The one of least error among the fastest; those that could not be made come last."""
+def _retimed(kind: _Kind, meter: LatencyMeter, *, slower: bool) -> _Kind:
+    """The kind with the time of what it has made, where more stays in floating point than was timed."""
+    if kind.model is None:
+        return kind
+    with temporary_files.folder() as folder:
+        ratio = meter.time_all([save(kind.model, folder / "made.onnx")])[0]
+    known = replace(kind, ratio=ratio, model=None)
+    return known if slower or _finding(known, meter).pays else replace(known, reason="slower as it was made")
+
+
+def _best(made: Sequence[_Kind], max_error: float | None) -> _Kind | None:
+    """The one of least error among the fastest, of those that lose little enough if there are such."""
     usable = [kind for kind in made if not kind.reason]
+    if max_error is not None:
+        usable = [k for k in usable if k.error is not None and k.error <= max_error] or usable
+    limit = min((max(_NEAR * kind.time, kind.ratio.high) for kind in usable if kind.ratio), default=0.0)
+    usable = [kind for kind in usable if min(kind.time, kind.least) <= limit]
 
     def loss(kind: _Kind) -> float:
         return math.inf if kind.error is None else kind.error

@@ -158,6 +158,13 @@ class CompressConfig(PlanOptions):
         group="after",
         places=(("quantize", "block_size"),),
     )
+    table_bits: Literal["auto", "4", "8"] = option(
+        "auto",
+        "Bits of the numbers in tables of embeddings, for int8-dynamic, int8-block and int4",
+        group="after",
+        otherwise="as many as other weights have",
+        places=(("quantize", "table_bits"),),
+    )
     finetune: Training | None = option(
         None,
         "Train the result on --calib against the original: settings of 'onnxdecomp finetune', such as "

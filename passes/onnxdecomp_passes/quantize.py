@@ -60,6 +60,9 @@ class Quantize(Quantizer):
         "int8-static, int8-dynamic: 7 where this machine's products of 8 bits saturate (x86-64 without VNNI)",
     )
     block_size: Block = option(BLOCK, "int4, int8-block: numbers of a weight that share a scale")
+    table_bits: Literal["auto", "4", "8"] = option(
+        "auto", "int8-dynamic, int8-block, int4: of tables of embeddings (auto: as many as other weights)"
+    )
     samples: int = option(256, "int8-static: calibration inputs used at most")
     exclude: tuple[str, ...] = option(
         (), "int8, int4: nodes that stay floating point, by shell patterns of names"
@@ -182,7 +185,8 @@ class Quantize(Quantizer):
         from onnxdecomp.quantization.products import kept, products
 
         name = kernels(kind, self.block_size)
-        storage = storage_of(name, provider, self.weight_bits)
+        bits = None if self.table_bits == "auto" else int(self.table_bits)
+        storage = storage_of(name, provider, self.weight_bits, bits)
         assert storage is not None
         slow = () if context.latency is None else context.latency.slower(model, name)
         keep = {*_matching(model, self.exclude), *slow}

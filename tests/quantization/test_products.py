@@ -285,3 +285,19 @@ def test_blocks_say_their_size() -> None:
     assert sizes == [0.5 + 4.5 / 16, 0.5 + 4.5 / 64]
     assert bytes_of("int8-static") == bytes_of("int8-dynamic") == 1
     assert bytes_of("float") is None
+
+
+@pytest.mark.parametrize("kind", ["int8-dynamic", "int8-block", "int4"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_tables_have_bits_of_their_own(kind: str, bits: int) -> None:
+    """Products keep the kind's; a head that is tied to a table of other numbers has its own."""
+    own = storage_of(kind, "cpu", table_bits=bits)
+    assert own is not None
+    table, w = normal(200, 32), normal(32, 8)
+    np.testing.assert_array_equal(own.rounded(MatMul(w)), storage(kind).rounded(MatMul(w)))
+    of_bits = storage("int4" if bits == 4 else "int8-dynamic")
+    np.testing.assert_array_equal(own.rounded(Lookup(table)), of_bits.rounded(Lookup(table)))
+    model, feed = tied()
+    made = stored(ir.from_proto(model), own)
+    assert ("GatherBlockQuantized" in count(made)) == (bits == 4)
+    assert off(run(made, feed), run(model, feed)) < 0.3

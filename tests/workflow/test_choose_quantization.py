@@ -112,7 +112,7 @@ def test_what_is_as_fast_is_told_apart_by_its_error(timed: Any) -> None:
 def test_a_slower_kind_is_taken_where_the_fastest_loses_too_much(timed: Any) -> None:
     timed(0.5, 0.5, 0.9)
     free = onnxdecomp.compress("net.onnx", calib="calib.npz", **ALONE)
-    limit = 0.7 * min(kinds_of(free)[name]["error"] for name in (STATIC, DYNAMIC))
+    limit = 0.9 * min(kinds_of(free)[name]["error"] for name in (STATIC, DYNAMIC))
     held = onnxdecomp.compress("net.onnx", calib="calib.npz", max_error=limit, **ALONE)
     assert (taken(free), taken(held)) == (DYNAMIC, BLOCKS)
 
