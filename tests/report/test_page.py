@@ -133,6 +133,18 @@ def test_plans_that_were_tried_and_what_had_to_pay(search_record: Record) -> Non
     assert {"/search/tries/0/error", "/looks/0/decomposed", "/looks/0/outcome", "/targets/1/reached"} <= shown
 
 
+def test_kinds_that_were_weighed_are_shown(quantized_record: Record) -> None:
+    assert "Kinds of fewer bits" not in html(quantized_record)
+    record = copy.deepcopy(quantized_record)
+    ratio = {"value": 0.4321, "low": 0.41, "high": 0.45, "confidence": 0.95}
+    record["passes"]["quantize"]["candidates"] = [
+        {"kind": "int8-dynamic", "ratio": ratio, "error": 0.0217, "chosen": True, "reason": ""},
+        {"kind": "int8-block", "ratio": None, "error": None, "chosen": False, "reason": "no such kernel"},
+    ]
+    page = html(record)
+    assert all(text in page for text in ("Kinds of fewer bits", "int8-dynamic", "no such kernel", "0.0217"))
+
+
 def test_figures_trace_their_numbers_and_keep_their_text(search_record: Record, ranks_record: Record) -> None:
     page = html(ranks_record)
     assert "<text" in page
