@@ -113,13 +113,14 @@ class Emitter:
 
     def operator(self, found: Stored, x: ir.Value, label: str) -> ir.Value:
         """Add the operator of a factor that is stored in its own way."""
-        parts = [self.part(part, label, end) for end, part in found.parts.items()]
+        of = (found.op_type, *found.attributes.items())
+        parts = [self.part(part, label, end, of) for end, part in found.parts.items()]
         operands = [*parts[: found.x_at], x, *parts[found.x_at :]]
         return self.add(found.op_type, operands, label, found.domain, **found.attributes)
 
-    def part(self, array: Array, label: str, end: str) -> ir.Value:
-        """A part of a factor that is stored in several."""
-        return self._shared(array, f"{self.name}/{label}.weight{end}", (label, end))
+    def part(self, array: Array, label: str, end: str, of: object = "") -> ir.Value:
+        """A part of a factor that is stored in several, shared by those that are stored alike."""
+        return self._shared(array, f"{self.name}/{label}.weight{end}", (label, end, of))
 
     def _shared(self, array: Array, name: str, part: object) -> ir.Value:
         key = None if self.share is None else (self.share.key, part, array.shape)
