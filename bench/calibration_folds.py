@@ -39,7 +39,7 @@ from bench.provenance import RESULTS, markdown, provenance, write
 from bench.training_data import cifar
 from onnxdecomp.apply import layer_fitter
 from onnxdecomp.apply.apply_plan import carry_out
-from onnxdecomp.calibration import statistics
+from onnxdecomp.calibration import look
 from onnxdecomp.calibration.row_gatherer import Draw, RowGatherer
 from onnxdecomp.calibration.statistics import Calibration, sized
 from onnxdecomp.core.layer import Array, Layer, Ranks
@@ -213,16 +213,16 @@ class _Folded(Moments):
 class _Folds(RowGatherer):
     """Gathers a layer's rows in as many parts as there are folds."""
 
-    def __init__(self, match: LayerMatch, draw: Draw, *, second: bool = True) -> None:
+    def __init__(self, match: LayerMatch, draw: Draw, *, second: bool = True, outputs: bool = True) -> None:
         super().__init__(match, draw, second=second)
         sizes = (match.layer.groups, match.layer.outputs, features(match.layer))
         self._parts = [Gatherer(*sizes, second=second) for _ in range(FOLDS)]
 
-    def add(self, index: int, rows: Array, wanted: Array) -> None:
-        self._parts[index % FOLDS].add(rows, wanted)
+    def add(self, index: int, rows: Array, wanted: Array | None = None) -> None:
+        self._parts[index % FOLDS].add(rows, self.wanted(rows) if wanted is None else wanted)
 
     def halves(self) -> tuple[Moments, Moments | None]:
-        folds = tuple(part.moments() for part in self._parts)
+        folds = tuple(self._as_stored(part.moments()) for part in self._parts)
         train = folds[0]
         for fold in folds[1:-1]:
             train = train + fold
@@ -268,7 +268,7 @@ def _fit(
 @contextmanager
 def _strength_by_folds() -> Iterator[None]:
     with (
-        mock.patch.object(statistics, "RowGatherer", _Folds),
+        mock.patch.object(look, "RowGatherer", _Folds),
         mock.patch.object(layer_fitter, "fit", _fit),
     ):
         yield

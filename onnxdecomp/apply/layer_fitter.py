@@ -12,15 +12,16 @@ import onnx_ir as ir
 from onnxdecomp.calibration.activation_cache import Window
 from onnxdecomp.calibration.attention_scores import HELD, ScoreProduct, real_queries
 from onnxdecomp.calibration.batchnorm import renormalise
-from onnxdecomp.calibration.nonlinearity import Aim, activation, aim
+from onnxdecomp.calibration.look import Look, Reference
+from onnxdecomp.calibration.nonlinearity import Aim, activation
 from onnxdecomp.calibration.pinned_values import pins_of
 from onnxdecomp.calibration.reachability import UNREACHED
 from onnxdecomp.calibration.statistics import (
     Calibration,
-    Reference,
     centred,
+    draw_of,
+    look_at,
     mask_feeds,
-    observe,
     observe_together,
     window,
 )
@@ -90,7 +91,8 @@ class Fitter:
 
         `pending` as for `Window.advance`.
         """
-        train, held = self._observed(match, pending)
+        look = self._look(match, pending)
+        train, held = look.halves()
         halves = _present(train, held)
         if reason := _unusable(halves):
             return reason
@@ -104,7 +106,7 @@ class Fitter:
             shrinkages=self.calibration.shrinkages,
             centred=centred(match),
         )
-        return self._rectified(match, found, _second(halves), pending, refit)
+        return self._rectified(match, look, found, _second(halves), pending, refit)
 
     def first_of(
         self,
@@ -132,7 +134,8 @@ class Fitter:
 
     def fit_sibling(self, match: LayerMatch, first: Array, pending: Collection[ir.Node]) -> Fit | str:
         """A layer's chain after the first factor that it has in common with others."""
-        train, held = self._observed(match, pending)
+        look = self._look(match, pending)
+        train, held = look.halves()
         halves = _present(train, held)
         if reason := _unusable(halves):
             return reason
@@ -144,11 +147,12 @@ class Fitter:
             centred=centred(match),
             shrinkages=self.calibration.shrinkages,
         )
-        return self._rectified(match, found, _second(halves), pending, refit_last)
+        return self._rectified(match, look, found, _second(halves), pending, refit_last)
 
     def repair(self, match: LayerMatch, pending: Collection[ir.Node]) -> Fit | None:
         """Other numbers for a layer that is kept, or None where they would be of no use."""
-        train, held = self._observed(match, pending)
+        look = self._look(match, pending)
+        train, held = look.halves()
         halves = _present(train, held)
         if not any(half.count for half in halves) or not all(half.finite for half in halves):
             return None
@@ -157,7 +161,7 @@ class Fitter:
         )
         if found is None or not found.shrinkage:
             return found
-        return self._rectified(match, found, _second(halves), pending, refit)
+        return self._rectified(match, look, found, _second(halves), pending, refit)
 
     def observe(
         self, matched: Sequence[LayerMatch], pending: Collection[ir.Node], *, alone: bool = False
@@ -218,10 +222,12 @@ class Fitter:
     def _reference(self, match: LayerMatch) -> Reference | None:
         return self.references.get((match.layer.graph, match.layer.name))
 
-    def _observed(
-        self, match: LayerMatch, pending: Collection[ir.Node], aim: Aim | None = None
-    ) -> tuple[Moments, Moments | None]:
-        return observe(match, self.now, self.original, self.calibration, pending, aim, self._reference(match))
+    def _look(self, match: LayerMatch, pending: Collection[ir.Node], aim: Aim | None = None) -> Look:
+        """A look at a layer, which holds its rows where an activation behind it may have others wanted."""
+        hold = aim is None and self.calibration.rectified and activation(match) is not None
+        look = Look(match, self._reference(match), draw_of(self.calibration), aim, hold=hold)
+        look_at([look], self.now, self.original, self.calibration, pending)
+        return look
 
     def renormalise(self, node: ir.Node, pending: Collection[ir.Node]) -> bool:
         """Other statistics for a BatchNormalization."""
@@ -229,7 +235,13 @@ class Fitter:
         return renormalise(self.model, node, self.now, self.original, pending, self.calibration, left)
 
     def _rectified(
-        self, match: LayerMatch, found: Fit, second: Array, pending: Collection[ir.Node], again: Refit
+        self,
+        match: LayerMatch,
+        look: Look,
+        found: Fit,
+        second: Array,
+        pending: Collection[ir.Node],
+        again: Refit,
     ) -> Fit:
         """The fit carried on with what the activation behind the layer forgives; `second` is all rows' xx."""
         act = activation(match)
@@ -239,9 +251,10 @@ class Fitter:
             return found
         for _ in range(ROUNDS):
             bias = found.chain.bias if centred(match) else None
-            wanted = aim(act, dense_rows(found.chain, match.layer), bias)
-            train, held = self._observed(match, pending, wanted)
-            both = merged(train, held)
+            aim = Aim(act, dense_rows(found.chain, match.layer), bias)
+            both = look.aimed(aim)
+            if both is None:
+                both = merged(*self._look(match, pending, aim).halves())
             found = again(found, match.layer, replace(both, xx=second), centred=centred(match))
         return found
 

@@ -33,42 +33,60 @@ def output_sizes(layer: Layer, x: Array) -> tuple[int, ...]:
 
 
 def conv_rows(layer: Layer, x: Array, at: Positions) -> Array:
-    """Rows [groups, N P, S/groups K] of an input [N, S, *spatial] at the output positions `at`.
+    """Rows [groups, N P, K S/groups] of an input [N, S, *spatial] at the output positions `at`.
 
-    The features lie as those of `layer.weight.reshape(T, -1)` do.
+    The channels of one kernel position lie together, as they are read: `kernel_first` says which number of
+    the weight each feature belongs to.
     """
+    n, s, *spatial = x.shape
+    total, groups = math.prod(spatial), layer.groups
+    places = _input_places(layer, x, at)  # [P, K], `total` where the kernel reaches over an edge
+    flat = x.reshape(n, s, total)
+    if 2 * places.size < total:
+        found = flat.take(np.minimum(places, total - 1).reshape(-1), axis=2).swapaxes(1, 2)
+        rows = np.where((places < total).reshape(-1, 1), found, np.zeros((), x.dtype))
+    else:
+        padded = np.zeros((n, total + 1, s), x.dtype)
+        padded[:, :total] = flat.swapaxes(1, 2)
+        rows = padded.take(places.reshape(-1), axis=1)
+    p, k = places.shape
+    rows = rows.reshape(n, p, k, groups, s // groups).transpose(3, 0, 1, 2, 4)
+    return rows.reshape(groups, n * p, k * (s // groups))
+
+
+def kernel_first(layer: Layer) -> Array:
+    """Of each feature of `conv_rows`, its place in a row of `layer.weight.reshape(T, -1)`, int [D]."""
+    k = math.prod(layer.kernel)
+    return np.arange(layer.weight[0].size).reshape(-1, k).T.reshape(-1)
+
+
+def _input_places(layer: Layer, x: Array, at: Positions) -> Array:
+    """Where each kernel position [K] reads at each output position [P]: flat places of the spatial axes."""
     spec = layer.conv
     assert spec is not None
-    begins = pad_begins(layer, x)
-    n, s = x.shape[:2]
-    d = spec.spatial_rank
-    p = len(at[0]) if d else 1
-    columns = []
-    for offset in np.ndindex(*layer.kernel):
-        index, valid = [], np.ones(p, bool)
-        for axis in range(d):
-            size = x.shape[2 + axis]
-            if spec.transposed:
-                # output o receives kernel k from input i where o + pad = i stride + k dilation
-                place = at[axis] + begins[axis] - offset[axis] * spec.dilations[axis]
-                valid &= place % spec.strides[axis] == 0
-                place = place // spec.strides[axis]
-            else:
-                place = at[axis] * spec.strides[axis] + offset[axis] * spec.dilations[axis] - begins[axis]
-            valid &= (place >= 0) & (place < size)
-            index.append(np.clip(place, 0, size - 1))
-        column = x[(slice(None), slice(None), *index)]
-        columns.append(np.where(valid, column, np.zeros((), x.dtype)) if not valid.all() else column)
-    stacked = np.stack(columns, axis=-1)  # [N, S, P, K]
-    g = spec.groups
-    rows = stacked.reshape(n, g, s // g, p, len(columns)).transpose(1, 0, 3, 2, 4)
-    return rows.reshape(g, n * p, s // g * len(columns))
+    begins, d = pad_begins(layer, x), spec.spatial_rank
+    offsets = np.indices(layer.kernel).reshape(d, -1)
+    flat = np.zeros((len(at[0]) if d else 1, offsets.shape[1]), np.intp)
+    valid = np.ones(flat.shape, bool)
+    for axis in range(d):
+        size, reach = x.shape[2 + axis], offsets[axis] * spec.dilations[axis]
+        if spec.transposed:
+            # output o receives kernel k from input i where o + pad = i stride + k dilation
+            place = at[axis][:, None] + begins[axis] - reach
+            valid &= place % spec.strides[axis] == 0
+            place = place // spec.strides[axis]
+        else:
+            place = at[axis][:, None] * spec.strides[axis] + reach - begins[axis]
+        valid &= (place >= 0) & (place < size)
+        flat = flat * size + place
+    return np.where(valid, flat, math.prod(x.shape[2:]))
 
 
 def at_positions(y: Array, at: Positions) -> Array:
     """The rows [N P, T] of an activation [N, T, *spatial] at the positions that `conv_rows` was given."""
-    picked = y[(slice(None), slice(None), *at)]  # type: ignore[arg-type]
-    return np.asarray(picked.swapaxes(1, 2).reshape(-1, y.shape[1]))
+    n, t, *spatial = y.shape
+    flat = np.ravel_multi_index(at, tuple(spatial))
+    return np.asarray(y.reshape(n, t, -1).take(flat, axis=2).swapaxes(1, 2).reshape(-1, t))
 
 
 def pad_begins(layer: Layer, x: Array) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ from above by one without weights but with the wanted value p + s² (t - p) (maj
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +22,6 @@ from onnxdecomp.calibration.residual import branch
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.attributes import attribute
 from onnxdecomp.layers.adapter import LayerMatch
-
-Aim = Callable[[Array, Array, Array | None], Array]
-"""From rows [g, n, D], wanted outputs [n, T] and what is added before the activation, [n, T] or None: the
-outputs to be wanted instead."""
 
 
 @dataclass(frozen=True)
@@ -66,22 +61,32 @@ def activation(match: LayerMatch) -> Activation | None:
     return None
 
 
-def aim(act: Activation, weight: Array, bias: Array | None) -> Aim:
-    """What to want where the weight [g, T/g, D] and the bias [T] give what they give."""
-    weight = weight.astype(np.float32)
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """What to want where a weight [g, T/g, D] and a bias [T] give what they give.
 
-    def wanted(rows: Array, meant: Array, added: Array | None) -> Array:
-        outputs = rows @ weight.swapaxes(1, 2).astype(rows.dtype)  # [g, n, T/g]
-        fitted = outputs.swapaxes(0, 1).reshape(rows.shape[1], weight.shape[0] * weight.shape[1])
-        if bias is not None:
-            fitted = fitted + bias.astype(rows.dtype)
-        offset = 0.0 if added is None else added
+    Attributes:
+        activation: What stands behind the layer.
+        weight, bias: Of the fit before.
+    """
+
+    activation: Activation
+    weight: Array
+    bias: Array | None
+
+    def wanted(self, fitted: Array, meant: Array, added: Array | None) -> Array:
+        """The outputs to be wanted.
+
+        Args:
+            fitted: What the weight makes of the rows, with the bias, [n, T].
+            meant: The outputs that were wanted, [n, T].
+            added: What is added before the activation, [n, T] or None.
+        """
+        act, offset = self.activation, 0.0 if added is None else added
         p, t = fitted + offset, meant + offset
         far = np.abs(p - t) > 1e-6 * np.abs(t)
         secant = np.divide(act(p) - act(t), p - t, out=np.ones_like(p), where=far)
         return np.asarray(fitted + np.square(secant) * (meant - fitted))
-
-    return wanted
 
 
 def _bound(node: ir.Node, index: int, name: str) -> float | None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxdecomp.calibration.im2col import Positions, at_positions, conv_rows, draw_positions, output_sizes
+from onnxdecomp.calibration.im2col import (
+    Positions,
+    at_positions,
+    conv_rows,
+    draw_positions,
+    kernel_first,
+    output_sizes,
+)
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.fitting.moments import Gatherer, Moments, features
@@ -54,18 +61,24 @@ class Places:
 
 
 class RowGatherer:
-    """Gathers a layer's rows, some batches apart from the others."""
+    """Gathers a layer's rows, some batches apart from the others.
 
-    def __init__(self, match: LayerMatch, draw: Draw, *, second: bool = True) -> None:
+    Without `second` the second moments of the rows are left out; without `outputs` what the layer itself
+    makes of them is wanted, which follows from the moments of the rows.
+    """
+
+    def __init__(self, match: LayerMatch, draw: Draw, *, second: bool = True, outputs: bool = True) -> None:
         layer = match.layer
         self._site, self._layer, self._mask = match, layer, draw.mask
         self._rng = np.random.default_rng((draw.seed, 1))
         self._holds_out = draw.holds_out
         wanted = max(draw.rows, 24 * features(layer))
         self._per_feed = math.ceil(wanted / max(1, draw.samples))
-        sizes = (layer.groups, layer.outputs, features(layer))
+        self._outputs = outputs
+        sizes = (layer.groups, layer.outputs if outputs else 0, features(layer))
         self._parts = [Gatherer(*sizes, second=second), Gatherer(*sizes, second=second)]
-        self._weight = as_rows(layer.weight, layer).astype(layer.weight.dtype)
+        self._order = None if layer.conv is None else kernel_first(layer)
+        self._weight = self._as_seen(as_rows(layer.weight, layer).astype(layer.weight.dtype))
         self._bias = layer.bias if match.adapter.takes_bias(layer) else None
 
     def places(self, x: Array, feed: Feed) -> Iterator[Places]:
@@ -93,7 +106,7 @@ class RowGatherer:
             yield tuple(axis[start : start + step] for axis in at)
 
     def rows(self, x: Array, at: Places) -> Array:
-        """Rows [g, n, D] of an activation at these places."""
+        """Rows [g, n, D] of an activation at these places; those of convolutions lie as `conv_rows` says."""
         if self._layer.conv is not None:
             found = conv_rows(self._layer, x, at.positions)
             found = found if at.real is None else found[:, at.real]
@@ -117,14 +130,39 @@ class RowGatherer:
 
     def wanted(self, rows: Array) -> Array:
         """What the layer itself makes of rows, [n, T]."""
-        y: Array = rows @ self._weight.swapaxes(1, 2)  # [g, n, T/g]
-        y = y.swapaxes(0, 1).reshape(rows.shape[1], self._layer.outputs)
-        return y if self._bias is None else y + self._bias
+        return self._made(rows, self._weight, self._bias)
 
-    def add(self, index: int, rows: Array, wanted: Array) -> None:
+    def made(self, rows: Array, weight: Array, bias: Array | None) -> Array:
+        """What another weight [g, T/g, D] and a bias make of rows, [n, T]."""
+        bias = None if bias is None else bias.astype(rows.dtype)
+        return self._made(rows, self._as_seen(weight).astype(rows.dtype), bias)
+
+    def _made(self, rows: Array, weight: Array, bias: Array | None) -> Array:
+        y: Array = rows @ weight.swapaxes(1, 2)  # [g, n, T/g]
+        y = y.swapaxes(0, 1).reshape(rows.shape[1], self._layer.outputs)
+        return y if bias is None else y + bias
+
+    def _as_seen(self, weight: Array) -> Array:
+        """A weight [g, T/g, D] with its features as they lie in rows."""
+        return weight if self._order is None else weight[:, :, self._order]
+
+    def add(self, index: int, rows: Array, wanted: Array | None = None) -> None:
+        """Rows of a batch, and what should be made of them where that was asked for."""
+        if wanted is None:
+            wanted = np.zeros((rows.shape[1], 0), rows.dtype)
         self._parts[self._holds_out(index)].add(rows, wanted)
 
     def halves(self) -> tuple[Moments, Moments | None]:
-        train, held = (part.moments() for part in self._parts)
+        train, held = (self._as_stored(part.moments()) for part in self._parts)
         # Rows that only batches held out have are better fitted to than none.
         return (train, held if held.count else None) if train.count else (held, None)
+
+    def _as_stored(self, moments: Moments) -> Moments:
+        """The moments with their features as they lie in the layer's weight."""
+        if not self._outputs:
+            moments = moments.of_layer(self._weight, self._bias)
+        if self._order is None:
+            return moments
+        at = np.argsort(self._order)
+        xx = moments.xx[:, at[:, None], at] if moments.xx.size else moments.xx
+        return replace(moments, xx=xx, yx=moments.yx[:, :, at], x=moments.x[:, at])

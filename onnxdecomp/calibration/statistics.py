@@ -17,11 +17,9 @@ import onnx_ir as ir
 
 from onnxdecomp.calibration.activation_cache import HELD, Window
 from onnxdecomp.calibration.activations import open_observer
+from onnxdecomp.calibration.look import Look, Reference
 from onnxdecomp.calibration.nonlinearity import Aim
-from onnxdecomp.calibration.pinned_values import loose
-from onnxdecomp.calibration.residual import branch
 from onnxdecomp.calibration.row_gatherer import Draw, RowGatherer
-from onnxdecomp.core.layer import Array
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.fitting.fit import SHRINKAGES
@@ -165,41 +163,6 @@ def window(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """A layer as it was in the original, where a cut has left less of it.
-
-    Attributes:
-        match: The layer in the original.
-        outputs: Which of its outputs are left, int [T'], or what they are mapped by, float [T', T]; None:
-            they are as they were.
-    """
-
-    match: LayerMatch
-    outputs: Array | None = None
-
-    def left(self, outputs: Array) -> Array:
-        """What is left of outputs [n, T] of the original."""
-        if self.outputs is None:
-            return outputs
-        if self.outputs.ndim == 2:
-            return np.asarray(outputs @ self.outputs.T.astype(outputs.dtype))
-        return np.asarray(outputs[:, self.outputs])
-
-    def then(self, outputs: Array) -> Reference:
-        """The same after one more change, of what is left by now."""
-        first = self.outputs
-        if first is None:
-            return Reference(self.match, outputs)
-        if outputs.ndim == 1:
-            return Reference(self.match, first[outputs])
-        if first.ndim == 2:
-            return Reference(self.match, outputs @ first)
-        whole = np.zeros((len(outputs), self.match.layer.outputs))
-        whole[:, first] = outputs
-        return Reference(self.match, whole)
-
-
 def observe(
     match: LayerMatch,
     now: Window,
@@ -244,70 +207,30 @@ def observe_together(
     """
     known = references or [None] * len(matched)
     looks = [
-        _Look(match, own, calibration, aim, alone=alone) for match, own in zip(matched, known, strict=True)
+        Look(match, own, draw_of(calibration), aim, alone=alone)
+        for match, own in zip(matched, known, strict=True)
     ]
+    look_at(looks, now, original, calibration, pending)
+    return [look.halves() for look in looks]
+
+
+@np.errstate(over="ignore", invalid="ignore")  # Moments.finite tells
+def look_at(
+    looks: Sequence[Look],
+    now: Window,
+    original: Window,
+    calibration: Calibration,
+    pending: Collection[ir.Node] = (),
+) -> None:
+    """Show each of the looks what it asks for, in a single walk over the inputs."""
     names = [name for look in looks for name in look.names]
-    windows = zip(now.advance(names, pending), original.advance(names), strict=True)
+    originals = [name for look in looks for name in look.original_names]
+    windows = zip(now.advance(names, pending), original.advance(originals), strict=True)
     for index, ((looked, meant), feed) in enumerate(zip(windows, mask_feeds(calibration), strict=False)):
-        values = iter(zip(looked, meant, strict=True))
+        seen, should = iter(looked), iter(meant)
         for look in looks:
-            own = list(itertools.islice(values, len(look.names)))
-            look.add(index, [one for one, _ in own], [two for _, two in own], feed)
-    return [look.gather.halves() for look in looks]
-
-
-class _Look:
-    """What is gathered of one layer: rows of one model, and what the original makes of its own."""
-
-    def __init__(
-        self,
-        match: LayerMatch,
-        reference: Reference | None,
-        calibration: Calibration,
-        aim: Aim | None,
-        *,
-        alone: bool,
-    ) -> None:
-        self._other = None if alone else branch(match)
-        self._match, self._reference, self._aim = match, reference, aim
-        self.names = [match.x.name or ""]
-        if self._other is not None:
-            self.names.append(self._other.name or "")
-        self.gather = RowGatherer(match, draw_of(calibration), second=aim is None)
-        self._original = self.gather
-        if reference is not None:
-            self._original = RowGatherer(reference.match, draw_of(calibration), second=False)
-        self._apart = loose(match.x) or (self._other is not None and loose(self._other))
-
-    def add(self, index: int, looked: Sequence[Array], meant: Sequence[Array], feed: Feed) -> None:
-        """The values of `names` in both models for one batch."""
-        gather, reference = self.gather, self._reference
-        # Rows that are no counterparts, chosen by other scores or drawn anew, say nothing about each other.
-        unlike = self._apart or any(
-            self._positions(one) != self._positions(two) for one, two in zip(looked, meant, strict=True)
-        )
-        if unlike and reference is not None:
-            return
-        seen = meant if unlike else looked
-        for at in gather.places(seen[0], feed):
-            rows, wanted = gather.rows(seen[0], at), self._original.wanted(self._original.rows(meant[0], at))
-            wanted = wanted if reference is None else reference.left(wanted)
-            added = None
-            if self._other is not None:
-                # The branch may be the layer's own input, which is then tapped once.
-                added, then = gather.outputs(seen[-1], at), gather.outputs(meant[-1], at)
-                wanted = wanted + (then if reference is None else reference.left(then)) - added
-            if self._aim is not None:
-                wanted = self._aim(rows, wanted, added)
-            gather.add(index, rows, wanted)
-
-    def _positions(self, x: Array) -> tuple[int, ...]:
-        """The shape without the axis of the features, whose number a cut changes."""
-        if self._reference is None:
-            return x.shape
-        if self._match.layer.conv is not None:
-            return (*x.shape[:1], *x.shape[2:])
-        return self._match.adapter.rows(x).shape[:-1]
+            own = list(itertools.islice(seen, len(look.names)))
+            look.add(index, own, list(itertools.islice(should, len(look.original_names))), feed)
 
 
 def mask_feeds(calibration: Calibration) -> Iterator[Feed]:
@@ -325,14 +248,13 @@ def observe_unchanged(
     names = [match.x.name or "" for match in matched]
     observer = open_observer(model, names, provider=calibration.provider, threads=calibration.threads)
     place = {name: index for index, name in enumerate(observer.names)}
-    gathers = [RowGatherer(match, draw_of(calibration)) for match in matched]
+    gathers = [RowGatherer(match, draw_of(calibration), outputs=False) for match in matched]
     for index, feed in enumerate(calibration.feeds.batches(calibration.batch)):
         seen = observer.run(feed)
         for name, gather in zip(names, gathers, strict=True):
             x = seen[place[name]]
             for at in gather.places(x, feed):
-                rows = gather.rows(x, at)
-                gather.add(index, rows, gather.wanted(rows))
+                gather.add(index, gather.rows(x, at))
     return [gather.halves() for gather in gathers]
 
 

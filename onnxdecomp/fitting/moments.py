@@ -45,6 +45,18 @@ class Moments:
             sums = [self.x.sum(), self.y.sum(), self.yy.sum(), np.einsum("gdd->", self.xx), self.yx.sum()]
         return bool(np.isfinite(sums).all())
 
+    def of_layer(self, weight: Array, bias: Array | None) -> Moments:
+        """The same rows where a weight [g, T/g, D] and a bias [T] make what is wanted of them."""
+        weight = weight.astype(np.float64)
+        yx, y = weight @ self.xx, np.einsum("gtd,gd->gt", weight, self.x)
+        yy = np.einsum("gtd,gtd->gt", yx, weight)
+        if bias is not None:
+            own = bias.astype(np.float64).reshape(y.shape)
+            yx = yx + own[:, :, None] * self.x[:, None, :]
+            yy = yy + 2 * own * y + self.count * own**2
+            y = y + self.count * own
+        return Moments(self.count, self.xx, yx, self.x, y.reshape(-1), yy.reshape(-1))
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(
             self.count + other.count,

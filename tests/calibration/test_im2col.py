@@ -12,7 +12,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnxdecomp.calibration.im2col import at_positions, conv_rows, draw_positions, output_sizes, pad_begins
+from onnxdecomp.calibration.im2col import (
+    at_positions,
+    conv_rows,
+    draw_positions,
+    kernel_first,
+    output_sizes,
+    pad_begins,
+)
 from onnxdecomp.core.layer import Array, ConvSpec, Layer
 from onnxdecomp.fitting.quadratic_loss import as_rows
 from onnxdecomp.layers.find import find
@@ -29,7 +36,8 @@ def layer_of(case: Case) -> Layer:
 
 def computed(layer: Layer, rows: Array) -> Array:
     """W x + b of every row, [n, T]."""
-    y = rows @ as_rows(layer.weight, layer).swapaxes(1, 2)
+    weight = as_rows(layer.weight, layer)[:, :, kernel_first(layer)]
+    y = rows @ weight.swapaxes(1, 2)
     flat: Array = y.swapaxes(0, 1).reshape(rows.shape[1], -1)
     return flat if layer.bias is None else flat + layer.bias
 

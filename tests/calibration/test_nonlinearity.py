@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from onnxdecomp.calibration.nonlinearity import Activation, activation, aim
+from onnxdecomp.calibration.nonlinearity import Activation, Aim, activation
 from onnxdecomp.core.layer import Array
 from tests.builders.feeds import normal
 from tests.builders.graphs import conv, from_x, loaded, match_of
@@ -72,7 +72,7 @@ def test_a_fit_to_what_is_wanted_instead_is_never_worse_behind_the_activation(
     rows, weight, bias = rng.normal(size=(1, 40, 3)), rng.normal(size=(1, 5, 3)), rng.normal(size=5)
     meant = rng.normal(size=(40, 5))
     added = rng.normal(size=(40, 5)) if branched else None
-    wanted = aim(act, weight, bias)(rows, meant, added)
+    wanted = Aim(act, weight, bias).wanted(rows[0] @ weight[0].T + bias, meant, added)
 
     def behind(bias: Array, weight: Array) -> float:
         fitted = rows[0] @ weight.T + bias + (0 if added is None else added)
@@ -85,9 +85,8 @@ def test_a_fit_to_what_is_wanted_instead_is_never_worse_behind_the_activation(
 
 
 def test_nothing_is_wanted_where_both_are_cut_off() -> None:
-    rows = np.ones((1, 3, 1))
     meant = np.array([[-1.0], [2.0], [-3.0]])
-    wanted = aim(Activation(), np.full((1, 1, 1), -2.0), None)(rows, meant, None)
+    wanted = Aim(Activation(), np.full((1, 1, 1), -2.0), None).wanted(np.full((3, 1), -2.0), meant, None)
     # The fitted value is -2: as good as -1 and -3; 2 is out of reach of a half step.
     assert wanted[0, 0] == -2
     assert wanted[2, 0] == -2
@@ -98,4 +97,4 @@ def test_a_fit_that_is_right_stays() -> None:
     rows = np.arange(6.0).reshape(1, 3, 2)
     weight = np.array([[[1.0, -1.0]]])
     meant = rows[0] @ weight[0].T
-    np.testing.assert_array_equal(aim(Activation(), weight, None)(rows, meant, None), meant)
+    np.testing.assert_array_equal(Aim(Activation(), weight, None).wanted(meant, meant, None), meant)

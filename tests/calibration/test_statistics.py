@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from onnxdecomp.calibration.im2col import conv_rows, draw_positions, output_sizes
+from onnxdecomp.calibration.im2col import conv_rows, draw_positions, kernel_first, output_sizes
 from onnxdecomp.calibration.residual import branch
 from onnxdecomp.calibration.statistics import (
     Calibration,
@@ -60,7 +60,8 @@ def check(found: Moments, rows: Array, wanted: Array) -> None:
 
 def every_row(match: LayerMatch, x: Array) -> Array:
     sizes = output_sizes(match.layer, x)
-    return conv_rows(match.layer, x, draw_positions(sizes, 10**6, np.random.default_rng(0)))
+    rows = conv_rows(match.layer, x, draw_positions(sizes, 10**6, np.random.default_rng(0)))
+    return np.asarray(rows[:, :, np.argsort(kernel_first(match.layer))])
 
 
 def pixels(y: Array) -> Array:
