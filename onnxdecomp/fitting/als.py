@@ -1,8 +1,8 @@
 """Alternating least squares in the metric of a problem, for the factors of any chain.
 
 The loss is a quadratic in each factor while the others stand. The last factor's normal equations are small
-and are solved; the others take some steps of conjugate gradients (Hestenes and Stiefel 1952), which never
-form them. The loss never rises.
+and are solved, together with the factor before it where the last one mixes channels only; the others take
+some steps of conjugate gradients (Hestenes and Stiefel 1952), which never form them. The loss never rises.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ import numpy as np
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
 from onnxdecomp.core.steps import Step, WeightedStep
+from onnxdecomp.fitting.curvature import preconditioner
 from onnxdecomp.fitting.quadratic_loss import Problem, solved_positive
 
 ITERATIONS = 12
 """Of conjugate gradients for one factor in one sweep."""
+
+_EXACT, _NEAR = 1e-10, 1e-2
+"""Of the squared residual: what is left of it where iterations end, and where they do with a preconditioner,
+which measures it by what it adds to the loss. The other factors then move, too."""
 
 _WORK, _FEWEST = 3e10, 2
 """Multiplications of a sweep within the chain, about, and iterations that are always done.
@@ -51,13 +56,28 @@ def alternate(
     loss = problem.loss(responses.dense(steps))
     for _ in range(sweeps):
         before = loss
-        for index in weighted[:-1]:
-            steps[index] = _improved(steps, index, responses, iterations)
-        steps[weighted[-1]] = _last(steps, weighted[-1], responses)
+        _sweep(steps, weighted, responses, iterations)
         loss = problem.loss(responses.dense(steps))
         if before - loss <= tolerance * before:
             break
     return replace(chain, steps=tuple(steps))
+
+
+def _sweep(steps: list[Step], weighted: Sequence[int], responses: _Responses, iterations: int) -> None:
+    """Every factor anew, in place."""
+    *others, last = weighted
+    both = None
+    if others and others[-1] == last - 1 == len(steps) - 2:
+        for index in others[:-1]:
+            steps[index] = _improved(steps, index, responses, iterations)
+        both = _pair(steps, responses)
+        others = others[-1:]
+    if both is not None:
+        steps[-2:] = both
+        return
+    for index in others:
+        steps[index] = _improved(steps, index, responses, iterations)
+    steps[last] = _last(steps, last, responses)
 
 
 def solve_last(chain: Chain, problem: Problem) -> Chain:
@@ -125,12 +145,15 @@ def _improved(steps: Sequence[Step], index: int, responses: _Responses, iteratio
             z = steps[position].adjoint(z, seen[position].shape)
         return step.weight_gradient(x, z)
 
+    known = preconditioner(step, x, after, problem.second)
+    divided, enough = (known, _NEAR) if known else (_itself, _EXACT)
     weight, single = np.array(step.weight), problem.single
     residual = -adjoint(problem.gradient(responses.rows(seen[-1])))
-    direction, size = residual, float(np.vdot(residual, residual))
+    direction = divided(residual)
+    size = float(np.vdot(residual, direction))
     first = size
     for _ in range(iterations):
-        if size <= 1e-10 * first or size == 0:
+        if size <= enough * first or size == 0:
             break
         # The direction's rounding is made up for: the next sweep starts from the exact gradient.
         curved = adjoint((forward(direction).astype(single.dtype) @ single).astype(np.float64))
@@ -140,29 +163,67 @@ def _improved(steps: Sequence[Step], index: int, responses: _Responses, iteratio
         length = size / curvature
         weight += length * direction
         residual = residual - length * curved
-        previous, size = size, float(np.vdot(residual, residual))
-        direction = residual + size / previous * direction
+        scaled = divided(residual)
+        previous, size = size, float(np.vdot(residual, scaled))
+        direction = scaled + size / previous * direction
     return step.with_weight(weight)
+
+
+def _itself(gradient: Array) -> Array:
+    return gradient
 
 
 def _last(steps: Sequence[Step], index: int, responses: _Responses) -> Step:
     """The best last factor, by normal equations; they are small where its outputs are found one by one."""
     step = steps[index]
     assert isinstance(step, WeightedStep)
-    problem = responses.problem
     rows = step.rows()
     if index != len(steps) - 1 or rows is None or len(rows) != responses.groups:
         return _improved(steps, index, responses)
+    normal, right = _normal_equations(steps, index, responses)
+    return step.with_rows(_solved(normal, right))
+
+
+def _pair(steps: Sequence[Step], responses: _Responses) -> tuple[Step, Step] | None:
+    """The best two last factors where the last one mixes channels and nothing else; None where it does not.
+
+    Reduced-rank regression (Izenman 1975) on what the first of the two reads.
+    """
+    first, last = steps[-2:]
+    if not isinstance(first, WeightedStep) or not isinstance(last, WeightedStep):
+        return None
+    inner, outer = first.rows(), last.rows()
+    if inner is None or outer is None or not len(inner) == len(outer) == responses.groups:
+        return None
+    rank = inner.shape[1]
+    if outer.shape[2] != rank or rank > min(outer.shape[1], inner.shape[2]):
+        return None
+    normal, right = _normal_equations(steps, len(steps) - 2, responses)
+    best = _solved(normal, right)
+    spread = best @ normal @ best.swapaxes(1, 2)
+    basis = np.linalg.eigh((spread + spread.swapaxes(1, 2)) / 2)[1][:, :, : -rank - 1 : -1]
+    return first.with_rows(basis.swapaxes(1, 2) @ best), last.with_rows(basis)
+
+
+def _normal_equations(steps: Sequence[Step], index: int, responses: _Responses) -> tuple[Array, Array]:
+    """Of the factor at `index`, were it the last: [g, q, q] and [g, T/g, q]."""
+    step, problem = steps[index], responses.problem
+    assert isinstance(step, WeightedStep)
+    rows = step.rows()
+    assert rows is not None
     x = responses.impulse
-    for earlier in steps[:-1]:
+    for earlier in steps[:index]:
         x = earlier.forward(x)
     # What each number of a row adds to a row of the dense weight: the response of a factor of unit rows.
     units = step.with_rows(np.tile(np.eye(rows.shape[2]), (len(rows), 1, 1)))
     basis = responses.rows(units.forward(x), rows.shape[2])  # [g, q, D]
-    normal = basis @ problem.second @ basis.swapaxes(1, 2)
-    right = problem.cross @ basis.swapaxes(1, 2)  # [g, T/g, q]
+    turned = basis.swapaxes(1, 2)
+    return basis @ problem.second @ turned, problem.cross @ turned
+
+
+def _solved(normal: Array, right: Array) -> Array:
     solved = []
     for n, r in zip(normal, right, strict=True):
         ridge = 1e-12 * float(np.trace(n)) / len(n)
         solved.append(solved_positive(n + (ridge or 1.0) * np.eye(len(n)), r.T).T)
-    return step.with_rows(np.stack(solved))
+    return np.stack(solved)

@@ -20,6 +20,12 @@ SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The strengths that held-out samples choose among (see `problem`)."""
 
 
+SWEEPS = 6
+"""Rounds of the alternation over all factors, at most."""
+
+_PAST = 1.005
+"""Strengths beyond one that is worse by this factor than a smaller one are not tried."""
+
 _FEW = 6
 """Iterations where fits are only compared with each other."""
 
@@ -52,7 +58,7 @@ def fit(
     held_out: Moments | None = None,
     *,
     seed: int = 0,
-    sweeps: int = 12,
+    sweeps: int = SWEEPS,
     shrinkages: Sequence[float] = SHRINKAGES,
     centred: bool = True,
 ) -> Fit:
@@ -73,7 +79,7 @@ def fit(
     """
     weight = as_rows(layer.weight, layer)
     plain = plain_start(method, layer, ranks, weight, seed)
-    strength, outside = shrinkages[0], None
+    strength, outside, best = shrinkages[0], None, None
 
     def improved(moments: Moments, shrinkage: float, start: Chain | None, sweeps: int) -> Chain:
         # What is solved on the way may be as large as a vocabulary, and is let go of.
@@ -89,10 +95,12 @@ def fit(
             chain = improved(train, candidate, chain, 1)
             found = judge.relative(dense_rows(chain, layer))
             if outside is None or found < outside:
-                strength, outside = candidate, found
+                strength, outside, best = candidate, found, chain
+            elif found > _PAST * outside:
+                break
         del judge
     everything = merged(train, held_out)
-    fitted = improved(everything, strength, None, sweeps)
+    fitted = improved(everything, strength, best, sweeps)
     judged = problem(everything, weight, centred=centred)
     return better_of(fitted, plain, layer, judged, strength, outside, centred=centred)
 

@@ -12,10 +12,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxdecomp.calibration.im2col import conv_rows, draw_positions, kernel_first, output_sizes
+from onnxdecomp.calibration.look import Look
+from onnxdecomp.calibration.nonlinearity import Activation, Aim
 from onnxdecomp.calibration.residual import branch
 from onnxdecomp.calibration.statistics import (
     Calibration,
     centred,
+    draw,
+    look_at,
     observe,
     observe_unchanged,
     unobservable,
@@ -211,6 +215,28 @@ def test_a_recurrent_layers_input_projection() -> None:
     found = merged(*observed(match, model, model, calibration(feeds, stackable=False)))
     rows = np.concatenate([feed["x"].reshape(-1, 5) for feed in feeds])
     check(found, rows[None], rows @ normal(2, 9, 5).reshape(18, 5).T)
+
+
+@pytest.mark.parametrize("name", ["stem", "second"])
+def test_rows_that_are_held_give_what_another_look_would(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a layer behind a branch, too; where rows take too much, none are held."""
+    original, now = loaded(residual()), loaded(residual("stem"))
+    match = match_of(now, name)
+    weight = as_rows(match.layer.weight, match.layer) + 0.1
+    aim = Aim(Activation(), weight, match.layer.bias)
+    settings = calibration(FEEDS)
+    windows = window(now, settings), window(original, settings)
+    look = Look(match, None, draw(settings), hold=True)
+    look_at([look], *windows, settings)
+    found = look.aimed(aim)
+    assert found is not None
+    expected = merged(*observe(match, *windows, settings, aim=aim))
+    np.testing.assert_allclose(found.yx, expected.yx, rtol=1e-9)
+    assert np.any(np.abs(found.yx - merged(*look.halves()).yx) > 1e-3)
+    monkeypatch.setattr("onnxdecomp.calibration.look._HELD", 10)
+    look = Look(match, None, draw(settings), hold=True)
+    look_at([look], *windows, settings)
+    assert look.aimed(aim) is None
 
 
 def test_half_precision_is_observed_in_float32() -> None:

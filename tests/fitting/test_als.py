@@ -148,8 +148,8 @@ def test_few_numbers_are_met_by_conjugate_gradients() -> None:
 
 
 def test_it_ends_when_nothing_is_gained() -> None:
-    layer = LAYERS["linear"]
-    posed, chain = posed_for(layer), at_half(get("svd"), LAYERS["linear"])
+    layer = LAYERS["conv2d"]
+    posed, chain = posed_for(layer), at_half(get("spatial"), layer)
     once = alternate(chain, posed, sweeps=1)
     ended = alternate(chain, posed, sweeps=9, tolerance=1.0)
     assert loss_of(ended, layer, posed) == loss_of(once, layer, posed)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.moments import Gatherer, Moments, features
-from tests.builders.moments import LAYERS
+from onnxdecomp.fitting.quadratic_loss import as_rows
+from tests.builders.moments import LAYERS, correlated, gathered
 
 FEW = settings(max_examples=30)
 
@@ -93,3 +94,13 @@ def test_the_length_of_a_row() -> None:
     assert found["conv2d grouped"] == 4 * 3 * 2
     assert found["transposed"] == 8 * 3 * 3
     assert found["linear"] == 18
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_what_a_layer_makes_follows_from_the_moments_of_its_rows(kind: str) -> None:
+    layer = LAYERS[kind]
+    rows = correlated(layer, 60)
+    alone = Gatherer(layer.groups, 0, features(layer))
+    alone.add(rows, np.zeros((60, 0)))
+    found = alone.moments().of_layer(as_rows(layer.weight, layer), layer.bias)
+    check_equal(found, gathered(layer, rows))
