@@ -105,6 +105,7 @@ class Fitter:
             seed=seed,
             shrinkages=self.calibration.shrinkages,
             centred=centred(match),
+            sweeps=self.calibration.sweeps,
         )
         return self._rectified(match, look, found, _second(halves), pending, refit)
 

@@ -33,7 +33,7 @@ class Draw:
 
     Attributes:
         samples, batches: How many there are.
-        rows: At least so many are drawn where there are as many, and 24 per feature.
+        rows, per_feature: At least so many are drawn where there are as many, and so many per feature.
         held_out: The share of the batches that is held out.
         seed: Of the positions.
         mask: Which positions are padding.
@@ -45,6 +45,7 @@ class Draw:
     held_out: float
     seed: int
     mask: Mask | None
+    per_feature: int = 24
 
     def holds_out(self, index: int) -> bool:
         """Whether the batch at this place is held out."""
@@ -72,7 +73,7 @@ class RowGatherer:
         self._site, self._layer, self._mask = match, layer, draw.mask
         self._rng = np.random.default_rng((draw.seed, 1))
         self._holds_out = draw.holds_out
-        wanted = max(draw.rows, 24 * features(layer))
+        wanted = max(draw.rows, draw.per_feature * features(layer))
         self._per_feed = math.ceil(wanted / max(1, draw.samples))
         self._outputs = outputs
         sizes = (layer.groups, layer.outputs if outputs else 0, features(layer))

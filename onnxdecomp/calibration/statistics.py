@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,9 +20,11 @@ from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.calibration.look import Look, Reference
 from onnxdecomp.calibration.nonlinearity import Aim
 from onnxdecomp.calibration.row_gatherer import Draw, RowGatherer
+from onnxdecomp.core.dense import dense_chain
+from onnxdecomp.core.steps import Shape
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.mask import Mask
-from onnxdecomp.fitting.fit import SHRINKAGES
+from onnxdecomp.fitting.fit import SHRINKAGES, SWEEPS
 from onnxdecomp.fitting.moments import Moments, features, needed
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.runtime.memory_budget import budget, gibibytes
@@ -37,11 +39,13 @@ class Calibration:
         feeds: Inputs of the model.
         synthetic: They are random numbers, for want of better ones.
         batch: Feeds stacked for one run, where the model's batch size is free.
-        rows: At least so many rows are drawn per layer where there are as many, and 24 per feature.
+        rows, per_feature: At least so many rows are drawn per layer where there are as many, and so many per
+            feature.
         held_out: The share of the batches that chooses the shrinkage.
         asymmetric: Fit to what layers see in the compressed model, else in the original.
         rectified: Spend nothing on what the activation behind a layer forgives.
         shrinkages: The strengths to choose among.
+        sweeps: Of the alternation of a fit, at most.
         provider, threads: Where the model is run.
         seed: Of the positions.
         mask: Which positions are padding: no rows are drawn from there.
@@ -51,10 +55,12 @@ class Calibration:
     synthetic: bool = False
     batch: int = 50
     rows: int = 32768
+    per_feature: int = 24
     held_out: float = 0.25
     asymmetric: bool = True
     rectified: bool = True
     shrinkages: tuple[float, ...] = SHRINKAGES
+    sweeps: int = SWEEPS
     provider: str = "cpu"
     threads: int = 0
     seed: int = 0
@@ -75,6 +81,16 @@ _MORE = 4
 """Times as much is spent where else there would be too few samples to tell one plan from another."""
 
 
+_FEWER_ROWS, _FEWER_PER_FEATURE = 2048, 8
+"""Rows of a layer where fits are only compared."""
+
+_SPREAD = 4
+"""A sample gives at most one row in so many positions."""
+
+_VARIED, _MANY, _WORK = 64, 256, 5e11
+"""Samples of a fit at least; and so many where running the model on them takes at most that many
+multiply-accumulates."""
+
 _BATCHES = 8
 """As many batches there are at least, where there are so many samples: of fewer none could be held out."""
 
@@ -93,6 +109,44 @@ def sized(calibration: Calibration, matched: Sequence[LayerMatch], largest: int 
     most = min(_HELD, budget() // _COPIES)
     batch = min(calibration.batch, max(1, most // largest), max(1, len(calibration.feeds) // _BATCHES))
     return replace(calibration, batch=batch)
+
+
+def bounded(
+    calibration: Calibration, matched: Sequence[LayerMatch], shapes: Mapping[tuple[str, str], Shape]
+) -> Calibration:
+    """The calibration with as many samples as its fits need rows, drawn evenly from all that there are.
+
+    Where every layer is applied at many positions of a sample, a part of them gives all rows that are drawn,
+    and to run the model on the others too would take most of the time.
+
+    Args:
+        calibration, matched: What is fitted, and to what.
+        shapes: Of the layers' inputs for one sample, by graph and name.
+    """
+    needed, macs = 0.0, 0
+    for match in matched:
+        shape = shapes.get((match.layer.graph, match.layer.name))
+        if shape is None or match.layer.conv is None:
+            return calibration  # one row of a sample may be all that there is
+        chain = dense_chain(match.layer)
+        positions = math.prod(chain.output_shape(shape)[2:])
+        rows = max(calibration.rows, calibration.per_feature * features(match.layer))
+        needed, macs = max(needed, rows * _SPREAD / max(1, positions)), macs + chain.macs(shape)
+    count = math.ceil(max(needed, _VARIED, min(_MANY, _WORK / max(1, macs))))
+    if count >= len(calibration.feeds):
+        return calibration
+    return replace(calibration, feeds=calibration.feeds.spread(count))
+
+
+def hasty(calibration: Calibration) -> Calibration:
+    """The calibration for fits that are only compared with each other: of fewer rows and in fewer rounds."""
+    return replace(
+        calibration,
+        rows=min(calibration.rows, _FEWER_ROWS),
+        per_feature=min(calibration.per_feature, _FEWER_PER_FEATURE),
+        shrinkages=calibration.shrinkages[1:-1] or calibration.shrinkages,
+        sweeps=1,
+    )
 
 
 def shortened(calibration: Calibration, macs: int, wanted: int = 0) -> Calibration:
@@ -279,5 +333,11 @@ def draw_of(calibration: Calibration) -> Draw:
     feeds = calibration.feeds
     batches = math.ceil(len(feeds) / calibration.batch) if feeds.stackable else len(feeds)
     return Draw(
-        len(feeds), batches, calibration.rows, calibration.held_out, calibration.seed, calibration.mask
+        len(feeds),
+        batches,
+        calibration.rows,
+        calibration.held_out,
+        calibration.seed,
+        calibration.mask,
+        calibration.per_feature,
     )

@@ -188,6 +188,11 @@ class Feeds:
         """The feeds behind the first `count`."""
         return self._picked(range(min(count, len(self)), len(self)))
 
+    def spread(self, count: int) -> Feeds:
+        """So many of the feeds, or all, evenly from the first on."""
+        most = len(self)
+        return self if count >= most else self._picked([k * most // count for k in range(count)])
+
     def halves(self) -> tuple[Feeds, Feeds]:
         """The feeds in two halves, two by two in turn: samples are often sorted, and some belong in pairs."""
         places = range(len(self))

@@ -10,7 +10,7 @@ from functools import cache, cached_property, partial
 import onnx_ir as ir
 
 from onnxdecomp.calibration.reachability import UNREACHED
-from onnxdecomp.calibration.statistics import Calibration, parted, shortened
+from onnxdecomp.calibration.statistics import Calibration, hasty, parted, shortened
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.core.names import some
 from onnxdecomp.core.patterns import names_of
@@ -108,6 +108,8 @@ def search_plan(
         progress=progress,
     )
     brief = shortened(parted(calibration)[0], weighed.work.macs, weighed.work.samples)
+    if not any(budget.on_loss for budget in budgets):  # plans are compared, and no error is judged
+        brief = hasty(brief)
     picker = _Picker(
         *(model, skips, weighed, [budget for budget in budgets if not budget.on_loss]),
         *(lambda plan: trial(plan, brief), Sizes(size, size, bytes_of(precision)), precision, stopwatch),

@@ -10,10 +10,11 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxdecomp.apply.apply_plan import carry_out
+from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.calibration.measured_shapes import largest_value, with_seen_shapes
 from onnxdecomp.calibration.random_set import synthetic
 from onnxdecomp.calibration.reachability import unreached
-from onnxdecomp.calibration.statistics import Calibration, sized
+from onnxdecomp.calibration.statistics import Calibration, bounded, sized
 from onnxdecomp.channels.channel import Channel, ChannelSkip
 from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.core.names import some
@@ -307,8 +308,13 @@ def _counted(matched: list[LayerMatch], channels: Sequence[Channel]) -> list[Lay
 
 
 def _sized(calibration: Calibration, model: ir.Model, matched: Sequence[LayerMatch]) -> Calibration:
-    """The calibration in batches that suit the largest of its own inputs."""
-    return sized(calibration, matched, largest_value(model, calibration.feeds.largest()))
+    """The calibration with as many samples as fits need, in batches that suit the largest of its inputs."""
+    largest = calibration.feeds.largest()
+    if all(match.layer.conv is not None for match in matched):
+        names = {value.name for value in model.graph.inputs}
+        given = {name: array.shape for name, array in largest.items() if name in names}
+        calibration = bounded(calibration, matched, input_shapes(model, given))
+    return sized(calibration, matched, largest_value(model, largest))
 
 
 def _origins(plan: Plan) -> Iterator[str]:

@@ -14,7 +14,9 @@ from onnx import TensorProto, helper
 from onnxdecomp.calibration import statistics
 from onnxdecomp.calibration.residual import branch
 from onnxdecomp.calibration.statistics import (
+    bounded,
     centred,
+    hasty,
     packs,
     parted,
     shortened,
@@ -200,3 +202,41 @@ def test_what_is_shortened_has_batches_to_hold_some_out() -> None:
     brief = shortened(whole, 10**9)
     assert (len(brief.feeds), brief.batch) == (100, 12)
     assert shortened(whole, 1) is whole
+
+
+def test_fits_take_as_many_samples_as_give_them_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evenly drawn; all where a layer is applied at few positions, or is no convolution."""
+    monkeypatch.setattr(statistics, "_VARIED", 4)
+    monkeypatch.setattr(statistics, "_MANY", 4)
+    model = from_x(
+        [conv("layer", "x", "y", pads=[1, 1, 1, 1])],
+        {"layer.w": normal(2, 3, 3, 3), "layer.b": normal(2)},
+        ["N", 3, "H", "W"],
+    )
+    matched = [match_of(model)]
+    feeds = [{"x": normal(1, 3, 8, 8, seed=k)} for k in range(40)]
+
+    def count(size: int, rows: int) -> int:
+        whole = calibration(feeds, rows=rows)
+        return len(bounded(whole, matched, {("", "layer"): (1, 3, size, size)}).feeds)
+
+    assert count(16, 1) == 24 * 27 * 4 // 256 + 1
+    assert count(64, 1) == 4
+    assert count(64, 20 * 4096 // 4) == 20
+    assert count(1, 1) == 40
+    whole = calibration(feeds, rows=1)
+    assert bounded(whole, matched, {}) is whole
+    shapes = {("", "layer"): (1, 3, 64, 64)}
+    drawn = [feed["x"].tobytes() for feed in bounded(whole, matched, shapes).feeds]
+    assert drawn == [feeds[k]["x"].tobytes() for k in (0, 10, 20, 30)]
+    linear = match_of(from_x([MATMUL], MATRICES, ["N", 5]))
+    assert bounded(whole, [linear], {("", "layer"): (1, 5)}) is whole
+
+
+def test_hasty_fits_have_fewer_rows_and_rounds() -> None:
+    whole = calibration(images(4))
+    brief = hasty(whole)
+    assert (brief.rows, brief.per_feature, brief.sweeps) < (whole.rows, whole.per_feature, whole.sweeps)
+    assert set(brief.shrinkages) < set(whole.shrinkages)
+    few = calibration(images(4), rows=5, shrinkages=(0.1,))
+    assert (hasty(few).rows, hasty(few).shrinkages) == (5, (0.1,))

@@ -18,7 +18,7 @@ from onnxdecomp.calibration.residual import branch
 from onnxdecomp.calibration.statistics import (
     Calibration,
     centred,
-    draw,
+    draw_of,
     look_at,
     observe,
     observe_unchanged,
@@ -226,7 +226,7 @@ def test_rows_that_are_held_give_what_another_look_would(name: str, monkeypatch:
     aim = Aim(Activation(), weight, match.layer.bias)
     settings = calibration(FEEDS)
     windows = window(now, settings), window(original, settings)
-    look = Look(match, None, draw(settings), hold=True)
+    look = Look(match, None, draw_of(settings), hold=True)
     look_at([look], *windows, settings)
     found = look.aimed(aim)
     assert found is not None
@@ -234,7 +234,7 @@ def test_rows_that_are_held_give_what_another_look_would(name: str, monkeypatch:
     np.testing.assert_allclose(found.yx, expected.yx, rtol=1e-9)
     assert np.any(np.abs(found.yx - merged(*look.halves()).yx) > 1e-3)
     monkeypatch.setattr("onnxdecomp.calibration.look._HELD", 10)
-    look = Look(match, None, draw(settings), hold=True)
+    look = Look(match, None, draw_of(settings), hold=True)
     look_at([look], *windows, settings)
     assert look.aimed(aim) is None
 
