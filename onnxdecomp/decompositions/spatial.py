@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -110,7 +111,8 @@ class Spatial:
             forward = (axes[:1], axes[1:])
         if self.order != "auto":
             return forward if self.order == "forward" else forward[::-1]
-        return min(sorted(_arrangements(forward)), key=lambda split: _full_macs(layer, split))
+        assert layer.conv is not None
+        return _cheapest(forward, layer.weight.shape, layer.conv, layer.assumed_input_shape())
 
     def _flat(self, layer: Layer) -> tuple[Decomposition, Layer]:
         """The rearranged weight as a layer [(T k_last), (S k_first)] or, of three steps, with k_2 as its
@@ -177,6 +179,16 @@ def _chain(layer: Layer, factors: Factors, split: Split) -> Chain:
         for index, (factor, part, label) in enumerate(zip(factors, split, labels, strict=True))
     )
     return Chain(steps, layer.bias, layer.inputs, layer.groups)
+
+
+@functools.lru_cache(maxsize=256)
+def _cheapest(forward: Split, shape: tuple[int, ...], conv: ConvSpec, seen: tuple[int, ...]) -> Split:
+    """The arrangement of least cost, of a weight of that shape on an input of that one.
+
+    A search asks for it at every rank that it looks at.
+    """
+    layer = Layer("", "Conv", np.broadcast_to(np.float32(0), shape), None, conv, input_shape=seen)
+    return min(sorted(_arrangements(forward)), key=lambda split: _full_macs(layer, split))
 
 
 def _full_macs(layer: Layer, split: Split) -> int:

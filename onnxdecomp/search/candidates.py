@@ -143,6 +143,8 @@ def ranks_at(method: Decomposition, layer: Layer, cost: float, multiple: int, wh
         return None
     for _ in range(16):
         middle = (low + high) / 2
+        if ranks(low) == ranks(high):
+            break
         low, high = (low, middle) if too_dear(middle) else (middle, high)
     return ranks(low)
 
