@@ -14,17 +14,11 @@ from onnxdecomp.fitting.als import ITERATIONS, alternate
 from onnxdecomp.fitting.initialization import plain_start, reduced_start, whitened_start
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
+from onnxdecomp.fitting.strengths import SHRINKAGES, tried
 from onnxdecomp.tensor.blas_threads import one_thread
-
-SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""The strengths that held-out samples choose among (see `problem`)."""
-
 
 SWEEPS = 6
 """Rounds of the alternation over all factors, at most."""
-
-_PAST = 1.005
-"""Strengths beyond one that is worse by this factor than a smaller one are not tried."""
 
 _FEW = 6
 """Iterations where fits are only compared with each other."""
@@ -90,14 +84,16 @@ def fit(
     if held_out is not None:
         judge = problem(held_out, weight, centred=centred)
         # What was fitted at one strength starts the fit at the next.
-        chain = None
-        for candidate in shrinkages:
+        chain: Chain | None = None
+
+        def lost(candidate: float) -> float:
+            nonlocal chain
             chain = improved(train, candidate, chain, 1)
-            found = judge.relative(dense_rows(chain, layer))
+            return judge.relative(dense_rows(chain, layer))
+
+        for candidate, found in tried(shrinkages, lost):
             if outside is None or found < outside:
                 strength, outside, best = candidate, found, chain
-            elif found > _PAST * outside:
-                break
         del judge
     everything = merged(train, held_out)
     fitted = improved(everything, strength, best, sweeps)

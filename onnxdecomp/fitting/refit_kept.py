@@ -9,9 +9,10 @@ import numpy as np
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array, Layer
-from onnxdecomp.fitting.fit import SHRINKAGES, Fit
+from onnxdecomp.fitting.fit import Fit
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
+from onnxdecomp.fitting.strengths import SHRINKAGES, tried
 from onnxdecomp.tensor.blas_threads import one_thread
 
 _UNHARMED = 1e-8
@@ -54,8 +55,11 @@ def repair(
         judge = problem(held_out, weight, centred=centred)
         outside = judge.relative(weight)
         least = _WORTH * outside
-        for candidate in shrinkages:
-            found = judge.relative(problem(train, weight, candidate, centred=centred).best)
+
+        def outside_at(shrinkage: float) -> float:
+            return judge.relative(problem(train, weight, shrinkage, centred=centred).best)
+
+        for candidate, found in tried(shrinkages, outside_at):
             if found < least:
                 strength, outside, least = candidate, found, found
         del judge

@@ -22,10 +22,10 @@ import scipy.linalg
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.elimination import Part, ReaderMoments, TrackedPart, inverse_of, tracked
-from onnxdecomp.fitting.fit import SHRINKAGES
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import problem
 from onnxdecomp.fitting.select_units import RefittedReader, refit_reader
+from onnxdecomp.fitting.strengths import SHRINKAGES
 from onnxdecomp.fitting.unit_order import SHRINKAGE
 from onnxdecomp.tensor.blas_threads import one_thread
 

@@ -16,9 +16,9 @@ import numpy as np
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.elimination import ReaderMoments
 from onnxdecomp.fitting.exchange import FEATURES, exchanged
-from onnxdecomp.fitting.fit import SHRINKAGES
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, problem
+from onnxdecomp.fitting.strengths import SHRINKAGES, tried
 from onnxdecomp.fitting.unit_order import SHRINKAGE, UnitOrder, first_units
 from onnxdecomp.tensor.blas_threads import one_thread
 
@@ -187,8 +187,7 @@ def refit_reader(
         return RefittedReader(own, own_bias, features, max(0.0, lost), outside, strength)
     if held_out is not None:
         least = _WORTH * judge.relative(weight)
-        for candidate in shrinkages:
-            found = judge.relative(posed(train, candidate).best)
+        for candidate, found in tried(shrinkages, lambda own: judge.relative(posed(train, own).best)):
             if found < least:
                 strength, outside, least = candidate, found, found
     elif cut or features.shape[1] < reader.weight.shape[2]:

@@ -25,9 +25,10 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.decompositions.shared import Shared, as_first, as_last, by_channel
 from onnxdecomp.fitting.als import solve_last
-from onnxdecomp.fitting.fit import SHRINKAGES, Fit, better_of, dense_rows
+from onnxdecomp.fitting.fit import Fit, better_of, dense_rows
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem, solved_positive
+from onnxdecomp.fitting.strengths import SHRINKAGES
 from onnxdecomp.tensor.blas_threads import one_thread, threads_for
 
 _FLOOR = 1e-9

@@ -14,7 +14,8 @@ from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.decompositions.base import Refusal, refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import ModelError
-from onnxdecomp.fitting.fit import SHRINKAGES, dense_rows, fit, stored
+from onnxdecomp.fitting.fit import dense_rows, fit, stored
+from onnxdecomp.fitting.strengths import SHRINKAGES
 from tests.builders.layers import conv_layer, convolutions, fitted, linear_layer, matrices, specialised
 from tests.builders.moments import LAYERS, asymmetric, correlated, gathered, outputs
 
