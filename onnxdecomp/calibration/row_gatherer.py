@@ -33,7 +33,7 @@ class Draw:
 
     Attributes:
         samples, batches: How many there are.
-        rows, per_feature: At least so many are drawn where there are as many, and so many per feature.
+        rows, per_feature: See `wanted`.
         held_out: The share of the batches that is held out.
         seed: Of the positions.
         mask: Which positions are padding.
@@ -46,6 +46,14 @@ class Draw:
     seed: int
     mask: Mask | None
     per_feature: int = 24
+
+    def wanted(self, features: int) -> int:
+        """Rows that are drawn where there are as many.
+
+        At least `rows`, and `per_feature`; twice as many per feature where 4 times `rows` are as many.
+        """
+        each = self.per_feature * features
+        return max(self.rows, each, min(2 * each, 4 * self.rows))
 
     def holds_out(self, index: int) -> bool:
         """Whether the batch at this place is held out."""
@@ -73,7 +81,7 @@ class RowGatherer:
         self._site, self._layer, self._mask = match, layer, draw.mask
         self._rng = np.random.default_rng((draw.seed, 1))
         self._holds_out = draw.holds_out
-        wanted = max(draw.rows, draw.per_feature * features(layer))
+        wanted = draw.wanted(features(layer))
         self._per_feed = math.ceil(wanted / max(1, draw.samples))
         self._outputs = outputs
         sizes = (layer.groups, layer.outputs if outputs else 0, features(layer))

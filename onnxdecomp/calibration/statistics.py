@@ -24,8 +24,9 @@ from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.steps import Shape
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.mask import Mask
-from onnxdecomp.fitting.fit import SHRINKAGES, SWEEPS
+from onnxdecomp.fitting.fit import SWEEPS
 from onnxdecomp.fitting.moments import Moments, features, needed
+from onnxdecomp.fitting.strengths import SHRINKAGES
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.runtime.memory_budget import budget, gibibytes
 from onnxdecomp.runtime.session import Feed
@@ -39,8 +40,7 @@ class Calibration:
         feeds: Inputs of the model.
         synthetic: They are random numbers, for want of better ones.
         batch: Feeds stacked for one run, where the model's batch size is free.
-        rows, per_feature: At least so many rows are drawn per layer where there are as many, and so many per
-            feature.
+        rows, per_feature: How many rows are drawn of a layer (see `Draw.wanted`).
         held_out: The share of the batches that chooses the shrinkage.
         asymmetric: Fit to what layers see in the compressed model, else in the original.
         rectified: Spend nothing on what the activation behind a layer forgives.
@@ -54,7 +54,7 @@ class Calibration:
     feeds: Feeds
     synthetic: bool = False
     batch: int = 50
-    rows: int = 32768
+    rows: int = 8192
     per_feature: int = 24
     held_out: float = 0.25
     asymmetric: bool = True
@@ -123,6 +123,7 @@ def bounded(
         calibration, matched: What is fitted, and to what.
         shapes: Of the layers' inputs for one sample, by graph and name.
     """
+    draw = draw_of(calibration)
     needed, macs = 0.0, 0
     for match in matched:
         shape = shapes.get((match.layer.graph, match.layer.name))
@@ -130,7 +131,7 @@ def bounded(
             return calibration  # one row of a sample may be all that there is
         chain = dense_chain(match.layer)
         positions = math.prod(chain.output_shape(shape)[2:])
-        rows = max(calibration.rows, calibration.per_feature * features(match.layer))
+        rows = draw.wanted(features(match.layer))
         needed, macs = max(needed, rows * _SPREAD / max(1, positions)), macs + chain.macs(shape)
     count = math.ceil(max(needed, _VARIED, min(_MANY, _WORK / max(1, macs))))
     if count >= len(calibration.feeds):
