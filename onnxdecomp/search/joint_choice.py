@@ -172,7 +172,8 @@ def _solve(states: Sequence[int], merged: Sequence[Numbers], limits: list[float]
     if exact:
         found = choose(states, tables, budgets)
     else:
-        found = choose_roughly(states, tables, [_scaled(entry, room) for entry in rough], few, budgets)
+        coarser = [_scaled(entry, room) for entry in rough]
+        found = choose_roughly(states, tables, coarser, few, budgets, _LARGEST)
     if isinstance(found, str):
         return OutOfReach(found, reached)
     picked = [entry.values[tuple(found.choice[v] for v in entry.variables)].tolist() for entry in merged]

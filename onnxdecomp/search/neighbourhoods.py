@@ -4,7 +4,10 @@ Where neighbouring states of a variable are taken together, each combination wit
 those that it stands for, the problem is smaller and no choice is worse in it (state-space relaxation:
 Christofides, Mingozzi & Toth 1981): its bound holds. Choices come from the problem with some states of each
 variable only, those around the best choice so far, again and again (Ahuja et al. 2002, "A survey of very
-large-scale neighborhood search techniques").
+large-scale neighborhood search techniques"). In turns with that, variables with many states, or those with
+few, stay as they are, and all states of the others are in it. It begins at the states that cost least, and at
+the best choice where one of these sets has its first states, which is nothing done: so no choice about layers
+or about channels alone is better.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxdecomp.search.elimination import Ints, Numbers
+from onnxdecomp.search.elimination import Ints, Numbers, affordable
 from onnxdecomp.search.lagrangian import bound, choose, largest
 from onnxdecomp.search.partial_choices import Found, better_than
 
@@ -35,6 +38,7 @@ def choose_roughly(
     coarser: Sequence[Numbers],
     few: Sequence[int],
     budgets: int,
+    most: int,
 ) -> Found | str:
     """The best choice found within budgets that have room for 1, or why there is none.
 
@@ -44,24 +48,74 @@ def choose_roughly(
         coarser: The same as `optimistic` has made them.
         few: How many states of each variable elimination can do with.
         budgets: How many.
+        most: Combinations of states in all tables of an elimination together.
     """
     low = bound(few, coarser, budgets)
     if low >= largest(tables):
         return "there is no choice that keeps all budgets at once"
-    best: Found | None = None
-    idle = 0
-    at = _cheapest(states, tables)
-    for turn in range(_ROUNDS):
-        look = _LOOKS[turn % len(_LOOKS)]
-        picked = [look(count, some, state) for count, some, state in zip(states, few, at, strict=True)]
-        found = choose(few, [_some(table, picked) for table in tables], budgets, passes=_WORK)
-        if isinstance(found, str) or idle == _IDLE:
-            break
-        idle += 1
-        if best is None or found.value < better_than(best.value):
-            at = [int(own[state]) for own, state in zip(picked, found.choice, strict=True)]
-            best, idle = Found(tuple(at), found.value, low), 0
+
+    def better(picked: Sequence[Ints], best: Found | None) -> Found | None:
+        """The best choice among these states of each variable, where it is better; else None."""
+        counts = [own.size for own in picked]
+        found = choose(counts, [_some(table, picked) for table in tables], budgets, passes=_WORK)
+        if isinstance(found, str) or (best is not None and not found.value < better_than(best.value)):
+            return None
+        choice = (int(own[state]) for own, state in zip(picked, found.choice, strict=True))
+        return Found(tuple(choice), found.value, low)
+
+    def walked(best: Found | None, free: Sequence[Sequence[bool]]) -> Found | None:
+        """The best choice found around this one; None: around the states that cost least."""
+        idle = 0
+        for turn in range(_ROUNDS):
+            around = _LOOKS[turn % len(_LOOKS)]
+            at = _cheapest(states, tables) if best is None else best.choice
+            picked = [around(count, some, state) for count, some, state in zip(states, few, at, strict=True)]
+            near = better(picked, best)
+            best = near or best
+            if best is None:
+                break  # the states that cost least are among them
+            own = free[turn % len(free)]
+            alone = better(_all_of(own, states, best.choice), best)
+            best = alone or best
+            idle = 0 if near or alone else idle + 1
+            if idle == _IDLE:
+                break
+        return best
+
+    free = _free(states, tables, most)
+    first: Found | None = None
+    for own in free:
+        first = better(_all_of(own, states, [0] * len(states)), first) or first
+    found = [walked(start, free) for start in dict.fromkeys((None, first))]
+    best = min((own for own in found if own is not None), key=lambda own: own.value, default=None)
     return best or "found no choice that keeps all budgets at once"
+
+
+def _free(states: Sequence[int], tables: Sequence[Numbers], most: int) -> list[list[bool]]:
+    """Which variables have all their states where those with most stay, and where those with fewest do."""
+    scopes = [table.variables for table in tables]
+    order = sorted(range(len(states)), key=lambda variable: states[variable])
+
+    def affords(free: Sequence[int]) -> bool:
+        counts = tuple(count if variable in free else 1 for variable, count in enumerate(states))
+        return affordable(counts, scopes, most) == counts
+
+    found = []
+    for own in (order, order[::-1]):
+        low, high = 0, len(own)
+        while high - low > 1:  # so many may be free, and so many may not
+            middle = (low + high) // 2
+            low, high = (middle, high) if affords(own[:middle]) else (low, middle)
+        found.append([variable in own[:low] for variable in range(len(states))])
+    return found
+
+
+def _all_of(free: Sequence[bool], states: Sequence[int], at: Sequence[int]) -> list[Ints]:
+    """All states of the free variables, of the others the given one."""
+    return [
+        np.arange(count) if own else np.array([state], np.intp)
+        for own, count, state in zip(free, states, at, strict=True)
+    ]
 
 
 def _groups(states: int, few: int) -> Ints:

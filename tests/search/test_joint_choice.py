@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -206,6 +206,57 @@ def test_a_hundred_layers_and_channels_are_solved_exactly(stages: int) -> None:
     assert isinstance(back, Allocation)
     assert back.cost <= made.loss * (1 + SLACK)
     assert made.cost * 0.999 < back.loss <= made.cost
+
+
+def blocks(count: int, seed: int = 0) -> Joint:
+    """Blocks of a transformer: four layers of 30 chains around heads and their sizes, of which one is cut."""
+    rng = np.random.default_rng(seed)
+    states, tables, full = list[int](), list[Table](), 0.0
+    width = np.arange(8, 0, -1) / 8
+    share = np.append(1.0, np.sort(rng.uniform(0.02, 0.95, 30)))
+    for _ in range(count):
+        first = len(states)
+        states += [31] * 4 + [8] * 3
+        whole, scores, values = range(first + 4, first + 7)
+        loss = 10 ** rng.uniform(-3, -1) * (1 - share) ** 2
+        for at, other in zip(range(first, first + 4), (scores, scores, values, values), strict=True):
+            cost = share[:, None, None] * width[:, None] * width
+            tables.append(
+                Table((at, whole, other), cost[..., None], np.broadcast_to(loss[:, None, None], cost.shape))
+            )
+            full += 1.0
+        for at in (whole, scores, values):
+            less = 10 ** rng.uniform(-3, -1) * (1 - width) ** 2
+            tables.append(Table((at,), np.zeros((8, 1)), less))
+        for at in (scores, values):
+            both = np.zeros((8, 8))
+            both[1:, 1:] = np.inf
+            tables.append(Table((whole, at), np.zeros((8, 8, 1)), both))
+    return Joint(tuple(states), tuple(tables), (0.6 * full,), (0.0,))
+
+
+def kept_where(joint: Joint, stays: Sequence[bool]) -> Joint:
+    """The problem in which some variables have their first state alone."""
+    states = tuple(1 if own else count for own, count in zip(stays, joint.states, strict=True))
+
+    def left(table: Table) -> Table:
+        at = tuple(slice(states[variable]) for variable in table.variables)
+        return Table(table.variables, table.cost[at], table.loss[at])
+
+    return replace(joint, states=states, tables=tuple(map(left, joint.tables)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_part_of_a_problem_has_a_better_choice(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small the tables are that there is room for."""
+    joint = blocks(3, seed)
+    parts = [kept_where(joint, [count == own for count in joint.states]).solve() for own in (8, 31)]
+    monkeypatch.setattr(module, "_LARGEST", 1 << 12)
+    made = joint.solve()
+    assert isinstance(made, Allocation)
+    assert joint.within(made.costs)
+    least = min(part.loss for part in parts if isinstance(part, Allocation))
+    assert made.loss <= least * (1 + EXACT)
 
 
 def test_two_budgets_are_near_the_bound() -> None:

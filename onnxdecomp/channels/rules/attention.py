@@ -3,6 +3,7 @@
 Inside a head queries and keys are a channel that ends in the node, their product, and values one that passes.
 Every head keeps as many units, of queries and keys others than of values. Where the units are whole heads
 those of queries, keys and values go together. What a cache holds is an interface, and stays.
+GroupQueryAttention and DecoderMaskedMultiHeadAttention are made for caches, with one size of heads for all.
 """
 
 from __future__ import annotations
