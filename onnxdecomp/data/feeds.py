@@ -220,6 +220,20 @@ class Feeds:
             return [len(labels) // len(self)] * len(self)
         return [rows(feed) for feed in self]
 
+    def apart(self, each: int) -> tuple[Feeds, Feeds]:
+        """The feeds without every `each`-th, and those, both without their labels."""
+        count = len(self) // each
+        sizes = {False: len(self) - count, True: count}
+        rest, chosen = (
+            replace(
+                self,
+                items=FeedSource([Part(size, partial(_every, self.items, each, taken))], hold=0),
+                labels=None,
+            )
+            for taken, size in sizes.items()
+        )
+        return rest, chosen
+
 
 def first_parts(parts: Iterable[Part], count: int | None) -> list[Part]:
     """The parts that hold the first `count` feeds, or all; no more of them are drawn than it takes."""
@@ -273,6 +287,10 @@ def _labels(parts: Sequence[Part], source: str) -> Array | None:
 
 def _at(items: Items, places: frozenset[int]) -> Iterator[Feed]:
     return (feed for place, feed in enumerate(items) if place in places)
+
+
+def _every(items: Items, each: int, taken: bool) -> Iterator[Feed]:
+    return (feed for index, feed in enumerate(items) if ((index + 1) % each == 0) is taken)
 
 
 def _first(read: Callable[[], Iterator[Feed]], count: int) -> Iterator[Feed]:

@@ -21,6 +21,7 @@ from onnxdecomp.search.plan_options import PlanOptions
 if TYPE_CHECKING:
     from onnxdecomp.calibration.statistics import Calibration
     from onnxdecomp.channels.channel_cut import ChannelCut
+    from onnxdecomp.core.refinement import Refinement
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
     from onnxdecomp.evaluate.task_metrics.measure import Task
@@ -51,7 +52,17 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all or 0 where unknown)"""
 
 Need: TypeAlias = Literal[
-    "plan", "calibration", "evaluation", "latency", "original_bytes", "quantization", "memory", "interface"
+    "plan",
+    "calibration",
+    "evaluation",
+    "latency",
+    "original",
+    "original_bytes",
+    "decided",
+    "held_out",
+    "quantization",
+    "memory",
+    "interface",
 ]
 """What a run gives to the passes that ask for it, by its name in `PassContext`."""
 
@@ -88,9 +99,12 @@ class PassContext:
     Attributes:
         plan: The plan to carry out; without one the pass plans by itself.
         calibration: Inputs that factors are fitted to, and ranges of activations found on.
+        held_out: Calibration inputs that nothing is fitted to: set apart where a pass asks for them.
         evaluation: Inputs that results are judged by, with labels where there are some.
         latency: Measures what layers and plans take.
+        original: The model as it was before the pass that plans; for the passes behind that.
         original_bytes: The size of the file that came in, with its external data.
+        decided: The plan that was carried out; for the passes behind that.
         quantization: What a later pass does to the result.
         memory: How much of the model survives quantization, as far as the run has found out.
         interface: What came into the pipeline.
@@ -106,10 +120,13 @@ class PassContext:
 
     plan: Plan | None = None
     calibration: Calibration | None = None
+    held_out: Feeds | None = None
     evaluation: Feeds | None = None
     task: Task | None = None
     latency: Stopwatch | None = None
+    original: ir.Model | None = None
     original_bytes: int | None = None
+    decided: Plan | None = None
     quantization: Quantization | None = None
     memory: Memory | None = None
     interface: Interface | None = None
@@ -132,7 +149,10 @@ class PassContext:
             evaluation=self.evaluation if "evaluation" in kept else None,
             task=self.task if "evaluation" in kept else None,
             latency=self.latency if "latency" in kept else None,
+            original=self.original if "original" in kept else None,
             original_bytes=self.original_bytes if "original_bytes" in kept else None,
+            decided=self.decided if "decided" in kept else None,
+            held_out=self.held_out if "held_out" in kept else None,
             quantization=self.quantization if "quantization" in kept else None,
             memory=self.memory if "memory" in kept else None,
             interface=self.interface if "interface" in kept else None,
@@ -154,6 +174,7 @@ class PassResult(ir.passes.PassResult):
         search_notes: What the search has said, for later runs with a plan of its.
         spectra: Of the layers that were decomposed, where they were asked for.
         precision: The kind of fewer bits that the model has got, such as "int4"; "" for none.
+        refinement: What became of the blocks that were refined together, or None.
         opset: The opset that it had to be raised to, or None.
         imports: The domains of operators that it has brought in, with their versions.
     """
@@ -167,6 +188,7 @@ class PassResult(ir.passes.PassResult):
     search_notes: tuple[str, ...] = ()
     spectra: Sequence[LayerSpectra] = ()
     precision: str = ""
+    refinement: Refinement | None = None
     opset: int | None = None
     imports: Mapping[str, int] = field(default_factory=dict)
 
@@ -204,6 +226,11 @@ class Pass(ir.passes.InPlacePass):
     def uses(self) -> frozenset[Need]:
         """What it takes where the run has it."""
         return frozenset()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it does nothing with these options: a run leaves it out."""
+        return False
 
     @abstractmethod
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
@@ -274,6 +301,11 @@ class Quantizer(Pass):
     def kernels(self) -> str:
         """What decides how long the result takes: the precision, and what else it hangs on."""
         return self.precision
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is to change nothing."""
+        return self.precision == "none"
 
     @abstractmethod
     def quantized(self, model: ir.Model, context: PassContext) -> ir.Model:

@@ -18,7 +18,7 @@ from onnxdecomp.runtime.regular_files import require_text
 if TYPE_CHECKING:
     from onnxdecomp.pipeline.base import Pass
 
-DEFAULT = ("simplify", "normalise", "decompose", "quantize", "annotate", "check")
+DEFAULT = ("simplify", "normalise", "decompose", "refine", "quantize", "annotate", "check")
 
 
 @dataclass(frozen=True)

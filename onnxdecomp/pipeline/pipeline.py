@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnxdecomp.channels.channel_cut import ChannelCut
+    from onnxdecomp.core.refinement import Refinement
     from onnxdecomp.layers.lowering_check import LoweringCheck
     from onnxdecomp.layers.replace import Rewritten
     from onnxdecomp.pipeline.base import Interface, Pass, PassContext, PassResult
@@ -38,6 +39,7 @@ class PipelineResult:
         spectra: Of the layers that were decomposed, where they were asked for.
         precisions: What the model was quantized to, by the pass that did it.
         unquantized: What a quantizer that has left the model as it is has said.
+        refinement: What became of the blocks that were refined together, or None.
         checks: The lowering checks of the layers that were replaced, where they were made.
     """
 
@@ -53,6 +55,7 @@ class PipelineResult:
     spectra: Sequence[LayerSpectra] = ()
     precisions: Mapping[str, str] = field(default_factory=dict)
     unquantized: tuple[str, ...] = ()
+    refinement: Refinement | None = None
     checks: tuple[LoweringCheck, ...] = ()
 
     @property
@@ -84,14 +87,18 @@ def run(
         OnnxDecompError: A pass gave up, with its own line; DefectError for anything it did not foresee, and
             PlanFailedError where a plan had been made by then.
     """
-    from onnxdecomp.pipeline.base import PassContext, PlanFailedError, Quantizer
+    from onnxdecomp.pipeline.base import PassContext, PlanFailedError, Planner, Quantizer
 
     interface = _interface(model)
     known = context or PassContext()
     done = PipelineResult(model)
+    passes = tuple(passes)
+    compared = any("original" in each.needs | each.uses for each in passes)
     for each in passes:
         if on_pass is not None:
             on_pass(each.name)
+        if compared and known.original is None and isinstance(each, Planner):
+            known = replace(known, original=model.clone())
         try:
             result: PassResult = each.apply(model, replace(known, interface=interface))
         except Exception as error:
@@ -104,6 +111,8 @@ def run(
             gc.collect()
         raised = {} if result.opset is None else {"": result.opset}
         interface = replace(interface, opsets={**interface.opsets, **result.imports, **raised})
+        if result.plan is not None:
+            known = replace(known, decided=result.plan)
         done = _with(done, each.name, result)
         if isinstance(each, Quantizer) and not result.modified:
             done = replace(done, unquantized=tuple(f"{each.name}: {note}" for note in result.notes))
@@ -131,6 +140,7 @@ def _with(done: PipelineResult, name: str, result: PassResult) -> PipelineResult
         record=record,
         modified=(*done.modified, name) if result.modified else done.modified,
         precisions={**done.precisions, name: result.precision} if result.precision else done.precisions,
+        refinement=result.refinement or done.refinement,
     )
 
 

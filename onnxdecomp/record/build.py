@@ -26,7 +26,7 @@ from onnxdecomp.record.schema.planning import RecordedPlan, RecordedSearch
 from onnxdecomp.record.schema.reading import recorded
 from onnxdecomp.record.schema.records import RunRecord
 from onnxdecomp.record.schema.timing import DecidingTiming, Interval, Latency, TimedFile, TimedSetting
-from onnxdecomp.record.schema.training import Training
+from onnxdecomp.record.schema.training import RefinementRecord, Training
 from onnxdecomp.record.targets import target_results
 from onnxdecomp.record.verdict import verdict_on_run
 from onnxdecomp.runtime import environment, jsonio
@@ -34,6 +34,7 @@ from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.search_record import SearchRecord
 
 if TYPE_CHECKING:
+    from onnxdecomp.core.refinement import Refinement
     from onnxdecomp.data.read import Data
     from onnxdecomp.evaluate.benchmark import BenchResult, ModelTiming
     from onnxdecomp.evaluate.verify import Verification
@@ -136,6 +137,7 @@ def run_record(
     timed: BenchResult | None = None,
     looks: Sequence[DecidingTiming] | None = None,
     training: Training | None = None,
+    refinement: Refinement | None = None,
     details: Details | None = None,
 ) -> RunRecord:
     """The record; what does not apply to a run is None."""
@@ -161,6 +163,7 @@ def run_record(
         totals=sums,
         targets=target_results(target, sums, checked, latency) if isinstance(target, str) else None,
         training=training,
+        refinement=None if refinement is None else recorded(RefinementRecord, refinement),
         verify=checked,
         latency=latency,
         looks=None if looks is None else tuple(looks),

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.mask import Mask
-from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.errors import UsageError
 from onnxdecomp.evaluate import preflight
-from onnxdecomp.runtime.process_state import Undo, shared
 from onnxdecomp.training import checkpoint
 from onnxdecomp.training.agreement import check_agreement
 from onnxdecomp.training.autograd.network import Network
 from onnxdecomp.training.autograd.tensors import as_tensors
 from onnxdecomp.training.composed import composed
-from onnxdecomp.training.loop import Course, Report, Trained, fit
+from onnxdecomp.training.loop import Course, Report, fit
 from onnxdecomp.training.objective import Values, objective, scored_output
 from onnxdecomp.training.padding import real
 from onnxdecomp.training.roles import chosen, roles
 from onnxdecomp.training.samples import Samples, split
 from onnxdecomp.training.scratch import initialise
 from onnxdecomp.training.settings import Settings
+from onnxdecomp.training.store import store
+from onnxdecomp.training.threads import torch_threads
 
 Tensor: TypeAlias = torch.Tensor
 
@@ -86,7 +85,7 @@ def train(
     trained = chosen(found, ("all",) if from_scratch else settings.trained)
     mask = preflight.mask(student.path, settings.mask)
     training, held_out = split(feeds, settings.held_out, settings.seed)
-    with _threads(threads):
+    with torch_threads(threads):
         network = Network(student.model, [role.name for role in trained], device=where)
         apart = check_agreement(student.model, student.path, network, training.feeds[:_CHECKED], mask)
         taught = None if teacher is None else Network(teacher.model, device=where)
@@ -131,7 +130,7 @@ def train(
             )
         )
         result = fit(course, report=report, path=path, mark=mark)
-    _store(student.model, result, network.replaced)
+    store(student.model, {**result.weights, **network.replaced})
     return {
         "settings": asdict(settings),
         "objective": goal.text,
@@ -153,20 +152,6 @@ def _device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {name}: torch finds no CUDA here; --device cpu")
     return name
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """torch's threads, as they were afterwards."""
-
-    def change() -> Undo:
-        before = torch.get_num_threads()
-        if count is not None:
-            torch.set_num_threads(count)
-        return lambda: torch.set_num_threads(before)
-
-    with shared("torch's threads", change):
-        yield
 
 
 def _tensors(samples: Samples) -> dict[str, Tensor]:
@@ -196,15 +181,3 @@ def _energy(teacher: Network, samples: Samples, hints: Sequence[str], mask: Mask
                     totals[name] += float(value.double().square().sum())
                     counts[name] += value.numel()
     return {name: torch.tensor(max(totals[name] / max(counts[name], 1), 1e-20)) for name in names}
-
-
-def _store(model: ir.Model, result: Trained, others: Mapping[str, Tensor]) -> None:
-    """Put the numbers into the model's initializers, in their own element types."""
-    for name, tensor in {**result.weights, **others}.items():
-        value = model.graph.initializers[name]
-        old = value.const_value
-        assert old is not None
-        array = tensor.detach().cpu().numpy()
-        if not np.isfinite(array).all():
-            raise ModelError(f"training gave numbers that are not finite in {name}")
-        value.const_value = ir.tensor(array, dtype=old.dtype, name=name)

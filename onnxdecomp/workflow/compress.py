@@ -276,6 +276,7 @@ def _written(
             passes=ran.record,
             origin=origin.ended(None if run.data is run.calib else describe_data(run.data)),
             training=made.learnt,
+            refinement=ran.refinement,
             details=_details(ran, layers, written, meter, timed is not None) if config.details else None,
         )
         run.report("save")

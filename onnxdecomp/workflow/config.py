@@ -172,6 +172,14 @@ class CompressConfig(PlanOptions):
         group="after",
         metavar="SETTINGS",
     )
+    refine: bool = option(
+        False,
+        "Refine the factors of whole blocks together, each against the original's block, on --calib. Needs "
+        "the extra 'train' (torch)",
+        group="after",
+        flag="--refine/--no-refine",
+        places=(("refine", "enabled"),),
+    )
     verify: bool = option(
         True, "Compare the outputs with the original's", group="after", flag="--verify/--no-verify"
     )
@@ -249,19 +257,19 @@ class CompressConfig(PlanOptions):
 
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
-        """The passes with their options; one that is to do nothing is left out.
+        """The passes with their options; those that are to do nothing are left out.
 
         Raises:
             UsageError: An option is not valid.
         """
-        from onnxdecomp.pipeline.base import Planner, Quantizer
+        from onnxdecomp.pipeline.base import Quantizer
 
         passes = build(self.pipeline, self._overrides())
         if self.quantize != "none" and not any(isinstance(each, Quantizer) for each in passes):
             raise UsageError("the pipeline has no quantize pass: name it in 'pipeline', after decompose")
-        idle: list[Pass] = [each for each in passes if isinstance(each, Planner) and each.idle]
-        idle += [each for each in passes if isinstance(each, Quantizer) and each.precision == "none"]
-        return tuple(each for each in passes if each not in idle)
+        if self.refine and "refine" not in {each.name for each in passes}:
+            raise UsageError("the pipeline has no refine pass: name it in 'pipeline', after decompose")
+        return tuple(each for each in passes if not each.idle)
 
     @property
     def plans(self) -> bool:

@@ -85,6 +85,8 @@ def _contradictions(config: CompressConfig) -> Iterator[str]:
             f"--quantize {STATIC} needs inputs to find the ranges of activations on: give --calib, or take "
             f"{DYNAMIC}"
         )
+    if config.refine and config.calib is None:
+        yield "--refine compares blocks on the calibration inputs: give them with --calib"
     if config.finetune is not None:
         if config.calib is None:
             yield "finetune trains on the calibration inputs: give them with --calib"

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from onnxdecomp.workflow.config import CompressConfig
 
 
+_APART = 10
+"""Of so many calibration inputs one is set apart, where a pass asks for inputs that nothing is fitted to."""
+
+
 @dataclass(frozen=True, eq=False)
 class RunContext:
     """What a run has: what it is asked for, and on which inputs and machine it works.
@@ -76,9 +80,13 @@ def pass_context(passes: Sequence[Pass], run: RunContext, plan: Plan | None) -> 
     used = frozenset(need for each in passes for need in each.uses)
     quantizer = next((each for each in passes if isinstance(each, Quantizer)), None)
     error, drop = _allowed(passes, run)
+    fitted, held_out = run.calib, None
+    if "held_out" in needed | used and run.calib is not None and len(run.calib) >= _APART:
+        fitted, held_out = run.calib.apart(_APART)
     context = PassContext(
         plan=plan,
-        calibration=_calibration(run),
+        calibration=_calibration(run, fitted),
+        held_out=held_out,
         evaluation=_judging(run),
         task=run.task,
         memory=run.memory,
@@ -107,13 +115,13 @@ def _judging(run: RunContext) -> Feeds | None:
     return None if run.data is None else run.data.first(run.config.samples)
 
 
-def _calibration(run: RunContext) -> Calibration | None:
+def _calibration(run: RunContext, feeds: Feeds | None) -> Calibration | None:
     """The activations are looked at on the CPU: every provider computes the same."""
     from onnxdecomp.calibration.statistics import Calibration
 
-    if run.calib is None:
+    if feeds is None:
         return None
-    return Calibration(run.calib, threads=run.threads, seed=run.config.seed, mask=run.mask)
+    return Calibration(feeds, threads=run.threads, seed=run.config.seed, mask=run.mask)
 
 
 def _ahead(quantizer: Quantizer, context: PassContext) -> Quantization:

@@ -46,6 +46,7 @@ class CompressOptions(TypedDict, total=False):
     block_size: Literal[16, 32, 64, 128, 256] | None
     table_bits: Literal["auto", "4", "8"] | None
     finetune: Training | None
+    refine: bool | None
     verify: bool | None
     bench: bool | None
     bench_seconds: float | None

@@ -13,7 +13,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.runtime.regular_files import require_text
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.targets import parse_budgets
-from onnxdecomp.training.settings import Settings, parse_settings
+from onnxdecomp.training.settings import Settings, parse_settings, require_torch
 
 if TYPE_CHECKING:
     from onnxdecomp.core.json_values import Json
@@ -60,12 +60,12 @@ def training_of(config: CompressConfig) -> Settings | None:
     """How to train the result, with the run's seed where the settings name none; None where it is not.
 
     Raises:
-        UsageError: The settings are not valid, or torch is not installed.
+        UsageError: The settings are not valid, or torch, which a refinement needs too, is not installed.
     """
+    if config.refine:
+        require_torch()
     if config.finetune is None:
         return None
-    from onnxdecomp.training.settings import require_torch
-
     wanted = parse_settings(config.finetune, seed=config.seed)
     require_torch()
     return wanted

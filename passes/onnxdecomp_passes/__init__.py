@@ -12,6 +12,7 @@ PASSES: Mapping[str, str] = {
     "simplify": "onnxdecomp_passes.simplify:Simplify",
     "normalise": "onnxdecomp_passes.normalise:Normalise",
     "decompose": "onnxdecomp_passes.decompose:Decompose",
+    "refine": "onnxdecomp_passes.refine:Refine",
     "quantize": "onnxdecomp_passes.quantize:Quantize",
     "annotate": "onnxdecomp_passes.annotate:Annotate",
     "check": "onnxdecomp_passes.check:Check",

@@ -17,7 +17,7 @@ from onnxdecomp.record.schema.planning import RecordedPlan, RecordedSearch
 from onnxdecomp.record.schema.quantizing import Quantization
 from onnxdecomp.record.schema.reading import read
 from onnxdecomp.record.schema.timing import DecidingTiming, KernelProfile, Latency, TimedSetting
-from onnxdecomp.record.schema.training import Training, TrainingVerdict
+from onnxdecomp.record.schema.training import RefinementRecord, Training, TrainingVerdict
 from onnxdecomp.runtime import jsonio
 
 Version: TypeAlias = Literal[1]
@@ -56,6 +56,7 @@ class RunRecord(Record):
         layer_families, channel_families: Those of repeated blocks together; not there where there are few.
         targets: What came of each; not there where none was asked for.
         training: With --finetune.
+        refinement: With --refine; not there where nothing was refined.
         verify: The comparison with the original; null with --no-verify.
         latency: Null with --no-bench and where nothing was decomposed.
         looks: What was timed for "never slower"; null where that was not asked for.
@@ -81,6 +82,7 @@ class RunRecord(Record):
     totals: Totals
     targets: tuple[TargetResult, ...] | None = field(default=None, metadata=ABSENT)
     training: Training | None = field(default=None, metadata=LATER)
+    refinement: RefinementRecord | None = field(default=None, metadata=ABSENT)
     verify: RecordedVerification | None
     latency: Latency | None
     looks: tuple[DecidingTiming, ...] | None = field(default=None, metadata=LATER)

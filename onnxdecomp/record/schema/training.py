@@ -70,3 +70,43 @@ class TrainingVerdict:
     worth: bool
     text: str
     because: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinedBlock:
+    """Layers whose weights were refined together.
+
+    Attributes:
+        ends: The values that the block was compared by.
+        layers: The rewritten layers in it.
+        tensors: Initializers refined.
+        before, after: Mean of E|new - original|² / E|original|² over these values, on inputs held out.
+        epoch: The pass over the inputs after which the numbers were best; 0: those from before stay.
+    """
+
+    ends: tuple[str, ...]
+    layers: tuple[str, ...]
+    tensors: int
+    before: float
+    after: float
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinementRecord:
+    """How blocks were refined.
+
+    Attributes:
+        blocks: In order; the model as a whole comes last.
+        samples, held_out: Calibration inputs that were fitted to, and those that decided.
+        before, after: Relative L2 error of the worst output on inputs held out.
+        kept: Whether the new numbers stayed: not where that error did not fall.
+    """
+
+    blocks: tuple[RefinedBlock, ...]
+    samples: int
+    held_out: int
+    before: float
+    after: float
+    kept: bool
+    seconds: float

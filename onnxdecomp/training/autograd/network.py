@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.traversal import operands, places
 from onnxdecomp.training.autograd.call import Call, Operator, Tensor
 from onnxdecomp.training.autograd.operators import ONNX, operators
+from onnxdecomp.training.autograd.operators.rows import ROWS
 from onnxdecomp.training.autograd.tensors import as_tensor
 
 
@@ -106,17 +107,29 @@ class Network:
                     values.pop(value, None)
         return {name: values[self._names[name]] for name in names}
 
-    def section(self, nodes: Sequence[ir.Node], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def section(
+        self, nodes: Sequence[ir.Node], given: Mapping[str, Tensor], wanted: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
         """What some nodes make of other values than those that reach them in the model.
 
         Args:
             nodes: Nodes of this network (see `nodes`), in order.
             given: Values by name; all that the nodes read and that is neither constant nor a parameter.
+            wanted: Names of what is given back, or None for all that the nodes make; the others are let go of
+                once nothing reads them any more.
         """
         values = {**self._known, **self._leaves}
         values.update({self._names[name]: value for name, value in given.items()})
+        keep = None if wanted is None else {self._names[name] for name in wanted}
+        last = {value: node for node in nodes for value in (*operands(node), *node.outputs)}
         for node in nodes:
             self._run(node, self._operator(node), values)
+            if keep is not None:
+                for value in (*operands(node), *node.outputs):
+                    if last[value] is node and value not in keep:
+                        values.pop(value, None)
+        if wanted is not None:
+            return {name: values[self._names[name]] for name in wanted}
         return {str(value.name): values[value] for node in nodes for value in node.outputs if value in values}
 
     def needs(self, nodes: Sequence[ir.Node]) -> list[str]:
@@ -129,6 +142,15 @@ class Network:
     def knows(self, name: str) -> bool:
         """Whether the main graph has a value of this name that can be asked for."""
         return name in self._names
+
+    def value(self, name: str) -> ir.Value:
+        """The main graph's value of a name."""
+        return self._names[name]
+
+    @property
+    def graph(self) -> ir.Graph:
+        """The main graph, functions inlined."""
+        return self._graph
 
     def replace(self, name: str, value: Tensor) -> None:
         """Other numbers for an initializer that is no parameter and that running nodes read directly."""
@@ -166,17 +188,31 @@ class Network:
             return lambda call: self._constant(call.node)
         return self._table[_domain(node.domain), node.op_type]
 
+    def rows(
+        self, nodes: Sequence[ir.Node], given: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor, int]]:
+        """What parameters multiply that nodes read as matrices: name, rows [n, inputs], the axis of these.
+
+        Args:
+            nodes, given: As for `section`.
+        """
+        values = {**self._known, **self._leaves}
+        values.update({self._names[name]: value for name, value in given.items()})
+        last = {value: node for node in nodes for value in (*operands(node), *node.outputs)}
+        for node in nodes:
+            found = ROWS.get(node.op_type) if _domain(node.domain) == "" else None
+            for index, value in enumerate(node.inputs if found is not None else ()):
+                if value in self._leaves and found is not None:
+                    rows = found(self._call(node, values), index)
+                    if rows is not None:
+                        yield str(value.name), *rows
+            self._run(node, self._operator(node), values)
+            for value in (*operands(node), *node.outputs):
+                if last[value] is node:
+                    values.pop(value, None)
+
     def _run(self, node: ir.Node, operator: Operator, values: dict[ir.Value, Tensor]) -> None:
-        given = tuple(None if value is None else values[value] for value in node.inputs)
-
-        def enter(graph: ir.Graph, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            inner = dict(values)
-            inner.update(zip(graph.inputs, arguments, strict=True))
-            for step in graph:
-                self._run(step, self._operator(step), inner)
-            return tuple(inner[value] for value in graph.outputs)
-
-        call = Call(node, self._opsets.get(_domain(node.domain), 1), given, enter)
+        call = self._call(node, values)
         try:
             found = operator(call)
         except ModelError:
@@ -187,6 +223,18 @@ class Network:
         for value, result in zip(node.outputs, results, strict=False):
             if result is not None:
                 values[value] = result
+
+    def _call(self, node: ir.Node, values: Mapping[ir.Value, Tensor]) -> Call:
+        given = tuple(None if value is None else values[value] for value in node.inputs)
+
+        def enter(graph: ir.Graph, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            inner = dict(values)
+            inner.update(zip(graph.inputs, arguments, strict=True))
+            for step in graph:
+                self._run(step, self._operator(step), inner)
+            return tuple(inner[value] for value in graph.outputs)
+
+        return Call(node, self._opsets.get(_domain(node.domain), 1), given, enter)
 
     def _constant(self, node: ir.Node) -> Tensor:
         (attribute,) = node.attributes.values()

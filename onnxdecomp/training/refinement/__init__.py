@@ -1,0 +1,1 @@
+"""Block refinement: after the closed forms, what a block consists of is fitted together."""
