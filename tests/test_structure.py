@@ -40,7 +40,7 @@ KNOWING = {
     },
     **{
         f"training/autograd/operators/{name}.py": "a table of all operators"
-        for name in ("convolution", "fused", "indexing", "products", "recurrent")
+        for name in ("convolution", "fused", "indexing", "products", "recurrent", "rows")
     },
 }
 """Modules that name an operator of layers, and why; all others ask the adapters."""

@@ -69,7 +69,7 @@ def test_the_reference_page_is_that_of_the_code() -> None:
 
 
 def test_passes_have_the_options_that_they_are_said_to_have() -> None:
-    config = CompressConfig.of(None, {"quantize": "fp16", "rank": "3"})
+    config = CompressConfig.of(None, {"quantize": "fp16", "rank": "3", "refine": True})
     passes = {each.name: each for each in config.passes}
     places = {
         (name, place): getattr(config, field.name)

@@ -71,9 +71,10 @@ def blocks(graph: ir.Graph, reference: ir.Graph, weights: Collection[str], layer
     ends = _ends(cuts, starts, max(reached), layers, len(nodes))
     found: list[Block] = []
     begin, enters = 0, tuple[str, ...]()
+    made_at = {value: position for position, node in enumerate(nodes) for value in node.outputs}
     outputs = [value for value in graph.outputs if value in changed]
     for end in ends:
-        made = [str(v.name) for v in outputs if begin <= place.get(_producer(v), -1) < end.position]
+        made = [str(value.name) for value in outputs if begin <= made_at[value] < end.position]
         inside = [
             str(value.name)
             for value in own
@@ -173,7 +174,3 @@ def _readers(value: ir.Value, views: Collection[ir.Value]) -> list[ir.Node]:
 
 def _layer(node: ir.Node) -> str:
     return node.metadata_props.get(LAYER, "")
-
-
-def _producer(value: ir.Value) -> ir.Node | None:
-    return value.producer()
