@@ -3,10 +3,10 @@
     python -m bench.refine [--models NAME …]
 
 Each network of the corpus is compressed for fewer multiply-accumulates, fitted to its calibration inputs
-without labels; then the same plan is carried out again with `--refine`. The loss is the relative L2 error of the
-outputs on inputs that are in no calibration set: training images where the corpus has further ones, else the
-task's own; accuracy is that of the task's samples, in pairs, with 95 % intervals. One thread, processor time.
-`--corpus FOLDER` says where the corpus is.
+without labels; then the same plan is carried out again with `--refine`. The loss is the relative L2 error of
+the outputs on inputs that are in no calibration set: training images where the corpus has further ones, else
+the task's own; accuracy is that of the task's samples, in pairs, with 95 % intervals. One thread, processor
+time. `--corpus FOLDER` says where the corpus is.
 """
 
 from __future__ import annotations

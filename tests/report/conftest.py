@@ -81,7 +81,8 @@ def quantized_record(models: tuple[Path, Path, Record]) -> Record:
 @pytest.fixture(scope="session")
 def finetuned_record(models: tuple[Path, Path, Record]) -> Record:
     """Of a run that trained what it had decomposed."""
-    return calibrated(models[0], 4, method="tucker", rank="8", finetune="epochs=2,batch=4,rate=1e-2")
+    how = {"finetune": "epochs=2,batch=4,rate=1e-2", "refine": True}
+    return calibrated(models[0], 4, method="tucker", rank="8", **how)
 
 
 @pytest.fixture(scope="session")

@@ -10,21 +10,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+import torch
 from onnx import numpy_helper
 
 import onnxdecomp
 from onnxdecomp.core.layer import Array
+from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.replace import LAYER
+from onnxdecomp.training.autograd.network import Network
+from onnxdecomp.training.refinement import refine as refinement
+from onnxdecomp.training.refinement.blocks import blocks
 from tests.builders import graphs
 from tests.builders.feeds import normal
 from tests.builders.graphs import node
 from tests.calibration.test_padding import LENGTHS, arrays, network
-
-pytest.importorskip("torch")
-
-from onnxdecomp.training.refinement import refine as refinement
-from onnxdecomp.training.refinement.blocks import blocks
 
 HOW: dict[str, Any] = {
     "method": "svd",
@@ -38,12 +38,15 @@ HOW: dict[str, Any] = {
 
 
 def scaled(*shape: int, seed: int = 0) -> Array:
-    return normal(*shape, seed=seed) / np.sqrt(np.prod(shape[1:])).astype(np.float32)
+    found: Array = normal(*shape, seed=seed) / np.sqrt(np.prod(shape[1:])).astype(np.float32)
+    return found
 
 
 def perceptron() -> onnx.ModelProto:
     """Four products with a Relu behind each but the last."""
-    nodes, weights, x = [], {}, "x"
+    nodes: list[onnx.NodeProto] = []
+    weights: dict[str, Array] = {}
+    x = "x"
     for k in range(4):
         nodes.append(node("Gemm", f"{x} w{k} b{k}", f"a{k}" if k < 3 else "y", name=f"fc{k}", transB=1))
         weights |= {f"w{k}": scaled(16, 16, seed=k) * 1.5, f"b{k}": normal(16, seed=9 + k) / 4}
@@ -55,7 +58,9 @@ def perceptron() -> onnx.ModelProto:
 
 def convolutions() -> onnx.ModelProto:
     """Two residual blocks of two convolutions."""
-    nodes, weights, x = [], {}, "x"
+    nodes: list[onnx.NodeProto] = []
+    weights: dict[str, Array] = {}
+    x = "x"
     for k in range(2):
         for part in "ab":
             weights |= {f"w{k}{part}": scaled(8, 8, 3, 3, seed=k), f"b{k}{part}": normal(8, seed=k) / 4}
@@ -206,6 +211,45 @@ def test_an_operator_that_torch_lacks_is_no_end(monkeypatch: pytest.MonkeyPatch)
     assert any("Strange" in note for note in done.notes)
     assert "refinement" not in done.record
     assert done.changed
+
+
+PRODUCTS: dict[str, tuple[onnx.NodeProto, tuple[int, ...], tuple[int, ...]]] = {
+    "convolution": (
+        node("Conv", "x w", "y", strides=[2, 1], pads=[1, 0, 2, 1], dilations=[1, 2]),
+        (2, 3, 7, 8),
+        (4, 3, 3, 2),
+    ),
+    "of one axis": (node("Conv", "x w", "y", pads=[1, 1], strides=[2]), (2, 3, 9), (4, 3, 3)),
+    "transposed": (node("Gemm", "x w", "y", transA=1, transB=1), (3, 5), (4, 3)),
+    "plain": (node("Gemm", "x w", "y"), (5, 3), (3, 4)),
+    "behind": (node("MatMul", "x w", "y"), (2, 5, 3), (3, 4)),
+    "before": (node("MatMul", "w x", "y"), (2, 3, 5), (4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_rows_are_what_a_weight_multiplies(name: str) -> None:
+    """Their second moments are those of the outputs for a weight of one output, whatever the layout."""
+    operator, x, w = PRODUCTS[name]
+    proto = graphs.model([operator], {"x": x}, {"y": None}, {"w": normal(*w)})
+    network = Network(ir.from_proto(proto), ["w"])
+    given = {"x": torch.from_numpy(normal(*x, seed=3))}
+    ((found, rows, axis),) = network.rows(network.nodes, given)
+    weight = network.parameters["w"].detach()
+    made = rows @ (weight if axis == 0 else weight.reshape(len(weight), -1).T)
+    expected = network(given)["y"].detach()
+    assert found == "w"
+    assert torch.allclose(made.flatten().sort().values, expected.flatten().sort().values, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 9, 10, 25])
+def test_inputs_are_set_apart_once(count: int) -> None:
+    feeds = Feeds(tuple({"x": np.full((1,), k)} for k in range(count)), "here")
+    rest, others = feeds.apart(min(10, count))
+    values = [[int(feed["x"][0]) for feed in some] for some in (rest, others)]
+    assert sorted(values[0] + values[1]) == list(range(count))
+    assert [len(rest), len(others)] == [len(own) for own in values]
+    assert len(others) == max(1, count // 10)
 
 
 @pytest.mark.parametrize(
