@@ -1,13 +1,13 @@
 """How long a search takes: processor seconds of `compress --target`, stage by stage, before and after.
 
-    python -m bench.search_speed --before COMMIT [--runs digits …] [--repeats 3]
+    python -m bench.search_speed --before COMMIT [--runs digits …] [--repeats 3] [--together]
 
 Every run is a fresh process with one thread for linear algebra; `before` and `after` take turns, the former
-from a worktree of that commit. Times are medians. The processor time of a busy machine is longer than that of
-a quiet one, since caches are shared, but by far less than the wall time: compare times of one run of this
-script only. Beside them is what the plan has come to, since a plan that is found sooner must be as good: the
-error on the calibration inputs, and of classifiers, against labelled training images that took no part, how
-many more of them are wrong.
+from a worktree of that commit. Times are medians. On a machine that is busy with other things processor times
+are longer, too, up to several times: there the two run together, so that they have the same neighbours, and
+only their ratio means something. Beside them is what the plan has come to, since a plan that is found sooner
+must be as good: the error on the calibration inputs, and how many more training images, labelled and not used
+otherwise, a classifier gets wrong.
 
 Runs whose networks are not there (see bench/corpus.py, bench/corpus_large.py) are left out.
 """
@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--before", help="a commit to compare with")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--together", action="store_true", help="before and after at the same time")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     add_option(parser)
     options = parser.parse_args()
@@ -89,15 +91,20 @@ def main() -> None:
                 continue
             model, data = _inputs(corpus, run, folder)
             found: dict[str, list[dict[str, Any]]] = {tree: [] for tree in trees}
-            for _ in range(options.repeats):
-                for tree, root in trees.items():
-                    output = folder / f"{tree}.onnx"
-                    found[tree].append(_child(root, name, model, data, output))
-            for tree, own in found.items():
+            with ThreadPoolExecutor(len(trees) if options.together else 1) as pool:
+                for _ in range(options.repeats):
+                    runs = {
+                        tree: pool.submit(_child, root, name, model, data, folder / f"{tree}.onnx")
+                        for tree, root in trees.items()
+                    }
+                    for tree, own in runs.items():
+                        found[tree].append(own.result())
+            for tree, timed in found.items():
                 judged = _more_wrong(corpus, run.model, folder / f"{tree}.onnx")
-                rows.append({"run": name, "target": run.target, "tree": tree, **_medians(own), **judged})
+                rows.append({"run": name, "target": run.target, "tree": tree, **_medians(timed), **judged})
                 print(rows[-1], flush=True)
-    result = {**provenance(), "before": options.before, "repeats": options.repeats, "rows": rows}
+    how = {"before": options.before, "repeats": options.repeats, "together": options.together}
+    result = {**provenance(), **how, "rows": rows}
     write("search_speed", result, _table(rows))
 
 

@@ -87,7 +87,7 @@ _FEWER_ROWS, _FEWER_PER_FEATURE = 2048, 8
 _SPREAD = 4
 """A sample gives at most one row in so many positions."""
 
-_VARIED, _MANY, _WORK = 64, 256, 5e11
+VARIED, _MANY, _WORK = 64, 256, 5e11
 """Samples of a fit at least; and so many where running the model on them takes at most that many
 multiply-accumulates."""
 
@@ -133,7 +133,7 @@ def bounded(
         positions = math.prod(chain.output_shape(shape)[2:])
         rows = draw.wanted(features(match.layer))
         needed, macs = max(needed, rows * _SPREAD / max(1, positions)), macs + chain.macs(shape)
-    count = math.ceil(max(needed, _VARIED, min(_MANY, _WORK / max(1, macs))))
+    count = math.ceil(max(needed, VARIED, min(_MANY, _WORK / max(1, macs))))
     if count >= len(calibration.feeds):
         return calibration
     return replace(calibration, feeds=calibration.feeds.spread(count))

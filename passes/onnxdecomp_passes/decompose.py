@@ -14,7 +14,7 @@ from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.calibration.measured_shapes import largest_value, with_seen_shapes
 from onnxdecomp.calibration.random_set import synthetic
 from onnxdecomp.calibration.reachability import unreached
-from onnxdecomp.calibration.statistics import Calibration, bounded, sized
+from onnxdecomp.calibration.statistics import VARIED, Calibration, bounded, sized
 from onnxdecomp.channels.channel import Channel, ChannelSkip
 from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.core.names import some
@@ -310,7 +310,7 @@ def _counted(matched: list[LayerMatch], channels: Sequence[Channel]) -> list[Lay
 def _sized(calibration: Calibration, model: ir.Model, matched: Sequence[LayerMatch]) -> Calibration:
     """The calibration with as many samples as fits need, in batches that suit the largest of its inputs."""
     largest = calibration.feeds.largest()
-    if all(match.layer.conv is not None for match in matched):
+    if len(calibration.feeds) > VARIED and all(match.layer.conv is not None for match in matched):
         names = {value.name for value in model.graph.inputs}
         given = {name: array.shape for name, array in largest.items() if name in names}
         calibration = bounded(calibration, matched, input_shapes(model, given))

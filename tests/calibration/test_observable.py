@@ -206,7 +206,7 @@ def test_what_is_shortened_has_batches_to_hold_some_out() -> None:
 
 def test_fits_take_as_many_samples_as_give_them_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evenly drawn; all where a layer is applied at few positions, or is no convolution."""
-    monkeypatch.setattr(statistics, "_VARIED", 4)
+    monkeypatch.setattr(statistics, "VARIED", 4)
     monkeypatch.setattr(statistics, "_MANY", 4)
     model = from_x(
         [conv("layer", "x", "y", pads=[1, 1, 1, 1])],
