@@ -199,7 +199,10 @@ def _pair(steps: Sequence[Step], responses: _Responses) -> tuple[Step, Step] | N
     if outer.shape[2] != rank or rank > min(outer.shape[1], inner.shape[2]):
         return None
     normal, right = _normal_equations(steps, len(steps) - 2, responses)
-    best = _solved(normal, right)
+    try:
+        best = _solved(normal, right)
+    except np.linalg.LinAlgError:  # what the first of them reads is too much alike
+        return None
     spread = best @ normal @ best.swapaxes(1, 2)
     basis = np.linalg.eigh((spread + spread.swapaxes(1, 2)) / 2)[1][:, :, : -rank - 1 : -1]
     return first.with_rows(basis.swapaxes(1, 2) @ best), last.with_rows(basis)

@@ -57,14 +57,19 @@ def _seen(
     """Q of what the step reads, [s q, s q], and how far later kernel positions correlate, [a, a]."""
     channels, s = x.shape[:2]
     b, q, a = math.prod(before), math.prod(own), math.prod(after)
-    # Each axis of the kernel belongs to one of the three: [S, before, own, after] of the layer's features.
+    # Each axis of the kernel belongs to one of the three, and G is read as it lies: it may be large.
     parts = [n for sizes in zip(before, own, after, strict=True) for n in sizes]
-    order = [0] + [1 + 3 * axis + part for part in range(3) for axis in range(len(own))]
-    size = len(parts) + 1
     split = second.reshape(channels, *parts, channels, *parts)
-    split = split.transpose(*order, *(size + axis for axis in order)).reshape(*(channels, b, q, a) * 2)
-    pairs = np.einsum("sbqasbqc->ac", split)
-    mean = np.einsum("sbqatcra->sbqtcr", split) / a
+    axes = range(len(own))
+    left = [0, *(1 + 3 * axis + part for axis in axes for part in range(3))]
+    right = [place + len(left) for place in left]
+    row, column = ([own[1 + 3 * axis + part] for part in (0, 1) for axis in axes] for own in (left, right))
+    later, other = ([own[3 + 3 * axis] for axis in axes] for own in (left, right))
+    same = [place - len(left) if place in other else place for place in right]
+    mean = np.einsum(split, [*left, *same], [left[0], *row, right[0], *column])
+    mean = mean.reshape(channels, b, q, channels, b, q) / a
+    repeated = [place if place in other else place - len(left) for place in right]
+    pairs = np.einsum(split, [*left, *repeated], [*later, *other]).reshape(a, a)
     features = x.reshape(channels, s, b)
     seen = np.einsum("cib,cbqder,dje->iqjr", features, mean, features, optimize=True)
     return seen.reshape(s * q, s * q), pairs / (np.trace(pairs) / a or 1.0)
