@@ -32,6 +32,7 @@ from onnxdecomp.layers.recurrence import forget_states, name_states
 from onnxdecomp.layers.replace import Rewriter, Rewritten
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.layers.tied_weights import ties
+from onnxdecomp.runtime.memory import give_back
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.search.check_plan import check_plan, method_of
 from onnxdecomp.search.finite_weights import unsound
@@ -120,6 +121,7 @@ def carry_out(
             run.cut(stage.cut, pending, later)
         elif stage.match is not None and stage.choice is not None:
             run.layer(stage.match.current(), stage.choice, pending)
+            give_back()
         elif run.fitter is not None:
             run.fitter.renormalise(stage.nodes[0], pending)
         gone = any(node.graph is None for other in work if other.cut is not None for node in other.nodes)

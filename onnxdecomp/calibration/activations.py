@@ -54,6 +54,7 @@ def open_observer(
     known: Mapping[str, Array] | None = None,
     integers: bool = False,
     consume: bool = False,
+    low_memory: bool = False,
 ) -> Observer:
     """An observer of values of the main graph, its inputs and initializers among them.
 
@@ -65,6 +66,7 @@ def open_observer(
             show their types and ranks.
         integers: As for `open_session`.
         consume: Nobody needs the model any more: it is taken apart, and not copied.
+        low_memory: As for `open_session`: for the whole model and a run or two.
 
     Raises:
         KeyError: The main graph has no such value.
@@ -108,6 +110,7 @@ def open_observer(
         threads=threads,
         integers=integers,
         idling="sleep",
+        low_memory=low_memory,
         weights=weights,
     )
     return Observer(tuple(wanted), needed, opened, weights)

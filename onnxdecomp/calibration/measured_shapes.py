@@ -16,6 +16,7 @@ from onnxdecomp.data.random_inputs import bindings, trial_of
 from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.graph.attributes import dims
 from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.runtime.memory import give_back
 from onnxdecomp.runtime.session import Feed
 
 _SECONDS = 5
@@ -54,14 +55,18 @@ def _in_a_run(
 ) -> dict[ir.Node, tuple[int, ...]]:
     """What these inputs of nodes are like in one run on random inputs; nothing where none succeeds."""
     try:
-        observer = open_observer(model, [str(value.name) for value in model.graph.outputs])
+        outputs = [str(value.name) for value in model.graph.outputs]
+        observer = open_observer(model, outputs, low_memory=True)
         inputs = observer.specs()
         found = bindings(
             inputs, trial_of(observer.run), count=1, shapes=_of(shapes, inputs), seconds=_SECONDS
         )
+        del observer  # two sessions would hold the model's weights twice
         return {} if isinstance(found, str) else shapes_read(model, wanted, found[0].feed(inputs, (0,)))
     except OnnxDecompError:  # judged elsewhere
         return {}
+    finally:
+        give_back()
 
 
 def largest_value(model: ir.Model, feed: Feed) -> int:
@@ -91,7 +96,7 @@ def shapes_in_a_run(model: ir.Model, names: Sequence[str], feed: Feed) -> dict[s
         copy.graph.append(node)
         asked[str(node.outputs[0].name)] = name
     try:
-        observer = open_observer(copy, list(asked))
+        observer = open_observer(copy, list(asked), low_memory=True)
         return _read(observer, observer.run(feed), asked)
     except OnnxDecompError:  # judged elsewhere
         return {}

@@ -196,6 +196,7 @@ def _trace(
             content,
             integers=False,
             idling="sleep",
+            low_memory=True,
             weights=weights,
             optimize=False,
             profile=folder / "trace",

@@ -7,6 +7,7 @@ device is not seen.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -74,6 +75,18 @@ def peak() -> int:
     import resource
 
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # macOS: bytes
+
+
+def give_back() -> None:
+    """Return freed memory to the system.
+
+    glibc keeps blocks of up to 32 MB for later once it has seen such come and go: as many bytes as a model
+    has, after a session that is closed.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def _child() -> None:
