@@ -53,11 +53,12 @@ def alternate(
     weighted = [index for index, step in enumerate(steps) if isinstance(step, WeightedStep)]
     responses = _Responses(chain, problem)
     iterations = min(iterations, _affordable(steps, responses))
-    loss = problem.loss(responses.dense(steps))
-    for _ in range(sweeps):
-        before = loss
+    loss = problem.loss(responses.dense(steps)) if sweeps > 1 else 0.0
+    for left in reversed(range(sweeps)):
         _sweep(steps, weighted, responses, iterations)
-        loss = problem.loss(responses.dense(steps))
+        if not left:
+            break  # nobody asks what it loses
+        before, loss = loss, problem.loss(responses.dense(steps))
         if before - loss <= tolerance * before:
             break
     return replace(chain, steps=tuple(steps))
