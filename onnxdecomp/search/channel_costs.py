@@ -14,7 +14,7 @@ from onnxdecomp.decompositions.base import outline, refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.search.keep_layers import Key
-from onnxdecomp.search.plan import Choice, Cost, Cut, Plan, cost_of
+from onnxdecomp.search.plan import Choice, Cost, Cut, Plan, cost_after_first, cost_of
 from onnxdecomp.search.stored_parameters import tallied
 
 
@@ -152,7 +152,9 @@ def behind_cuts(choice: Choice, layer: Layer | None) -> Choice:
 
 def _cost(choice: Choice, layer: Layer, ranks: Ranks) -> Cost:
     method = get(choice.method or "", **choice.options)
-    return cost_of(outline(method, layer, ranks), layer)
+    # Of siblings the first bears the cost of the factor that they have in common.
+    price = cost_after_first if choice.group and choice.group != choice.layer else cost_of
+    return price(outline(method, layer, ranks), layer)
 
 
 def _sum(layers: Iterable[Layer]) -> Cost:

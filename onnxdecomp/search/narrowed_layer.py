@@ -134,6 +134,8 @@ class NarrowedLayer:
 
     def _chain_cost(self, candidate: Candidate, layer: Layer, full: Ranks | None) -> tuple[float, float]:
         option = candidate.outline
+        if full is not None and candidate.group:
+            full = (layer.inputs,)  # what siblings have in common has more ranks than one of them may have
         if full is None or len(full) != len(option.ranks):
             return math.nan, math.nan
         chain = outline(option.method, layer, tuple(map(min, option.ranks, full)))

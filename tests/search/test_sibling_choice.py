@@ -12,13 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxdecomp.channels import find_channels
 from onnxdecomp.decompositions.shared import Shared
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.siblings import siblings
 from onnxdecomp.layers.tied_weights import ties
+from onnxdecomp.search.channel_costs import behind_cuts
+from onnxdecomp.search.joint_options import joint_options
 from onnxdecomp.search.knapsack import Option, OutOfReach
+from onnxdecomp.search.layer_profiles import profile_layers
 from onnxdecomp.search.plan import Choice, Cost, Plan
+from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search_record import (
     CandidateRecord,
     Expected,
@@ -33,6 +38,7 @@ from onnxdecomp.search.tighten import tighter
 from onnxdecomp.workflow import compress
 from onnxdecomp.workflow.latency_guard import _gains
 from onnxdecomp.workflow.result import Result
+from tests.builders.feeds import calibration
 from tests.builders.graphs import loaded
 from tests.search.test_sibling_groups import FEEDS, QKV, attention, error, grouped
 
@@ -59,6 +65,38 @@ def test_a_search_gives_siblings_one_factor_where_that_loses_least(target: str) 
     }
     expected = shared.record["search"]["expected"]
     assert expected["gap"] <= 1e-9 * expected["loss"]
+
+
+def test_siblings_behind_cuts_cost_in_a_search_what_they_cost_in_a_plan() -> None:
+    """The first factor once, at a rank that one of them alone could not have."""
+    model = loaded(attention())
+    matched = find(model)[0]
+    scope = Scope(methods=("svd", "shared"), cuts=("width", "attention"), skip_below=0.0)
+    channels = find_channels(model, matched)[0]
+    weighed = profile_layers(model, matched, scope, calibration(FEEDS), channels=channels)
+    options = joint_options(weighed)
+    assert {entry.channel.name for entry in options.channels} >= {"q", "v"}
+    beyond = 0
+    for (pick,) in itertools.chain(*options.decisions):
+        entry = weighed.layers[pick.place]
+        candidate = None if pick.candidate is None else entry.candidates[pick.candidate]
+        if candidate is None or not candidate.group:
+            continue
+        narrow = options.narrowed(pick.place)
+        method, first = candidate.outline.method, weighed.layers[candidate.group[0]].match.layer.name
+        choice = Choice(
+            *(entry.match.layer.name, "", "MatMul", method.name, {}, candidate.outline.ranks),
+            before=entry.dense,
+            group=first,
+        )
+        for levels in itertools.product(*map(range, narrow.shape)):
+            layer = narrow.layer(levels)
+            exact = options.exactly(pick, dict(zip(narrow.channels, levels, strict=True)))
+            after = behind_cuts(choice, layer if any(levels) else entry.match.layer).after
+            assert after is not None
+            assert exact.macs == after.macs
+            beyond += candidate.outline.ranks[0] > layer.outputs
+    assert beyond
 
 
 def test_what_takes_siblings_alone_leaves_the_others() -> None:
