@@ -49,15 +49,32 @@ def imported(text: str) -> Iterator[Callable[..., Any]]:
     Raises:
         UsageError: There is no such callable.
     """
+    module, name, file = _parts(text)
+    if file is not None and not file.is_file():
+        raise UsageError(f"there is nothing at {text}: no such file as {module}")
+    with importing(text):
+        yield _attribute(_import(text, module, file), name, text)
+
+
+@contextmanager
+def importing(text: str) -> Iterator[None]:
+    """Let the folder of a callable of that name be imported from until the block ends.
+
+    Raises:
+        UsageError: The name has another form.
+    """
+    _, _, file = _parts(text)
+    with _importable(file.parent if file else Path.cwd()):
+        yield
+
+
+def _parts(text: str) -> tuple[str, str, Path | None]:
+    """Module, name, and the file where the module is given as one."""
     found = _NAMED.fullmatch(text)
     if found is None:
         raise UsageError(f"{text!r} is not of the form module:callable or file.py:callable")
-    module, name = found["module"], found["name"]
-    file = Path(module).resolve() if module.endswith(".py") else None
-    if file is not None and not file.is_file():
-        raise UsageError(f"there is nothing at {text}: no such file as {module}")
-    with _importable(file.parent if file else Path.cwd()):
-        yield _attribute(_import(text, module, file), name, text)
+    module = found["module"]
+    return module, found["name"], Path(module).resolve() if module.endswith(".py") else None
 
 
 @contextmanager

@@ -7,7 +7,6 @@ random ones say nothing. The model writes them as it goes on from prompts.
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from onnxdecomp.data.random_inputs import is_batch
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.data.spool import Spool
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.session import Feed, TensorSpec, dtype_of, inputs_of, open_session, outputs_of, run
 
 if TYPE_CHECKING:
@@ -221,14 +221,14 @@ def _write(
         raise UsageError(f"{folder} is there already, and is no empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     join: Callable[[list[Array]], Array] = np.concatenate if stackable else np.stack
-    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as made:
+    with temporary_files.folder(folder.parent) as made:
         for number, group in enumerate(groups):
             for place, alike in enumerate(_alike(group)):
                 arrays = {spec.name: join([feed[spec.name] for feed in alike]) for spec in specs}
-                np.savez(Path(made, f"{number:04d}-{place:04d}.npz"), **arrays)  # type: ignore[arg-type]
-        whole = Path(made, "whole")
+                np.savez(made / f"{number:04d}-{place:04d}.npz", **arrays)  # type: ignore[arg-type]
+        whole = made / "whole"
         whole.mkdir()
-        for file in sorted(Path(made).glob("*.npz")):
+        for file in sorted(made.glob("*.npz")):
             file.rename(whole / file.name)
         if not any(whole.iterdir()):
             raise UsageError("decode has no prompts")

@@ -48,6 +48,7 @@ class QuantizedTooFarError(UsageError):
 
     Attributes:
         limit, used: What may be lost, and what is.
+        of_error: Whether that is the error of the outputs, and not of a metric.
     """
 
     def __init__(self, budget: Budget, used: float, limit: float | None = None) -> None:
@@ -55,6 +56,7 @@ class QuantizedTooFarError(UsageError):
         super().__init__(
             f"--target {budget} is out of reach: without any decomposition the quantized model has {lost}"
         )
+        self.of_error = budget.quantity == "error"
         self.limit, self.used = budget.limit if limit is None else limit, used
 
 

@@ -81,6 +81,7 @@ def compare(
         ModelError, ProviderError: See onnxdecomp.evaluate.benchmark.bench.
     """
     started = time.time()
+    metric = None if metric is None else task_metric(metric)
     wanted = None if gate is None else parse_gate(gate)
     if wanted is not None:
         _check(wanted, models, data, memory, metric)
@@ -122,7 +123,7 @@ def compare(
         started,
         time.time() - started,
         seed,
-        {"gate": gate, "metric": None if metric is None else task_metric(metric).name},
+        {"gate": gate, "metric": None if metric is None else metric.name},
         {"data": describe_data(data, verified[0].samples if verified else None)},
     )
     settings = timings(timed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -34,6 +35,7 @@ from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.config_checks import checked, overruled
 from onnxdecomp.workflow.config_json import source_of
 from onnxdecomp.workflow.context import RunContext
+from onnxdecomp.workflow.default_goal import default_goal
 from onnxdecomp.workflow.dry_run import dry_run
 from onnxdecomp.workflow.error_guard import first_run, guard_error
 from onnxdecomp.workflow.final_timing import profiles, timed_elsewhere
@@ -101,6 +103,7 @@ def compress(
         before = describe_model(loaded, path, named=isinstance(model, str | Path))
         run, said = _context(asked, path, plan, progress or _silent)
         told = (*overruled(asked), *_said_of_mask(run), *said)
+        asked = run.config
         origin = Origin(started, 0.0, asked.seed, request_of(asked), {"calib": describe_data(run.calib)})
         meter = LatencyMeter(path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs)
         if not asked.dry_run or asked.sought is not None:
@@ -159,6 +162,9 @@ def _context(
     calib = None if config.calib is None else preflight.read(path, config.calib)
     given = None if config.data is None else preflight.read(path, config.data, samples=config.samples)
     cores = config.threads or environment.cores()
+    goal = default_goal(config, path, calib, given, mask)
+    if goal is not None:
+        config = replace(config, metric=goal.metric, target=goal.target)
     judged = judging(config, path, calib, given, mask, cores)
     data = judged.data
     shapes, seed = config.input_shapes, config.seed
@@ -167,10 +173,11 @@ def _context(
     inputs = cache(lambda: timed_input(path, calib, data, shapes=shapes, seed=seed))
     run = RunContext(
         *(config, path, inputs, cores, progress, plan, calib, data, mask),
+        assumed=goal is not None,
         task=judged.search,
         report_task=judged.report,
     )
-    return run, judged.notes
+    return run, (*(() if goal is None else (goal.note,)), *judged.notes)
 
 
 def _said_of_mask(run: RunContext) -> tuple[str, ...]:
@@ -190,10 +197,8 @@ def _made(
         return carry_out(run.plan if plan is None else plan, quantized)
 
     holds = config.verify and config.sought is not None  # ranks given by hand are not changed
-    allow = _may_be_slower(config)
-    first, given_up = first_run(
-        lambda quantized: carry_out(run.plan, quantized), giving_up=holds and bool(config.derived_target)
-    )
+    allow, unnamed = _may_be_slower(config), run.assumed or bool(config.derived_target)
+    first, given_up = first_run(lambda quantized: carry_out(run.plan, quantized), giving_up=holds and unnamed)
     finisher = Finisher(
         run.original,
         again,

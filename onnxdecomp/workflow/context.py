@@ -41,6 +41,7 @@ class RunContext:
         calib: Calibration inputs, or None.
         data: Inputs to verify with, and labels where they have some, or None.
         mask: The inputs that say what is padding, or None.
+        assumed: Whether the target follows from what the outputs seem to be.
         task: The metric of the task on samples that choices are judged by, or None.
         report_task: The same on `data`, or None.
         memory: How much of the model survives quantization, as far as the run has found out.
@@ -55,6 +56,7 @@ class RunContext:
     calib: Feeds | None = None
     data: Feeds | None = None
     mask: Mask | None = None
+    assumed: bool = False
     task: Task | None = None
     report_task: Task | None = None
     memory: Memory = field(default_factory=Memory)

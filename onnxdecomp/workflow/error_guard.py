@@ -49,7 +49,8 @@ def first_run(
     except QuantizedTooFarError as failure:
         if not giving_up:
             raise
-        note = f"not quantized, for that alone has an error of {failure.used:.3g}, above {failure.limit:g}"
+        what = "has an error of" if failure.of_error else "loses of the metric"
+        note = f"not quantized, for that alone {what} {failure.used:.3g}, above {failure.limit:g}"
     return run(False), (note,)
 
 

@@ -66,6 +66,9 @@ def judging(
     data, metric = given or calib, metric_of(config)
     if metric is None or data is None:
         return Judging(data)
+    if config.metric is None and all(each is None or each.labels is None for each in (calib, data)):
+        where = f"needs labels (there are none in {data.source})"
+        raise UsageError(f"--target drop=… {where}: give samples with labels by --eval")
     on = partial(Task, metric, model, mask=mask, provider=config.provider, threads=threads)
     if not judges(config):
         return Judging(data, report=on(data))

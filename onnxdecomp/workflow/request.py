@@ -84,6 +84,13 @@ def metric_of(config: CompressConfig) -> TaskMetric | None:
     return task_metric("top1") if "drop" in _quantities(config) else None
 
 
+def _named(config: CompressConfig) -> str | None:
+    """The metric's name; what is a name already is not imported for that."""
+    if isinstance(config.metric, str):
+        return config.metric
+    return None if (metric := metric_of(config)) is None else metric.name
+
+
 def judges(config: CompressConfig) -> bool:
     """Whether the search is judged by the metric."""
     return bool(_quantities(config) & {"drop", "metric"})
@@ -99,7 +106,7 @@ def request_of(config: CompressConfig) -> dict[str, Json]:
     ranks = config.plans and config.sought is None and not planned
     return {
         "target": config.sought,
-        "metric": metric.name if (metric := metric_of(config)) is not None else None,
+        "metric": _named(config),
         "rank": config.rank or None if ranks else None,
         "rules": list(config.layers) if config.plans else [],
         "method": config.method if config.plans else None,

@@ -184,3 +184,18 @@ def test_gates_on_a_metric(pair: tuple[Path, Path], capsys: Capsys) -> None:
 def test_a_name_that_is_no_function_is_refused_at_once() -> None:
     with pytest.raises(UsageError, match="known: top1, psnr"):
         task_metric("f1")
+
+
+def test_a_module_is_imported_once_and_may_import_from_its_folder(pair: tuple[Path, Path]) -> None:
+    Path("helper_of_metrics.py").write_text("VALUE = 0.25\n")
+    Path("counting.py").write_text(
+        "from pathlib import Path\n"
+        "Path('count').write_text(Path('count').read_text() + '.' if Path('count').exists() else '.')\n"
+        "def f(outputs, data):\n"
+        "    from helper_of_metrics import VALUE\n"
+        "    return VALUE\n"
+    )
+    found = onnxdecomp.verify(*pair, data=DATA, max_error=None, metric="counting.py:f").metric
+    assert found is not None
+    assert found.new == 0.25
+    assert Path("count").read_text() == "."

@@ -69,7 +69,8 @@ def search_record(models: tuple[Path, Path, Record]) -> Record:
 @pytest.fixture(scope="session")
 def cut_record(models: tuple[Path, Path, Record]) -> Record:
     """Of a run that cut the channel c1, and decomposed what is left of the layer that makes it."""
-    return calibrated(models[0], 5, method="width,svd", rank="0.5", layers=("c2=width",))
+    metric = "token-agreement"
+    return calibrated(models[0], 5, method="width,svd", rank="0.5", layers=("c2=width",), metric=metric)
 
 
 @pytest.fixture(scope="session")

@@ -328,3 +328,13 @@ def test_markdown_is_complete(record: Record) -> None:
     assert "Fact object" not in filled
     assert "None" not in filled
     assert "<data" not in filled
+
+
+def test_a_metric_stands_on_the_page_with_its_interval(cut_record: Record) -> None:
+    found = cut_record["verify"]["metric"]
+    page, text = html(cut_record), markdown(cut_record)
+    assert "The metric" in page
+    assert 'data-from="/verify/metric/low"' in page
+    assert 'data-from="/verdict/metric/new"' in page
+    assert f"`token-agreement` {found['original']:.4g} → {found['new']:.4g}" in text
+    assert "95 % interval" in text

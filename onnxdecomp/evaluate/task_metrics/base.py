@@ -82,15 +82,12 @@ class TaskMetric(ABC):
     """A metric of a task. Subclasses are those built in, and one for functions of users.
 
     Attributes:
-        output: The output that it looks at; "" for the first one of floating-point numbers.
         summary: For people.
         labels: What it wants of labels.
         compares: Whether it compares with the original's outputs, where there are no labels.
         lower_is_better: A rate of errors, or a distance.
         points: It is a share of samples: a drop of 1 % is one of its hundred points.
     """
-
-    output: str = ""
 
     summary: ClassVar[str]
     labels: ClassVar[Labels] = "unused"
@@ -122,7 +119,14 @@ class TaskMetric(ABC):
 
 @dataclass(frozen=True)
 class BuiltIn(TaskMetric):
-    """A metric that is known by its name."""
+    """A metric that is known by its name.
+
+    Attributes:
+        output: The output that it looks at; "" for the first one of floating-point numbers.
+        key: Its name.
+    """
+
+    output: str = ""
 
     key: ClassVar[str]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from onnxdecomp.core.options import suggest
-from onnxdecomp.data.callables import is_callable_name
+from onnxdecomp.data.callables import imported, is_callable_name
 from onnxdecomp.errors import UsageError
 from onnxdecomp.evaluate.task_metrics.base import BuiltIn, TaskMetric
 from onnxdecomp.evaluate.task_metrics.classes import Top1
@@ -43,6 +43,5 @@ def task_metric(source: MetricSource) -> TaskMetric:
             f"--metric {source}: there is no metric of that name{suggest(source, BUILT_IN)}; your own is "
             "module:callable or file.py:callable"
         )
-    made = UserMetric(source=source)
-    _ = made.lower_is_better  # imports it
-    return made
+    with imported(source) as function:
+        return UserMetric(source=source, function=function, imported=True)

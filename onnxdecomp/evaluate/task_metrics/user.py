@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.data.callables import guarded, imported
+from onnxdecomp.data.callables import guarded, importing
 from onnxdecomp.data.feeds import Feeds, rows
 from onnxdecomp.errors import UsageError
 from onnxdecomp.evaluate.task_metrics.base import Labels, ModelRun, Score, TaskMetric
@@ -56,11 +56,13 @@ class UserMetric(TaskMetric):
 
     Attributes:
         source: How it is named: of a callable in Python its own name.
-        function: That callable, or None where it is imported by its name.
+        function: That callable.
+        imported: Whether it was imported by its name; its folder can then be imported from while it runs.
     """
 
-    source: str = ""
-    function: Callable[..., object] | None = None
+    source: str
+    function: Callable[..., object]
+    imported: bool = False
 
     summary: ClassVar[str] = "a function of the user's"
     labels: ClassVar[Labels] = "welcome"
@@ -71,19 +73,14 @@ class UserMetric(TaskMetric):
 
     @property
     def lower_is_better(self) -> bool:
-        with self._imported() as function:
-            return getattr(function, LOWER, True) is False
+        return getattr(self.function, LOWER, True) is False
 
     def score(self, run: ModelRun) -> Score:
         data = Samples(run.feeds, run.feeds.labels)
-        with self._imported() as function:
-            first = run.session if _wants_session(function) else self._outputs(run)
-            with guarded(f"--metric {self.name}"):
-                found = function(first, data)
+        first = run.session if _wants_session(self.function) else self._outputs(run)
+        with importing(self.source) if self.imported else nullcontext(), guarded(f"--metric {self.name}"):
+            found = self.function(first, data)
         return self._read(found)
-
-    def _imported(self) -> AbstractContextManager[Callable[..., object]]:
-        return imported(self.source) if self.function is None else nullcontext(self.function)
 
     def _outputs(self, run: ModelRun) -> dict[str, Any]:
         """All outputs on all samples.

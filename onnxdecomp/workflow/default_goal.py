@@ -1,0 +1,134 @@
+"""The goal where none is named: what the outputs seem to be for decides what they may lose.
+
+A relative error of 0.05 is little for a classifier and very much to ask of a sentence encoder, which
+finds what it found at five times of that (bench/results/default_goals.md). Only a model with one output of
+floating-point numbers is taken for something, and where that is not clear it is the error of the outputs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxdecomp.runtime.metrics import are_classes
+from onnxdecomp.runtime.session import open_session, outputs_of, run
+
+if TYPE_CHECKING:
+    from onnxdecomp.core.layer import Array
+    from onnxdecomp.data.feeds import Feeds
+    from onnxdecomp.data.mask import Mask
+    from onnxdecomp.workflow.config import CompressConfig
+
+_FEWEST = 32
+"""Calibration inputs from which on a metric on a quarter of them says enough."""
+
+_LOOKED_AT = 4
+"""Of them, those on which the outputs are looked at."""
+
+_VOCABULARY = 4096
+"""Features of a position from which on they are taken for scores of words."""
+
+_FEATURES = 16
+"""The fewest of an embedding."""
+
+EMBEDDINGS, SCORES = "metric>=0.95", "metric<=0.02"
+"""What is reached of `spearman` and of `kl`."""
+
+_ADVICE = "; --metric and --target say something else, --target error=0.05 goes by the numbers alone"
+_OF_SCORES = f"the fastest whose softmax diverges from the original's by at most 0.02 nats{_ADVICE}"
+_ORDER = "similarities are ordered as by the original's, to a rank correlation of 0.95"
+_OF_EMBEDDINGS = f"the fastest whose cosine {_ORDER}{_ADVICE}"
+_OF_POSITIONS = f"the fastest with means over the real ones whose cosine {_ORDER}{_ADVICE}"
+
+_SCORES = re.compile(r"logit|score|prob|softmax|class|label", re.IGNORECASE)
+_EMBEDDINGS = re.compile(r"hidden|embed|pool|feature", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A goal that nobody has named.
+
+    Attributes:
+        metric, target: As the options say them.
+        note: What was assumed, for people.
+    """
+
+    metric: str
+    target: str
+    note: str
+
+
+def default_goal(
+    config: CompressConfig, model: Path, calib: Feeds | None, given: Feeds | None, mask: Mask | None
+) -> Goal | None:
+    """A goal for what the model's output seems to be; None where one is named, or nothing is clear.
+
+    Args:
+        config: What is asked for.
+        model: The file that came in.
+        calib: Inputs to fit to, or None.
+        given: Inputs to verify with, or None.
+        mask: Which positions are real.
+
+    Raises:
+        ModelError: The model fails on an input.
+    """
+    unnamed = config.sought is not None and not config.target and config.max_error is None
+    if not unnamed or config.metric is not None or not config.verify or calib is None or len(calib) < _FEWEST:
+        return None
+    session = open_session(model, low_memory=True)
+    names = [spec.name for spec in outputs_of(session)]
+    floats = [spec.name for spec in outputs_of(session) if spec.is_float]
+    if len(floats) != 1:
+        return None
+    outputs, masked = [], False
+    for feed in islice(calib, _LOOKED_AT):
+        outputs.append(np.asarray(run(session, feed)[names.index(floats[0])], np.float64))
+        masks = [feed[spec.name].shape for spec in mask.inputs] if mask is not None else []
+        masked = masked or any(outputs[-1].shape[:2] == (shape[0], shape[-1]) for shape in masks)
+    return goal_of(floats[0], outputs, masked=masked, labels=_classes(given, calib))
+
+
+def goal_of(name: str, outputs: Sequence[Array], *, masked: bool, labels: Array | None = None) -> Goal | None:
+    """The goal for an output of this name, by some of its values; None where it is not clear what it is.
+
+    Args:
+        name: Of the output.
+        outputs: For some inputs, [samples, …].
+        masked: A mask says which of the positions along its second axis are real.
+        labels: Class indices that the data have, or None.
+    """
+    shape = outputs[0].shape
+    size = shape[-1] if len(shape) > 1 else 1
+    if len(shape) not in (2, 3) or size < 2:
+        return None
+    rows = np.concatenate(
+        [output.reshape(-1, output.shape[-1]) for output in outputs if output.shape[-1] == size]
+    )
+    if not np.isfinite(rows).all():
+        return None
+    shares = bool(rows.min() >= 0 and np.allclose(rows.sum(1), 1, atol=1e-2))
+    classes = labels is not None and labels.max(initial=0) < size and len(shape) == 2
+    if shares or classes or _SCORES.search(name) or (masked and size >= _VOCABULARY):
+        what = "probabilities" if shares else "scores"
+        return Goal("kl", SCORES, f"the output {name!r} is taken for {what} of {size} classes: {_OF_SCORES}")
+    unit = len(shape) == 2 and bool(np.allclose((rows**2).sum(1), 1, atol=1e-2))
+    if len(shape) == 3 and masked:
+        where = f"embeddings of {size} features at each position: {_OF_POSITIONS}"
+        return Goal("spearman", EMBEDDINGS, f"the output {name!r} is taken for {where}")
+    if len(shape) == 2 and size >= _FEATURES and (unit or _EMBEDDINGS.search(name)):
+        where = f"embeddings of {size} features: {_OF_EMBEDDINGS}"
+        return Goal("spearman", EMBEDDINGS, f"the output {name!r} is taken for {where}")
+    return None
+
+
+def _classes(given: Feeds | None, calib: Feeds) -> Array | None:
+    """Class indices that stand at the data, or None."""
+    found = [feeds.labels for feeds in (given, calib) if feeds is not None and feeds.labels is not None]
+    return next((labels for labels in found if are_classes(labels)), None)

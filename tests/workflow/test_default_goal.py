@@ -1,0 +1,116 @@
+"""The goal where none is named: by what an output is taken for, said to the user, and kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+import onnxdecomp
+from onnxdecomp.workflow.config import CompressConfig
+from onnxdecomp.workflow.default_goal import EMBEDDINGS, SCORES, goal_of
+from tests.builders.graphs import model, saved
+from tests.workflow.test_targets import OPTIONS
+
+DRAW = np.random.default_rng(0)
+TABLE = DRAW.standard_normal((3, 20))
+STATES = DRAW.standard_normal((2, 5, 24))
+UNIT = TABLE / np.linalg.norm(TABLE, axis=1, keepdims=True)
+SHARES = np.exp(TABLE) / np.exp(TABLE).sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "given", "metric"),
+    [
+        ("y", TABLE, {}, None),
+        ("logits", TABLE, {}, "kl"),
+        ("class_scores", TABLE, {}, "kl"),
+        ("y", SHARES, {}, "kl"),
+        ("y", TABLE, {"labels": np.array([0, 19, 3])}, "kl"),
+        ("y", TABLE, {"labels": np.array([0, 20, 3])}, None),
+        ("y", UNIT, {}, "spearman"),
+        ("sentence_embedding", TABLE, {}, "spearman"),
+        ("pooler_output", TABLE[:, :4], {}, None),
+        ("last_hidden_state", STATES, {"masked": True}, "spearman"),
+        ("last_hidden_state", STATES, {}, None),
+        ("logits", STATES, {"masked": True}, "kl"),
+        ("y", np.zeros((1, 2, 5000)), {"masked": True}, "kl"),
+        ("y", SHARES[None], {}, "kl"),
+        ("y", TABLE[:, :1], {}, None),
+        ("image", np.zeros((1, 3, 8, 8)), {}, None),
+        ("logits", np.full((3, 4), np.nan), {}, None),
+    ],
+)
+def test_what_an_output_is_taken_for(
+    name: str, output: Any, given: dict[str, Any], metric: str | None
+) -> None:
+    goal = goal_of(name, [output, output], **{"masked": False, **given})
+    if metric is None:
+        assert goal is None
+        return
+    assert goal is not None
+    assert (goal.metric, goal.target) == (metric, SCORES if metric == "kl" else EMBEDDINGS)
+    assert repr(name) in goal.note
+    assert "--metric" in goal.note
+    assert CompressConfig.of(None, {"metric": goal.metric, "target": goal.target}).target == goal.target
+
+
+def classifier(path: Path, output: str = "logits") -> Path:
+    """x [N, 24] -> two layers of 64 units that have little but a rank of 6 -> scores of 8 classes."""
+    draw = np.random.default_rng(3)
+
+    def low(rows: int, columns: int) -> Any:
+        made = draw.standard_normal((rows, 6)) @ draw.standard_normal((6, columns))
+        return ((made + 0.3 * draw.standard_normal(made.shape)) / rows).astype(np.float32)
+
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"], name="f1"),
+        helper.make_node("Relu", ["a"], ["b"], name="r"),
+        helper.make_node("MatMul", ["b", "w2"], ["c"], name="f2"),
+        helper.make_node("Relu", ["c"], ["d"], name="s"),
+        helper.make_node("MatMul", ["d", "w3"], [output], name="f3"),
+    ]
+    weights = {"w1": low(24, 64), "w2": low(64, 64), "w3": 30 * low(64, 8)}
+    return saved(model(nodes, {"x": ["N", 24]}, {output: ["N", 8]}, weights), path)
+
+
+@pytest.fixture
+def calib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(tmp_path)
+    return {"x": np.random.default_rng(1).standard_normal((64, 24)).astype(np.float32)}
+
+
+QUICK: dict[str, Any] = {**OPTIONS, "method": "svd"}
+
+
+def test_a_classifier_keeps_its_distribution(tmp_path: Path, calib: dict[str, Any]) -> None:
+    found = onnxdecomp.compress(classifier(tmp_path / "net.onnx"), calib=calib, **QUICK)
+    assert found.plan.decomposed
+    request = found.record["run"]["request"]
+    assert (request["metric"], request["target"]) == ("kl", SCORES)
+    assert any("'logits' is taken for scores of 8 classes" in note for note in found.notes)
+    assert found.record["verify"]["metric"]["new"] < 0.05
+    (target,) = found.record["targets"]
+    assert target["quantity"] == "metric"
+    assert target["reached"] == found.record["verify"]["metric"]["new"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"max_error": 0.1}, {"target": "macs=1.5x"}, {"rank": "0.5"}, {"verify": False}, {"calib": None}],
+)
+def test_what_is_named_is_not_assumed(tmp_path: Path, calib: dict[str, Any], given: dict[str, Any]) -> None:
+    asked = {"calib": calib, **QUICK, **given}
+    found = onnxdecomp.compress(classifier(tmp_path / "net.onnx"), **asked)
+    assert found.record["run"]["request"]["metric"] is None
+    assert not any("is taken for scores" in note for note in found.notes)
+
+
+def test_an_output_that_says_nothing_goes_by_its_numbers(tmp_path: Path, calib: dict[str, Any]) -> None:
+    few = {"x": calib["x"][:16]}
+    for name, given in (("y", calib), ("logits", few)):
+        found = onnxdecomp.compress(classifier(tmp_path / f"{name}.onnx", name), calib=given, **QUICK)
+        assert found.record["run"]["request"]["target"] == "error=0.05"
