@@ -82,7 +82,8 @@ def blocks(graph: ir.Graph, reference: ir.Graph, weights: Collection[str], layer
         ]
         names = [name for name, position in first.items() if begin <= position < end.position]
         leaves = tuple(dict.fromkeys((*end.live, *made)))
-        found.append(Block(enters, leaves, tuple(sorted(inside)), tuple(names)))
+        hints = () if end.live else _inside(cuts, starts, begin)
+        found.append(Block(enters, leaves, tuple(sorted(inside)), tuple(names), hints))
         begin, enters = end.position, end.live
     return tuple(found)
 
@@ -108,6 +109,16 @@ def _ends(cuts: Sequence[_Cut], starts: Sequence[int], last: int, layers: int, t
             return [*found, _Cut(total, ())]
         found.append(chosen)
         begin = chosen.position
+
+
+def _inside(cuts: Sequence[_Cut], starts: Sequence[int], begin: int) -> tuple[str, ...]:
+    """Values inside the last block, one behind each layer: outputs may be few numbers, as scores are."""
+    found: dict[int, str] = {}
+    for cut in cuts:
+        behind = bisect_left(starts, cut.position) - bisect_left(starts, begin)
+        if cut.position > begin and behind and len(cut.live) == 1:
+            found.setdefault(behind, cut.live[0])
+    return tuple(found.values())
 
 
 def _cuts(nodes: Sequence[ir.Node], changed: Collection[ir.Value], reference: ir.Graph) -> Iterator[_Cut]:

@@ -44,6 +44,9 @@ _STEP = 256 << 20
 _APART = 10
 """Of so many samples one decides."""
 
+_LAST = 0.3
+"""Share of the rate for what is compared by the outputs: they are few numbers."""
+
 _CHECKED = 4
 """Feeds on which torch and ONNX Runtime are compared."""
 
@@ -164,8 +167,11 @@ class _Run:
         whole = blocks(graph, self.original.graph, list(self.chosen), len(list(graph)) + 1)
         if not how.whole or len(found) == 1:
             return found
-        ends = tuple(name for block in found[:-1] for name in block.leaves)
-        return [*found[: None if how.epochs else 0], *(replace(one, hints=ends) for one in whole)]
+        ends = tuple(dict.fromkeys(name for block in found for name in (*block.leaves, *block.hints)))
+        return [
+            *found[: None if how.epochs else 0],
+            *(replace(one, hints=tuple(name for name in ends if name not in one.leaves)) for one in whole),
+        ]
 
     def draw(self, feeds: Feeds, held_out: Feeds, stretches: Sequence[Block], pins: Collection[str]) -> None:
         """Put samples in batches: as many, and as large, as the memory that values may take lets."""
@@ -228,7 +234,8 @@ class _Run:
         train, held_out = ([self._example(one, block, passage, names) for one in part] for part in parts)
         made = None
         if own and train[0].wanted:
-            how = Descent(epochs, self.how.rate, seed=self.how.seed)
+            last = set(block.leaves) >= set(self.network.outputs)
+            how = Descent(epochs, self.how.rate * (_LAST if last else 1.0), seed=self.how.seed)
             made = descend(passage, own, train, held_out, how, self._step)
         with torch.no_grad():
             for batch, example in zip((*self.train, *self.held_out), (*train, *held_out), strict=True):
