@@ -32,8 +32,8 @@ class Refine(Pass):
 
     enabled: bool = option(False, "whether it does anything")
     layers: int = option(4, "rewritten layers in a block, about")
-    epochs: int = option(4, "passes over the calibration inputs for each block; 0: the whole model only")
-    whole: int = option(8, "passes for the model as a whole, behind the blocks; 0: none")
+    epochs: int = option(5, "passes over the calibration inputs for each block; 0: the whole model only")
+    whole: int = option(3, "passes for the model as a whole, behind the blocks; 0: none")
     rate: float = option(1e-2, "largest learning rate, as a share of a tensor's root mean square")
 
     def __post_init__(self) -> None:

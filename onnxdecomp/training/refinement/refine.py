@@ -66,8 +66,8 @@ class How:
     """
 
     layers: int = 4
-    epochs: int = 4
-    whole: int = 8
+    epochs: int = 5
+    whole: int = 3
     rate: float = 1e-2
     steps: int = 100
     batch: int = 32
