@@ -170,7 +170,7 @@ def test_what_stands_in_padding_does_not_count() -> None:
     ]
     for one, two in zip(*([*f["blocks"], f] for f in found if isinstance(f, dict)), strict=True):
         assert one["before"] == pytest.approx(two["before"], rel=1e-3)
-        assert one["after"] == pytest.approx(two["after"], rel=1e-3)
+        assert one["after"] == pytest.approx(two["after"], rel=1e-2)
 
 
 def test_without_torch_one_line_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
