@@ -40,7 +40,7 @@ from onnxdecomp.workflow.dry_run import dry_run
 from onnxdecomp.workflow.error_guard import first_run, guard_error
 from onnxdecomp.workflow.final_timing import profiles, timed_elsewhere
 from onnxdecomp.workflow.finish_result import FinishedResult, Finisher, runner
-from onnxdecomp.workflow.judging import judging
+from onnxdecomp.workflow.judging import judging, said_of_goal
 from onnxdecomp.workflow.loss_note import said_of_few, said_of_loss
 from onnxdecomp.workflow.request import plan_of, request_of, training_of
 from onnxdecomp.workflow.result import Result, require_changed, require_verified
@@ -263,8 +263,9 @@ def _written(
             *said_of_loss(config.sought, config.max_error, verified, chosen.search),
             *said_of_few(ran.cuts),
         )
+        missed = said_of_goal(config, verified.metric if verified else None)
         notes = _together(
-            told, chosen.said, ran.notes, chosen.notes, error_notes(plan), taught, remarks, dear, seen
+            told, chosen.said, ran.notes, chosen.notes, error_notes(plan), taught, remarks, dear, seen, missed
         )
         record = run_record(
             before,

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.evaluate.task_metrics.measure import Task
+from onnxdecomp.evaluate.task_metrics.measure import MetricChange, Task
+from onnxdecomp.search.metrics.base import Change, Outcome
+from onnxdecomp.search.targets import parse_budgets
 from onnxdecomp.workflow.request import judges, metric_of
 
 if TYPE_CHECKING:
@@ -86,6 +88,30 @@ def judging(
             f"give {_FEWEST} or more, or calibration inputs with labels"
         )
     return Judging(rest, on(search), on(rest), (note,))
+
+
+def said_of_goal(config: CompressConfig, found: MetricChange | None) -> tuple[str, ...]:
+    """That a goal which held where the search was judged is not kept where it is reported; told, and no more.
+
+    Args:
+        config: What is asked for.
+        found: What the metric says of the result on the samples that are reported, or None.
+    """
+    if found is None or not judges(config):
+        return ()
+    outcome = Outcome(metric=Change(found.original, found.new, found.loss, found.points))
+    said = []
+    for budget in parse_budgets(config.sought or ""):
+        if budget.quantity not in ("drop", "metric"):
+            continue
+        reached = budget.metric.reached(outcome, percent=budget.percent).own
+        kept = reached is None or (
+            reached >= budget.limit if budget.sign == ">=" else reached <= budget.limit
+        )
+        if not kept and reached is not None:
+            shown = f"{100 * reached:.3g}%" if budget.percent else f"{reached:.4g}"
+            said.append(f"{budget} held where the search was judged; on what is reported it is {shown}")
+    return tuple(said)
 
 
 def _will_do(metric: TaskMetric, calib: Feeds, given: Feeds | None) -> bool:

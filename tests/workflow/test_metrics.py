@@ -11,6 +11,9 @@ import pytest
 
 import onnxdecomp
 from onnxdecomp.errors import UsageError
+from onnxdecomp.evaluate.task_metrics.measure import MetricChange
+from onnxdecomp.workflow.config import CompressConfig
+from onnxdecomp.workflow.judging import said_of_goal
 from tests.builders.commands import Outcome, command, files
 from tests.workflow.test_targets import OPTIONS, QUICK, filled
 
@@ -161,3 +164,24 @@ def test_an_error_of_the_user_ends_the_run_before_the_search(folder: Path) -> No
 
     with pytest.raises(UsageError, match="failed with ValueError: of mine"):
         onnxdecomp.compress("net.onnx", calib="calib.npz", metric=broken, target="drop=0.1", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("drop=0.05", ()),
+        ("drop=0.02", ("drop=0.02", "0.04")),
+        ("drop=10%", ()),
+        ("drop=4%", ("drop=4%", "5%")),
+        ("metric>=0.75,macs=2x", ()),
+        ("metric>=0.77", ("metric>=0.77", "0.76")),
+        ("macs=2x", ()),
+    ],
+)
+def test_a_goal_that_is_not_kept_where_it_is_reported_is_said(target: str, said: tuple[str, ...]) -> None:
+    change = MetricChange("f", 20, True, 0.8, 0.76, False, False, 0.04, None, None)
+    config = CompressConfig.of(None, {"metric": "my.py:f", "target": target, "calib": "c.npz"})
+    found = said_of_goal(config, change)
+    assert len(found) == bool(said)
+    assert all(part in found[0] for part in said)
+    assert said_of_goal(config, None) == ()
