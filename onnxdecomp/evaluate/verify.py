@@ -10,9 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias
 
-import numpy as np
-
-from onnxdecomp.core.layer import Array
 from onnxdecomp.core.names import some
 from onnxdecomp.data.comparable_outputs import Compared, chosen_by_data, unsteady
 from onnxdecomp.data.culprit import culprit
@@ -21,6 +18,7 @@ from onnxdecomp.data.mask import Mask, masked_inputs
 from onnxdecomp.data.random_inputs import random_feeds, trial_of
 from onnxdecomp.data.read import Data, read_feeds
 from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.evaluate.accuracy import Accuracy, Hits, accuracy
 from onnxdecomp.evaluate.task_metrics.base import TaskMetric
 from onnxdecomp.evaluate.task_metrics.measure import MetricChange, Task, apart
 from onnxdecomp.evaluate.task_metrics.registry import MetricSource, task_metric
@@ -28,7 +26,7 @@ from onnxdecomp.runtime import jsonio, providers
 from onnxdecomp.runtime.environment import check_threads
 from onnxdecomp.runtime.fatal import refuse_fatal_feed, refuse_fatal_on_cpu
 from onnxdecomp.runtime.interface import Port, differences, interface_of, lost_defaults
-from onnxdecomp.runtime.metrics import OutputError, are_classes, ratio, score_rows
+from onnxdecomp.runtime.metrics import OutputError, ratio
 from onnxdecomp.runtime.session import inputs_of, open_session, outputs_of, run
 
 Status: TypeAlias = Literal["passed", "failed", "skipped"]
@@ -39,16 +37,6 @@ _IN_MEMORY = 64 << 20
 
 _TWICE = 2
 """Feeds that the original runs on a second time, to see which outputs differ by themselves."""
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Top-1 accuracy of `output` on the labels of the data."""
-
-    output: str
-    samples: int
-    original: float
-    new: float
 
 
 @dataclass(frozen=True)
@@ -225,7 +213,7 @@ def verify(
         rel_l2=ratio(math.fsum(c.error_energy for c in floats), math.fsum(c.energy for c in floats)),
         worst=worst.rel_l2 if worst else None,
         worst_output=worst.name if worst else None,
-        accuracy=_accuracy(hits, feeds.labels),
+        accuracy=accuracy(hits, feeds.labels),
     )
     return measured(found, _task(wanted, original, made, provider, threads, batch), new)
 
@@ -349,7 +337,7 @@ def _compare(
     provider: str,
     threads: int,
     advance: Callable[[], object],
-) -> tuple[Compared, _Hits]:
+) -> tuple[Compared, Hits]:
     session = open_session(new, provider=provider, threads=threads, low_memory=True)
     here = [spec.name for spec in outputs_of(session)]
     names = [port.name for port in ports]
@@ -361,7 +349,7 @@ def _compare(
         left_out={name: reason for name, reason in made.unsteady.items() if name in both},
         by_data=lambda name: name in made.varying or chosen_by_data(original, name),
     )
-    hits = _Hits([], [], "")
+    hits = Hits([], [], "")
     for index, feed in enumerate(made.feeds.batches(made.size)):
         try:
             outputs = dict(zip(here, run(session, feed), strict=True))
@@ -377,35 +365,6 @@ def _compare(
             hits.add(tensors)
         advance()
     return compared, hits
-
-
-@dataclass
-class _Hits:
-    """The classes that both models name, by the first output that looks like scores."""
-
-    original: list[Array]
-    new: list[Array]
-    output: str
-
-    def add(self, tensors: Mapping[str, tuple[Array, Array]]) -> None:
-        for name, (original, new) in tensors.items():
-            rows, others = score_rows(original), score_rows(new)
-            if rows is not None and others is not None:
-                self.output = name
-                self.original.append(rows.argmax(1))
-                self.new.append(others.argmax(1))
-                return
-
-
-def _accuracy(hits: _Hits, labels: Array | None) -> Accuracy | None:
-    """None where the labels are no classes, or do not count the rows of the scores."""
-    if labels is None or not hits.original or not are_classes(labels):
-        return None
-    original, new = np.concatenate(hits.original), np.concatenate(hits.new)
-    if len(original) != len(labels):
-        return None
-    before, after = (float(np.mean(classes == labels)) for classes in (original, new))
-    return Accuracy(hits.output, len(labels), before, after)
 
 
 def _label(model: Model) -> str:
