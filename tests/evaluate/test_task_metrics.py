@@ -82,6 +82,9 @@ def test_psnr_of_pictures_in_bytes_and_in_fractions() -> None:
     assert found.samples.tolist() == pytest.approx(by_hand)
     assert found.value == pytest.approx(sum(by_hand) / 2)
     assert measured("psnr", wanted / 255 + 0.1, labels=wanted / 255).value == pytest.approx(20.0)
+    flat = np.full((1, 4), -1.0)  # no range: its size
+    assert measured("psnr", flat, original=flat).value == 100
+    assert measured("psnr", flat + 0.1, original=flat).value == pytest.approx(20.0)
     wide = np.array([[-3.0, 5.0]])  # a peak of 8
     assert measured("psnr", wide + 0.8, original=wide).value == pytest.approx(20.0)
 

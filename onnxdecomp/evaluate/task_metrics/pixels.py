@@ -42,9 +42,10 @@ class Psnr(BuiltIn):
             one, two = (np.asarray(a, np.float64).reshape(len(array), -1) for a in (array, wanted))
             errors.append(np.mean((one - two) ** 2, axis=1))
             low, high = min(low, float(two.min())), max(high, float(two.max()))
-        peak = high - low
+        peak = high - low or abs(high)
         if low >= 0 and high <= 255:
             peak = 1.0 if high <= 1 else 255.0
-        noise = np.maximum(np.concatenate(errors), 1e-300)
-        found = np.minimum(20 * np.log10(max(peak, 1e-150)) - 10 * np.log10(noise), _MOST)
+        noise = np.concatenate(errors)
+        decibels = 10 * np.log10(peak**2 / np.maximum(noise, 1e-300))
+        found = np.where(noise > 0, np.minimum(decibels, _MOST), _MOST)
         return Score(float(found.mean()), found)
