@@ -137,7 +137,7 @@ class JointOptions:
     def _together(self, variable: int, picks: Sequence[Pick], losses: Floats, layer: NarrowedLayer) -> _Piece:
         loss = np.zeros((len(picks), *layer.shape))
         for index, pick in enumerate(picks):
-            loss[index] = 0.0 if layer.takes(pick.candidate) else np.inf
+            loss[index] = np.where(layer.takes(pick.candidate), 0.0, np.inf)
             loss[index].flat[0] = 0.0
         loss += losses.reshape(-1, *(1 for _ in layer.shape))
         variables = (variable, *(len(self.decisions) + self.channels.index(own) for own in layer.channels))

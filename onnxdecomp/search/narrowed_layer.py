@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer, Ranks, narrowed
@@ -21,6 +22,8 @@ from onnxdecomp.search.held import Held, Numbers, held
 from onnxdecomp.search.layer_profiles import LayerProfile
 from onnxdecomp.search.plan import Cost, cost_after_first, cost_of
 from onnxdecomp.search.tied_layers import Pick
+
+Bools: TypeAlias = NDArray[np.bool_]
 
 _EACH, _ALONG = 3, 5
 """Sizes that are counted: outputs and inputs, and where both go together."""
@@ -84,9 +87,11 @@ class NarrowedLayer:
         extents = (own.extents[self.place] for own in self.channels)
         return narrowed_by(self.entry.match.layer, zip(extents, shares, strict=True))
 
-    def takes(self, candidate: int | None) -> bool:
-        """Whether the candidate, or the layer as it is, can be had at every level."""
-        return candidate is None or not np.isnan(self._costs[..., 1 + candidate, :]).any()
+    def takes(self, candidate: int | None) -> Bools:
+        """[levels …]: where the candidate, or the layer as it is, can be had."""
+        if candidate is None:
+            return np.ones(self.shape, bool)
+        return ~np.isnan(self._costs[..., 1 + candidate, :]).any(axis=-1)
 
     @cached_property
     def _costs(self) -> Floats:
@@ -97,11 +102,11 @@ class NarrowedLayer:
             # As of a depthwise convolution: there are no other pairs of sizes.
             some = _nodes(inputs, _ALONG)
             along = np.array([self._count(one * layer.outputs // layer.inputs, one) for one in some])
-            return np.asarray(np.einsum("...a,akn->...kn", _weights(inputs, some), along))
+            return _interpolated("...a,akn->...kn", [_weights(inputs, some)], along)
         rows, columns = _nodes(outputs, _EACH), _nodes(inputs, _EACH)
         counted = np.array([[self._count(one, other) for other in columns] for one in rows])
         weights = _weights(outputs, rows), _weights(inputs, columns)
-        return np.asarray(np.einsum("...a,...b,abkn->...kn", *weights, counted, optimize=True))
+        return _interpolated("...a,...b,abkn->...kn", weights, counted)
 
     def _sizes(self, side: Literal["outputs", "inputs"]) -> Ints:
         """[levels …]: the layer's outputs or inputs."""
@@ -201,6 +206,14 @@ def _nodes(sizes: Ints, most: int) -> Ints:
     """Some of the sizes, the least and the largest among them, rising."""
     found = np.unique(sizes)
     return np.asarray(found[np.unique(np.linspace(0, len(found) - 1, most).round().astype(int))])
+
+
+def _interpolated(equation: str, weights: Sequence[Floats], counted: Floats) -> Floats:
+    """The weighted sums of what was counted; NaN where something without a number has a part in them."""
+    unknown = np.isnan(counted)
+    values = np.einsum(equation, *weights, np.where(unknown, 0.0, counted), optimize=True)
+    missing = np.einsum(equation, *weights, unknown.astype(np.float64), optimize=True)
+    return np.where(missing > 0, np.nan, values)
 
 
 def _weights(sizes: Ints, nodes: Ints) -> Floats:

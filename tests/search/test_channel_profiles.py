@@ -47,8 +47,10 @@ from onnxdecomp.search.targets import parse_budgets
 from onnxdecomp.search.tighten import tighter
 from tests.builders.graphs import model
 from tests.builders.models import thin_middle
+from tests.channels.transformers import attention
 
 SIZES = Sizes(0, 0)
+TOKENS = np.random.default_rng(4).standard_normal((40, 2, 5, 12)).astype(np.float32)
 
 
 def branches() -> onnx.ModelProto:
@@ -173,6 +175,31 @@ def test_what_is_held_at_a_width_is_what_the_layer_would_be(weighed: LayerProfil
     (table,) = (t for t in options.tables(measures) if t.variables[0] == place and len(t.variables) == 2)
     assert table.cost.shape == (len(options.decisions[place]), 8, 2)
     assert table.cost[0, -1].tolist() == [4 * 2, 4 * 2 * 25]
+
+
+def test_chains_cost_what_they_do_also_where_some_widths_refuse_them() -> None:
+    """Of heads and what is in them one is cut: where both were, there would be no layer for a chain."""
+    found, matched, channels = opened(attention("plain", False))
+    scope = Scope(methods=("svd",), cuts=("width", "attention"), skip_below=0.0)
+    data = replace(calibration(), feeds=read_feeds({"x": TOKENS}, [TensorSpec("x", (2, 5, 12), "float32")]))
+    profiles = profile_layers(found, matched, scope, data, channels=channels)
+    options = joint_options(profiles)
+    macs = partial(Macs().of_layer, profiles=profiles, sizes=SIZES)
+    both = 0
+    for table in options.tables([macs]):
+        number = table.variables[0]
+        if number >= len(options.decisions):
+            continue
+        own = [options.channels[variable - len(options.decisions)] for variable in table.variables[1:]]
+        for index, (pick,) in enumerate(options.decisions[number]):
+            for at in itertools.product(*(range(len(entry.levels)) for entry in own)):
+                overlap = sum(level > 0 for level in at) > 1
+                both += overlap
+                if not overlap and np.isfinite(table.loss[(index, *at)]):
+                    exact = options.exactly(pick, dict(zip(own, at, strict=True)))
+                    assert table.cost[(index, *at, 0)] == pytest.approx(float(macs(exact)), rel=0.1)
+                assert np.isfinite(table.loss[(index, *(0 for _ in at))])
+    assert both
 
 
 def test_costs_of_a_layer_at_many_channels_add_up(weighed: LayerProfiles) -> None:
