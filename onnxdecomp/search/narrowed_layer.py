@@ -91,7 +91,7 @@ class NarrowedLayer:
         """[levels …]: where the candidate, or the layer as it is, can be had."""
         if candidate is None:
             return np.ones(self.shape, bool)
-        return ~np.isnan(self._costs[..., 1 + candidate, :]).any(axis=-1)
+        return np.asarray(~np.isnan(self._costs[..., 1 + candidate, :]).any(axis=-1))
 
     @cached_property
     def _costs(self) -> Floats:
