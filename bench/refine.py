@@ -1,12 +1,13 @@
 """What block refinement takes off the loss at the hardest ratios, and what it costs.
 
-    python -m bench.refine [--models NAME …]
+    python -m bench.refine [--models NAME …] [--plan FILE]
 
 Each network of the corpus is compressed for fewer multiply-accumulates, fitted to its calibration inputs
 without labels; then the same plan is carried out again with `--refine`. The loss is the relative L2 error of
 the outputs on inputs that are in no calibration set: training images where the corpus has further ones, else
 the task's own; accuracy is that of the task's samples, in pairs, with 95 % intervals. One thread, processor
-time. `--corpus FOLDER` says where the corpus is.
+time. `--plan` carries out a plan that an earlier search has found, so that it is not searched for again.
+`--corpus FOLDER` says where the corpus is.
 """
 
 from __future__ import annotations
@@ -46,15 +47,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_option(parser)
     parser.add_argument("--models", nargs="*", choices=sorted(TARGETS), default=sorted(TARGETS))
+    parser.add_argument("--plan", type=Path, help="of the one model that is named")
     options = parser.parse_args()
     file = RESULTS / "refine.json"
     rows = {row["model"]: row for row in json.loads(file.read_text())["rows"]} if file.exists() else {}
     for name in options.models:
-        rows[name] = measure(options.corpus, name)
+        rows[name] = measure(options.corpus, name, options.plan)
         write("refine", {**provenance(), "rows": list(rows.values())}, table(list(rows.values())))
 
 
-def measure(corpus: Corpus, name: str) -> dict[str, Any]:
+def measure(corpus: Corpus, name: str, plan: Path | None = None) -> dict[str, Any]:
     """A row: the losses with and without, the points, the seconds."""
     target, most = TARGETS[name]
     path = corpus.model(name)
@@ -64,7 +66,8 @@ def measure(corpus: Corpus, name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "closed.onnx", Path(folder) / "refined.onnx"]
         began = _processor()
-        plain = onnxdecomp.compress(path, files[0], target=target, **how)
+        wanted: dict[str, Any] = {"target": target} if plan is None else {"plan": plan}
+        plain = onnxdecomp.compress(path, files[0], **wanted, **how)
         searched = _processor() - began
         began = _processor()
         refined = onnxdecomp.compress(path, files[1], plan=plain.record, refine=True, **how)
@@ -85,6 +88,7 @@ def measure(corpus: Corpus, name: str) -> dict[str, Any]:
         "kept": found["kept"],
         "held_out": [found["before"], found["after"]],
         "blocks": found["blocks"],
+        "searched": plan is None,
         "seconds": searched,
         "refined_seconds": again,
         "date": provenance()["date"],
@@ -95,7 +99,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A row per model."""
     head = ("model", "MACs", "loss", "refined", "off", "points on test samples", "refined", "difference")
     return markdown(
-        (*head, "search and fit", "fit and refinement"),
+        (*head, "fit", "fit and refinement"),
         [
             (
                 row["model"],
@@ -103,7 +107,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 *(f"{loss:.4f}" for loss in row["losses"]),
                 f"{1 - row['losses'][1] / row['losses'][0]:.0%}",
                 *(_points(one) for one in (*row["points"], row["difference"])),
-                f"{row['seconds']:.0f} s",
+                f"{row['seconds']:.0f} s{', search included' if row['searched'] else ''}",
                 f"{row['refined_seconds']:.0f} s",
             )
             for row in rows
