@@ -1,6 +1,6 @@
 """Kinds of fewer bits on larger models, beside ONNX Runtime's own dynamic quantizer.
 
-    python -m bench.quantization_kinds [--models NAMES] [--most N] [--threads N]
+    python -m bench.quantization_kinds [--models NAMES] [--ways NAMES] [--most N]
 
 The corpus of larger models lies beside the one of small ones (../corpus-large). Each file is made by
 `compress --method none --quantize KIND`, or by `quantize_dynamic` as it comes. The metric is the corpus' own,
@@ -23,6 +23,7 @@ from bench.provenance import RESULTS, ROOT, markdown, provenance, write
 
 MODELS = ("minilm_l6", "whisper_tiny_en_encoder", "whisper_tiny_en_decoder")
 THEIRS = "quantize_dynamic"
+_ORIGINAL = "original"
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "int8-dynamic": {"method": "none", "quantize": "int8-dynamic"},
     "int8-dynamic, tables of 4 bits": {"method": "none", "quantize": "int8-dynamic", "table_bits": "4"},
@@ -35,10 +36,11 @@ _SAMPLES = 16
 
 
 def main() -> None:
-    """Measure and write bench/results/quantization_kinds.json and .md, keeping the rows of other models."""
+    """Measure and write bench/results/quantization_kinds.json and .md, keeping the rows of others."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add_option(parser)
     parser.add_argument("--models", nargs="*", choices=MODELS, default=MODELS)
+    parser.add_argument("--ways", nargs="*", choices=(THEIRS, *WAYS), default=(THEIRS, *WAYS))
     parser.add_argument("--most", type=int, default=None, help="evaluation samples at most")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "quantization_kinds")
     options = parser.parse_args()
@@ -47,30 +49,35 @@ def main() -> None:
     corpus = LargeCorpus(small.parent / "corpus-large", small)
     known = RESULTS / "quantization_kinds.json"
     before = json.loads(known.read_text())["rows"] if known.exists() else []
-    rows = [row for row in before if row["model"] not in options.models]
+    own = provenance()
+    rows = {(row["model"], row["way"]): row for row in before}
     for name in options.models:
-        rows += measured(corpus, name, options.work, options.most)
-    write("quantization_kinds", {**provenance(), "rows": rows}, table(rows))
+        for row in measured(corpus, name, options.ways, options.work, options.most):
+            rows[name, row["way"]] = {**row, "provenance": own}
+    order = {way: place for place, way in enumerate((_ORIGINAL, THEIRS, *WAYS))}
+    found = sorted(rows.values(), key=lambda row: (row["model"], order[row["way"]]))
+    write("quantization_kinds", {**own, "rows": found}, table(found))
 
 
-def measured(corpus: LargeCorpus, name: str, work: Path, most: int | None) -> list[dict[str, Any]]:
+def measured(
+    corpus: LargeCorpus, name: str, chosen: Sequence[str], work: Path, most: int | None
+) -> list[dict[str, Any]]:
     """The rows of a model."""
     source = corpus.model(name)
     few = {key: array[:_SAMPLES] for key, array in corpus.calibration(name).items()}
     files, seconds = [source], [0.0]
-    for way in (THEIRS, *WAYS):
+    for way in chosen:
         target = work / f"{name}.{way.replace(', ', '.').replace(' ', '_')}.onnx"
         started = time.process_time()
         make(way, source, target, few)
         seconds.append(time.process_time() - started)
         files.append(target)
-    ways = ["original", *(file.stem.removeprefix(f"{name}.") for file in files[1:])]
     judged = corpus.evaluate(name, files, most)
     ratios = timed(files, few)
     return [
         {
             "model": name,
-            "way": way.replace(".", ", ").replace("_", " ") if way != THEIRS else way,
+            "way": way,
             "bytes": file.stat().st_size,
             "metric": found["metric"],
             "change": found.get("change"),
@@ -78,7 +85,9 @@ def measured(corpus: LargeCorpus, name: str, work: Path, most: int | None) -> li
             "speedup": ratio,
             "cpu_seconds": spent,
         }
-        for way, file, found, ratio, spent in zip(ways, files, judged, ratios, seconds, strict=True)
+        for way, file, found, ratio, spent in zip(
+            (_ORIGINAL, *chosen), files, judged, ratios, seconds, strict=True
+        )
     ]
 
 

@@ -17,13 +17,14 @@ from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.dynamic_int8 import OLDEST_OPSET
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.replace import LAYER, Rewriter
+from onnxdecomp.layers.replace import Rewriter
 from onnxdecomp.layers.scope import MICROSOFT
 from onnxdecomp.layers.storage import Storage
 from onnxdecomp.layers.tied_weights import ties
 from onnxdecomp.quantization.prepare import raised, require_float
 
 PART = "pkg.onnxdecomp.part"
+_OWN = "pkg.onnxdecomp."
 
 
 def products(model: ir.Model) -> list[LayerMatch]:
@@ -62,7 +63,7 @@ def stored(model: ir.Model, storage: Storage, keep: Collection[str] = ()) -> ir.
     rewriter = Rewriter(copy)
     for match, share in zip(matched, _shares(matched), strict=True):
         last = match.nodes[-1]
-        own = {key: value for key in (LAYER, PART) if (value := last.metadata_props.get(key))}
+        own = {key: value for key, value in last.metadata_props.items() if key.startswith(_OWN)}
         new = rewriter.replace(
             replace(match, storage=storage), dense_chain(match.layer), own, share, quantize=True
         )

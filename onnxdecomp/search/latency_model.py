@@ -32,7 +32,7 @@ from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter, Trunk
 from onnxdecomp.quantization import quantized_roughly
-from onnxdecomp.quantization.kinds import storage_of
+from onnxdecomp.quantization.kinds import INT4, storage_of
 from onnxdecomp.quantization.products import products
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.session import Feed
@@ -44,6 +44,9 @@ from onnxdecomp.search.sibling_groups import GroupKey, group_of, members_of
 _SLOWER = 1.1
 """What a layer takes over its time in floating point from which on it stays so: as much is noise, or worth it
 for a smaller file."""
+
+_SLOWER_IN_4_BITS = 1.5
+"""The same where the file is what they are for; the model as a whole must still be faster."""
 
 Parts: TypeAlias = Mapping[int, tuple[float, tuple[float, ...]]]
 
@@ -221,7 +224,7 @@ class Stopwatch:
         return frozenset(
             str(match.output.name)
             for (match, _), ratio in zip(asked, found, strict=True)
-            if ratio is not None and ratio > _SLOWER
+            if ratio is not None and ratio > (_SLOWER_IN_4_BITS if precision.startswith(INT4) else _SLOWER)
         )
 
     def quantized(self, model: ir.Model) -> ir.Model:

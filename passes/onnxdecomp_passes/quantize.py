@@ -204,7 +204,7 @@ class Quantize(Quantizer):
         layers = products(model)
         left = {} if found.model is None else {match.layer.name for match in products(found.model)}
         floats = [match.layer.name for match in layers if kept(match, slow)]
-        note = f"in floating point, where it is no slower: {some(floats)}" if floats else ""
+        note = f"not quantized, for they are slower so: {some(floats)}" if floats else ""
         facts = {
             "kind": kind,
             **({"block_size": self.block_size} if in_blocks(kind) else {}),

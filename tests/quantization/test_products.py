@@ -301,3 +301,15 @@ def test_tables_have_bits_of_their_own(kind: str, bits: int) -> None:
     made = stored(ir.from_proto(model), own)
     assert ("GatherBlockQuantized" in count(made)) == (bits == 4)
     assert off(run(made, feed), run(model, feed)) < 0.3
+
+
+@every
+def test_what_a_node_says_of_its_layer_is_said_of_all_that_it_becomes(kind: str) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="fc/first")]
+    model = ir.from_proto(proto(nodes, {"w": normal(8, 8)}, {"x": normal(2, 8)}))
+    said = {"layer": "fc", "part": "first", "method": "svd"}
+    for key, value in said.items():
+        model.graph[0].metadata_props[f"pkg.onnxdecomp.{key}"] = value
+    made = stored(model, storage(kind))
+    for node in made.graph:
+        assert {k: node.metadata_props.get(f"pkg.onnxdecomp.{k}") for k in said} == said

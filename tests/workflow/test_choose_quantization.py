@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 import onnxdecomp
 from onnxdecomp.errors import GateError, ModelError, UsageError
+from onnxdecomp.graph.load import load
 from onnxdecomp.quantization import int8
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search import latency_model
@@ -148,7 +149,7 @@ def test_layers_that_are_slower_so_stay_and_are_named(timed: Any) -> None:
     assert "faster" in kinds_of(done)[DYNAMIC]["reason"]
     one = onnxdecomp.compress("net.onnx", "out.onnx", **{**ALONE, "quantize": "int8-dynamic"})
     assert not one.changed
-    assert any("in floating point, where it is no slower: first, last" in note for note in one.notes)
+    assert any("not quantized, for they are slower so: first, last" in note for note in one.notes)
 
 
 def test_what_cannot_be_made_is_passed_over(timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +235,28 @@ def test_the_file_is_called_after_what_was_asked(timed: Any, capsys: pytest.Capt
     timed(0.5, 0.6)
     assert command(capsys, "compress", "net.onnx", "--method", "none", "--quantize", "int8").code == 0
     assert files() == ["calib.npz", "net.int8.onnx", "net.onnx"]
+
+
+@pytest.mark.parametrize("kind", [DYNAMIC, "int4"])
+def test_weights_beside_the_file_stay_beside_it(kind: str, timed: Any) -> None:
+    timed()
+    onnx.save(
+        onnx.load("net.onnx"),
+        "net.onnx",
+        save_as_external_data=True,
+        location="net.onnx.data",
+        size_threshold=0,
+    )
+    onnxdecomp.compress("net.onnx", "out.onnx", **{**ALONE, "quantize": kind})
+    assert files() == ["calib.npz", "net.onnx", "net.onnx.data", "out.onnx", "out.onnx.data"]
+    for name in ("net.onnx", "net.onnx.data"):
+        Path(name).unlink()
+    assert onnxdecomp.verify("out.onnx", "out.onnx").passed
+
+
+@pytest.mark.parametrize(("precision", "kept"), [(DYNAMIC, {"y", "h"}), ("int4", set()), (STATIC, set())])
+def test_four_bits_may_be_a_little_slower(precision: str, kept: set[str], timed: Any) -> None:
+    """They are for the file; what is slower by as much in 8 bits stays in floating point."""
+    timed(layers=1.3)
+    watch = latency_model.Stopwatch(Path("net.onnx"), {"x": np.zeros((1, 64), np.float32)})
+    assert watch.slower(load("net.onnx"), precision) == kept

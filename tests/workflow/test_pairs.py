@@ -40,7 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
 KEYWORDS: dict[str, tuple[Any, ...]] = {
     "way": tuple(WAYS),
     "method": (None, "svd", "tucker,svd"),
-    "quantize": (None, "int8-static", "fp16"),
+    "quantize": (None, "int8-static", "int8-dynamic", "fp16"),
     "max_error": (None, 0.9, 1e-9),
     "allow_slower": (None, True, False),
     "bench": (False, True),
@@ -340,13 +340,13 @@ def _second_half(file: str) -> dict[str, Any]:
 
 def _precision(model: onnx.ModelProto, result: Result, row: dict[str, Any]) -> None:
     """The file is of the precision asked for, or a note says why it is not."""
-    integers = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    integers = any("QuantizeLinear" in node.op_type for node in model.graph.node)
     halves = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
     if row["quantize"] is None:
         assert not integers
         assert not halves
         return
-    found = integers if row["quantize"] == "int8-static" else halves
+    found = halves if row["quantize"] == "fp16" else integers
     assert found or any("quantized" in note or "fp16" in note for note in result.notes), result.notes
 
 
