@@ -9,8 +9,9 @@ from onnxdecomp.evaluate.verify import Verification
 from onnxdecomp.search.search_record import SearchRecord
 from onnxdecomp.search.targets import parse_budgets
 
-_CHANGED = 0.05
-"""Of the inputs: where the first class changes for more of them, a target does not pay."""
+_CHANGED = 0.1
+"""Of the inputs: where the first class changes for more of them, a target does not pay. A MobileNet of which
+7 % changed found as many right as before."""
 
 _MUCH = 0.5
 """The same of an output without classes: its relative error. Embeddings bear 0.35 without harm."""
