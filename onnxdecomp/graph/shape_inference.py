@@ -38,6 +38,9 @@ SHAPE_KEEPING = frozenset(
 )
 """Operators that ONNX Runtime has and ONNX's inference does not: the output is as the first input."""
 
+EMBEDDINGS = frozenset([("com.microsoft", "EmbedLayerNormalization")])
+"""Operators of token indices and a table, their third input: the output has a row of it for each index."""
+
 ATTENTION = ("com.microsoft", "MultiHeadAttention")
 
 StandIns: TypeAlias = Mapping[tuple[str, str], Callable[[ir.Node], None]]
@@ -103,6 +106,7 @@ def _inferred(model: ir.Model, stand_ins: StandIns) -> ir.Graph | None:
     """The main graph of `model` as ONNX's inference returns it; None where that fails."""
     try:
         light = model.clone()
+        light.opset_imports[UNKNOWN] = 1
         for place in places(light):
             for value in _values(place.graph):
                 _free_nonsense(value)
@@ -111,17 +115,8 @@ def _inferred(model: ir.Model, stand_ins: StandIns) -> ir.Graph | None:
             if slot.tensor.dtype != ir.DataType.STRING and slot.tensor.nbytes > SMALL:
                 slot.put(reference(slot.tensor, "left-out"))
         for graph in _graphs(light.graph):
-            for node in graph:
-                if (node.domain, node.op_type) in SHAPE_KEEPING and len(node.outputs) == 1:
-                    node.domain, node.op_type = "", "Identity"
-                    node.attributes.clear()
-                    node.resize_inputs(1)
-                elif stand_in := stand_ins.get((node.domain, node.op_type)):
-                    _stand_in(node, stand_in, light)
-                elif (node.domain, node.op_type) == ATTENTION:
-                    _as_weighted_sum(node)
-                elif node.domain == "" and node.op_type == "Crop" and "border" in node.attributes:
-                    _uncrop(node)
+            for node in tuple(graph):
+                _with_stand_in(node, stand_ins, light)
         proto = ir.to_proto(light)
         if impossible_slice(proto) is not None:
             return None
@@ -168,6 +163,20 @@ def _is_large(value: ir.Value) -> bool:
     return value.const_value is not None and value.const_value.nbytes > SMALL
 
 
+def _with_stand_in(node: ir.Node, stand_ins: StandIns, model: ir.Model) -> None:
+    """Make a node that the inference does not know one that it does."""
+    if (node.domain, node.op_type) in SHAPE_KEEPING:
+        _as_identity(node)
+    elif (node.domain, node.op_type) in EMBEDDINGS:
+        _as_lookup(node)
+    elif stand_in := stand_ins.get((node.domain, node.op_type)):
+        _stand_in(node, stand_in, model)
+    elif (node.domain, node.op_type) == ATTENTION:
+        _as_weighted_sum(node)
+    elif node.domain == "" and node.op_type == "Crop" and "border" in node.attributes:
+        _uncrop(node)
+
+
 def _stand_in(node: ir.Node, make: Callable[[ir.Node], None], model: ir.Model) -> None:
     """Let another node stand in; where that fails, which may be another package's fault, none does."""
     try:
@@ -190,6 +199,42 @@ def unfuse(node: ir.Node, op_type: str, *, attributes: bool = True) -> None:
         if not attributes or name.startswith("activation"):
             del node.attributes[name]
     node.resize_inputs(min(len(node.inputs), 3))
+
+
+def _as_identity(node: ir.Node) -> None:
+    """Make a node an Identity for each of its outputs, but for those that hold means and deviations."""
+    _further(node, dict.fromkeys(range(3, len(node.outputs)), node.inputs[0]))
+    node.domain, node.op_type = "", "Identity"
+    node.attributes.clear()
+    node.resize_inputs(1)
+
+
+def _as_lookup(node: ir.Node) -> None:
+    """Make a node that looks rows of a table up a Gather; its third output is the sum before it is scaled."""
+    table = node.inputs[2]
+    _further(node, {2: node.outputs[0]})
+    node.domain, node.op_type = "", "Gather"
+    node.attributes.clear()
+    node.replace_input_with(1, node.inputs[0])
+    node.replace_input_with(0, table)
+    node.resize_inputs(2)
+
+
+def _further(node: ir.Node, same: Mapping[int, ir.Value | None]) -> None:
+    """Leave a node its first output; those at `same` become copies of a value, others unknown."""
+    if len(node.outputs) == 1:
+        return
+    assert node.graph is not None
+    for at, output in enumerate(node.outputs[1:], 1):
+        if not output.name:
+            continue
+        source = same.get(at)
+        domain = "" if source is not None else UNKNOWN
+        other = ir.node("Identity", [node.inputs[0] if source is None else source], domain=domain)
+        node.graph.insert_after(node, other)
+        output.replace_all_uses_with(other.outputs[0], replace_graph_outputs=True)
+        other.outputs[0].name, output.name = output.name, f"{output.name}/before"
+    node.resize_outputs(1)
 
 
 def _as_weighted_sum(node: ir.Node) -> None:

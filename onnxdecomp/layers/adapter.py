@@ -362,9 +362,20 @@ class LayerMatch:
 
 @dataclass(frozen=True)
 class Skip:
-    """An operator with a weight that stays as it is, and why."""
+    """An operator with a weight that stays as it is, and why.
+
+    Attributes:
+        name, op_type, graph: The operator.
+        reason: A phrase for people.
+        weight: The shape of its largest weight, as it is stored; () where it holds none that was found.
+        params: The numbers of all of its weights that are not a layer's as well.
+        macs: Multiply-accumulates by them; None where they are not known.
+    """
 
     name: str
     op_type: str
     graph: str
     reason: str
+    weight: tuple[int, ...] = ()
+    params: int = 0
+    macs: int | None = None

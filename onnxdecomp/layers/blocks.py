@@ -45,6 +45,10 @@ class Blocks:
     def name(self) -> str:
         return f"int{self.bits}"
 
+    @property
+    def rounding(self) -> int:
+        return 1
+
     def rounded(self, step: MatMul | Lookup) -> Array:
         if isinstance(step, Lookup) and not self._reads_rows(step):
             return _ROWS.rounded(step)

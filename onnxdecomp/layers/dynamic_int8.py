@@ -32,6 +32,10 @@ class DynamicInt8:
     def name(self) -> str:
         return "int8"
 
+    @property
+    def rounding(self) -> int:
+        return 5000  # eight bits of the activation of every product: about a hundredth each
+
     def rounded(self, step: MatMul | Lookup) -> Array:
         q, scales = self._quantized(step.weight, 0 if isinstance(step, MatMul) else 1)
         return (q * scales).astype(step.weight.dtype)

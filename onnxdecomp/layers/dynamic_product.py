@@ -63,8 +63,6 @@ class DynamicProduct(Linear):
         (MICROSOFT, "DynamicQuantizeMatMul"),
     )
     per_channel = frozenset()
-    # Eight bits of every activation between the factors: about a hundredth each.
-    rounding = 5000
 
     @classmethod
     def match(cls, node: ir.Node, scope: Scope) -> LayerMatch | str:

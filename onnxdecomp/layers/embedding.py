@@ -9,7 +9,7 @@ no multiplications, so what such a layer saves is parameters (see onnxdecomp.sea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -20,9 +20,13 @@ from onnxdecomp.core.steps import BlockMatMul, Lookup, MatMul
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import OVERRIDABLE, Constant
 from onnxdecomp.layers.adapter import FeatureAxes, LayerAdapter, LayerMatch, ParameterRoles
+from onnxdecomp.layers.dynamic_int8 import DynamicInt8
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import lower_linear
+from onnxdecomp.layers.operands import only_reader
 from onnxdecomp.layers.scope import Scope, Snapshot, Weight
+
+_ZERO_POINT = 2
 
 SMALLEST = 4096
 """Numbers in a table below which it is no embedding worth a thought."""
@@ -54,7 +58,11 @@ class Embedding(LayerAdapter):
             )
             return found if found == OVERRIDABLE and large else None
         source = scope.weight(table)
-        if not isinstance(source, Weight) or found.array.ndim != 2 or found.array.size < SMALLEST:
+        array, after = found.array, tuple[ir.Node, ...]()
+        if isinstance(source, str) and (behind := _dequantized(node, found, scope)) is not None:
+            array, after = behind
+            source = Weight(table, replace(found, dtype="float32"))
+        if not isinstance(source, Weight) or array.ndim != 2 or array.size < SMALLEST:
             return None
         if isinstance(scope.constant(indices), Constant):
             return None
@@ -66,10 +74,12 @@ class Embedding(LayerAdapter):
             scope,
             indices,
             source,
-            source.array.T,
-            input_shape=None if index_shape is None else (*index_shape, source.array.shape[0]),
+            array.T,
+            input_shape=None if index_shape is None else (*index_shape, array.shape[0]),
             output_shape=dims(node.outputs[0]),
             lookup=True,
+            after=after,
+            storage=DynamicInt8() if after else None,
         )
 
     def obstacle(self, chain: Chain, layer: Layer) -> str | None:
@@ -105,6 +115,24 @@ class Embedding(LayerAdapter):
     @classmethod
     def fan_in(cls, node: ir.Node, shape: Sequence[int]) -> int:
         return 1
+
+
+def _dequantized(node: ir.Node, numbers: Constant, scope: Scope) -> tuple[Array, tuple[ir.Node, ...]] | None:
+    """An int8 table whose rows become floats once they are read, and the node that makes them; else None."""
+    behind = only_reader(node.outputs[0], "DequantizeLinear")
+    if behind is None or numbers.dtype not in ("int8", "uint8"):
+        return None
+    scale, zero_point = scope.constant(behind.inputs[1]), None
+    if len(behind.inputs) > _ZERO_POINT and behind.inputs[_ZERO_POINT] is not None:
+        zero_point = scope.constant(behind.inputs[_ZERO_POINT])
+    if not isinstance(scale, Constant) or isinstance(zero_point, str):
+        return None
+    if scale.dtype != "float32" or scale.array.size != 1 or (zero_point and zero_point.array.size != 1):
+        return None
+    table = numbers.array.astype(np.float32)
+    if zero_point is not None:
+        table -= zero_point.array.astype(np.float32).reshape(())
+    return table * scale.array.reshape(()), (behind,)
 
 
 def _product(shape: tuple[int | str | None, ...]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -13,6 +14,7 @@ from onnxdecomp.graph.attributes import node_name
 from onnxdecomp.graph.constants import Memo
 from onnxdecomp.graph.traversal import Place, places
 from onnxdecomp.layers.adapter import LayerMatch, Skip
+from onnxdecomp.layers.held_weights import held_weights
 from onnxdecomp.layers.registry import adapter_of, adapters
 from onnxdecomp.layers.scope import MICROSOFT, Scope
 
@@ -49,7 +51,7 @@ def find(model: ir.Model, *, freeze: bool = False) -> tuple[list[LayerMatch], li
         freeze: Treat initializers that are also graph inputs as constants.
     """
     matched: list[LayerMatch] = []
-    skips: list[Skip] = []
+    left: list[tuple[ir.Node, Scope, str]] = []
     memo: Memo = {}
     for place in places(model):
         scope = Scope(place, model.ir_version, _opset(model, place), freeze, memo)
@@ -58,8 +60,20 @@ def find(model: ir.Model, *, freeze: bool = False) -> tuple[list[LayerMatch], li
             if isinstance(found, LayerMatch):
                 matched.append(found)
             elif found is not None:
-                skips.append(Skip(node_name(node), node.op_type, place.path, found))
-    return _distinct(matched), skips
+                left.append((node, scope, found))
+    return _distinct(matched), _skipped(left, {match.root for match in matched})
+
+
+def _skipped(left: Sequence[tuple[ir.Node, Scope, str]], counted: set[ir.Value]) -> list[Skip]:
+    """What is no layer, for its reason, with what it holds; `counted` are the roots of what others hold."""
+    skips = []
+    for node, scope, reason in left:
+        skip = Skip(node_name(node), node.op_type, scope.place.path, reason)
+        if held := held_weights(node, scope, counted):
+            counted.update(held.roots)
+            skip = replace(skip, weight=held.weight, params=held.params, macs=held.macs)
+        skips.append(skip)
+    return skips
 
 
 def find_again(copy: ir.Model, match: LayerMatch) -> LayerMatch:

@@ -62,6 +62,11 @@ class Storage(Protocol):
         """The element type, for people."""
         ...
 
+    @property
+    def rounding(self) -> int:
+        """How many times the usual rounding the lowering check allows: activations may be rounded, too."""
+        ...
+
     def rounded(self, step: MatMul | Lookup) -> Array:
         """The weight [S, T] of a step as it is when stored."""
         ...

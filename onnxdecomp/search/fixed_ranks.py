@@ -22,7 +22,7 @@ from onnxdecomp.ranks.spec import RankSpec, choose
 from onnxdecomp.search.finite_weights import unsound
 from onnxdecomp.search.keep_layers import Key
 from onnxdecomp.search.layer_errors import foreseen, reason_for
-from onnxdecomp.search.plan import Choice, Cost, Plan, cost_after_first, cost_of, kept
+from onnxdecomp.search.plan import Choice, Cost, Plan, choice_of, cost_after_first, cost_of, kept
 from onnxdecomp.search.plan_options import Saving
 from onnxdecomp.search.rules import Rule
 from onnxdecomp.search.stored_parameters import tallied
@@ -101,7 +101,7 @@ def plan_uniform(
         *rules, default = request.rules
         named = [f"rank={rule.rank}" for rule in rules if rule.methods]
         raise UsageError(f"{' and '.join(named) or f'--rank {default.rank}'} fits no layer: {beyond[0]}")
-    skipped = [Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason) for skip in skips]
+    skipped = [choice_of(skip) for skip in skips]
     return Plan((*choices, *skipped))
 
 

@@ -96,6 +96,7 @@ class LayerProfiles:
         groups: Siblings, as places in `layers`, that have candidates in common (see `Candidate.group`).
         notes: What a user should know of it.
         channels: The channels between layers that were asked for.
+        beyond: What operators cost that are no layers.
     """
 
     layers: tuple[LayerProfile, ...]
@@ -107,6 +108,7 @@ class LayerProfiles:
     groups: tuple[tuple[int, ...], ...] = ()
     notes: tuple[str, ...] = ()
     channels: tuple[ChannelProfile, ...] = ()
+    beyond: Cost = field(default_factory=lambda: Cost(0, 0))
 
     def reader(self, tie: Tie) -> str:
         """Who keeps the weight in the model, whatever is done to its other readers; "" where nobody does."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from onnxdecomp.core.chain import Chain, with_lookup
 from onnxdecomp.core.json_values import Json
 from onnxdecomp.core.layer import Dim, Layer
 from onnxdecomp.errors import UsageError
+
+if TYPE_CHECKING:
+    from onnxdecomp.layers.adapter import Skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,15 @@ class Choice:
     def narrowed(self) -> bool:
         """Whether it is smaller behind the cuts of channels."""
         return bool(self.left)
+
+
+def choice_of(skip: Skip) -> Choice:
+    """What happens to an operator that is no layer: it stays, with what it holds."""
+    choice = Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason)
+    if not skip.params:
+        return choice
+    cost = Cost(skip.params, skip.macs or 0)
+    return replace(choice, before=cost, weight=skip.weight, sized=skip.macs is not None)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from onnxdecomp.search.latency_feedback import refine_by_latency
 from onnxdecomp.search.latency_model import Stopwatch
 from onnxdecomp.search.layer_profiles import LayerProfiles, Progress, profile_layers
 from onnxdecomp.search.metrics.base import Reference, Sizes
-from onnxdecomp.search.plan import Plan, kept
+from onnxdecomp.search.plan import Cost, Plan, kept
 from onnxdecomp.search.plan_trials import LossLimit, Tried, Tries, tried_plans, try_plans
 from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search_record import SearchRecord, search_record
@@ -107,6 +107,8 @@ def search_plan(
         stopwatch=stopwatch,
         progress=progress,
     )
+    beyond = Cost(sum(skip.params for skip in skips), sum(skip.macs or 0 for skip in skips))
+    weighed = replace(weighed, beyond=beyond)
     brief = shortened(parted(calibration)[0], weighed.work.macs, weighed.work.samples)
     if not any(budget.on_loss for budget in budgets):  # plans are compared, and no error is judged
         brief = hasty(brief)

@@ -20,7 +20,7 @@ from onnxdecomp.search.knapsack import SLACK, Allocation, Option, OutOfReach
 from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.metrics.base import Sizes
 from onnxdecomp.search.metrics.costs import Latency, Macs
-from onnxdecomp.search.plan import Choice, Cost, Cut, Plan, kept
+from onnxdecomp.search.plan import Choice, Cost, Cut, Plan, choice_of, kept
 from onnxdecomp.search.sibling_choice import agreed, agreement_tables, allocate_agreeing
 from onnxdecomp.search.targets import Budget
 
@@ -239,7 +239,7 @@ def _chosen(
     cuts = tuple(
         _cut(options, entry, levels.get(entry, 0), max_loss, alone=nothing) for entry in profiles.channels
     )
-    skipped = [Choice(skip.name, skip.graph, skip.op_type, reason=skip.reason) for skip in skips]
+    skipped = [choice_of(skip) for skip in skips]
     timed = any(entry.part for entry in profiles.layers)
     whole = profiles.whole_ms / profiles.original_ms if profiles.original_ms else 1.0
     plan = Plan((*choices, *skipped), channels=cuts)

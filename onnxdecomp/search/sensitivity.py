@@ -191,7 +191,8 @@ def output_errors(
         known: Values inside the model, by name for each of the feeds, that need not be computed.
         consume: Nobody needs the model any more: it is taken apart, and not copied.
     """
-    known = known or [{} for _ in outputs.feeds]
+    # A cut leaves some constants out.
+    known = present(model, known) or [{} for _ in outputs.feeds]
     pins = present(model, outputs.pins) or [{} for _ in outputs.feeds]
     known = [own | inner for own, inner in zip(pins, known, strict=True)]
     observer = open_observer(

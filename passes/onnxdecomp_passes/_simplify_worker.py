@@ -31,6 +31,15 @@ _UNNEEDED = ("torch", "sympy")
 """What onnxsim imports, where it is installed, for other things than simplifying: that takes seconds."""
 
 
+LEFT_OUT = [
+    *("fuse_attention", "fuse_gqa", "fuse_rope"),
+    *("fuse_matmul_add_bias_into_gemm_batched", "fuse_qkv"),
+]
+"""What onnxsim is not to do: write operators of com.microsoft; make one product of queries, keys and values,
+or Reshape, Gemm and Reshape of a product and its bias. Behind these ONNX Runtime's optimizers find no
+Attention and no BiasGelu; on the CPU the model is as fast without them (bench/results/fusions.md)."""
+
+
 def simplify(model: onnx.ModelProto, tool: str) -> onnx.ModelProto:
     """The model as the tool ("onnxsim" or "onnxscript") simplifies it."""
     if tool == "onnxsim":
@@ -38,7 +47,11 @@ def simplify(model: onnx.ModelProto, tool: str) -> onnx.ModelProto:
 
         # Functions stay; 2 GB and overridable initializers do not arise without weights.
         result, _ = onnxsim.simplify(
-            model, check_n=0, tensor_size_threshold=_FOLDED_BYTES, inline_functions=False
+            model,
+            check_n=0,
+            tensor_size_threshold=_FOLDED_BYTES,
+            inline_functions=False,
+            skipped_optimizers=LEFT_OUT,
         )
         return result  # type: ignore[no-any-return]
     import onnx_ir as ir

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.core.options import help_of
+from onnxdecomp.graph.batch_reshapes import keep_first_axes
 from onnxdecomp.graph.constants import Constant, discard, initializer, resolve
 from onnxdecomp.graph.inherit import inherit_value
 from onnxdecomp.graph.traversal import Place, places, unique_name, value_names
@@ -48,7 +49,8 @@ class Normalise(Pass):
     ConvTranspose or Gemm, or a MatMul of two-dimensional activations, which becomes a Gemm: if nothing
     else reads the value between them, and nothing else uses the weight. Computed in float64 and stored
     in the weight's own type. The layer keeps its name and takes over the name of the folded output. Each
-    layer of the main graph gets a bias of its own, as ONNX Runtime's quantizer needs it.
+    layer of the main graph gets a bias of its own, as ONNX Runtime's quantizer needs it; and a Reshape that
+    keeps the batch says so, as its optimizer needs it.
     """
 
     name: ClassVar[str] = "normalise"
@@ -77,6 +79,7 @@ class Normalise(Pass):
                         break
                     kind, node = done
                     folded[kind] += 1
+        folded["Reshape"] = keep_first_axes(model)
         counts = {kind: count for kind, count in sorted(folded.items()) if count}
         biases = own_biases(model)
         return PassResult(model, bool(counts or biases), record={"folded": counts, "own_biases": biases})

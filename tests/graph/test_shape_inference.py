@@ -141,6 +141,30 @@ def test_operators_that_only_onnx_runtime_has() -> None:
     assert inferred(graphs.model(nodes, {"x": ["N", 4]}))["g"] == ["N", 4]
 
 
+def test_fused_operators_of_several_outputs() -> None:
+    """What is behind them is inferred, too: the sum of EmbedLayerNormalization and SkipLayerNormalization."""
+    tables = {"words": np.zeros((50, 8)), "places": np.zeros((9, 8)), "one": np.ones(8)}
+    nodes = [
+        helper.make_node(
+            "EmbedLayerNormalization",
+            ["ids", "", "words", "places", "", "one", "one", "mask"],
+            ["e", "lengths", "sum"],
+            domain="com.microsoft",
+        ),
+        helper.make_node("Relu", ["sum"], ["r"]),
+        helper.make_node(
+            "SkipLayerNormalization", ["e", "r", "one"], ["s", "", "", "added"], domain="com.microsoft"
+        ),
+        helper.make_node("Add", ["s", "added"], ["y"]),
+        helper.make_node("Identity", ["lengths"], ["z"]),
+    ]
+    given: dict[str, graphs.Dims | None] = {"ids": ["N", "T"], "mask": ["N", "T"]}
+    found = inferred(graphs.model(nodes, given, {"y": None, "z": None}, tables))
+    for name in ("e", "sum", "r", "s", "added"):
+        assert found[name] == ["N", "T", 8], name
+    assert found["lengths"] is None
+
+
 def test_an_unknown_operator_stops_nothing_else() -> None:
     nodes = [
         helper.make_node("Thing", ["x"], ["t"], domain="local"),

@@ -136,6 +136,34 @@ def test_what_onnx_runtime_writes_is_read(tmp_path: Path, level: ort.GraphOptimi
     assert np.linalg.norm(after - before) < 0.03 * np.linalg.norm(before)
 
 
+@pytest.mark.parametrize("requantize", [False, True])
+def test_an_int8_table_whose_rows_become_floats(requantize: bool) -> None:
+    rng = np.random.default_rng(0)
+    weights: dict[str, Array] = {
+        "w": rng.integers(-128, 128, (300, 4)).astype(np.int8) @ rng.integers(0, 2, (4, 16)).astype(np.int8),
+        **{"s": np.array(0.02, np.float32), "z": np.array(3, np.int8)},
+    }
+    nodes = [
+        helper.make_node("Gather", ["w", "x"], ["q"], "rows"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], "floats"),
+    ]
+    case = case_of(nodes, weights, {"x": np.array([[0, 7, -1], [299, 5, 4]])}, True)
+    (match,), skips = find(ir.from_proto(case.model))
+    assert not skips
+    assert match.kept_bytes == 1
+    np.testing.assert_allclose(
+        match.layer.weight.T, (weights["w"] - np.float32(3)) * np.float32(0.02), rtol=1e-6
+    )
+    model, result = rewrite(case, rank="8", requantize=requantize)
+    (check,) = check_lowering(result.rewritten, opset=17, ir_version=8)
+    assert check.passed, check
+    (before,), (after,) = run(case.model, case.feeds), run(model, case.feeds)
+    assert np.linalg.norm(after - before) < (0.03 if requantize else 1e-4) * np.linalg.norm(before)
+    tables = [node.inputs[0] for node in model.graph if node.op_type == "Gather"]
+    assert tables[0] is not None
+    assert tables[0].dtype == (ir.DataType.INT8 if requantize else ir.DataType.FLOAT)
+
+
 def dynamic(**changes: object) -> Case:
     """A MatMulInteger with something about it changed."""
     nodes = [

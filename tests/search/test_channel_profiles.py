@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+import onnxdecomp
 from onnxdecomp.apply.apply_plan import carry_out
 from onnxdecomp.calibration.statistics import Calibration, observe_unchanged
 from onnxdecomp.channels import Channel, find_channels
@@ -47,6 +48,7 @@ from onnxdecomp.search.targets import parse_budgets
 from onnxdecomp.search.tighten import tighter
 from tests.builders.graphs import model
 from tests.builders.models import thin_middle
+from tests.builders.vit import vit
 from tests.channels.transformers import attention
 
 SIZES = Sizes(0, 0)
@@ -341,3 +343,10 @@ def test_a_plan_is_counted_anew_behind_other_cuts(weighed: LayerProfiles) -> Non
     assert not any(choice.narrowed for choice in again.choices)
     assert all((choice.after is None) == (choice.method is None) for choice in again.choices)
     assert total(again)[1] > total(plan)[1]
+
+
+def test_shapes_in_constants_that_a_cut_leaves_out() -> None:
+    """Each Reshape of a traced graph has a Constant of its own, which the cut copy does not have any more."""
+    found = onnxdecomp.inspect(vit(1), method="width,attention", target="macs=1.2x")
+    assert len(found.channels) > 2
+    assert not [channel.reason for channel in found.channels if "error" in channel.reason]

@@ -84,7 +84,9 @@ def _checked(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> Lo
 
 def _check(rewritten: Rewritten, opset: int, ir_version: int, seed: int) -> LoweringCheck:
     layer = rewritten.match.layer
-    tolerance = TOLERANCE[layer.dtype] * rewritten.match.adapter.rounding
+    match = rewritten.match
+    stored = match.storage if rewritten.quantized else None
+    tolerance = TOLERANCE[layer.dtype] * max(match.adapter.rounding, stored.rounding if stored else 1)
     rng = np.random.default_rng(seed)
     given = probe_inputs(rewritten, rng)
     feeds = {value.name or "": array for value, array in given}

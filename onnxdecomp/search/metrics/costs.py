@@ -23,7 +23,7 @@ class Macs(CostMetric):
         return outcome.macs
 
     def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
-        return float(sum(layer.dense.macs for layer in profiles.layers))
+        return float(profiles.beyond.macs + sum(layer.dense.macs for layer in profiles.layers))
 
     def of_layer(self, held: Held, profiles: LayerProfiles, sizes: Sizes) -> Numbers:
         return held.macs
@@ -42,7 +42,7 @@ class Parameters(CostMetric):
         return outcome.params
 
     def of_original(self, profiles: LayerProfiles, sizes: Sizes) -> float:
-        return float(sum(layer.stored for layer in profiles.layers))
+        return float(profiles.beyond.params + sum(layer.stored for layer in profiles.layers))
 
     def of_layer(self, held: Held, profiles: LayerProfiles, sizes: Sizes) -> Numbers:
         return held.stored
