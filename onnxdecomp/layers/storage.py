@@ -95,6 +95,10 @@ class WithTables:
     def name(self) -> str:
         return self.products.name
 
+    @property
+    def rounding(self) -> int:
+        return max(self.products.rounding, self.tables.rounding)
+
     def rounded(self, step: MatMul | Lookup) -> Array:
         return (self.tables if isinstance(step, Lookup) else self.products).rounded(step)
 
