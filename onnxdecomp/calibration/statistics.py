@@ -95,6 +95,10 @@ _BATCHES = 8
 """As many batches there are at least, where there are so many samples: of fewer none could be held out."""
 
 
+_JUDGES = 4
+"""Of so many inputs one judges trials."""
+
+
 def sized(calibration: Calibration, matched: Sequence[LayerMatch], largest: int = 1) -> Calibration:
     """The calibration with batches small enough for the activations, and enough of them to hold some out.
 
@@ -163,20 +167,19 @@ def shortened(calibration: Calibration, macs: int, wanted: int = 0) -> Calibrati
     if count >= len(calibration.feeds):
         return calibration
     batch = min(calibration.batch, max(1, count // _BATCHES))
-    return replace(calibration, feeds=calibration.feeds.first(count), batch=batch)
+    return replace(calibration, feeds=calibration.feeds.spread(count), batch=batch)
 
 
 def parted(calibration: Calibration) -> tuple[Calibration, Calibration]:
     """The calibration in two: inputs to fit trials to, and others, a quarter, to judge them by.
 
-    A fit is better on what it was fitted to than elsewhere. Where there are fewer than four inputs, or
-    nothing is fitted to them, both are the whole.
+    A fit is better on what it was fitted to than elsewhere. Both are of all parts of the inputs, which are
+    often sorted. Where there are fewer than four, or nothing is fitted to them, both are the whole.
     """
-    feeds = calibration.feeds
-    count = len(feeds) - len(feeds) // 4
-    if calibration.synthetic or count == len(feeds):
+    if calibration.synthetic or len(calibration.feeds) < _JUDGES:
         return calibration, calibration
-    return replace(calibration, feeds=feeds.first(count)), replace(calibration, feeds=feeds.after(count))
+    fitted, judging = calibration.feeds.apart(_JUDGES)
+    return replace(calibration, feeds=fitted), replace(calibration, feeds=judging)
 
 
 def unobservable(match: LayerMatch) -> str | None:

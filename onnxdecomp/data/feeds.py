@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate, islice, pairwise
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -18,6 +18,9 @@ from onnxdecomp.runtime.session import Feed
 
 HELD = 256 << 20
 """Bytes of feeds that are kept in memory once they were read."""
+
+_GOLDEN = 0.6180339887498949
+"""The golden ratio, of which multiples are spread most evenly over the unit interval (modulo 1)."""
 
 Shapes: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -184,14 +187,20 @@ class Feeds:
         labels = self.labels if self.labels is None else self.labels[: sum(self.labels_each()[:count])]
         return replace(self, items=FeedSource([short], hold=0), labels=labels)
 
-    def after(self, count: int) -> Feeds:
-        """The feeds behind the first `count`."""
-        return self._picked(range(min(count, len(self)), len(self)))
-
     def spread(self, count: int) -> Feeds:
-        """So many of the feeds, or all, evenly from the first on."""
+        """So many of the feeds, or all, one of each of as many stretches; those of a large set are kept.
+
+        Where in its stretch a feed stands is different from one to the next: samples are often sorted, or
+        their classes come in turn.
+        """
         most = len(self)
-        return self if count >= most else self._picked([k * most // count for k in range(count)])
+        if count >= most:
+            return self
+        ends = [k * most // count for k in range(count + 1)]
+        places = [
+            begin + int(k * _GOLDEN % 1 * (end - begin)) for k, (begin, end) in enumerate(pairwise(ends))
+        ]
+        return self._picked(places, hold=HELD)
 
     def halves(self) -> tuple[Feeds, Feeds]:
         """The feeds in two halves, two by two in turn: samples are often sorted, and some belong in pairs."""
@@ -199,7 +208,7 @@ class Feeds:
         first, second = ([k for k in places if k // 2 % 2 == half] for half in (0, 1))
         return self._picked(first), self._picked(second)
 
-    def _picked(self, places: Sequence[int]) -> Feeds:
+    def _picked(self, places: Sequence[int], *, hold: int = 0) -> Feeds:
         """The feeds at these places, which rise."""
         part = Part(len(places), partial(_at, self.items, frozenset(places)))
         labels = self.labels
@@ -207,7 +216,7 @@ class Feeds:
             ends = list(accumulate(self.labels_each()))
             begins = [0, *ends[:-1]]
             labels = np.concatenate([labels[:0], *(labels[begins[k] : ends[k]] for k in places)])
-        return replace(self, items=FeedSource([part], hold=0), labels=labels)
+        return replace(self, items=FeedSource([part], hold=hold), labels=labels)
 
     def labels_each(self) -> list[int]:
         """How many of the labels each feed has."""
@@ -221,18 +230,17 @@ class Feeds:
         return [rows(feed) for feed in self]
 
     def apart(self, each: int) -> tuple[Feeds, Feeds]:
-        """The feeds without every `each`-th, and those, both without their labels."""
-        count = len(self) // each
-        sizes = {False: len(self) - count, True: count}
-        rest, chosen = (
-            replace(
-                self,
-                items=FeedSource([Part(size, partial(_every, self.items, each, taken))], hold=0),
-                labels=None,
-            )
-            for taken, size in sizes.items()
-        )
-        return rest, chosen
+        """The feeds without a share of 1/`each`, and those: two neighbours of every 2 `each` feeds.
+
+        They are taken from everywhere, for samples are often sorted; two by two, for some belong in pairs;
+        and not at one distance, for classes may come in turn. Of fewer than 2 `each` it is one.
+        """
+        places = range(len(self))
+        if len(self) < 2 * each:
+            chosen = set(places[each - 1 :: each])
+        else:
+            chosen = {k for k in places if (k // 2 + k // (2 * each)) % each == each - 1}
+        return self._picked([k for k in places if k not in chosen]), self._picked(sorted(chosen))
 
 
 def first_parts(parts: Iterable[Part], count: int | None) -> list[Part]:
@@ -287,10 +295,6 @@ def _labels(parts: Sequence[Part], source: str) -> Array | None:
 
 def _at(items: Items, places: frozenset[int]) -> Iterator[Feed]:
     return (feed for place, feed in enumerate(items) if place in places)
-
-
-def _every(items: Items, each: int, taken: bool) -> Iterator[Feed]:
-    return (feed for index, feed in enumerate(items) if ((index + 1) % each == 0) is taken)
 
 
 def _first(read: Callable[[], Iterator[Feed]], count: int) -> Iterator[Feed]:

@@ -114,7 +114,7 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int, *, wo
 
     Args:
         model: The original.
-        calibration: The inputs; the first ones are taken.
+        calibration: The inputs, of which some are taken, evenly.
         macs: Multiply-accumulates of one sample.
         work: Those of all samples.
     """
@@ -129,7 +129,7 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int, *, wo
     first = open_observer(model, names, provider=provider, threads=threads).run(calibration.feeds.largest())
     held = HELD // max(1, sum(getattr(value, "nbytes", 0) for value in first))
     count = int(np.clip(work / max(macs, 1), _FEWEST, max(_FEWEST, min(_MOST, held))))
-    some = replace(calibration, feeds=calibration.feeds.first(count))
+    some = replace(calibration, feeds=calibration.feeds.spread(count))
     feeds = tuple(some.feeds.batches(calibration.batch))
     pins = pins_of(model, some.feeds, batch=calibration.batch, provider=provider, threads=threads)
     observer = open_observer(model, names, known=pins[0] if pins else {}, provider=provider, threads=threads)

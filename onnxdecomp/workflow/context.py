@@ -82,9 +82,7 @@ def pass_context(passes: Sequence[Pass], run: RunContext, plan: Plan | None) -> 
     used = frozenset(need for each in passes for need in each.uses)
     quantizer = next((each for each in passes if isinstance(each, Quantizer)), None)
     error, drop = _allowed(passes, run)
-    fitted, held_out = run.calib, None
-    if "held_out" in needed | used and run.calib is not None and len(run.calib) >= _APART:
-        fitted, held_out = run.calib.apart(_APART)
+    fitted, held_out = (None, None) if run.calib is None else set_apart(passes, run.calib)
     context = PassContext(
         plan=plan,
         calibration=_calibration(run, fitted),
@@ -108,6 +106,12 @@ def pass_context(passes: Sequence[Pass], run: RunContext, plan: Plan | None) -> 
     if plan is None and "original_bytes" in needed:
         context = replace(context, original_bytes=size(run.original, source(load(run.original))))
     return context
+
+
+def set_apart(passes: Sequence[Pass], calib: Feeds) -> tuple[Feeds, Feeds | None]:
+    """The inputs that these passes fit to, and those that nothing is fitted to where one asks for them."""
+    asked = any("held_out" in each.needs | each.uses for each in passes)
+    return calib.apart(_APART) if asked and len(calib) >= _APART else (calib, None)
 
 
 def _judging(run: RunContext) -> Feeds | None:

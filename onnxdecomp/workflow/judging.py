@@ -12,6 +12,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.evaluate.task_metrics.measure import MetricChange, Task
 from onnxdecomp.search.metrics.base import Change, Outcome
 from onnxdecomp.search.targets import parse_budgets
+from onnxdecomp.workflow.context import set_apart
 from onnxdecomp.workflow.request import judges, metric_of
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def judging(
     if not judges(config):
         return Judging(data, report=on(data))
     if calib is not None and _will_do(metric, calib, given):
-        chosen = _held_out(calib)
+        chosen = _held_out(config, calib)
         seen = "" if given is not None else ", which are among those that it is reported on"
         note = f"the search is judged by {metric.name} on {len(chosen)} of the calibration inputs{seen}"
         return Judging(data, on(chosen), _reported(on, data), (note,))
@@ -121,11 +122,11 @@ def _will_do(metric: TaskMetric, calib: Feeds, given: Feeds | None) -> bool:
     return metric.labels == "welcome" and (given is None or given.labels is None)
 
 
-def _held_out(calib: Feeds) -> Feeds:
+def _held_out(config: CompressConfig, calib: Feeds) -> Feeds:
     """Those that trials are not fitted to."""
     from onnxdecomp.calibration.statistics import Calibration, parted
 
-    return parted(Calibration(calib))[1].feeds
+    return parted(Calibration(set_apart(config.passes, calib)[0]))[1].feeds
 
 
 def _reported(on: Callable[[Feeds], Task], data: Feeds) -> Task | None:

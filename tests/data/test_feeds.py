@@ -85,15 +85,47 @@ def test_the_first_feeds_with_their_labels(counts: list[int], count: int) -> Non
     assert feeds.first(None) is feeds
 
 
-@given(COUNTS, st.integers(0, 40))
-def test_the_feeds_behind_the_first(counts: list[int], count: int) -> None:
+@given(COUNTS, st.integers(2, 10))
+def test_what_is_set_apart_are_pairs_with_their_labels(counts: list[int], each: int) -> None:
     files = Files(*counts)
-    rest = join(files.parts(), "files", stackable=False).after(count)
+    whole = join(files.parts(), "files", stackable=False)
+    parts = whole.apart(each)
+    assert sorted(number for part in parts for number in numbers(part)) == sorted(files.expected())
+    assert abs(len(parts[1]) - len(whole) / each) <= 2
+    assert bool(parts[1]) == (len(whole) >= each)
+    wanted = dict(zip(numbers(whole), np.repeat(np.arange(len(counts)), counts), strict=True))
+    for part in parts:
+        found = [] if part.labels is None else part.labels.reshape(-1, 2)[:, 0].tolist()
+        assert found == [wanted[number] for number in numbers(part)]
+        if len(whole) >= 2 * each:
+            places = [files.expected().index(number) for number in numbers(part)]
+            assert all(place ^ 1 in places for place in places if place ^ 1 < len(whole))
+
+
+@pytest.mark.parametrize("classes", [2, 4, 5, 8, 10])
+@pytest.mark.parametrize("ordered", ["one after the other", "in turn"])
+def test_parts_have_all_classes_however_they_come(classes: int, ordered: str) -> None:
+    labels = np.repeat(np.arange(classes), 400 // classes)
+    if ordered == "in turn":
+        labels = labels.reshape(classes, -1).T.ravel()
+    feeds = Feeds(tuple({"x": np.full((1, 1), label)} for label in labels), "sorted", labels)
+    for part in (*feeds.apart(4), *feeds.apart(10), feeds.spread(100), feeds.spread(50)):
+        assert part.labels is not None
+        assert [int(feed["x"][0, 0]) for feed in part] == part.labels.tolist()
+        found = np.bincount(part.labels, minlength=classes) * classes / len(part)
+        assert np.all((found > 0.5) & (found < 1.6))
+
+
+@given(COUNTS, st.integers(1, 40))
+def test_feeds_are_spread_over_all(counts: list[int], count: int) -> None:
+    files = Files(*counts)
+    some = join(files.parts(), "files", stackable=False).spread(count)
     for _ in range(2):
-        assert numbers(rest) == files.expected()[count:]
-    assert len(rest) == len(files.expected()[count:])
-    labels = np.repeat(np.arange(len(counts)), [2 * count for count in counts])
-    assert ([] if rest.labels is None else rest.labels.tolist()) == labels[2 * count :].tolist()
+        places = [files.expected().index(number) for number in numbers(some)]
+        assert len(places) == min(count, len(files.expected()))
+        ends = [k * len(files.expected()) // count for k in range(count + 1)]
+        if count < len(files.expected()):
+            assert all(a <= k < b for k, a, b in zip(places, ends, ends[1:], strict=False))
 
 
 @given(COUNTS)
@@ -121,9 +153,11 @@ def test_labels_of_any_kind_go_with_their_samples() -> None:
     assert second.labels is not None
     assert second.labels.tolist() == ["t4", "t5", "t6", "t7"]
     uneven = Feeds(tuple({"x": np.ones((n, 1))} for n in (1, 3, 3)), "s", np.arange(14).reshape(7, 2))
-    behind = uneven.after(1).labels
-    assert behind is not None
-    assert behind[:, 0].tolist() == [2, 4, 6, 8, 10, 12]
+    rest, last = uneven.apart(3)
+    assert rest.labels is not None
+    assert rest.labels[:, 0].tolist() == [0, 2, 4, 6]
+    assert last.labels is not None
+    assert last.labels[:, 0].tolist() == [8, 10, 12]
 
 
 def test_a_part_is_closed_when_an_iteration_is_given_up() -> None:
@@ -169,4 +203,4 @@ def test_the_largest_of_feeds_of_several_shapes() -> None:
     feeds = Feeds([{"x": np.full(size, index), "n": np.zeros(1)} for index, size in enumerate(sizes)], "s")
     assert feeds.largest()["x"].shape == (1, 9)
     assert feeds.largest()["x"][0, 0] == 1
-    assert feeds.after(2).largest()["x"][0, 0] == 3
+    assert feeds.apart(2)[1].largest()["x"][0, 0] == 3

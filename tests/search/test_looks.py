@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from onnx import helper
 
-from onnxdecomp.calibration.statistics import parted
+from onnxdecomp.calibration.statistics import Calibration, parted, shortened
+from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.search.sensitivity import for_looks, original_outputs
+from tests.builders.graphs import from_x
 from tests.search.test_channel_profiles import branches, calibration, opened
 
 
@@ -20,3 +24,16 @@ def test_many_looks_are_at_fewer_samples(looks: int, samples: int) -> None:
     assert sum(len(feed["x"]) for feed in found.feeds) == samples
     assert (found is outputs) == (samples == 10)
     assert found.names == outputs.names
+
+
+def test_of_sorted_inputs_every_part_has_all_classes() -> None:
+    """What is fitted to, judged by, and what is drawn of it where there is little time."""
+    rows = tuple({"x": np.full((1, 20), k // 20, np.float32)} for k in range(200))
+    node = helper.make_node("Gemm", ["x", "w"], ["y"])
+    classifier = from_x([node], {"w": np.ones((20, 3), np.float32)}, ["N", 20])
+    fitted, others = parted(Calibration(Feeds(rows, "sorted", stackable=True)))
+    outputs = original_outputs(classifier, others, 10**9)
+    assert sum(len(feed["x"]) for feed in outputs.feeds) == 20
+    for feeds in (fitted.feeds, others.feeds, shortened(fitted, 10**10).feeds, outputs.feeds):
+        seen = {int(k) for feed in feeds for k in feed["x"][:, 0]}
+        assert seen == set(range(10))

@@ -249,7 +249,7 @@ def test_inputs_are_set_apart_once(count: int) -> None:
     values = [[int(feed["x"][0]) for feed in some] for some in (rest, others)]
     assert sorted(values[0] + values[1]) == list(range(count))
     assert [len(rest), len(others)] == [len(own) for own in values]
-    assert len(others) == max(1, count // 10)
+    assert len(others) == (1 if count < 20 else 2)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 import onnxdecomp
+from onnxdecomp.calibration.statistics import Calibration, parted
+from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
 from onnxdecomp.evaluate.task_metrics.measure import MetricChange
 from onnxdecomp.workflow.config import CompressConfig
-from onnxdecomp.workflow.judging import said_of_goal
+from onnxdecomp.workflow.context import set_apart
+from onnxdecomp.workflow.judging import judging, said_of_goal
 from tests.builders.commands import Outcome, command, files
 from tests.workflow.test_targets import OPTIONS, QUICK, filled
 
@@ -90,6 +93,22 @@ def test_a_metric_without_labels_is_judged_by_calibration_inputs_that_trials_are
     assert all("metric" in entry for entry in tries)
     # What is allowed is what the original is above the value.
     assert min(abs(entry["metric"] - 75) for entry in tries) < 15
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_what_judges_a_search_is_not_fitted_to(folder: Path, *, refine: bool) -> None:
+    """Also where a pass wants inputs of its own that nothing is fitted to; labels go with their samples."""
+    calib = Feeds(tuple({"x": np.full((1, 8, 8, 8), k)} for k in range(100)), "here", np.arange(100))
+    config = CompressConfig(target="drop=1%", refine=refine)
+    task = judging(config, Path("net.onnx"), calib, None, None, 1).search
+    assert task is not None
+    assert task.feeds.labels is not None
+    judges = [int(feed["x"].flat[0]) for feed in task.feeds]
+    assert judges == task.feeds.labels.tolist()
+    rest, apart = set_apart(config.passes, calib)
+    assert (apart is not None) == refine
+    fitted = {int(feed["x"].flat[0]) for feed in parted(Calibration(rest))[0].feeds}
+    assert len(fitted | set(judges)) == len(fitted) + len(judges) == (90 if refine else 100)
 
 
 def test_calibration_inputs_with_labels_judge_and_all_others_are_reported(folder: Path) -> None:
