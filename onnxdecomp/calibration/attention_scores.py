@@ -291,7 +291,7 @@ def unrotatable(channel: Channel) -> str:
         return f"its blocks have more than {LARGEST} units"
     if any(head_sets(producer.units, channel) is None for producer in channel.producers):
         return "the layers that make it do not hold its blocks one after the other"
-    if any(None in added(channel, producer) for producer in channel.producers):
+    if any(part is None for producer in channel.producers for part in added(channel, producer)):
         return "what is added to it is computed"
     if channel.products:
         found = score_product(channel)

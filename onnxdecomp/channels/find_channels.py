@@ -20,6 +20,7 @@ from onnxdecomp.channels.measured import wrong_size
 from onnxdecomp.channels.recurrent import units_of_states
 from onnxdecomp.channels.rules import RULES
 from onnxdecomp.channels.sizes import Sizes
+from onnxdecomp.channels.streams import Break, breaking_alike, making_same
 from onnxdecomp.channels.units import Broken
 from onnxdecomp.core.layer import Array
 from onnxdecomp.graph.constants import Memo
@@ -48,16 +49,23 @@ def find_channels(
     search = _Search(model, matched, freeze)
     found: list[Channel] = []
     reasons: dict[ir.Node, str] = {}
+    alike: dict[ir.Node, str] = {}
     taken = {match.nodes[0]: np.zeros(layer_rule(match).outputs(match), bool) for match in matched}
     for match in matched:
         node = match.nodes[0]
         if taken[node].size and taken[node].all():
+            continue
+        whole = not taken[node].any()
+        if whole and node in alike:
+            taken[node][:] = True
+            reasons[node] = alike[node]
             continue
         channels, reason, facts = search.of(match, _numbered(~taken[node]))
         taken[node][:] = True
         if not channels:
             reasons[node] = reason
         if facts is None:
+            alike |= breaking_alike(match, search.broken) if whole else {}
             continue
         for other in [layers[near] for near in facts.nodes if near in layers]:
             labels = layer_rule(other).labelled(other, facts)
@@ -97,6 +105,7 @@ class _Search:
     _memo: Memo = field(default_factory=dict)
     _known: dict[ir.Graph, tuple[Scope, Sizes]] = field(default_factory=dict)
     _order: dict[ir.Node, int] = field(default_factory=dict)
+    _breaks: dict[ir.Node, Break | None] = field(default_factory=dict)
     _layers: Mapping[ir.Node, LayerMatch] = field(init=False)
     _names: set[str] = field(init=False)
 
@@ -122,12 +131,18 @@ class _Search:
         width = int(units.max()) + 1
         if width < 2:
             return [], "it has a single output", None
+        whole = width == units.size
+        known = self._breaks.setdefault(match.nodes[0], None) if whole else None
+        if known is not None:
+            return [], known.reason, None
         scope, sizes = self._around(match)
         facts = Facts(scope, sizes, width, self._layers, RULES, spread_layer)
         try:
             layer_rule(match).seed(match, units, facts)
             facts.spread()
         except Broken as broken:
+            if whole:
+                self._breaks[match.nodes[0]] = Break(str(broken), making_same(match, facts, self._order))
             return [], str(broken), None
         channels, reason = self._built(match, facts)
         try:
@@ -137,6 +152,12 @@ class _Search:
         except Broken:
             return [], reason or facts.why, None
         return channels, reason or facts.why, facts
+
+    def broken(self, match: LayerMatch) -> Break | None:
+        """How the search from all outputs of a layer breaks, if it does."""
+        if match.nodes[0] not in self._breaks:
+            self.of(match, np.arange(layer_rule(match).outputs(match)))
+        return self._breaks.get(match.nodes[0])
 
     def begun_at(self, name: str) -> Sequence[Channel] | None:
         """The channels of the layer that a name begins with; None where earlier layers have part in them."""
@@ -281,7 +302,9 @@ class _Search:
         assert isinstance(node.graph, ir.Graph)
         values = [value for value in product.inputs[:2] if value is not None]
         sides = np.zeros((2, count), bool)
-        sides[[node in upstream(node.graph, [value]) for value in values]] = True
+        first = self._order[node]
+        between = [upstream(node.graph, [v], passes=lambda n: self._order[n] >= first) for v in values]
+        sides[[node in found for found in between]] = True
         if sides.all() and count == layer_rule(producer.match).outputs(producer.match):
             sides = np.stack([self._arrived(producer, value, product) for value in values])
         return np.where(sides[0] == sides[1], NONE, np.where(sides[0], 0, 1))

@@ -66,8 +66,20 @@ def operands(node: ir.Node) -> Iterator[ir.Value]:
             yield from operands(inner)
 
 
-def upstream(graph: ir.Graph, values: Iterable[ir.Value], known: Collection[ir.Value] = ()) -> set[ir.Node]:
-    """The nodes of a graph that compute these values, from values that are known or are inputs."""
+def upstream(
+    graph: ir.Graph,
+    values: Iterable[ir.Value],
+    known: Collection[ir.Value] = (),
+    passes: Callable[[ir.Node], bool] = lambda _: True,
+) -> set[ir.Node]:
+    """The nodes of a graph that compute these values, from values that are known or are inputs.
+
+    Args:
+        graph: The graph.
+        values: Of it.
+        known: Where the walk ends.
+        passes: Of a node, whether it counts and the walk goes on through it.
+    """
     found: set[ir.Node] = set()
     todo = list(values)
     while todo:
@@ -76,8 +88,9 @@ def upstream(graph: ir.Graph, values: Iterable[ir.Value], known: Collection[ir.V
         # What a subgraph computes for itself is no node of the graph around it.
         if node is None or value in known or node in found or node.graph is not graph:
             continue
-        found.add(node)
-        todo += operands(node)
+        if passes(node):
+            found.add(node)
+            todo += operands(node)
     return found
 
 

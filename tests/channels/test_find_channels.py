@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from onnxdecomp.channels import check_cut, cut_channel, without_columns
+from onnxdecomp.channels.facts import Facts
 from onnxdecomp.channels.find_channels import find_channel, find_channels
 from onnxdecomp.core.layer import Array
 from onnxdecomp.layers.find import find
@@ -154,3 +155,62 @@ def test_one_channel_is_found_as_all_are(form: str) -> None:
         assert all(a.match is b.match and (a.units == b.units).all() for a, b in made)
         assert all(a.match is b.match and (a.units == b.units).all() for a, b in read)
     assert find_channel(model, matched, "nobody") is None
+
+
+def stream(blocks: int, outputs: tuple[int, ...] = (), *, ends: bool = False) -> onnx.ModelProto:
+    """A residual stream from x to y: to it each block adds what a layer makes of it.
+
+    Args:
+        blocks: How many.
+        outputs: Blocks behind which the stream is an output, too.
+        ends: Put a layer before it and one behind.
+    """
+    nodes, weights, x = [], {f"layer{index}.w": normal(3, 3) for index in range(blocks)}, "x"
+    if ends:
+        nodes, x = [node("MatMul", "x first.w", "first")], "first"
+    for index in range(blocks):
+        out = "y" if index == blocks - 1 and not ends else f"sum{index}"
+        made = f"layer{index}"
+        nodes += [node("MatMul", f"{x} {made}.w", made), node("Add", f"{x} {made}", out)]
+        x = out
+    if ends:
+        nodes.append(node("MatMul", f"{x} last.w", "y"))
+        weights |= {"first.w": normal(3, 3), "last.w": normal(3, 3)}
+    ports: dict[str, graphs.Dims] = {name: ["N", 3] for name in ("y", *(f"sum{index}" for index in outputs))}
+    return graphs.model(nodes, {"x": ["N", 3]}, ports, weights)
+
+
+@pytest.mark.parametrize(("ends", "most"), [(False, 24), (True, 2)])
+def test_a_deep_stream_takes_few_searches(ends: bool, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    visited, whole = [], Facts.spread
+
+    def spread(facts: Facts) -> None:
+        try:
+            whole(facts)
+        finally:
+            visited.append(len(facts.nodes))
+
+    monkeypatch.setattr(Facts, "spread", spread)
+    channels, skips = channels_of(opened(stream(100, ends=ends)))
+    assert len(visited) <= most
+    assert sum(visited) <= most * 200
+    reasons = [skip.reason for skip in skips]
+    if ends:
+        assert [len(channel.producers) for channel in channels] == [101]
+        assert reasons == ["it is the output y"]
+    else:
+        assert channels == ()
+        assert reasons == ["it comes from the input x"] * 50 + ["it is the output y"] * 50
+
+
+@pytest.mark.parametrize("outputs", [(), (2,), (9,), (3, 4, 12)])
+def test_why_a_stream_breaks_is_what_each_layer_meets_first(outputs: tuple[int, ...]) -> None:
+    """As searches of their own say, which those listed first have."""
+    model = opened(stream(16, outputs))
+    matched = find(model)[0]
+    reasons = {skip.name: skip.reason for skip in find_channels(model, matched)[1]}
+    assert len(reasons) == 16
+    for match in matched:
+        others = [other for other in matched if other is not match]
+        own = next(s for s in find_channels(model, [match, *others])[1] if s.name == match.layer.name)
+        assert reasons[own.name] == own.reason
