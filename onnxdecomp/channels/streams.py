@@ -34,17 +34,15 @@ class Break:
 
 
 def making_same(match: LayerMatch, facts: Facts, order: Mapping[ir.Node, int]) -> tuple[LayerMatch, ...]:
-    """The layers behind one each output of which is another of its units, by the facts of its own search."""
-    if facts.units.merged:
-        return ()
-    every, found = np.arange(facts.width), []
+    """The layers behind one that make all of its units, each as often, by the facts of its own search."""
+    units, found = np.sort(facts.units.current(np.arange(facts.width))), []
     for node in facts.nodes:
         other = facts.layers.get(node)
         if other is None or order[node] <= order[match.nodes[0]]:
             continue
         labels = layer_rule(other).labelled(other, facts)
         if labels is not None and labels.size == layer_rule(other).outputs(other):
-            found += [other] if np.array_equal(np.sort(labels), every) else []
+            found += [other] if np.array_equal(np.sort(labels), units) else []
     return tuple(sorted(found, key=lambda other: order[other.nodes[0]]))
 
 
