@@ -39,7 +39,7 @@ from onnxdecomp.ranks.rounding import round_to_multiple
 from onnxdecomp.runtime.memory_budget import budget, gibibytes
 from onnxdecomp.search.channel_costs import Extent, extents, narrowed_by
 from onnxdecomp.search.channel_effect import cut_effect
-from onnxdecomp.search.fixed_widths import methods_of
+from onnxdecomp.search.fixed_widths import methods_of, width_multiple
 from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.sensitivity import Effect, Outputs
 
@@ -100,9 +100,15 @@ class ChannelProfile:
         return [self.effect.at(level.loss) for level in self.levels]
 
 
-def widths(channel: Channel, multiple: int) -> list[int]:
-    """How many units may stay: all, and some fractions in multiples, equally many of each block."""
+def widths(channel: Channel, multiple: int, quantum: int = 1) -> list[int]:
+    """How many units may stay: all, and some fractions in multiples, equally many of each block.
+
+    Args:
+        channel: The channel.
+        multiple, quantum: See `width_multiple`.
+    """
     size = channel.width // channel.blocks
+    multiple = width_multiple(channel, multiple, quantum)
     each = [
         round_to_multiple(max(channel.fewest, round(share * size)), multiple, size) for share in FRACTIONS
     ]
@@ -115,13 +121,22 @@ def unweighed(
     methods: Collection[str],
     multiple: int,
     barred: Mapping[int, str],
+    quantum: int = 1,
 ) -> ChannelProfile:
-    """The channel with its widths; `barred` are layers that no cut may change, with the reason."""
+    """The channel with its widths.
+
+    Args:
+        channel: The channel.
+        matched: The layers.
+        methods: That may cut it.
+        multiple, quantum: See `width_multiple`.
+        barred: Layers that no cut may change, with the reason.
+    """
     method = next((name for name in methods_of(channel) if name in methods), "")
     place = {(match.layer.graph, match.layer.name): place for place, match in enumerate(matched)}
     own = {place[key]: extent for key, extent in extents(channel, matched).items()}
     reason = next((barred[place] for place in own if place in barred), "") or _refusal(channel, method)
-    kept = [channel.width] if reason else widths(channel, multiple)
+    kept = [channel.width] if reason else widths(channel, multiple, quantum)
     if len(kept) == 1 and not reason:
         reason = f"fewer units are no multiple of {multiple}"
     return ChannelProfile(channel, method, own, tuple(Level(width, 0.0) for width in kept), reason=reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -42,6 +43,25 @@ def plan_widths(
     ]
     broken = [Cut(skip.name, None, 1, 1, (skip.name,), reason=skip.reason) for skip in skips]
     return (*cuts, *broken)
+
+
+def width_multiple(channel: Channel, multiple: int, quantum: int) -> int:
+    """What the units that stay in each block of a channel are a multiple of.
+
+    A width is rounded to what kernels work in where there is a choice left, whatever the target is on: a
+    layer that fills its last block in part takes as long as with all of it. Convolutions compute their
+    groups one by one; products of matrices compute all heads together.
+
+    Args:
+        channel: The channel.
+        multiple: What ranks are multiples of; above 1 so are widths.
+        quantum: What the kernels work in; 1 where any width is wanted.
+    """
+    ends = [*(own.match for own in channel.producers), *(own.match for own in channel.readers)]
+    if all(match.layer.conv is None for match in ends):
+        quantum //= math.gcd(quantum, channel.blocks)
+    rounds = multiple == 1 and channel.width // channel.blocks >= _QUANTA * quantum
+    return quantum if rounds else multiple
 
 
 def _cut(channel: Channel, request: Request) -> Cut:
@@ -85,8 +105,7 @@ def _kept(channel: Channel, rank: RankSpec, request: Request) -> int | str:
     size, multiple = channel.width // channel.blocks, request.multiple
     if rank.rule == "fraction":
         wanted = max(channel.fewest, round(rank.amount * size))
-        if multiple == 1 and size >= _QUANTA * request.quantum:
-            multiple = request.quantum
+        multiple = width_multiple(channel, multiple, request.quantum)
     elif rank.rule == "ranks" and len(rank.ranks) == 1:
         wanted = max(channel.fewest, min(rank.ranks[0] // channel.blocks, size))
     else:

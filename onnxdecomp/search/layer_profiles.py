@@ -150,7 +150,9 @@ def profile_layers(
     options = _outlines(matched, reasons, scope)
     joint = _joined(found_ties, matched, options, reasons, scope)
     barred = untouchable(matched, idle, found_ties, scope)
-    asked = [unweighed(channel, matched, scope.cuts, scope.multiple, barred) for channel in channels]
+    asked = [
+        unweighed(channel, matched, scope.cuts, scope.multiple, barred, scope.quantum) for channel in channels
+    ]
     timed: Timed | None = None
     takes: dict[int, float] = {}
     if stopwatch is not None:

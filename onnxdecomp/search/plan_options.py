@@ -66,7 +66,8 @@ class PlanOptions:
     )
     rank_multiple: str = option(
         "",
-        "Round ranks to multiples of N; auto: of what the provider's kernels block by",
+        "Round ranks and widths to multiples of N; auto: of what the provider's kernels block by, as widths "
+        "of four such blocks and more always are where no N is given",
         group="methods",
         metavar="N|auto",
         otherwise="auto where latency counts, else 1",

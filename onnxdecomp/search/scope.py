@@ -25,7 +25,8 @@ class Scope:
     Attributes:
         methods: Names, or ("auto",).
         cuts: Joint methods that may cut channels.
-        multiple: Ranks are multiples of it.
+        multiple: Ranks are multiples of it, and so are widths.
+        quantum: What the kernels work in that the result will run on; wide channels are multiples of it.
         what: The cost along which candidates are laid out.
         include, exclude: Shell patterns of layer names.
         options: The methods' options, by method.
@@ -37,6 +38,7 @@ class Scope:
     methods: tuple[str, ...] = ("auto",)
     cuts: tuple[str, ...] = tuple(CUTS)
     multiple: int = 1
+    quantum: int = 1
     what: What = "macs"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

@@ -263,6 +263,7 @@ class Decompose(Planner):
             methods=tuple(name for name in self.method.split(",") if name not in CUTS),
             cuts=tuple(name for name in CUTS if self.method == "auto" or name in self.method.split(",")),
             multiple=self._multiple("auto" if timed else "1", provider),
+            quantum=self._quantum(provider),
             what="params" if weighs else "macs",
             include=tuple(self.include),
             exclude=tuple(self.exclude),
@@ -282,12 +283,16 @@ class Decompose(Planner):
         return Request(
             rules=rules,
             multiple=self._multiple("1", provider),
-            quantum=1 if self.rank_multiple else quantum(self.provider or provider or "cpu"),
+            quantum=self._quantum(provider),
             include=tuple(self.include),
             exclude=tuple(self.exclude),
             must_save=self.must_save,
             skip_below=self.skip_below,
         )
+
+    def _quantum(self, provider: str) -> int:
+        """What widths fill, where nothing is said of multiples."""
+        return 1 if self.rank_multiple else quantum(self.provider or provider or "cpu")
 
     def _multiple(self, default: str, provider: str) -> int:
         text = self.rank_multiple or default

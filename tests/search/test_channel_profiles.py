@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -29,6 +30,7 @@ from onnxdecomp.fitting.select_units import select_units
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
+from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.runtime.session import TensorSpec, open_session
 from onnxdecomp.search.channel_costs import recounted
 from onnxdecomp.search.channel_effect import cut_copy
@@ -125,6 +127,30 @@ def test_widths_are_fractions_in_multiples_and_equal_in_blocks() -> None:
     assert widths(channel, 8) == [12, 8]
     assert widths(replace(channel, width=48, blocks=6), 4) == [48, 24]
     assert widths(replace(channel, width=48, blocks=6), 16) == [48]
+
+
+@pytest.mark.parametrize(
+    ("width", "blocks", "spatial", "expected"),
+    [
+        (144, 1, True, [144, 128, 112, 96, 80, 48, 32, 16]),
+        (64, 1, True, [64, 48, 32, 16]),
+        (48, 1, True, [48, 42, 36, 30, 24, 18, 12, 6]),  # a choice of three would be too small
+        (256, 4, True, [256, 192, 128, 64]),  # of groups each fills blocks
+        (384, 6, False, [384, 336, 288, 240, 192, 144, 96, 48]),  # of heads all together
+        (32, 2, False, [32, 28, 24, 20, 16, 12, 8, 4]),
+    ],
+)
+def test_widths_fill_what_kernels_work_in(
+    width: int, blocks: int, *, spatial: bool, expected: list[int]
+) -> None:
+    whole = opened(branches() if spatial else attention("plain", False))[2][0]
+    assert all((own.match.layer.conv is not None) == spatial for own in whole.producers)
+    channel = replace(whole, width=width, blocks=blocks)
+    found = widths(channel, 1, quantum=16)
+    assert found == expected
+    assert all(kept % blocks == 0 for kept in found)
+    assert widths(channel, 1) == widths(channel, 1, quantum=1)
+    assert widths(channel, 32, quantum=16) == widths(channel, 32)  # what was asked for comes first
 
 
 def test_narrower_loses_more(weighed: LayerProfiles) -> None:
@@ -350,3 +376,30 @@ def test_shapes_in_constants_that_a_cut_leaves_out() -> None:
     found = onnxdecomp.inspect(vit(1), method="width,attention", target="macs=1.2x")
     assert len(found.channels) > 2
     assert not [channel.reason for channel in found.channels if "error" in channel.reason]
+
+
+@pytest.mark.parametrize("asked", ["", "1", "24"])
+def test_a_search_for_macs_weighs_whole_blocks(tmp_path: Path, asked: str) -> None:
+    """Of 96 units between two convolutions, unless told of other multiples."""
+    rng = np.random.default_rng(3)
+    weights = {
+        name: (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
+        for name, shape in {"up.w": (96, 4, 1, 1), "down.w": (4, 96, 1, 1)}.items()
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "up.w"], ["h"], name="up"),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Conv", ["r", "down.w"], ["y"], name="down"),
+    ]
+    made = model(nodes, {"x": ["N", 4, 5, 5]}, {"y": ["N", 4, 5, 5]}, weights)
+    onnx.save(made, tmp_path / "net.onnx")
+    found = onnxdecomp.inspect(
+        tmp_path / "net.onnx", target="macs=1.5x", method="width", rank_multiple=asked or None
+    )
+    (channel,) = found.record["search"]["channels"]
+    kept = [level["kept"] for level in channel["levels"]]
+    block = int(asked or quantum("cpu"))
+    assert kept[0] == 96
+    assert len(kept) > 3
+    assert all(own % block == 0 for own in kept)
+    assert asked != "1" or any(own % quantum("cpu") for own in kept)
