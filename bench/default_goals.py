@@ -5,8 +5,8 @@
 A model is compressed in several ways, fitted to three quarters of its calibration inputs. On the quarter that
 is left `error`, `kl`, `token-agreement` or `spearman` tell how far it is from the original; on the evaluation
 samples of the corpus the metric of the task tells what that costs, with the interval of its paired
-difference. No evaluation sample chooses anything. The defaults of onnxdecomp/workflow/default_goal.py follow
-from this table.
+difference. No evaluation sample chooses a model. But the defaults of onnxdecomp/workflow/default_goal.py were
+chosen with this table in view, so for them it is no independent test.
 
 What is run again takes the place of the same row of an earlier run.
 """
