@@ -286,7 +286,7 @@ def test_a_weight_that_is_not_finite(value: float) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"rank": "0"}, {"rank": "3,3,3"}, {"rank": "99"}, {"method": "none"}, {"include": ("nobody",)}],
+    [{"rank": "0"}, {"rank": "3,3,3"}, {"rank": "99"}, {"method": "nobody"}, {"include": ("nobody",)}],
 )
 def test_requests_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
