@@ -107,7 +107,7 @@ def recurrences(match: LayerMatch, scope: Scope) -> list[LayerMatch]:
 
 
 def with_recurrences(matched: Sequence[LayerMatch]) -> list[LayerMatch]:
-    """The layers with their recurrences counted, which become smaller where units of the state are cut."""
+    """The layers with their recurrences in what they cost: no chain makes these smaller, cuts of units do."""
 
     def counted(match: LayerMatch) -> LayerMatch:
         states, layer = match.adapter.states(match.nodes[0]), match.layer

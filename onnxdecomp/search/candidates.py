@@ -104,17 +104,18 @@ def outlines(
 ) -> list[Outline]:
     """What could be put in a layer's place: each method at ranks of rising cost, all below the layer's."""
     layer = match.layer
-    dense = getattr(dense_cost(layer), what)
+    beside = getattr(beside_weight(layer), what)
+    dense = getattr(dense_cost(layer), what) - beside
     found = []
     for method in methods:
         seen: set[Ranks] = set()
         for reduction in reversed(REDUCTIONS):
-            ranks = ranks_at(method, layer, dense / reduction, multiple, what)
+            ranks = ranks_at(method, layer, beside + dense / reduction, multiple, what)
             if ranks is None or ranks in seen:
                 continue
             seen.add(ranks)
             option = outlined(match, method, ranks)
-            if getattr(option.cost, what) < dense:
+            if getattr(option.cost, what) < beside + dense:
                 found.append(option)
     return found
 
@@ -182,8 +183,13 @@ def candidates(
         own = None if fitted is None else fitted(option)
         return own or _fitted(match, option, posed, seed)
 
-    dense = getattr(dense_cost(match.layer), what)
-    paid = price or (lambda option: getattr(option.cost, what) / max(dense, 1))
+    beside = getattr(beside_weight(match.layer), what)
+    dense = getattr(dense_cost(match.layer), what) - beside
+
+    def cost(option: Outline) -> float:
+        return float(getattr(option.cost, what) - beside)
+
+    paid = price or (lambda option: cost(option) / max(dense, 1))
     groups: dict[str, list[Outline]] = {}
     for option in options:
         groups.setdefault(option.method.name, []).append(option)
@@ -198,10 +204,10 @@ def candidates(
             continue
         anchors = {firsts[name].outline.ranks: firsts[name]}
         for reduction in _ANCHORS[1:]:
-            option = _nearest(own, dense / reduction, what)
+            option = _nearest(own, dense / reduction, cost)
             if option.ranks not in anchors:
                 anchors[option.ranks] = fit(option)
-        found += _all(match, own, anchors, posed, what, fit)
+        found += _all(match, own, anchors, posed, cost, fit)
     return found
 
 
@@ -212,12 +218,18 @@ def posed_for(match: LayerMatch, moments: Moments) -> Problem:
 
 
 def dense_cost(layer: Layer) -> Cost:
-    """What the layer itself costs."""
+    """What the layer itself costs, with its recurrence."""
     return cost_of(dense_chain(layer), layer)
 
 
-def _nearest(options: Sequence[Outline], cost: float, what: What) -> Outline:
-    return min(options, key=lambda o: abs(math.log(max(1, getattr(o.cost, what)) / max(1.0, cost))))
+def beside_weight(layer: Layer) -> Cost:
+    """What costs as much whatever becomes of a layer's weight: its recurrence."""
+    whole, weight = dense_cost(layer), dense_cost(replace(layer, recurrence=0))
+    return Cost(whole.params - weight.params, whole.macs - weight.macs)
+
+
+def _nearest(options: Sequence[Outline], wanted: float, cost: Callable[[Outline], float]) -> Outline:
+    return min(options, key=lambda option: abs(math.log(max(1, cost(option)) / max(1.0, wanted))))
 
 
 def _fitted(match: LayerMatch, option: Outline, posed: Problem | None, seed: int) -> Candidate:
@@ -236,14 +248,14 @@ def _all(
     options: Sequence[Outline],
     anchors: dict[Ranks, Candidate],
     posed: Problem | None,
-    what: What,
+    cost: Callable[[Outline], float],
     fitted: Callable[[Outline], Candidate],
 ) -> list[Candidate]:
     """All outlines of one method with their losses; some are fitted, and more are where that is needed."""
     method, layer = options[0].method, match.layer
     by_ranks = {option.ranks: option for option in options}
     ranks = list(by_ranks)
-    costs = {own: math.log(max(1, getattr(option.cost, what))) for own, option in by_ranks.items()}
+    costs = {own: math.log(max(1, cost(option))) for own, option in by_ranks.items()}
     fits = {own: candidate.loss for own, candidate in anchors.items()}
 
     def fit(own: Ranks) -> float:

@@ -22,6 +22,7 @@ from onnxdecomp.search.candidates import (
     Candidate,
     Outline,
     What,
+    beside_weight,
     dense_cost,
     outlined,
     posed_for,
@@ -266,10 +267,12 @@ def _outlined(
         for rank in (1, 2)
     )
     dense = {place: getattr(dense_cost(layer), what) for place, layer in layers.items()}
+    beside = sum(getattr(beside_weight(layer), what) for layer in layers.values())
     chains: dict[int, dict[int, Chain]] = {}
     for reduction in reversed(REDUCTIONS):
         # What they cost is linear in the rank.
-        rank = int((sum(dense.values()) / reduction - once) // max(1, twice - once)) + 1
+        wanted = beside + (sum(dense.values()) - beside) / reduction
+        rank = int((wanted - once) // max(1, twice - once)) + 1
         rank = min(rank, layers[places[0]].inputs) // multiple * multiple
         if rank >= 1:
             chains[rank] = _chains(layers, rank)

@@ -18,6 +18,7 @@ from onnxdecomp.graph.load import load, sha256, source
 from onnxdecomp.graph.output_file import size
 from onnxdecomp.graph.traversal import places
 from onnxdecomp.layers.find import find
+from onnxdecomp.layers.recurrence import with_recurrences
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.record.build import (
     Origin,
@@ -187,7 +188,7 @@ def _describe(path: Path) -> ComparedModel:
     except ModelError:
         return file
     infer_shapes(model)
-    matched = find(model)[0]
+    matched = with_recurrences(find(model)[0])
     packed = {match.root: match.packed for match in matched}
     stored = [v for place in places(model) for v in place.graph.initializers.values()]
     return replace(

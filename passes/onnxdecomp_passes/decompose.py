@@ -98,17 +98,15 @@ class Decompose(Planner):
         if self.idle:
             return SearchResult(Plan(())), []
         matched, skips = find(model, freeze=self.freeze_initializers)
-        matched = with_seen_shapes(model, matched)
+        matched = with_recurrences(with_seen_shapes(model, matched))
         if context.plan is not None:
             channels, _ = self._found(model, matched) if context.plan.channels else ((), ())
             check_plan(context.plan, matched, channels)
-            matched = _counted(matched, channels)
             return SearchResult(recounted(context.plan, matched, channels)), matched
         if not self.searches:
             request = resolved(self._request(context.provider), matched, skips)
             joint = any(rule.joint for rule in request.rules)
             channels, broken = self._found(model, matched) if joint else ((), ())
-            matched = _counted(matched, channels)
             widths = plan_widths(channels, broken, request)
             smaller = narrowed_layers(matched, channels, {c.channel: c.kept for c in widths if c.method})
             plan = replace(plan_uniform(matched, skips, request, smaller), channels=widths)
@@ -117,7 +115,6 @@ class Decompose(Planner):
         latency = context.latency if self._counts_latency() else None
         quantization = context.quantization
         channels = self._weighed(model, matched, calibration)
-        matched = _counted(matched, channels)
         found = search_plan(
             model,
             matched,
@@ -305,11 +302,6 @@ class Decompose(Planner):
         if multiple < 1:
             raise UsageError(f"rank multiple {text!r} is neither a positive number nor 'auto'")
         return multiple
-
-
-def _counted(matched: list[LayerMatch], channels: Sequence[Channel]) -> list[LayerMatch]:
-    """The layers with recurrences in their costs where these may become smaller."""
-    return with_recurrences(matched) if channels else matched
 
 
 def _sized(calibration: Calibration, model: ir.Model, matched: Sequence[LayerMatch]) -> Calibration:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -117,10 +118,20 @@ def test_costs_and_plans_count_the_recurrence(here: Path, name: str) -> None:
     assert again.record["channels"] == done.record["channels"]
 
 
-def test_chains_alone_count_as_before(here: Path) -> None:
+@pytest.mark.parametrize("how", [{"rank": "2"}, {"target": "macs=1.3x"}])
+def test_chains_alone_count_the_recurrence_too(here: Path, how: dict[str, Any]) -> None:
+    """What the record says of a layer and of the whole is what the files hold."""
     model = saved(Recurrent().model(), here / "net.onnx")
-    record = onnxdecomp.inspect(model, method="svd", rank="2").record
-    assert record["layers"][0]["params"]["before"] == 4 * 8 * FEATURES
+    done = onnxdecomp.compress(model, "out.onnx", method="svd", bench=False, calib="calib.npz", **how)
+    layer = done.record["layers"][0]
+    (rank,) = layer["ranks"]
+    rows, recurrence = 4 * 8, 4 * 8 * 8
+    wanted = {"before": rows * FEATURES, "after": rank * (rows + FEATURES)}
+    for which, numbers in wanted.items():
+        assert layer["params"][which] == numbers + recurrence
+        assert layer["macs"][which] == (numbers + recurrence) * STEPS * 2
+    found = onnxdecomp.inspect("out.onnx", method="svd", rank="1.0").record
+    assert found["totals"]["macs"]["before"] == done.record["totals"]["macs"]["after"]
 
 
 def test_int8_after_a_cut(here: Path) -> None:
