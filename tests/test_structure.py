@@ -26,7 +26,7 @@ KNOWING = {
     "channels/rules/layout.py": "a lookup in an activation, which is no layer",
     "core/steps/__init__.py": "names of steps, one of which is called as an operator is",
     "graph/constants.py": "how large the results of all kinds of operators on constants are",
-    "graph/shape_inference.py": "what stands in for operators that the inference does not know",
+    "graph/stand_ins.py": "what stands in for operators that the inference does not know",
     "latency/chain_model.py": "the neighbours of a chain that is timed",
     "latency/context.py": "which activations ONNX Runtime keeps in blocks of channels",
     "layers/blocks.py": "the operators that read weights in blocks",

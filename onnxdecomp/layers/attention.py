@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.graph.attributes import attribute, dims
-from onnxdecomp.graph.shape_inference import as_product
+from onnxdecomp.graph.stand_ins import as_product
 from onnxdecomp.layers.adapter import FeatureAxes, LayerAdapter, LayerMatch
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.projection import emit_projected, ends_in_product

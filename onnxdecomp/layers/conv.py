@@ -15,7 +15,7 @@ from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array, ConvSpec, Dim, Layer
 from onnxdecomp.core.steps import Convolve
 from onnxdecomp.graph.attributes import as_attributes, attribute, dims
-from onnxdecomp.graph.shape_inference import unfuse
+from onnxdecomp.graph.stand_ins import unfuse
 from onnxdecomp.layers.adapter import FeatureAxes, LayerAdapter, LayerMatch, OutputChannels, ParameterRoles
 from onnxdecomp.layers.conv_layout import canonical_transposed, onnx_transposed
 from onnxdecomp.layers.emitter import Emitter

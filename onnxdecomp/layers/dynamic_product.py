@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.graph.attributes import dims
 from onnxdecomp.graph.constants import Constant
-from onnxdecomp.graph.shape_inference import as_product
+from onnxdecomp.graph.stand_ins import as_product
 from onnxdecomp.layers.adapter import FeatureAxes, LayerMatch, ParameterRoles
 from onnxdecomp.layers.dynamic_int8 import DynamicInt8
 from onnxdecomp.layers.linear import Linear

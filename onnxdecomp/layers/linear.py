@@ -15,7 +15,7 @@ from onnxdecomp.core.steps import LeftMatMul, MatMul, Step
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.inherit import inherit_node, inherit_value
-from onnxdecomp.graph.shape_inference import unfuse
+from onnxdecomp.graph.stand_ins import unfuse
 from onnxdecomp.layers.adapter import (
     FeatureAxes,
     LayerAdapter,

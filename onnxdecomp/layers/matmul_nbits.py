@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxdecomp.core.layer import Layer
 from onnxdecomp.graph.attributes import attribute, dims
 from onnxdecomp.graph.constants import Constant
-from onnxdecomp.graph.shape_inference import as_product
+from onnxdecomp.graph.stand_ins import as_product
 from onnxdecomp.layers.adapter import LayerMatch, ParameterRoles
 from onnxdecomp.layers.blocks import SMALLEST_BLOCK, Blocks, dequantize
 from onnxdecomp.layers.linear import Linear

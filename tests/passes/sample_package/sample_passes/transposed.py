@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.graph.attributes import attribute, dims
-from onnxdecomp.graph.shape_inference import as_product
+from onnxdecomp.graph.stand_ins import as_product
 from onnxdecomp.layers.adapter import LayerAdapter, LayerMatch
 from onnxdecomp.layers.emitter import Emitter
 from onnxdecomp.layers.lower import lower_linear
