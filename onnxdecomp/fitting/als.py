@@ -17,6 +17,7 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.core.steps import Step, WeightedStep
 from onnxdecomp.fitting.curvature import preconditioner
 from onnxdecomp.fitting.quadratic_loss import Problem, solved_positive
+from onnxdecomp.tensor.linalg import left_basis
 
 ITERATIONS = 12
 """Of conjugate gradients for one factor in one sweep."""
@@ -204,9 +205,19 @@ def _pair(steps: Sequence[Step], responses: _Responses) -> tuple[Step, Step] | N
         best = _solved(normal, right)
     except np.linalg.LinAlgError:  # what the first of them reads is too much alike
         return None
-    spread = best @ normal @ best.swapaxes(1, 2)
-    basis = np.linalg.eigh((spread + spread.swapaxes(1, 2)) / 2)[1][:, :, : -rank - 1 : -1]
+    basis = _leading_outputs(best, normal, rank)
     return first.with_rows(basis.swapaxes(1, 2) @ best), last.with_rows(basis)
+
+
+def _leading_outputs(best: Array, normal: Array, rank: int) -> Array:
+    """The directions [g, T/g, rank] in which the outputs V x vary most, of V and of the moments of x."""
+    if best.shape[1] <= best.shape[2]:
+        spread = best @ normal @ best.swapaxes(1, 2)
+        return np.asarray(np.linalg.eigh((spread + spread.swapaxes(1, 2)) / 2)[1][:, :, : -rank - 1 : -1])
+    # T may be a vocabulary, of which no square is taken.
+    values, vectors = np.linalg.eigh((normal + normal.swapaxes(1, 2)) / 2)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+    return np.stack([left_basis(outputs, rank=rank)[0] for outputs in best @ root])
 
 
 def _normal_equations(steps: Sequence[Step], index: int, responses: _Responses) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxdecomp.calibration.im2col import conv_rows
+from onnxdecomp.calibration.im2col import conv_rows, kernel_first
 from onnxdecomp.calibration.statistics import observe_unchanged
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer
@@ -37,7 +37,7 @@ def moments(layer: Layer, x: Array) -> Moments:
         rows = x[None]
     else:
         at = tuple(axis.ravel() for axis in np.indices((6, 6)))
-        rows = conv_rows(layer, x, at)
+        rows = conv_rows(layer, x, at)[:, :, np.argsort(kernel_first(layer))]
     gatherer = Gatherer(1, layer.outputs, features(layer))
     gatherer.add(rows, rows[0] @ as_rows(layer.weight, layer)[0].T.astype(np.float32))
     return gatherer.moments()
