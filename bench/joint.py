@@ -290,8 +290,9 @@ def _keep(rows: Sequence[Row]) -> None:
     path = RESULTS / "joint.json"
     known = json.loads(path.read_text())["rows"] if path.exists() else []
     merged = {_key(row): row for row in known}
+    anew = {_key(row)[:3] for row in rows if "seconds" in row or "status" in row}  # their int8 forms, too
     for row in rows:
-        before = {} if "seconds" in row or "status" in row else merged.get(_key(row), {})
+        before = {} if _key(row)[:3] in anew else merged.get(_key(row), {})
         steps = {**before.get("provenance", {}), **row.get("provenance", {})}
         merged[_key(row)] = {**before, **row, "provenance": steps}
     ordered = sorted(merged.values(), key=_place)
