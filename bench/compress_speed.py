@@ -31,7 +31,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +42,7 @@ import psutil
 
 from bench.dense import weight_error
 from bench.provenance import RESULTS, ROOT, markdown, provenance, write
+from bench.tree_memory import TreeMemory
 from models import shapes
 
 BUILDERS: Mapping[str, Callable[[], ir.Model]] = {
@@ -54,8 +54,6 @@ WAYS = ("onnxdecomp", "tensorly")
 MOST_REPEATS = {"vgg16": 1}
 """Timed runs where one takes minutes."""
 METHOD, RANK = "tucker", "0.5"
-
-_SAMPLE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def measure(way: str, source: Path, target: Path, ranks: Path, *, threads: int, 
     }
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=ROOT, text=True)
-    sampled = _Peak(process.pid, _imports_of_a_child(environment)) if sample else None
+    sampled = TreeMemory(process.pid, _imports_of_a_child(environment)) if sample else None
     output, _ = process.communicate()
     elapsed = time.perf_counter() - start
     together = sampled.stop() if sampled else None
@@ -115,41 +113,6 @@ def _imports_of_a_child(environment: Mapping[str, str]) -> int:
     code = "import onnxruntime, onnxsim, psutil; print(psutil.Process().memory_info().rss)"
     said = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, check=True)
     return int(said.stdout.split()[-1])
-
-
-class _Peak:
-    """Samples the resident memory of a process and its descendants until it is stopped.
-
-    Of each descendant, `imports` bytes do not count.
-    """
-
-    def __init__(self, pid: int, imports: int) -> None:
-        self._process = psutil.Process(pid)
-        self._imports = imports
-        self._peak = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> int:
-        """The highest sum seen, in bytes."""
-        self._done.set()
-        self._thread.join()
-        return self._peak
-
-    def _watch(self) -> None:
-        while not self._done.wait(_SAMPLE_SECONDS):
-            try:
-                total = self._process.memory_info().rss
-                children = self._process.children(recursive=True)
-            except psutil.Error:
-                return
-            for process in children:
-                try:
-                    total += max(0, process.memory_info().rss - self._imports)
-                except psutil.Error:
-                    continue
-            self._peak = max(self._peak, total)
 
 
 def job(way: str, source: Path, target: Path, ranks: Path) -> dict[str, float]:

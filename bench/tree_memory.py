@@ -6,16 +6,19 @@ import threading
 
 import psutil
 
+_SAMPLE_SECONDS = 0.02
+
 
 class TreeMemory:
     """Samples the resident memory of a process and its descendants until it is stopped.
 
-    Pages that two of them share count twice, and mapped files that were read count: it is an upper bound.
+    Of each descendant, `imports` bytes do not count. Pages that two of them share count twice, and mapped
+    files that were read count: it is an upper bound.
     """
 
-    def __init__(self, pid: int, seconds: float = 0.05) -> None:
+    def __init__(self, pid: int, imports: int = 0) -> None:
         self._process = psutil.Process(pid)
-        self._seconds = seconds
+        self._imports = imports
         self._peak = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -28,11 +31,15 @@ class TreeMemory:
         return self._peak
 
     def _watch(self) -> None:
-        while not self._done.wait(self._seconds):
-            total = 0
+        while not self._done.wait(_SAMPLE_SECONDS):
             try:
-                for process in (self._process, *self._process.children(recursive=True)):
-                    total += process.memory_info().rss
+                total = self._process.memory_info().rss
+                children = self._process.children(recursive=True)
             except psutil.Error:
-                continue
+                return
+            for process in children:
+                try:
+                    total += max(0, process.memory_info().rss - self._imports)
+                except psutil.Error:
+                    continue
             self._peak = max(self._peak, total)
