@@ -97,7 +97,8 @@ def _asked(
     decisive = asked.threads or environment.cores()
     further: dict[str, object] = {}
     if asked.bench:
-        further["bench_batches"] = (1, 16) if told else (1,)
+        own = asked.batch or 1
+        further["bench_batches"] = tuple(dict.fromkeys((own, 1, 16))) if told else (own,)
         further["bench_threads"] = (decisive, 1) if told else (decisive,)
     unsaid = {name: value for name, value in further.items() if name not in asked.origins}
     return CompressConfig.of(asked, {"details": told or json or asked.details, **unsaid})

@@ -284,11 +284,15 @@ def feed_of(
     trial = trial_of(lambda feed: run(session, feed))
     if data is not None:
         feeds = read_feeds(data, inputs, samples=batch)
-        refuse_fatal_feed(model, next(iter(feeds)))
+        first = next(iter(feeds))
+        refuse_fatal_feed(model, first)
         # Too few samples are used again: their values hardly matter for time.
-        items = tuple(itertools.islice(itertools.cycle(feeds), batch))
-        feed = next(replace(feeds, items=items, labels=None).batches(batch))
-        feed = feed if batch == 1 else rebatched(feed, inputs, batch)
+        if rows_of(first, inputs) == batch:
+            feed = first
+        else:
+            items = tuple(itertools.islice(itertools.cycle(feeds), batch))
+            feed = next(replace(feeds, items=items, labels=None).batches(batch))
+            feed = feed if batch == 1 else rebatched(feed, inputs, batch)
         reason = trial(feed)
         if reason:
             if bad := culprit(feeds, lambda feed: run(session, feed)):

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxdecomp.data.batches import rebatched, rows_of
 from onnxdecomp.data.feeds import Feeds
-from onnxdecomp.data.random_inputs import random_feeds, trial_of
-from onnxdecomp.errors import ModelError
+from onnxdecomp.data.random_inputs import Trial, random_feeds, trial_of
+from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.evaluate import benchmark
 from onnxdecomp.evaluate.benchmark import BenchResult
 from onnxdecomp.graph.save import save
 from onnxdecomp.runtime import session, temporary_files
+from onnxdecomp.runtime.session import Feed, TensorSpec
 from onnxdecomp.runtime.timing import Ratio
 
 
@@ -23,6 +25,7 @@ def timed_input(
     *given: Feeds | None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
+    batch: int | None = None,
 ) -> Feeds:
     """The one input that everything is timed on: the first that the user gave, else a random one.
 
@@ -30,19 +33,32 @@ def timed_input(
         model: The original.
         given: Inputs of the user, the most fitting first; None where there are none.
         shapes, seed: Of a random input.
+        batch: Rows that it gets, its own again and again; None leaves it as it is.
 
     Raises:
-        ModelError: The model runs on no random input.
-        UsageError: The shapes do not fit the model.
+        ModelError: The model runs on no random input, or not on so many rows.
+        UsageError: The shapes do not fit the model, or it takes another number of rows at a time.
     """
-    for feeds in given:
-        if feeds is not None:
-            return Feeds((feeds[0],), feeds.source)
+    own = next((Feeds((feeds[0],), feeds.source) for feeds in given if feeds is not None), None)
+    if own is not None and batch is None:
+        return own
     opened = session.open_session(model, low_memory=True)
-    trial = trial_of(lambda feed: session.run(opened, feed))
-    made = random_feeds(session.inputs_of(opened), trial, seed=seed, shapes=shapes, per_binding=1, count=1)
-    if isinstance(made, str):
-        raise ModelError(f"{model}: {made}; give its shapes with --input-shape or inputs with --calib")
+    specs, trial = session.inputs_of(opened), trial_of(lambda feed: session.run(opened, feed))
+    if own is None:
+        made = random_feeds(specs, trial, seed=seed, shapes=shapes, per_binding=1, count=1)
+        if isinstance(made, str):
+            raise ModelError(f"{model}: {made}; give its shapes with --input-shape or inputs with --calib")
+        own = made
+    return own if batch is None else Feeds((_of_rows(own[0], specs, batch, model, trial),), own.source)
+
+
+def _of_rows(feed: Feed, specs: Sequence[TensorSpec], batch: int, model: Path, trial: Trial) -> Feed:
+    """The feed with so many rows, on which the model runs; else an error that says why not."""
+    made = rebatched(feed, specs, batch)
+    if (rows := rows_of(made, specs)) != batch:
+        raise UsageError(f"--batch {batch} does not apply: {model} takes {rows} at a time")
+    if reason := trial(made):
+        raise ModelError(f"{model} does not run at batch {batch}: {reason}")
     return made
 
 
@@ -54,6 +70,7 @@ class LatencyMeter:
         original: The file that came in.
         provider, threads, seconds, seed: For benchmark.bench.
         inputs: Gives the input, see `timed_input`: it is made when the first model is timed.
+        batch: The rows asked for, which the input has; None where it has what it came with.
         patience: So many times `seconds` are taken at most to decide whether a model is faster.
     """
 
@@ -63,6 +80,7 @@ class LatencyMeter:
     seconds: float
     seed: int
     inputs: Callable[[], Feeds]
+    batch: int | None = None
     patience: float = 15.0
 
     @property
@@ -71,21 +89,22 @@ class LatencyMeter:
         return self.patience * self.seconds
 
     def time(
-        self, new: Path, *, threads: int | None = None, batch: int = 1, decide: bool = False
+        self, new: Path, *, threads: int | None = None, batch: int | None = None, decide: bool = False
     ) -> BenchResult:
         """The two, interleaved; with other threads, or the input at another batch size, where asked.
 
         Args:
             new: The file to compare with the original.
-            threads, batch: In place of the meter's threads and the input's own rows.
+            threads, batch: In place of the meter's threads and the input's own rows; the input is as it is
+                at a batch of 1, where nobody has asked for another.
             decide: Go on up to the limit until it is known whether the new one is faster.
         """
         return benchmark.bench(
             [self.original, new],
             providers=(self.provider,),
             threads=(threads or self.threads,),
-            batch_sizes=(batch,),
-            data=self.inputs(),
+            batch_sizes=(batch or self.batch or 1,),
+            data=self._inputs(batch),
             duration=self.seconds,
             seed=self.seed,
             memory=False,
@@ -98,6 +117,7 @@ class LatencyMeter:
             [self.original, *models],
             providers=(self.provider,),
             threads=(self.threads,),
+            batch_sizes=(self.batch or 1,),
             data=self.inputs(),
             duration=self.seconds,
             seed=self.seed,
@@ -113,6 +133,14 @@ class LatencyMeter:
             new = folder / "model.onnx"
             save(model, new)
             return self.time(new, decide=True)
+
+    def _inputs(self, batch: int | None) -> Feeds:
+        """The input, of one row where another batch than the meter's is asked for: it is made of that."""
+        own = self.inputs()
+        if batch is None or self.batch is None or batch == self.batch:
+            return own
+        specs = session.inputs_of(session.open_session(self.original, low_memory=True))
+        return Feeds((rebatched(own[0], specs, 1),), own.source)
 
     def against(self, original: Path) -> LatencyMeter:
         """The same with another model to compare with."""

@@ -84,6 +84,7 @@ class Stopwatch:
         feed: One input of the model: its shapes are those that count.
         provider, threads: Where.
         precision: "float", or the kernels that the model is going to be quantized for.
+        batch: The rows of `feed`, where somebody has asked for so many; else 1.
         cached: Use and add to the timings on this machine's disk.
         seconds: About the time to take for the chains.
     """
@@ -93,6 +94,7 @@ class Stopwatch:
     provider: str = "cpu"
     threads: int = 1
     precision: str = "float"
+    batch: int = 1
     cached: bool = True
     seconds: float = 20.0
 
@@ -236,6 +238,7 @@ class Stopwatch:
             [self.original, new],
             providers=(self.provider,),
             threads=(self.threads,),
+            batch_sizes=(self.batch,),
             duration=1.0,
             data=(self.feed,),
             memory=False,

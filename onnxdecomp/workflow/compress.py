@@ -105,7 +105,10 @@ def compress(
         told = (*overruled(asked), *_said_of_mask(run), *said)
         asked = run.config
         origin = Origin(started, 0.0, asked.seed, request_of(asked), {"calib": describe_data(run.calib)})
-        meter = LatencyMeter(path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs)
+        meter = LatencyMeter(
+            *(path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs),
+            batch=asked.batch,
+        )
         if not asked.dry_run or asked.sought is not None:
             kind = choose_kind(run, loaded, meter, slower=_may_be_slower(asked))
             run, told = kind.run, (*told, *kind.notes)
@@ -170,7 +173,9 @@ def _context(
     shapes, seed = config.input_shapes, config.seed
     if (config.verify or config.bench or shapes) and not config.dry_run:
         preflight.check(path, provider=config.provider, shapes=shapes)
-    inputs = cache(lambda: timed_input(path, calib, data, shapes=shapes, seed=seed))
+    inputs = cache(lambda: timed_input(path, calib, data, shapes=shapes, seed=seed, batch=config.batch))
+    if config.batch is not None:
+        inputs()  # a batch that the model does not take is an error before the work
     run = RunContext(
         *(config, path, inputs, cores, progress, plan, calib, data, mask),
         assumed=goal is not None,
@@ -338,6 +343,8 @@ def _timed(
 ) -> tuple[BenchResult, tuple[str, ...]]:
     run.report("time")
     batches, threads = run.config.bench_batches, run.config.bench_threads
+    if "bench_batches" not in run.config.origins:  # by default what decides is all
+        batches = ()
     return timed_elsewhere(made.chosen.timed, written, meter, batches, threads, decide=made.faster)
 
 

@@ -144,6 +144,15 @@ class CompressConfig(PlanOptions):
         at_least=1,
         otherwise="all cores",
     )
+    batch: int | None = option(
+        None,
+        "Rows of the input that everything is timed on, and so what is chosen for, where the model leaves its "
+        "batch free",
+        group="runtime",
+        metavar="N",
+        at_least=1,
+        otherwise="one sample, or the rows that the data's own inputs have",
+    )
     quantize: Literal["int8", "int8-static", "int8-dynamic", "int8-block", "int4", "fp16", "none"] = option(
         "none",
         "After the decomposition store the model in fewer bits; a target is then one for the quantized "
@@ -191,7 +200,7 @@ class CompressConfig(PlanOptions):
     )
     bench_batches: tuple[int, ...] = option(
         (1,),
-        "Time the result at this batch size too; repeatable. What decides is one sample",
+        "Time the result at this batch size too; repeatable. What decides is --batch",
         group="after",
         flag="--bench-batch",
         metavar="N",

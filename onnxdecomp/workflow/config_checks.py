@@ -76,6 +76,8 @@ def _contradictions(config: CompressConfig) -> Iterator[str]:
             yield "--never-slower and --no-bench exclude each other: only timing shows what is slower"
         if any(batch != 1 for batch in config.bench_batches):
             yield "--bench-batch and --no-bench exclude each other"
+        if config.batch is not None and not _times(config):
+            yield "--batch and --no-bench exclude each other: nothing is timed"
         if config.bench_threads:
             yield "--bench-threads and --no-bench exclude each other"
     if searches and (config.said("must_save") or config.in_file("must_save")):
@@ -95,6 +97,13 @@ def _contradictions(config: CompressConfig) -> Iterator[str]:
                 "finetune comes before quantization: write the fine-tuned model first, then compress that "
                 "with --quantize and --method none"
             )
+
+
+def _times(config: CompressConfig) -> bool:
+    """Whether a target asks for latency, which the search measures."""
+    from onnxdecomp.search.targets import parse_budgets
+
+    return bool(config.sought) and any(b.quantity == "latency" for b in parse_budgets(str(config.sought)))
 
 
 def _metric(config: CompressConfig) -> Iterator[str]:

@@ -140,7 +140,10 @@ def _latency(run: RunContext, quantizer: Quantizer | None) -> Stopwatch:
     from onnxdecomp.search.latency_model import Stopwatch
 
     precision = "float" if quantizer is None else quantizer.kernels
-    return Stopwatch(run.original, run.inputs()[0], run.config.provider, run.threads, precision)
+    config = run.config
+    return Stopwatch(
+        run.original, run.inputs()[0], config.provider, run.threads, precision, config.batch or 1
+    )
 
 
 def _allowed(passes: Sequence[Pass], run: RunContext) -> tuple[float | None, float | None]:

@@ -45,7 +45,7 @@ def timed_elsewhere(
     """The timing that decides, and those at further batch sizes and numbers of threads.
 
     Args:
-        first: The timing that decided, at batch 1; made now where there is none.
+        first: The timing that decided, at the meter's batch; made now where there is none.
         new: The result's file.
         meter: Times.
         batches, threads: Every further combination is timed.
@@ -56,7 +56,7 @@ def timed_elsewhere(
     """
     first = first or meter.time(new, decide=decide)
     settings, notes = list(first.settings), []
-    known = {(meter.threads, 1), (meter.threads, first.settings[0].models[0].batch)}
+    known = {(meter.threads, meter.batch or 1), (meter.threads, first.settings[0].models[0].batch)}
     for count in threads or (meter.threads,):
         for batch in batches:
             if (count, batch) in known:
@@ -66,7 +66,7 @@ def timed_elsewhere(
             except ModelError as error:
                 notes.append(f"not timed at batch {batch}: {error}")
                 break
-            if batch != found[0].models[0].batch and batch != 1:
+            if batch != found[0].models[0].batch and (batch != 1 or meter.batch is not None):
                 notes.append(
                     f"not timed at batch {batch}: the model takes {found[0].models[0].batch} at a time"
                 )

@@ -78,6 +78,8 @@ def samples(shape: tuple[int, ...]) -> dict[str, Any]:
         ({"calib": samples(OWN), "data": samples(OTHER)}, OWN, "feeds of the caller"),
         ({"data": samples(OWN)}, OWN, "feeds of the caller"),
         ({"input_shapes": {"x": OWN}}, OWN, "random, seed 0"),
+        ({"input_shapes": {"x": OWN}, "batch": 3}, (3, *OWN[1:]), "random, seed 0"),
+        ({"calib": samples(OWN), "batch": 2}, (2, *OWN[1:]), "feeds of the caller"),
     ],
 )
 def test_everything_is_timed_on_one_input(
@@ -229,3 +231,52 @@ def test_a_model_that_runs_on_no_random_input(tmp_path: Path) -> None:
     graphs.saved(made, tmp_path / "odd.onnx")
     with pytest.raises(ModelError, match="--input-shape"):
         timed_input(tmp_path / "odd.onnx")
+
+
+def test_further_batches_are_made_of_the_input_at_another(model: Path) -> None:
+    done = onnxdecomp.compress(
+        *(model, None),
+        calib=samples(OWN),
+        rank="4",
+        simplify="none",
+        threads=1,
+        bench_seconds=0.01,
+        batch=3,
+        bench_batches=(3, 1, 6),
+    )
+    assert done.latency is not None
+    assert [setting.batch for setting in done.latency.settings] == [3, 1, 6]
+    assert [setting.models[0].batch for setting in done.latency.settings] == [3, 1, 6]
+    assert done.record["latency"]["batch"] == 3
+
+
+def test_one_row_is_asked_for(model: Path) -> None:
+    """A user's own inputs have four."""
+    given = Feeds(({"x": np.ones((4, *OWN[1:]), np.float32)},), "s")
+    assert timed_input(model, given)[0]["x"].shape == (4, *OWN[1:])
+    assert timed_input(model, given, batch=1)[0]["x"].shape == OWN
+
+
+def fixed(tmp_path: Path, node: Any, rows: int | str, **constants: Any) -> Path:
+    made = graphs.model([node], {"x": [rows, 4]}, {"y": [None, None]}, constants)
+    return graphs.saved(made, tmp_path / "net.onnx")
+
+
+def test_a_batch_that_a_model_does_not_take_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is fixed; or the file leaves it free, and an operator in it does not."""
+    square = {"w": np.eye(4, dtype=np.float32)}
+    net = fixed(tmp_path, helper.make_node("MatMul", ["x", "w"], ["y"], name="p"), 1, **square)
+    out = tmp_path / "out.onnx"
+    done = command(capsys, "compress", net, "-o", out, "--rank", "2", "--batch", 8)
+    assert done.code == 2
+    assert "--batch 8 does not apply" in done.err
+    assert "takes 1 at a time" in done.err
+    assert not out.exists()
+    other = fixed(
+        tmp_path, helper.make_node("Reshape", ["x", "shape"], ["y"]), "N", shape=np.array([1, 4], np.int64)
+    )
+    with pytest.raises(ModelError, match="does not run at batch 8"):
+        timed_input(other, batch=8)
+    assert timed_input(other, batch=1)[0]["x"].shape == (1, 4)
