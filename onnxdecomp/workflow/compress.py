@@ -106,8 +106,7 @@ def compress(
         asked = run.config
         origin = Origin(started, 0.0, asked.seed, request_of(asked), {"calib": describe_data(run.calib)})
         meter = LatencyMeter(
-            *(path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs),
-            batch=asked.batch,
+            path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs, asked.batch
         )
         if not asked.dry_run or asked.sought is not None:
             kind = choose_kind(run, loaded, meter, slower=_may_be_slower(asked))
