@@ -146,8 +146,8 @@ class CompressConfig(PlanOptions):
     )
     batch: int | None = option(
         None,
-        "Rows of the input that everything is timed on, and so what is chosen for, where the model leaves its "
-        "batch free",
+        "Rows of the input that everything is timed on, and so what is chosen for, where the model leaves "
+        "its batch free",
         group="runtime",
         metavar="N",
         at_least=1,
