@@ -1,10 +1,11 @@
-"""docs/options.md: every option of `compress`, from the dataclass that the command line is made of.
+"""docs/reference/options.md: every option of `compress`, from the dataclass that the command line is made of.
 
 `python docs/options.py` writes the page anew; `--check` ends with 1 where it is out of date.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from onnxdecomp.core.options import default_of, describe, described, option_fields
 from onnxdecomp.workflow.config import GROUPS, CompressConfig, hints
 
-PAGE = Path(__file__).with_name("options.md")
+PAGE = Path(__file__).with_name("reference") / "options.md"
 
 _HEAD = """# Options of `compress`
 
@@ -42,7 +43,7 @@ def _table(group: str, title: str) -> Iterator[str]:
             shown = "" if flag is None else " ".join((f"`{flag}`", *_value(known.metavar, field.name)))
             places = ", ".join(f"`[{name}] {option}`" for name, option in known.places)
             default = known.otherwise or _text(default_of(field))
-            help_text = known.help.replace("|", "\\|")
+            help_text = re.sub(r"([|\[])", r"\\\1", known.help)
             yield f"| `{field.name}` | {shown} | {places} | {default} | {help_text}. |"
     yield ""
 

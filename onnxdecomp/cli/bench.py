@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     "--gate",
     metavar="CONDITION",
     help="Exit with 1 and the reason unless every other model keeps this in every setting, such as "
-    "'latency<=1.0 and rel_l2<=0.05'; docs/ci.md lists the names.",
+    "'latency<=1.0 and rel_l2<=0.05'; docs/guides/ci.md lists the names.",
 )
 @report_options
 @json_option("the run's record")

@@ -47,7 +47,7 @@ metric_option = click.option(
     "--metric",
     metavar="NAME",
     help="A metric of the task to measure on DATA too: top1 | psnr | spearman | token-agreement | kl | wer | "
-    "cer, or a function of yours, module:callable or file.py:callable (docs/metrics.md).",
+    "cer, or a function of yours, module:callable or file.py:callable (docs/guides/metrics.md).",
 )
 
 

@@ -127,5 +127,5 @@ config_option = click.option(
     type=click.Path(dir_okay=False),
     metavar="FILE",
     help="Pipeline as TOML: which passes, with which options; or, as *.json, a configuration of all options "
-    "(see docs/options.md). Options given here win.",
+    "(see docs/reference/options.md). Options given here win.",
 )

@@ -1,6 +1,6 @@
 """Inputs that users give: files of arrays, images, ONNX test data, their own Python, as feeds of a model.
 
-`decode` is what users call in their own Python (docs/decoders.md); it is loaded on first use.
+`decode` is what users call in their own Python (docs/guides/decoders.md); it is loaded on first use.
 """
 
 from __future__ import annotations

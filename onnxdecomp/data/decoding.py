@@ -69,12 +69,14 @@ def decode(
         inputs: Other inputs by name, as an encoder's states: the same for all prompts, or one mapping for
             each. A value is an array with a batch of one, or a function of the number of tokens in the
             cache and of new ones. A cache may be among them, for its first step.
-        tokens, logits: The names of that input and output, where they are not found.
+        tokens: The name of that input, where it is not found.
+        logits: The name of that output, likewise.
         caches: From the names of the caches' inputs to those of the outputs that fill them, where they are
             not found; {} for a model that reads the whole text in every step.
         folder: Where to write the feeds as .npz files, one for each shape of eight prompts; None keeps them
             in memory or, where they are large, in a temporary file.
-        provider, threads: Where the model is run.
+        provider: Where the model is run.
+        threads: Within an operator.
 
     Raises:
         UsageError: A name is missing, there is no prompt, or the folder is not empty.

@@ -138,9 +138,10 @@ def bench(
 
     Args:
         models: Files; the first is what the others are compared with.
-        providers, batch_sizes, threads: Settings; threads within an operator, 0 for ONNX Runtime's own
-            choice. A batch size applies where the first axes of the inputs are free; other models run at
-            their own, and data that have more rows of their own keep them at a batch size of 1.
+        providers: Where they run, one setting after another.
+        batch_sizes: Samples in a run. A size applies where the first axes of the inputs are free; other
+            models run at their own, and data that have more rows of their own keep them at a batch size of 1.
+        threads: Within an operator; 0 for ONNX Runtime's own choice.
         duration: Seconds of a setting, all models together.
         iterations: Runs of each model, in place of `duration`.
         warmup: Untimed runs before.

@@ -116,19 +116,21 @@ def verify(
     in a temporary file. A state is not fed back: every feed stands alone.
 
     Args:
-        original, new: Files, or serialised models.
+        original: A file, or a serialised model.
+        new: What is compared with it, likewise.
         data: See onnxdecomp.data.read; without it the inputs are random, at two different sizes of
             the dimensions that the original leaves free.
         shapes: Shapes of inputs by name, for random inputs.
         seed: Of the random inputs.
-        provider, threads: Where both run.
+        provider: Where both run.
+        threads: Within an operator.
         max_error: The largest relative L2 error of an output that passes; None for any.
         samples: At most so many feeds of the data (all), or random ones per size (2, or 1 large one).
         batch: Samples without a batch axis are stacked to so many where the batch size is free.
         mask: The inputs whose zeros say which positions are padding, which no error counts: names, "none", or
             "" for those with the usual names (see onnxdecomp.data.mask).
         metric: A metric of the task to measure both with, on the data: a name, `module:callable` or a
-            function (see docs/metrics.md).
+            function (see docs/guides/metrics.md).
         advance: Called after each run, for a progress bar.
 
     Raises:

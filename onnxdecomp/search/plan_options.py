@@ -28,7 +28,7 @@ class PlanOptions:
         "disagreement=0.05; several with commas",
         group="goal",
         metavar="BUDGET",
-        otherwise=f"the fastest within {DEFAULT_TARGET}, or by what outputs seem to be (docs/metrics.md)",
+        otherwise=f"the fastest within {DEFAULT_TARGET}, or by what outputs seem (docs/guides/metrics.md)",
         places=(("decompose", "target"),),
     )
     rank: str = option(

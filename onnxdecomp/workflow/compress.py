@@ -76,8 +76,9 @@ def compress(
         config: A CompressConfig, its JSON form or a file of that (*.json); or a pipeline's configuration, a
             TOML file or the same as a mapping.
         progress: Called as the work goes on.
-        **options: The options of CompressConfig, which win over the configuration; docs/options.md describes
-            each. How far to go: `target`, `rank`, `layers`, `max_error`, `plan`, `allow_slower`. By which
+        **options: The options of CompressConfig, which win over the configuration;
+            docs/reference/options.md describes each.
+            How far to go: `target`, `rank`, `layers`, `max_error`, `plan`, `allow_slower`. By which
             methods: `method`, `options`, `include`, `exclude`, … Inputs: `calib` to fit to, `data` to verify
             with, `samples`, `input_shapes`, `mask`. Where: `provider`, `threads`, `seed`. Afterwards:
             `quantize`, `finetune`, `verify`, `bench`, … Output: `dry_run`, `overwrite`, `fail_if_unchanged`,

@@ -1,7 +1,7 @@
 """CompressConfig: every option of `compress`, described once.
 
 From it come the options of the command line, the keywords of `compress`, the options that passes are given,
-the record's `request` and docs/options.md. Importing it imports nothing slow.
+the record's `request` and docs/reference/options.md. Importing it imports nothing slow.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class CompressConfig(PlanOptions):
     metric: MetricSource | None = option(
         None,
         "What the model is good for, as a number: top1 | psnr | spearman | token-agreement | kl | wer | cer, "
-        "or a function of yours, module:callable or file.py:callable (docs/metrics.md). Targets of drop and "
-        "metric are about it, and it is reported with its interval",
+        "or a function of yours, module:callable or file.py:callable (docs/guides/metrics.md). Targets of "
+        "drop and metric are about it, and it is reported with its interval",
         group="goal",
         metavar="NAME",
         otherwise="top1 where the target is a drop",

@@ -65,7 +65,7 @@ def test_the_command_line_has_every_option_that_has_a_flag() -> None:
 
 def test_the_reference_page_is_that_of_the_code() -> None:
     found = subprocess.run([sys.executable, "docs/options.py", "--check"], cwd=ROOT, check=False)
-    assert found.returncode == 0, "docs/options.md is out of date: python docs/options.py"
+    assert found.returncode == 0, "docs/reference/options.md is out of date: python docs/options.py"
 
 
 def test_passes_have_the_options_that_they_are_said_to_have() -> None:

@@ -45,7 +45,7 @@ class _ErrorRate(BuiltIn):
                 if isinstance(one, str) != isinstance(two, str):
                     raise UsageError(
                         f"--metric {self.name}: labels and outputs are not both text, or both token numbers; "
-                        "what has to be decoded first needs a function of yours (see docs/metrics.md)"
+                        "what has to be decoded first needs a function of yours (see docs/guides/metrics.md)"
                     )
                 words = [self.units(text) if isinstance(text, str) else text for text in (one, two)]
                 errors.append(edits(*words))

@@ -13,7 +13,7 @@ Share: TypeAlias = Annotated[float, Between(0, 1)]
 
 @dataclass(frozen=True, kw_only=True)
 class OutputDifference:
-    """The difference of one output, see `verify` in docs/record.md."""
+    """The difference of one output, see `verify` in docs/reference/record.md."""
 
     name: str
     dtype: str
@@ -42,7 +42,7 @@ class AccuracyChange:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedMetric:
-    """What a metric of the task says of both models on the same samples, see `verify` in docs/record.md.
+    """What a metric of the task says of both models on equal samples: `verify` in docs/reference/record.md.
 
     Attributes:
         name: A built-in metric, or the user's function.

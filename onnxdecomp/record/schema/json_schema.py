@@ -16,7 +16,7 @@ from onnxdecomp.record.schema.records import RECORDS
 from onnxdecomp.runtime.jsonio import LEFT_OUT
 
 _WHAT = (
-    "What --json of compress, inspect, bench and finetune writes; see docs/record.md. "
+    "What --json of compress, inspect, bench and finetune writes; see docs/reference/record.md. "
     "New keys may come at any time, so readers ignore keys that they do not know."
 )
 
