@@ -385,3 +385,12 @@ def test_a_pipe_of_the_shell_is_read(model: Path, capsys: Capsys) -> None:
     os.close(writing)
     with os.fdopen(reading):
         command(capsys, "compress", model, *QUICK, "--config", f"/dev/fd/{reading}").is_error(2, "sorcery")
+
+
+def test_the_demo_spoils_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for folder in (tmp_path, tmp_path / "mine.txt"):
+        done = command(capsys, "demo", folder)
+        assert (done.code, done.out) == (2, "")
+        assert str(folder) in done.err
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
