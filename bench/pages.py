@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import picture
+from bench.provenance import RESULTS, ROOT
 from onnxdecomp.decompositions.registry import describe
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
 
 _SECTION = re.compile(
     r"(<!-- (?P<what>methods|bench/results/(?P<name>[\w.]+)\.md) -->\n).*?(<!-- end -->)", re.DOTALL
@@ -91,7 +90,8 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the pages."""
+    """Rewrite the pages, and the picture of the first."""
+    picture.FILE.write_text(picture.drawn(), encoding="utf-8")
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (new := filled(text)) != text:

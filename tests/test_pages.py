@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.pages import ROOT, filled, pages
+from bench import picture
+from bench.pages import filled, pages
+from bench.provenance import RESULTS, ROOT
 from onnxdecomp.decompositions.registry import names
 
 PAGES = pages()
@@ -17,6 +19,27 @@ PAGES = pages()
 def test_generated_sections_are_current(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert filled(text) == text, "run: python -m bench.pages"
+
+
+def test_numbers_of_the_first_page_are_measured() -> None:
+    """Every value with an interval in README.md stands in a result file."""
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    told = re.findall(r"([-+]?[\d.]+x?)(?: points)? (\([^)]+ to [^)]+\))", text)
+    results = "\n".join(file.read_text(encoding="utf-8") for file in RESULTS.glob("*.md")).replace(
+        " points", ""
+    )
+    assert len(told) >= 3
+    assert [value for value in told if " ".join(value) not in results] == []
+
+
+def test_the_first_page_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.encode()) <= 10_000
+    assert len(re.findall(r"^\|[ :-]+\|", text, re.MULTILINE)) <= 1
+
+
+def test_the_picture_shows_the_results() -> None:
+    assert picture.FILE.read_text(encoding="utf-8") == picture.drawn(), "run: python -m bench.pages"
 
 
 def test_every_method_is_listed() -> None:
