@@ -29,6 +29,7 @@ from onnxdecomp.runtime.timing import (
     Ratio,
     Run,
     Summary,
+    clock_of,
     interleave,
     ratio_of_medians,
     summarise,
@@ -132,7 +133,8 @@ def bench(
 ) -> BenchResult:
     """Time models against the first of them, under every combination of provider, threads and batch.
 
-    The sessions of one setting are all alive and warm, and their runs are interleaved in random order.
+    The sessions of one setting are all alive and warm, and their runs are interleaved in random order. On a
+    single thread of the processor the time that it has run counts, and not what it has waited for others.
     With more than one thread and more than one model, idle threads do not spin: those of one session
     would take the cores from the other.
 
@@ -244,6 +246,7 @@ def _setting(
         before=ALONE_AFTER if len(models) > 1 else 0,
         limit=limit,
         decided=partial(_decided, seed=seed) if limit > duration else None,
+        meter=clock_of(provider, threads),
     )
     results = []
     for index, (model, session, feed) in enumerate(zip(models, sessions, feeds, strict=True)):

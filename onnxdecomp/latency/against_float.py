@@ -13,6 +13,7 @@ from onnxdecomp.latency.context import ALONE
 from onnxdecomp.latency.measure import SHORTEST_MS, Request, runnable, typical_times
 from onnxdecomp.runtime.environment import UNKNOWN
 from onnxdecomp.runtime.spinning import idling_of, pause
+from onnxdecomp.runtime.timing import clock_of
 
 _FLOAT = "float"
 
@@ -70,6 +71,7 @@ def _timed(request: Request, on: Where, seconds: float) -> Stored | None:
     ready = [run for run in runs if not isinstance(run, str)]
     if len(ready) < len(runs):
         return None
-    frame, floats, others = typical_times(ready, seconds, pause(idling_of(on.threads, len(ready))))
+    rest = pause(idling_of(on.threads, len(ready)))
+    frame, floats, others = typical_times(ready, seconds, rest, clock_of(on.provider, on.threads))
     dense = max(float(floats - frame), SHORTEST_MS)
     return Stored(dense, max(float(others - frame), 0.0) / dense)

@@ -23,7 +23,7 @@ from onnxdecomp.core.layer import ConvSpec, Layer
 from onnxdecomp.core.steps import Shape, Step
 from onnxdecomp.latency.context import Neighbours
 
-FILE = "latency-2.sqlite"
+FILE = "latency-3.sqlite"
 """Its number changes with what is stored and how it is measured."""
 
 _SECONDS = 5.0

@@ -22,7 +22,7 @@ from onnxdecomp.latency.cache import Where, where
 from onnxdecomp.latency.chain_model import chain_model, frame_model
 from onnxdecomp.latency.measure import Request, runnable
 from onnxdecomp.runtime.spinning import idling_of, pause
-from onnxdecomp.runtime.timing import ALONE_AFTER, Run, steady
+from onnxdecomp.runtime.timing import ALONE_AFTER, Clock, Run, clock_of, steady
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 30
 
@@ -88,7 +88,11 @@ def shares(
     measured = [index for index, pair in enumerate(runs) if pair is not None]
     dense = [pair[0] for pair in runs if pair is not None]
     frames = [pair[1] for pair in runs if pair is not None]
-    whole, cold, warm = _rounds(lambda: opened.run(None, given), dense, frames, seconds, pause(idling))
+    whole, cold, warm = _rounds(
+        lambda: opened.run(None, given),
+        *(dense, frames, seconds, pause(idling)),
+        clock=clock_of(on.provider, threads),
+    )
     found = [Share(0.0, 0.0)] * len(layers)
     for index, share in zip(measured, _parts(whole, cold, warm), strict=True):
         found[index] = share
@@ -104,7 +108,7 @@ def _runs(request: Request, on: Where) -> tuple[Run, Run] | None:
 
 
 def _rounds(
-    whole: Run, dense: Sequence[Run], frames: Sequence[Run], seconds: float, rest: float
+    whole: Run, dense: Sequence[Run], frames: Sequence[Run], seconds: float, rest: float, *, clock: Clock
 ) -> tuple[Array, Array, Array]:
     """Milliseconds [rounds] of the whole, and [rounds, layers] of the layers, first cold and then warm.
 
@@ -113,12 +117,15 @@ def _rounds(
     of its neighbours alone, and cancels out.
     """
 
+    def ms(run: Run, before: int = ALONE_AFTER) -> float:
+        return steady(run, rest=rest, before=before, clock=clock) / 1e6
+
     def once() -> Array:
-        ms = [_ms(whole, rest)]
+        first = ms(whole)
         for run in dense:
             run()
-        ms += [_ms(run, rest, before=0) for run in (*dense, *frames)]
-        return np.array([*ms, *(_ms(run, rest) for run in (*dense, *frames))])
+        near = [ms(run, before=0) for run in (*dense, *frames)]
+        return np.array([first, *near, *map(ms, (*dense, *frames))])
 
     once()
     found: list[Array] = []
@@ -128,10 +135,6 @@ def _rounds(
     rounds = np.array(found)
     parts = rounds[:, 1:].reshape(len(rounds), 4, len(dense))
     return rounds[:, 0], parts[:, 0] - parts[:, 1], parts[:, 2] - parts[:, 3]
-
-
-def _ms(run: Run, rest: float, before: int = ALONE_AFTER) -> float:
-    return steady(run, rest=rest, before=before) / 1e6
 
 
 def _parts(whole: Array, cold: Array, warm: Array) -> list[Share]:

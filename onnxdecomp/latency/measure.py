@@ -33,7 +33,7 @@ from onnxdecomp.latency.chain_model import (
 from onnxdecomp.latency.context import ALONE, Neighbours
 from onnxdecomp.runtime.environment import UNKNOWN
 from onnxdecomp.runtime.spinning import idling_of, pause
-from onnxdecomp.runtime.timing import ALONE_AFTER, Run, interleave
+from onnxdecomp.runtime.timing import ALONE_AFTER, Clock, Run, clock_of, interleave
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -220,7 +220,8 @@ def _time_group(group: Sequence[_Job], on: Where, seconds: float) -> dict[str, S
             continue
         places[job.key] = len(opened)
         opened.append(run)
-    ms = typical_times(opened, seconds, pause(idling_of(on.threads, len(opened))))
+    rest = pause(idling_of(on.threads, len(opened)))
+    ms = typical_times(opened, seconds, rest, clock_of(on.provider, on.threads))
     frame = float(ms[0])
     dense_ms = max(float(ms[1]) - frame, SHORTEST_MS)
     for key, place in places.items():
@@ -229,7 +230,9 @@ def _time_group(group: Sequence[_Job], on: Where, seconds: float) -> dict[str, S
     return known
 
 
-def typical_times(runs: Sequence[Run], seconds: float, rest: float = 0.0) -> Array:
+def typical_times(
+    runs: Sequence[Run], seconds: float, rest: float = 0.0, clock: Clock = time.perf_counter_ns
+) -> Array:
     """The typical time of each run in milliseconds; the first is the frame, the second the dense layer.
 
     It is the mean of the middle half: on a busy machine runs of several threads come in two kinds, with
@@ -241,22 +244,14 @@ def typical_times(runs: Sequence[Run], seconds: float, rest: float = 0.0) -> Arr
     from scipy.stats import trim_mean
 
     start = time.perf_counter()
-    typical = (
-        interleave(runs, iterations=2, warmup=0, rest=rest, before=ALONE_AFTER).samples.min(axis=1) / 1e6
-    )
+    timed = partial(interleave, warmup=0, rest=rest, before=ALONE_AFTER, meter=clock)
+    typical = timed(runs, iterations=2).samples.min(axis=1) / 1e6
     worth = np.flatnonzero(typical - typical[0] <= HOPELESS * (typical[1] - typical[0]))
     kept = np.union1d(worth, (0, 1))
     samples = np.empty((len(kept), 0))
     while True:
         turns = [runs[index] for index in kept]
-        again = interleave(
-            turns,
-            iterations=MIN_ROUNDS,
-            warmup=0,
-            seed=samples.shape[1],
-            rest=rest,
-            before=ALONE_AFTER,
-        )
+        again = timed(turns, iterations=MIN_ROUNDS, seed=samples.shape[1])
         samples = np.concatenate((samples, again.samples / 1e6), axis=1)
         typical[kept] = trim_mean(samples, 0.25, axis=1)
         spread = np.median(np.abs(samples - typical[kept, None]), axis=1)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from numpy.typing import NDArray
 
 from onnxdecomp.cli.main import cli
 from onnxdecomp.errors import ModelError, ProviderError, UsageError
+from onnxdecomp.evaluate import benchmark
 from onnxdecomp.evaluate.benchmark import bench, describe
 from onnxdecomp.runtime import provider_start
 from onnxdecomp.runtime.memory import peak, peak_growth
+from onnxdecomp.runtime.timing import Clock
 from tests.builders.graphs import saved
 from tests.builders.models import scores, stateful
 
@@ -51,6 +55,21 @@ def test_every_setting_is_timed(models: list[Path]) -> None:
         ]
         assert setting.spinning  # as in deployment; see tests/runtime/test_spinning.py
     json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_latencies_are_what_the_clock_of_the_setting_tells(
+    models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count(step=3_000_000)
+
+    def clock_of(provider: str, threads: int) -> Clock:
+        assert provider == "cpu"
+        return (lambda: next(ticks)) if threads == 1 else time.perf_counter_ns
+
+    monkeypatch.setattr(benchmark, "clock_of", clock_of)
+    alone, others = bench(models, threads=(1, 2), iterations=6, memory=False).settings
+    assert [(m.latency.min, m.latency.p99) for m in alone.models] == [(3.0, 3.0)] * 2
+    assert others.models[0].latency.stdev > 0
 
 
 def test_data_are_repeated_to_fill_the_batch(models: list[Path], tmp_path: Path) -> None:

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import itertools
+import time
 from functools import partial
 
 import numpy as np
 import pytest
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.runtime.timing import LOOKS, MIN_ROUNDS, Ratio, interleave, ratio_of_medians, summarise
+from onnxdecomp.runtime.timing import (
+    LOOKS,
+    MIN_ROUNDS,
+    Ratio,
+    clock_of,
+    interleave,
+    ratio_of_medians,
+    summarise,
+)
 
 
 def test_every_round_runs_every_model_once_in_the_recorded_order() -> None:
@@ -34,6 +43,27 @@ def test_samples_belong_to_their_runs_and_the_duration_ends_it() -> None:
     assert timings.samples.tolist() == [[10] * 25, [30] * 25]
     short = interleave(runs, duration=1e-9, clock=lambda: now)
     assert len(short.order) == MIN_ROUNDS
+
+
+def test_what_a_run_has_waited_for_counts_for_the_end_alone() -> None:
+    now = worked = 0
+
+    def run() -> None:
+        nonlocal now, worked
+        now, worked = now + 100, worked + 10
+
+    timings = interleave([run, run], duration=2e-6, warmup=0, clock=lambda: now, meter=lambda: worked)
+    assert timings.samples.tolist() == [[10] * 10, [10] * 10]
+
+
+def test_only_a_single_thread_of_the_processor_is_asked_what_it_has_run_for() -> None:
+    assert clock_of("cpu", 2) is clock_of("cpu", 0) is clock_of("cuda", 1) is time.perf_counter_ns
+    alone = clock_of("cpu", 1)
+    before = alone(), time.perf_counter_ns()
+    for _ in range(20):
+        time.sleep(1e-3)
+    ran, passed = alone() - before[0], time.perf_counter_ns() - before[1]
+    assert (ran < passed / 2) == (alone is time.thread_time_ns)
 
 
 def test_summary() -> None:
