@@ -290,7 +290,8 @@ class Quantizer(Pass):
     def kinds(self, *, calibrated: bool) -> tuple[str, ...]:
         """What the precision stands for, of which a run chooses by measurement; () for itself alone.
 
-        Without a timing it is the first.
+        Without a timing it is "int8-dynamic" of a model of matrix products where that is among them, else
+        the first.
 
         Args:
             calibrated: Whether there are calibration inputs.

@@ -18,14 +18,19 @@ from onnxdecomp.data.culprit import blaming
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.evaluate.timing_verdict import Finding
 from onnxdecomp.graph.save import save
+from onnxdecomp.layers.find import find
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.pipeline.base import Planner, Quantizer
 from onnxdecomp.quantization.bounds import Memory
+from onnxdecomp.quantization.kinds import DYNAMIC
 from onnxdecomp.quantization.prepare import is_quantized
+from onnxdecomp.quantization.products import products
 from onnxdecomp.record.schema.quantizing import Candidate
 from onnxdecomp.record.schema.reading import recorded
 from onnxdecomp.record.schema.timing import Interval
 from onnxdecomp.runtime import jsonio, temporary_files
+from onnxdecomp.search.candidates import dense_cost
 from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.context import RunContext, pass_context
 from onnxdecomp.workflow.finish_result import FinishedResult
@@ -111,7 +116,9 @@ def choose_kind(run: RunContext, loaded: ir.Model, meter: LatencyMeter, *, slowe
         return ChosenKind(run)
     kinds = [_kind(config, name) for name in names]
     if not config.bench:
-        return ChosenKind(replace(run, config=kinds[0].config))
+        usual = DYNAMIC if _of_products(loaded) else kinds[0].name
+        own = next((kind for kind in kinds if kind.name == usual), kinds[0])
+        return ChosenKind(replace(run, config=own.config))
     run.report("quantize: choose")
     before = passes[: passes.index(quantizer)]
     with blaming(run.original, run.calib), quoting(config):
@@ -133,6 +140,15 @@ def choose_kind(run: RunContext, loaded: ir.Model, meter: LatencyMeter, *, slowe
     told = f"{best.name} is taken for {quantizer.precision}: {_told(best, named=False)}"
     chosen = replace(run, config=best.config, memory=best.memory)
     return ChosenKind(chosen, (f"{told}; {others}" if others else told,), candidates)
+
+
+def _of_products(loaded: ir.Model) -> bool:
+    """Whether most of a model's work are products whose activations can be rounded as they come."""
+    model = loaded.clone()
+    infer_shapes(model)
+    own = {match.nodes for match in products(model)}
+    macs = {match.nodes: dense_cost(match.layer).macs for match in find(model)[0]}
+    return 2 * sum(macs[nodes] for nodes in macs.keys() & own) > sum(macs.values())
 
 
 def _kind(config: CompressConfig, name: str) -> _Kind:

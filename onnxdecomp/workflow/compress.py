@@ -42,6 +42,7 @@ from onnxdecomp.workflow.final_timing import profiles, timed_elsewhere
 from onnxdecomp.workflow.finish_result import FinishedResult, Finisher, runner
 from onnxdecomp.workflow.judging import judging, said_of_goal
 from onnxdecomp.workflow.loss_note import said_of_few, said_of_loss
+from onnxdecomp.workflow.quantize_alone import NOTE, alone, quantizes_alone
 from onnxdecomp.workflow.request import plan_of, request_of, training_of
 from onnxdecomp.workflow.result import Result, require_changed, require_verified
 
@@ -94,6 +95,7 @@ def compress(
     read = {"calib": asked.calib, "data": asked.data, "plan": asked.plan, "config": config}
     claim(file, read, overwrite=asked.overwrite)
     checked(asked)
+    asked, unasked = alone(asked), (NOTE,) if quantizes_alone(asked) else ()
     plan, training = plan_of(asked), training_of(asked)
     with on_disk(model) as path, one_thread():
         if progress is not None:
@@ -103,7 +105,7 @@ def compress(
             check_target(file, model=loaded, overwrite=asked.overwrite)
         before = describe_model(loaded, path, named=isinstance(model, str | Path))
         run, said = _context(asked, path, plan, progress or _silent)
-        told = (*overruled(asked), *_said_of_mask(run), *said)
+        told = (*unasked, *overruled(asked), *_said_of_mask(run), *said)
         asked = run.config
         origin = Origin(started, 0.0, asked.seed, request_of(asked), {"calib": describe_data(run.calib)})
         meter = LatencyMeter(
@@ -147,6 +149,7 @@ def default_output(model: str | Path, config: CompressConfig) -> Path:
     Raises:
         UsageError: An option is not valid.
     """
+    config = alone(config)
     method = "tucker" if config.method == "auto" and not config.searches else config.method
     made = method.replace(",", "-") if config.plans else "" if config.idle else "new"
     parts = [Path(model).stem, made, config.precision, "onnx"]

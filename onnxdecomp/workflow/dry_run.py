@@ -14,6 +14,8 @@ from onnxdecomp.record.build import Origin, run_record
 from onnxdecomp.record.layers import channel_records, layer_records
 from onnxdecomp.record.schema.origin import ModelFile
 from onnxdecomp.search.layer_errors import error_notes
+from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.search import SearchResult
 from onnxdecomp.workflow.context import RunContext, pass_context
 from onnxdecomp.workflow.request import quoting
 from onnxdecomp.workflow.result import Result, require_changed
@@ -37,13 +39,16 @@ def dry_run(
     """
     passes = run.config.passes
     planner = next((each for each in passes if isinstance(each, Planner)), None)
-    if planner is None:
+    if planner is None and not run.config.idle:
         raise UsageError("the pipeline has no decompose pass: there is no plan to show")
     with blaming(run.original, run.calib), quoting(run.config):
         given = pass_context(passes, run, run.plan)
-        ran = pipeline.run(loaded, passes[: passes.index(planner)], given, run.report)
+        before_it = passes[: passes.index(planner)] if planner is not None else ()
+        ran = pipeline.run(loaded, before_it, given, run.report)
         run.report("plan")
-        found, _ = planner.plan(ran.model, given.only(planner.needs | planner.uses))
+        found = SearchResult(Plan(()))
+        if planner is not None:
+            found, _ = planner.plan(ran.model, given.only(planner.needs | planner.uses))
     would_change = bool(found.plan.changes or run.config.precision)
     require_changed(found.plan, would_change or not run.config.fail_if_unchanged)
     layers = layer_records(found.plan, carried_out=False)
@@ -51,7 +56,7 @@ def dry_run(
     notes = (
         *said,
         *ran.notes,
-        *(f"{planner.name}: {note}" for note in found.notes),
+        *(f"{planner.name}: {note}" for note in found.notes if planner is not None),
         *error_notes(found.plan),
     )
     record = run_record(

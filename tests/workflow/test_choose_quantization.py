@@ -73,6 +73,25 @@ def timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return of
 
 
+def convolutions(rng: np.random.Generator) -> onnx.ModelProto:
+    """A convolution before a smaller product of matrices."""
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["h"], name="conv", pads=[1] * 4),
+        helper.make_node("GlobalAveragePool", ["h"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flat"),
+        helper.make_node("MatMul", ["f", "w"], ["y"], name="fc"),
+    ]
+    shapes = {"k": (8, 8, 3, 3), "w": (8, 4)}
+    tensors = [
+        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    ]
+    ends = {"x": ["n", 8, 6, 6], "y": ["n", 4]}
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims) for name, dims in ends.items())
+    graph = helper.make_graph(nodes, "convs", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def kinds_of(done: onnxdecomp.Result) -> dict[str, Any]:
     return {entry["kind"]: entry for entry in done.record["passes"]["quantize"].get("candidates", ())}
 
@@ -190,9 +209,14 @@ def test_a_kind_that_is_named_needs_no_choice(kind: str, timed: Any) -> None:
 
 
 def test_without_timing_the_usual_kind_is_taken(timed: Any) -> None:
+    """Activations are rounded as they come for products of matrices, by ranges for convolutions."""
     counts = timed()
     assert taken(onnxdecomp.compress("net.onnx", bench=False, **ALONE)) == DYNAMIC
-    assert taken(onnxdecomp.compress("net.onnx", calib="calib.npz", bench=False, **ALONE)) == STATIC
+    assert taken(onnxdecomp.compress("net.onnx", calib="calib.npz", bench=False, **ALONE)) == DYNAMIC
+    rng = np.random.default_rng(6)
+    onnx.save(convolutions(rng), "convs.onnx")
+    np.savez("pictures.npz", x=rng.standard_normal((8, 8, 6, 6)).astype(np.float32))
+    assert taken(onnxdecomp.compress("convs.onnx", calib="pictures.npz", bench=False, **ALONE)) == STATIC
     assert counts == []
 
 
