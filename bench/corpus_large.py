@@ -28,6 +28,12 @@ _CALIBRATION = {
 """Samples, where they are not the corpus' own number: all pictures that there are; 800 sentences; 32
 utterances, which are mostly silence and of which the corpus takes 8."""
 
+_GROUPS = 10
+"""Into which samples are divided for a jackknife."""
+
+_T = 2.262157
+"""Student's 97.5 % quantile for so many groups less one."""
+
 _WEIGHT: Mapping[str, Callable[[Any], int]] = {
     "wer": lambda record: len(re.sub(r"[^a-z0-9 ']", " ", record[1].lower()).split()),
     "cer": lambda record: len(record[1]),
@@ -83,6 +89,8 @@ class LargeCorpus:
             after, before = records
             metric = next(iter(judged["metric"]))
             found.append({**judged, "change": change(model, metric, before, after).to_json()})
+            if metric == "retrieval_top1":
+                found[-1]["agreement_interval"] = _agreement(model, before, after)
             self._common.session.cache_clear()
             original = model.session()
         return found
@@ -109,6 +117,23 @@ def change(model: Any, metric: str, before: list[Any], after: list[Any]) -> Diff
         return paired_difference(*rates)
     weights = np.array([_WEIGHT[metric](record) for record in before], np.float64)
     return paired_rate(rates[0] * weights, rates[1] * weights, weights)
+
+
+def _agreement(model: Any, before: list[Any], after: list[Any]) -> list[float]:
+    """The interval of the rank correlation of two models' similarities, by a jackknife over groups of pairs.
+
+    Each group is left out with all its similarities (Miller 1974, Biometrika 61).
+    """
+    groups = np.arange(len(before)) % _GROUPS
+
+    def without(group: int) -> float:
+        own = [[r for r, g in zip(some, groups, strict=True) if g != group] for some in (after, before)]
+        return float(model.metric(*own)["agreement"])
+
+    values = np.array([without(group) for group in range(_GROUPS)])
+    error = np.sqrt((_GROUPS - 1) * np.mean((values - values.mean()) ** 2))
+    middle, half = float(model.metric(after, before)["agreement"]), float(_T * error)
+    return [max(-1.0, middle - half), min(1.0, middle + half)]
 
 
 def _found(records: list[Any]) -> Array:

@@ -148,13 +148,13 @@ def main() -> None:
             print(f"{name}: skipped, no corpus has it")
             continue
         goals = options.goals.split(",") if options.goals else GOALS[name]
-        rows = [_row(name, "", "original", quantized) for quantized in _forms(name)]
+        rows = [row_of(name, "", "original", quantized) for quantized in _forms(name)]
         for goal in goals:
             for way in options.ways.split(","):
                 if "compress" in options.steps:
                     rows += compressed(task, goal, way)
                 else:
-                    rows += [_row(name, goal, way, quantized) for quantized in _forms(name)]
+                    rows += [row_of(name, goal, way, quantized) for quantized in _forms(name)]
         quantize(task, rows)
         for row in rows:
             row.update(sizes(task, row))
@@ -172,7 +172,7 @@ def compressed(task: Task, goal: str, way: str) -> list[Row]:
     import onnxdecomp
     from onnxdecomp.errors import OnnxDecompError
 
-    row = _row(task.name, goal, way, False)
+    row = row_of(task.name, goal, way, False)
     start = time.process_time()
     try:
         made = onnxdecomp.compress(
@@ -204,7 +204,7 @@ def compressed(task: Task, goal: str, way: str) -> list[Row]:
     print(
         task.name, goal, way, {k: row[k] for k in ("seconds", "fewer_macs", "layers", "channels")}, flush=True
     )
-    return [row, *(_row(task.name, goal, way, True) for quantized in _forms(task.name) if quantized)]
+    return [row, *(row_of(task.name, goal, way, True) for quantized in _forms(task.name) if quantized)]
 
 
 def quantize(task: Task, rows: Iterable[Row]) -> None:
@@ -240,6 +240,7 @@ def evaluate(task: Task, rows: Sequence[Row]) -> None:
             "original": found["original"],
             "change": found["change"],
             "rel_l2": found["rel_l2"],
+            **{key: found[key] for key in ("agreement_interval",) if key in found},
             **_done(row, "evaluate"),
         }
 
@@ -272,7 +273,8 @@ def _forms(name: str) -> tuple[bool, ...]:
     return (False, True) if name in QUANTIZED else (False,)
 
 
-def _row(model: str, goal: str, way: str, quantized: bool) -> Row:
+def row_of(model: str, goal: str, way: str, quantized: bool) -> Row:
+    """What says which file a row is of."""
     return {"model": model, "goal": goal, "way": way, "int8": quantized}
 
 
@@ -321,18 +323,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append(
                 (
                     *(row["model"], row["goal"], way),
-                    *_judged(row),
+                    *judged(row),
                     *(_factor(row, key) for key in ("fewer_macs", "fewer_params")),
                     f"{whole.get(row['model'], 0) / row['bytes']:.2f}x",
                     str(row["nodes"]),
-                    *(_speed(row.get(key)) for key in ("over_original", "over_int8")),
+                    *(speed(row.get(key)) for key in ("over_original", "over_int8")),
                     f"{row['seconds']:.0f}" if "seconds" in row else "",
                 )
             )
     return markdown(head, lines)
 
 
-def _judged(row: Mapping[str, Any]) -> tuple[str, str]:
+def judged(row: Mapping[str, Any]) -> tuple[str, str]:
     """The metric and its change; of a model without a metric, the outputs' distance."""
     if "metric" not in row:
         return "", ""
@@ -352,7 +354,8 @@ def _factor(row: Mapping[str, Any], key: str) -> str:
     return f"{row[key]:.2f}x" if row.get(key) else ""
 
 
-def _speed(found: Sequence[float] | None) -> str:
+def speed(found: Sequence[float] | None) -> str:
+    """How many times as fast, with the interval."""
     return "" if not found else f"{found[0]:.2f}x ({found[1]:.2f} to {found[2]:.2f})"
 
 

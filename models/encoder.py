@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def encoder(
         seed: Of the random weights.
     """
     heads = heads or (width // 64 if width % 64 == 0 else 1)
-    net = Network(_random(seed))
+    net = Network(random_weights(seed))
     ids, mask = (
         ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["N", "L"]))
         for name in ("input_ids", "attention_mask")
@@ -63,46 +64,73 @@ def encoder(
         [net.node("Cast", [real], "real", to=9), _scalar(net, "kept", 0), _scalar(net, "left_out", -1e9)],
         "bias",
     )
-    split = net.constant("split", np.array([0, 0, heads, width // heads]))
-    join = net.constant("join", np.array([0, 0, width]))
-    root = _scalar(net, "root", math.sqrt(width / heads))
     for number in range(layers):
-        name = f"layer{number}"
-        seen = _normalised(net, x, f"{name}.norm1", width)
-        query, key, value = (
-            net.node(
-                "Transpose",
-                [
-                    net.node(
-                        "Reshape",
-                        [_linear(net, seen, f"{name}.{part}", width, width), split],
-                        f"{name}.{part}.split",
-                    )
-                ],
-                f"{name}.{part}.turn",
-                perm=[0, 2, 3, 1] if part == "key" else [0, 2, 1, 3],
-            )
-            for part in ("query", "key", "value")
-        )
-        scores = net.node("Div", [net.node("MatMul", [query, key], f"{name}.scores"), root], f"{name}.scaled")
-        shares = net.node(
-            "Softmax", [net.node("Add", [scores, bias], f"{name}.masked")], f"{name}.shares", axis=-1
-        )
-        mixed = net.node(
+        x = block(net, x, f"layer{number}", width, heads, _relu, bias=bias)
+    return net.graph("encoder", [ids, mask], normalised(net, x, "norm", width), "states", ["N", "L", width])
+
+
+def block(
+    net: Network,
+    x: ir.Value,
+    name: str,
+    width: int,
+    heads: int,
+    activation: Callable[[Network, ir.Value, str], ir.Value],
+    *,
+    bias: ir.Value | None = None,
+) -> ir.Value:
+    """Attention and a feed-forward layer of four times the width, each behind a normalisation: [N, L, width].
+
+    Args:
+        net: Where it is written.
+        x: What it reads.
+        name: Of the block, in front of its layers' names.
+        width, heads: Of the states.
+        activation: Of the feed-forward layer.
+        bias: Added to the scores, or None.
+    """
+    split = net.constant(f"{name}.split", np.array([0, 0, heads, width // heads]))
+    join = net.constant(f"{name}.joined", np.array([0, 0, width]))
+    root = _scalar(net, f"{name}.root", math.sqrt(width / heads))
+    seen = normalised(net, x, f"{name}.norm1", width)
+    query, key, value = (
+        net.node(
             "Transpose",
-            [net.node("MatMul", [shares, value], f"{name}.mixed")],
-            f"{name}.back",
-            perm=[0, 2, 1, 3],
+            [
+                net.node(
+                    "Reshape",
+                    [linear(net, seen, f"{name}.{part}", width, width), split],
+                    f"{name}.{part}.split",
+                )
+            ],
+            f"{name}.{part}.turn",
+            perm=[0, 2, 3, 1] if part == "key" else [0, 2, 1, 3],
         )
-        own = _linear(net, net.node("Reshape", [mixed, join], f"{name}.join"), f"{name}.out", width, width)
-        x = net.node("Add", [x, own], f"{name}.add1")
-        inner = _linear(net, _normalised(net, x, f"{name}.norm2", width), f"{name}.up", width, 4 * width)
-        inner = _linear(net, net.relu(inner, f"{name}.relu"), f"{name}.down", 4 * width, width)
-        x = net.node("Add", [x, inner], f"{name}.add2")
-    return net.graph("encoder", [ids, mask], _normalised(net, x, "norm", width), "states", ["N", "L", width])
+        for part in ("query", "key", "value")
+    )
+    scores = net.node("Div", [net.node("MatMul", [query, key], f"{name}.scores"), root], f"{name}.scaled")
+    if bias is not None:
+        scores = net.node("Add", [scores, bias], f"{name}.masked")
+    shares = net.node("Softmax", [scores], f"{name}.shares", axis=-1)
+    mixed = net.node(
+        "Transpose",
+        [net.node("MatMul", [shares, value], f"{name}.mixed")],
+        f"{name}.back",
+        perm=[0, 2, 1, 3],
+    )
+    own = linear(net, net.node("Reshape", [mixed, join], f"{name}.join"), f"{name}.out", width, width)
+    x = net.node("Add", [x, own], f"{name}.add1")
+    inner = linear(net, normalised(net, x, f"{name}.norm2", width), f"{name}.up", width, 4 * width)
+    inner = linear(net, activation(net, inner, name), f"{name}.down", 4 * width, width)
+    return net.node("Add", [x, inner], f"{name}.add2")
 
 
-def _random(seed: int) -> Parameters:
+def _relu(net: Network, x: ir.Value, name: str) -> ir.Value:
+    return net.relu(x, f"{name}.relu")
+
+
+def random_weights(seed: int) -> Parameters:
+    """Numbers of a seeded normal distribution, of the size that keeps that of what they multiply."""
     rng = np.random.default_rng(seed)
 
     def draw(name: str, shape: tuple[int, ...]) -> Floats:
@@ -119,12 +147,14 @@ def _scalar(net: Network, name: str, number: float) -> ir.Value:
     return net.constant(name, np.array(number, np.float32))
 
 
-def _linear(net: Network, x: ir.Value, name: str, inputs: int, outputs: int) -> ir.Value:
+def linear(net: Network, x: ir.Value, name: str, inputs: int, outputs: int) -> ir.Value:
+    """A product with a bias."""
     product = net.node("MatMul", [x, net.parameter(f"{name}.weight", (inputs, outputs))], name)
     return net.node("Add", [product, net.parameter(f"{name}.bias", (outputs,))], f"{name}.add")
 
 
-def _normalised(net: Network, x: ir.Value, name: str, width: int) -> ir.Value:
+def normalised(net: Network, x: ir.Value, name: str, width: int) -> ir.Value:
+    """Layer normalisation of the last axis."""
     scale, bias = (net.parameter(f"{name}.{part}", (width,)) for part in ("scale", "bias"))
     return net.node("LayerNormalization", [x, scale, bias], name, axis=-1)
 

@@ -15,8 +15,8 @@ _ASKING = (*IN_A_PLAN, "plan", "max_error", "metric", "refine", "finetune", "rep
 """Options that say how far to decompose, or what with."""
 
 NOTE = (
-    "nothing but fewer bits was asked for, so no layer is decomposed: --target macs=1.5x --method width makes the "
-    "model smaller and faster before it is quantized, --method auto searches as without --quantize"
+    "nothing but fewer bits was asked for, so no layer is decomposed: --method width --target macs=1.5x "
+    "makes the model smaller and faster before it is quantized, --method auto searches as without --quantize"
 )
 
 

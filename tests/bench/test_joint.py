@@ -12,7 +12,7 @@ def test_each_step_keeps_its_own_provenance(tmp_path: Path, monkeypatch: pytest.
     """A later step adds to a row; a file that was made anew has nothing of what was measured before."""
     monkeypatch.setattr("bench.provenance.RESULTS", tmp_path)
     monkeypatch.setattr(joint, "RESULTS", tmp_path)
-    key = joint._row("net", "macs=2x", "both", False)
+    key = joint.row_of("net", "macs=2x", "both", False)
 
     def step(name: str, **found: object) -> dict[str, object]:
         monkeypatch.setattr("sys.argv", ["joint.py", "--steps", name])

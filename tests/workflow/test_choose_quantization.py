@@ -86,8 +86,8 @@ def convolutions(rng: np.random.Generator) -> onnx.ModelProto:
         numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
         for name, shape in shapes.items()
     ]
-    ends = {"x": ["n", 8, 6, 6], "y": ["n", 4]}
-    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims) for name, dims in ends.items())
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 8, 6, 6])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 4])
     graph = helper.make_graph(nodes, "convs", [x], [y], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
