@@ -143,8 +143,17 @@ def bounded(
     return replace(calibration, feeds=calibration.feeds.spread(count))
 
 
-def hasty(calibration: Calibration) -> Calibration:
-    """The calibration for fits that are only compared with each other: of fewer rows and in fewer rounds."""
+def hasty(calibration: Calibration, wanted: int = 0) -> Calibration:
+    """The calibration for fits that are only compared with each other: of fewer rows and in fewer rounds.
+
+    Args:
+        calibration: For fits that count.
+        wanted: So many samples give layers enough rows; of more there are enough to vary only.
+    """
+    count = max(_MANY, wanted)
+    if count < len(calibration.feeds):
+        batch = min(calibration.batch, count // _BATCHES)
+        calibration = replace(calibration, feeds=calibration.feeds.spread(count), batch=batch)
     return replace(
         calibration,
         rows=min(calibration.rows, _FEWER_ROWS),

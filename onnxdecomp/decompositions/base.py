@@ -120,6 +120,20 @@ class Truncating(Protocol):
         ...
 
 
+@runtime_checkable
+class Patient(Protocol):
+    """A method that takes trouble over its plain fit, which need not be where it is only a start."""
+
+    def quick(self) -> Decomposition:
+        """The same method with a plain fit in less time."""
+        ...
+
+
+def quick(method: Decomposition) -> Decomposition:
+    """The method with a plain fit that is good enough to start from, or to be compared."""
+    return method.quick() if isinstance(method, Patient) else method
+
+
 def refusal_of(method: Decomposition, layer: Layer) -> str | None:
     """Why this very method, and none that stands in for it, cannot take the layer; None where it can."""
     found = method.specialise(layer)

@@ -93,6 +93,10 @@ class Cp:
             return Refusal(f"a full rank of {full}, above {_MAX_FULL_RANK}: use tucker")
         return Refusal("a full rank of 1: nothing to reduce") if full < 2 else self
 
+    def quick(self) -> Decomposition:
+        """From a single start."""
+        return replace(self, starts=1)
+
     def full_ranks(self, layer: Layer) -> Ranks:
         modes = self._modes(layer)
         return (math.prod(modes) // max(modes),)

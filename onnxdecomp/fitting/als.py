@@ -7,15 +7,15 @@ some steps of conjugate gradients (Hestenes and Stiefel 1952), which never form 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array
-from onnxdecomp.core.steps import Step, WeightedStep
-from onnxdecomp.fitting.curvature import preconditioner
+from onnxdecomp.core.steps import Convolve, Step, WeightedStep
+from onnxdecomp.fitting.factor_problem import Sight, factor_problem, sight
 from onnxdecomp.fitting.quadratic_loss import Problem, solved_positive
 from onnxdecomp.tensor.linalg import left_basis
 
@@ -56,17 +56,23 @@ def alternate(
     iterations = min(iterations, _affordable(steps, responses))
     loss = problem.loss(responses.dense(steps)) if sweeps > 1 else 0.0
     for left in reversed(range(sweeps)):
-        _sweep(steps, weighted, responses, iterations)
+        explained = _sweep(steps, weighted, responses, iterations)
         if not left:
             break  # nobody asks what it loses
-        before, loss = loss, problem.loss(responses.dense(steps))
+        before = loss
+        if explained is None:
+            loss = problem.loss(responses.dense(steps))
+        else:  # where a quadratic is least, it is what its linear part leaves of the constant
+            loss = problem.energy + problem.pull - explained
         if before - loss <= tolerance * before:
             break
     return replace(chain, steps=tuple(steps))
 
 
-def _sweep(steps: list[Step], weighted: Sequence[int], responses: _Responses, iterations: int) -> None:
-    """Every factor anew, in place."""
+def _sweep(
+    steps: list[Step], weighted: Sequence[int], responses: _Responses, iterations: int
+) -> float | None:
+    """Every factor anew, in place; tr(V CT) of the whole where the last of them is the best that there is."""
     *others, last = weighted
     both = None
     if others and others[-1] == last - 1 == len(steps) - 2:
@@ -75,17 +81,18 @@ def _sweep(steps: list[Step], weighted: Sequence[int], responses: _Responses, it
         both = _pair(steps, responses)
         others = others[-1:]
     if both is not None:
-        steps[-2:] = both
-        return
+        *steps[-2:], explained = both
+        return explained
     for index in others:
         steps[index] = _improved(steps, index, responses, iterations)
-    steps[last] = _last(steps, last, responses)
+    steps[last], found = _last(steps, last, responses)
+    return found
 
 
 def solve_last(chain: Chain, problem: Problem) -> Chain:
     """The chain with the last factor of least loss while the others stand, in float64."""
     steps = chain.with_weights(lambda step: step.weight.astype(np.float64)).steps
-    last = _last(steps, len(steps) - 1, _Responses(chain, problem))
+    last, _ = _last(steps, len(steps) - 1, _Responses(chain, problem))
     return replace(chain, steps=(*steps[:-1], last))
 
 
@@ -105,6 +112,17 @@ class _Responses:
         self.problem = problem
         self.groups, self.per_group, _ = problem.cross.shape
         self.impulse = chain.impulses(0, chain.inputs // chain.groups, np.float64)
+        self._first: Sight | None = None
+
+    def sight(self, steps: Sequence[Step], index: int) -> Sight | None:
+        """What a step sees, if it is a plain convolution; that of the first does not change."""
+        if index == 0:
+            self._first = self._first or sight(steps[0], None, steps[1:], self.problem)
+            return self._first
+        x = self.impulse
+        for step in steps[:index]:
+            x = step.forward(x)
+        return sight(steps[index], x, steps[index + 1 :], self.problem)
 
     def inputs(self, steps: Sequence[Step]) -> list[Array]:
         """What each step gets, and the response of the last."""
@@ -130,6 +148,21 @@ class _Responses:
 
 def _improved(steps: Sequence[Step], index: int, responses: _Responses, iterations: int = ITERATIONS) -> Step:
     """Conjugate gradients on one factor, from where it is."""
+    step, seen = steps[index], responses.sight(steps, index)
+    if seen is None or not isinstance(step, Convolve):
+        return _improved_through_chain(steps, index, responses, iterations)
+    posed = factor_problem(step, steps[index + 1 :], seen)
+    weight = step.weight.reshape(len(step.weight), -1)
+    found = _conjugate_gradients(
+        weight, -posed.gradient(weight), posed.curved, posed.preconditioner(), _NEAR, iterations
+    )
+    return step.with_weight(found.reshape(step.weight.shape))
+
+
+def _improved_through_chain(
+    steps: Sequence[Step], index: int, responses: _Responses, iterations: int
+) -> Step:
+    """The same through the steps themselves, of any kind, and the layer's own rows."""
     problem = responses.problem
     seen = responses.inputs(steps)
     step, x, after = steps[index], seen[index], steps[index + 1 :]
@@ -147,46 +180,71 @@ def _improved(steps: Sequence[Step], index: int, responses: _Responses, iteratio
             z = steps[position].adjoint(z, seen[position].shape)
         return step.weight_gradient(x, z)
 
-    known = preconditioner(step, x, after, problem.second)
-    divided, enough = (known, _NEAR) if known else (_itself, _EXACT)
-    weight, single = np.array(step.weight), problem.single
-    residual = -adjoint(problem.gradient(responses.rows(seen[-1])))
+    single = problem.single
+
+    def curved(direction: Array) -> Array:
+        return adjoint((forward(direction).astype(single.dtype) @ single).astype(np.float64))
+
+    start = -adjoint(problem.gradient(responses.rows(seen[-1])))
+    found = _conjugate_gradients(np.array(step.weight), start, curved, _itself, _EXACT, iterations)
+    return step.with_weight(found)
+
+
+def _conjugate_gradients(
+    weight: Array,
+    residual: Array,
+    curved: Callable[[Array], Array],
+    divided: Callable[[Array], Array],
+    enough: float,
+    iterations: int,
+) -> Array:
+    """A weight of no larger loss.
+
+    Args:
+        weight: Where it is.
+        residual: Half the downward gradient there.
+        curved: Half the Hessian times a direction. Its rounding is made up for: the next sweep starts from
+            the exact gradient.
+        divided: A gradient by about the curvature.
+        enough: What is left of the squared residual where iterations end.
+        iterations: At most.
+    """
     direction = divided(residual)
     size = float(np.vdot(residual, direction))
     first = size
     for _ in range(iterations):
         if size <= enough * first or size == 0:
             break
-        # The direction's rounding is made up for: the next sweep starts from the exact gradient.
-        curved = adjoint((forward(direction).astype(single.dtype) @ single).astype(np.float64))
-        curvature = float(np.vdot(direction, curved))
+        bent = curved(direction)
+        curvature = float(np.vdot(direction, bent))
         if not curvature > 0:
             break
         length = size / curvature
-        weight += length * direction
-        residual = residual - length * curved
+        weight = weight + length * direction
+        residual = residual - length * bent
         scaled = divided(residual)
         previous, size = size, float(np.vdot(residual, scaled))
         direction = scaled + size / previous * direction
-    return step.with_weight(weight)
+    return weight
 
 
 def _itself(gradient: Array) -> Array:
     return gradient
 
 
-def _last(steps: Sequence[Step], index: int, responses: _Responses) -> Step:
-    """The best last factor, by normal equations; they are small where its outputs are found one by one."""
+def _last(steps: Sequence[Step], index: int, responses: _Responses) -> tuple[Step, float | None]:
+    """The best last factor, by normal equations where its outputs are independent; tr(V CT) then."""
     step = steps[index]
     assert isinstance(step, WeightedStep)
     rows = step.rows()
     if index != len(steps) - 1 or rows is None or len(rows) != responses.groups:
-        return _improved(steps, index, responses)
+        return _improved(steps, index, responses), None
     normal, right = _normal_equations(steps, index, responses)
-    return step.with_rows(_solved(normal, right))
+    best = _solved(normal, right)
+    return step.with_rows(best), float(np.sum(best * right))
 
 
-def _pair(steps: Sequence[Step], responses: _Responses) -> tuple[Step, Step] | None:
+def _pair(steps: Sequence[Step], responses: _Responses) -> tuple[Step, Step, float] | None:
     """The best two last factors where the last one mixes channels and nothing else; None where it does not.
 
     Reduced-rank regression (Izenman 1975) on what the first of the two reads.
@@ -206,7 +264,9 @@ def _pair(steps: Sequence[Step], responses: _Responses) -> tuple[Step, Step] | N
     except np.linalg.LinAlgError:  # what the first of them reads is too much alike
         return None
     basis = _leading_outputs(best, normal, rank)
-    return first.with_rows(basis.swapaxes(1, 2) @ best), last.with_rows(basis)
+    turned = basis.swapaxes(1, 2)
+    inner = turned @ best
+    return first.with_rows(inner), last.with_rows(basis), float(np.sum(inner * (turned @ right)))
 
 
 def _leading_outputs(best: Array, normal: Array, rank: int) -> Array:
@@ -224,6 +284,9 @@ def _normal_equations(steps: Sequence[Step], index: int, responses: _Responses) 
     """Of the factor at `index`, were it the last: [g, q, q] and [g, T/g, q]."""
     step, problem = steps[index], responses.problem
     assert isinstance(step, WeightedStep)
+    seen = responses.sight(steps, index)
+    if seen is not None and seen.cross.shape[2] == 1:
+        return seen.second[:, 0, 0][None], seen.cross[:, :, 0][None]
     rows = step.rows()
     assert rows is not None
     x = responses.impulse

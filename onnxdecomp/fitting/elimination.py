@@ -11,7 +11,7 @@ Brain Compression").
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,17 +99,11 @@ class Part:
 
     def scores(self, width: int) -> Array:
         """[width], what dropping each unit adds to the relative loss."""
-        found = np.zeros(width)
-        for units, places in _places(self.units):
-            if places.shape[1] == 1:
-                at = places[:, 0]
-                found[units] = np.square(self.weight[:, at]).sum(0) / self.inverse[at, at]
-            else:
-                own = self.weight[:, places].transpose(1, 2, 0)  # [m, b, T']
-                blocks = self.inverse[places[:, :, None], places[:, None, :]]
-                solved = np.linalg.solve(blocks, own @ own.swapaxes(1, 2))
-                found[units] = np.trace(solved, axis1=1, axis2=2)
-        return np.asarray(found / self.whole)
+        return scores_of(self, self.weight, self._blocks, width)
+
+    def _blocks(self, places: Array) -> Array:
+        """The blocks [m, b, b] of the inverse at places [m, b]."""
+        return np.asarray(self.inverse[places[:, :, None], places[:, None, :]])
 
     def drop(self, chosen: Array) -> Array:
         """Drops the features of these units, and says which features were left, bool [n]."""
@@ -137,6 +131,20 @@ class Part:
         if len(weight) > weight.shape[1]:
             weight = np.asarray(np.linalg.qr(weight, mode="r"))
         return Part(self.inverse[np.ix_(here, here)], weight, self.units[here], self.whole)
+
+
+def scores_of(part: Part, weight: Array, blocks: Callable[[Array], Array], width: int) -> Array:
+    """The scores [width] of a part's units where its weight and the blocks of its inverse are these."""
+    found = np.zeros(width)
+    for units, places in _places(part.units):
+        if places.shape[1] == 1:
+            at = places[:, 0]
+            found[units] = np.square(weight[:, at]).sum(0) / blocks(places)[:, 0, 0]
+        else:
+            own = weight[:, places].transpose(1, 2, 0)  # [m, b, T']
+            solved = np.linalg.solve(blocks(places), own @ own.swapaxes(1, 2))
+            found[units] = np.trace(solved, axis1=1, axis2=2)
+    return np.asarray(found / part.whole)
 
 
 def _places(units: Array) -> Iterator[tuple[Array, Array]]:

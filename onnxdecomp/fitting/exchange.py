@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.fitting.elimination import Part, ReaderMoments
+from onnxdecomp.fitting.elimination import Part, ReaderMoments, scores_of
 from onnxdecomp.fitting.quadratic_loss import problem
 from onnxdecomp.tensor.blas_threads import one_thread
 
@@ -57,15 +57,14 @@ def exchanged(
         for comes in map(int, np.argsort(-gains)[:_TRIED]):
             if not gains[comes] > 0:
                 return np.flatnonzero(inside)
-            toggle(comes)
-            after = np.where(inside & (block == block[comes]), scores(), np.inf)
+            # What has just come could go for what it has gained.
+            after = np.sum([part.scores_with(comes, width) for part in parts], axis=0)
+            after = np.where(inside & (block == block[comes]), after, np.inf)
             goes = int(np.argmin(after))
-            toggle(goes)
-            if goes != comes and gains[comes] - after[goes] > _LEAST * gains[comes]:
-                break
-            if goes != comes:
-                toggle(goes)
+            if gains[comes] - after[goes] > _LEAST * gains[comes]:
                 toggle(comes)
+                toggle(goes)
+                break
         else:
             break
     return np.flatnonzero(inside)
@@ -90,6 +89,22 @@ class _Swept(Part):
 
     def scores(self, width: int) -> Array:
         return np.abs(super().scores(width))
+
+    def scores_with(self, unit: int, width: int) -> Array:
+        """The scores of the others if this unit, which is out, were in: without a sweep of the whole."""
+        at = self.units == unit
+        if not at.any():
+            return self.scores(width)
+        rows = self.inverse[at]
+        moved = np.linalg.solve(rows[:, at], rows)
+
+        def blocks(places: Array) -> Array:
+            across = rows[:, places].transpose(1, 2, 0) @ moved[:, places].swapaxes(0, 1)
+            found = self._blocks(places) - across
+            found[at[places[:, 0]]] = np.eye(places.shape[1])  # its own, which nobody asks for
+            return np.asarray(found)
+
+        return np.abs(scores_of(self, self.weight - self.weight[:, at] @ moved, blocks, width))
 
 
 def _swept(reader: ReaderMoments, shrinkage: float) -> list[_Swept]:

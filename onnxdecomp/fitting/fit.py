@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer, Ranks
-from onnxdecomp.decompositions.base import Decomposition, outline
+from onnxdecomp.decompositions.base import Decomposition, outline, quick
 from onnxdecomp.fitting.als import ITERATIONS, alternate
 from onnxdecomp.fitting.initialization import plain_start, reduced_start, whitened_start
 from onnxdecomp.fitting.moments import Moments, merged
@@ -31,7 +32,8 @@ class Fit:
     Attributes:
         chain: In float64, with the bias that goes with it.
         loss: E |y - What x|² over E |y|², y centred, on all rows.
-        plain_loss: The same of the plain fit, to the weight alone; its bias is corrected too.
+        plain_loss: The same of the plain fit, to the weight alone; its bias is corrected too. Infinite where
+            there was none.
         held_out: The loss on held-out rows of a fit to the others, or None where none were held out.
         shrinkage: The strength chosen.
     """
@@ -58,6 +60,9 @@ def fit(
 ) -> Fit:
     """The factors of least loss at these ranks, never of more than the plain fit's.
 
+    In a single sweep, where fits are only compared with each other, the plain fit is made where no other
+    start is known.
+
     Args:
         method, layer, ranks: As for `Decomposition.fit`; the layer's weight must be no stack of matrices.
         train, held_out: Moments of the layer's rows. Each strength of the shrinkage is fitted to the first
@@ -72,13 +77,15 @@ def fit(
         onnxdecomp.errors.ModelError: The weight holds NaN or infinite values.
     """
     weight = as_rows(layer.weight, layer)
-    plain = plain_start(method, layer, ranks, weight, seed)
+    hasty = sweeps == 1
+    method = quick(method) if hasty else method
+    plain = None if hasty else plain_start(method, layer, ranks, weight, seed)
     strength, outside, best = shrinkages[0], None, None
 
     def improved(moments: Moments, shrinkage: float, start: Chain | None, sweeps: int) -> Chain:
         # What is solved on the way may be as large as a vocabulary, and is let go of.
         posed = problem(moments, weight, shrinkage, centred=centred)
-        start = start or _start(method, layer, ranks, posed, plain, seed)
+        start = start or _start(method, layer, ranks, posed, seed, plain)
         return _improved(start, layer, posed, sweeps=sweeps)
 
     if held_out is not None:
@@ -103,7 +110,7 @@ def fit(
 
 def better_of(
     fitted: Chain,
-    plain: Chain,
+    plain: Chain | None,
     layer: Layer,
     judged: Problem,
     strength: float,
@@ -114,15 +121,18 @@ def better_of(
     """The fitted chain, or the plain one where that loses less, with the bias that goes with it.
 
     Args:
-        fitted, plain, layer: The chains, and the layer that they are for.
+        fitted, plain, layer: The chains, None where there is no plain one, and the layer that they are for.
         judged: The loss on all rows, without shrinkage.
         strength, outside: The shrinkage chosen, and the loss on held-out rows, of the fitted chain.
         centred: As for `fit`.
     """
-    dense, plain_loss = dense_rows(fitted, layer), judged.relative(dense_rows(plain, layer))
+    dense, plain_loss = dense_rows(fitted, layer), math.inf
     loss = judged.relative(dense)
-    if not loss <= plain_loss:
-        fitted, dense, loss = plain, dense_rows(plain, layer), plain_loss
+    if plain is not None:
+        plainly = dense_rows(plain, layer)
+        plain_loss = judged.relative(plainly)
+        if not loss <= plain_loss:
+            fitted, dense, loss = plain, plainly, plain_loss
     if centred:
         fitted = replace(fitted, bias=judged.bias(dense))
     return Fit(fitted, loss, plain_loss, outside, strength)
@@ -143,12 +153,8 @@ def sketch(
     method: Decomposition, layer: Layer, ranks: Ranks, posed: Problem, *, seed: int = 0
 ) -> tuple[Chain, float]:
     """A fit good enough to compare methods and ranks by: the start and one short sweep; with its loss."""
-    chain = reduced_start(outline(method, layer, ranks), layer, posed)
-    if chain is None:
-        start = whitened_start(method, layer, ranks, posed, seed)
-        if start is None:
-            start = plain_start(method, layer, ranks, as_rows(layer.weight, layer), seed)
-        chain = alternate(start, posed, sweeps=1, iterations=_FEW)
+    start = _start(quick(method), layer, ranks, posed, seed)
+    chain = _improved(start, layer, posed, sweeps=1)
     return chain, max(0.0, posed.relative(dense_rows(chain, layer)))
 
 
@@ -176,14 +182,17 @@ def _improved(chain: Chain, layer: Layer, posed: Problem, *, sweeps: int) -> Cha
 
 
 def _start(
-    method: Decomposition, layer: Layer, ranks: Ranks, posed: Problem, plain: Chain, seed: int
+    method: Decomposition, layer: Layer, ranks: Ranks, posed: Problem, seed: int, plain: Chain | None = None
 ) -> Chain:
-    """The best of the starts that the chain's form allows."""
-    if (reduced := reduced_start(plain, layer, posed)) is not None:
+    """The best of the starts that the chain's form allows; the plain one is made where it is the only one."""
+    if (reduced := reduced_start(outline(method, layer, ranks), layer, posed)) is not None:
         return reduced
     whitened = whitened_start(method, layer, ranks, posed, seed)
-    starts = [plain] if whitened is None else [whitened, plain]
-    return min(starts, key=lambda chain: posed.loss(dense_rows(chain, layer)))
+    if whitened is None:
+        return plain or plain_start(method, layer, ranks, as_rows(layer.weight, layer), seed)
+    if plain is None:
+        return whitened
+    return min((whitened, plain), key=lambda chain: posed.loss(dense_rows(chain, layer)))
 
 
 def dense_rows(chain: Chain, layer: Layer) -> Array:

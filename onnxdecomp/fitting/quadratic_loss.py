@@ -24,10 +24,14 @@ from onnxdecomp.tensor.blas_threads import LONG, threads_for
 _FLOOR = 1e-7
 """Of the mean variance: the least shrinkage, which keeps G invertible in float64."""
 
-_LARGE = 512
+LARGE = 512
+"""Features from which products that need not be exact are taken in float32."""
 
 _BLOCK = 1 << 20
 """Numbers that are made at once beside C."""
+
+_COLUMNS = 256
+"""Of a right-hand side, solved at once: Python's other threads wait as long (see `LONG`)."""
 
 _ROUNDING = 1e-12
 """Of the mean square: what the sums' rounding may leave of a variance of nothing."""
@@ -76,7 +80,7 @@ class Problem:
     @cached_property
     def single(self) -> Array:
         """G in float32 where it is large: for products that need not be exact, at half the time."""
-        return self.second.astype(np.float32) if self.second.shape[-1] >= _LARGE else self.second
+        return self.second.astype(np.float32) if self.second.shape[-1] >= LARGE else self.second
 
     @cached_property
     def best(self) -> Array:
@@ -149,8 +153,15 @@ def solved_positive(matrix: Array, right: Array) -> Array:
     if len(matrix) <= LONG:
         return np.asarray(scipy.linalg.solve(matrix, right, assume_a="pos"))
     with threads_for(len(matrix)):
-        np.linalg.cholesky(matrix)  # refuses what is not positive definite
-        return np.linalg.solve(matrix, right)
+        lower = np.linalg.cholesky(matrix)
+        solved = np.empty(right.shape)
+        for start in range(0, right.shape[1], _COLUMNS):
+            columns = slice(start, start + _COLUMNS)
+            half = scipy.linalg.solve_triangular(lower, right[:, columns], lower=True, check_finite=False)
+            solved[:, columns] = scipy.linalg.solve_triangular(
+                lower, half, lower=True, trans="T", check_finite=False
+            )
+        return solved
 
 
 def _modes(best: Array, second: Array) -> Array:

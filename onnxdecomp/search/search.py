@@ -111,7 +111,7 @@ def search_plan(
     weighed = replace(weighed, beyond=beyond)
     brief = shortened(parted(calibration)[0], weighed.work.macs, weighed.work.samples)
     if not any(budget.on_loss for budget in budgets):  # plans are compared, and no error is judged
-        brief = hasty(brief)
+        brief = hasty(brief, weighed.work.samples)
     picker = _Picker(
         *(model, skips, weighed, [budget for budget in budgets if not budget.on_loss]),
         *(lambda plan: trial(plan, brief), Sizes(size, size, bytes_of(precision)), precision, stopwatch),

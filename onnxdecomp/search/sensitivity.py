@@ -38,6 +38,9 @@ _ALL_WORK = 1e12
 _FEWEST, _MOST = 4, 512
 """Samples of one look."""
 
+_LOOKED = 128
+"""Samples of a look at one of many changes: their effects differ by more than as many samples do."""
+
 _BROKEN = 1e6
 """The squared relative error of an output that is not finite any more, or beyond all bounds."""
 
@@ -154,8 +157,9 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int, *, wo
 
 def for_looks(outputs: Outputs, model: ir.Model, calibration: Calibration, macs: int, looks: int) -> Outputs:
     """The outputs on as many of the samples as there is time for where they are looked at so many times."""
-    work = _ALL_WORK / max(looks, 1)
-    return outputs if work >= _WORK else original_outputs(model, calibration, macs, work=work)
+    work = min(_ALL_WORK / max(looks, 1), _LOOKED * macs)
+    enough = min(_WORK, min(_MOST, len(calibration.feeds)) * macs)
+    return outputs if work >= enough else original_outputs(model, calibration, macs, work=work)
 
 
 def output_error(

@@ -28,7 +28,8 @@ It is at most 1 where the components are orthogonal, and has no bound where they
 _WIDER = 1.5
 """By how much the bound on the error grows while the components cancel each other above that."""
 _STALLED = 1e-3
-_BISECTIONS = 60
+_NEAR = 1e-4
+"""Of the multiplier: how far below its root it is."""
 
 
 def stabilise(w: Array, factors: list[Array], max_sweeps: int) -> list[Array]:
@@ -104,6 +105,7 @@ def _shortest(projected: Array, normal: Array, weights: Array, explained: float)
     least-squares factor (μ = 0) explains so much, which only rounding can bring about.
     """
     import scipy.linalg
+    from scipy.optimize import brentq
 
     scale = 1 / np.sqrt(weights)
     values, vectors = scipy.linalg.eigh(normal * np.outer(scale, scale), driver="evd", check_finite=False)
@@ -112,15 +114,16 @@ def _shortest(projected: Array, normal: Array, weights: Array, explained: float)
     squares = np.sum(np.square(rotated), axis=0)
 
     def surplus(multiplier: float) -> float:
-        return float(np.sum(squares * (values + 2 * multiplier) / (values + multiplier) ** 2)) - explained
+        return float(squares @ ((values + 2 * multiplier) / (values + multiplier) ** 2)) - explained
 
     low, high = 1e-12 * values[-1], 1e6 * values[-1]
     if not surplus(low) > 0:
         return None
-    for _ in range(_BISECTIONS):
-        middle = math.sqrt(low) * math.sqrt(high)
-        low, high = (middle, high) if surplus(middle) > 0 else (low, middle)
-        if high < low * (1 + 1e-4):
-            break
+    if surplus(high) > 0:
+        low = high
+    else:
+        low = math.exp(brentq(lambda x: surplus(math.exp(x)), math.log(low), math.log(high), xtol=_NEAR))
+        while not surplus(low) > 0:
+            low *= 1 - _NEAR
     corrected: Array = ((rotated / (values + low)) @ vectors.T) * scale
     return corrected
