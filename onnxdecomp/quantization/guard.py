@@ -21,7 +21,7 @@ from onnxdecomp.quantization.half import LARGEST, fp16
 from onnxdecomp.quantization.int8 import int8, operators
 from onnxdecomp.quantization.kinds import DYNAMIC, INT4, STATIC
 from onnxdecomp.quantization.prepare import require_float
-from onnxdecomp.quantization.products import products, stored
+from onnxdecomp.quantization.products import products, store_tables, stored, tables
 from onnxdecomp.quantization.scheme import Scheme
 from onnxdecomp.runtime import temporary_files
 
@@ -94,6 +94,7 @@ def guarded(
     scheme: Scheme,
     *,
     samples: int = 256,
+    rows: Storage | None = None,
     bounds: Bounds | None = None,
     memory: Memory | None = None,
     trial: bool = False,
@@ -105,6 +106,8 @@ def guarded(
 
     Args:
         model, feeds, scheme, samples: As for `int8`.
+        rows: How tables of embeddings are stored, and heads tied to them. Without it the quantizer has one
+            scale for a whole table, and leaves one that is read twice in floating point.
         bounds: What is asked of the result.
         memory: What was found for other models of the run, where this one begins; written to.
         trial: Take what was found as it is, without judging the result.
@@ -117,6 +120,7 @@ def guarded(
     with temporary_files.folder() as folder:
         ranges = folder / "ranges.json"
         others = operators() - per_channel()
+        of_tables = frozenset(str(match.output.name) for match in tables(model)) if rows else frozenset()
 
         @cache
         def uneven() -> Mapping[str, str]:
@@ -126,9 +130,17 @@ def guarded(
 
         def rung(kept: Mapping[str, str], rest: str = "") -> _Try:
             leave = scheme.leave | others if rest else scheme.leave
-            how = replace(scheme, keep=frozenset({*scheme.keep, *kept}), leave=leave)
-            names = tuple(sorted(set(kept.values())))
-            return _Try(names, rest, lambda: int8(model, feeds, how, samples=samples, ranges=ranges))
+            stay = frozenset({*scheme.keep, *kept})
+            how = replace(scheme, keep=stay | of_tables, leave=leave)
+
+            def make() -> ir.Model:
+                made = int8(model, feeds, how, samples=samples, ranges=ranges)
+                if rows is not None and of_tables:
+                    store_tables(made, rows, {*scheme.exclude, *scheme.keep})
+                    checked(made, f"its {STATIC} form")
+                return made
+
+            return _Try(tuple(sorted(set(kept.values()))), rest, make)
 
         rungs: _Rungs = {
             "whole": lambda: rung({}),

@@ -59,8 +59,30 @@ def stored(model: ir.Model, storage: Storage, keep: Collection[str] = ()) -> ir.
     copy = model.clone()
     if copy.opset_imports.get("", 1) < OLDEST_OPSET:
         copy = raised(copy, OLDEST_OPSET)
-    matched = [match for match in products(copy) if not kept(match, keep)]
-    rewriter = Rewriter(copy)
+    _store(copy, [match for match in products(copy) if not kept(match, keep)], storage)
+    return copy
+
+
+def tables(model: ir.Model) -> list[LayerMatch]:
+    """Lookups, and the products that read their tables as well: tied heads."""
+    matched = products(model)
+    found: set[int] = set()
+    for tie in ties(matched):
+        if any(matched[member].layer.lookup for member in tie.members):
+            found |= {*tie.members}
+    return [match for index, match in enumerate(matched) if index in found]
+
+
+def store_tables(model: ir.Model, storage: Storage, keep: Collection[str] = ()) -> None:
+    """Put the weights of tables, and of what is tied to them, in a storage, in place; see `stored`.
+
+    The model may have fewer bits elsewhere.
+    """
+    _store(model, [match for match in tables(model) if not kept(match, keep)], storage)
+
+
+def _store(model: ir.Model, matched: Sequence[LayerMatch], storage: Storage) -> None:
+    rewriter = Rewriter(model)
     for match, share in zip(matched, _shares(matched), strict=True):
         last = match.nodes[-1]
         own = {key: value for key, value in last.metadata_props.items() if key.startswith(_OWN)}
@@ -70,9 +92,8 @@ def stored(model: ir.Model, storage: Storage, keep: Collection[str] = ()) -> ir.
         if PART in own:  # they are all of one factor's
             for node in new.nodes:
                 node.metadata_props[PART] = own[PART]
-    if any(node.domain == MICROSOFT for place in places(copy) for node in place.graph):
-        copy.graph.opset_imports.setdefault(MICROSOFT, 1)
-    return copy
+    if any(node.domain == MICROSOFT for place in places(model) for node in place.graph):
+        model.graph.opset_imports.setdefault(MICROSOFT, 1)
 
 
 def kept(match: LayerMatch, names: Collection[str]) -> bool:

@@ -169,7 +169,7 @@ class CompressConfig(PlanOptions):
     )
     table_bits: Literal["auto", "4", "8"] = option(
         "auto",
-        "Bits of the numbers in tables of embeddings, for int8-dynamic, int8-block and int4",
+        "Bits of the numbers in tables of embeddings, for int8 and int4",
         group="after",
         otherwise="as many as other weights have",
         places=(("quantize", "table_bits"),),

@@ -30,6 +30,7 @@ from onnxdecomp.quantization.kinds import (
 )
 
 if TYPE_CHECKING:
+    from onnxdecomp.layers.storage import Storage
     from onnxdecomp.quantization.bounds import Bounds
     from onnxdecomp.quantization.guard import Guarded
 
@@ -61,7 +62,7 @@ class Quantize(Quantizer):
     )
     block_size: Block = option(BLOCK, "int4, int8-block: numbers of a weight that share a scale")
     table_bits: Literal["auto", "4", "8"] = option(
-        "auto", "int8-dynamic, int8-block, int4: of tables of embeddings (auto: as many as other weights)"
+        "auto", "int8, int4: of tables of embeddings (auto: as many as other weights)"
     )
     samples: int = option(256, "int8-static: calibration inputs used at most")
     exclude: tuple[str, ...] = option(
@@ -166,7 +167,14 @@ class Quantize(Quantizer):
         feeds = context.calibration.feeds
         scheme = scheme_for(provider, weight_bits=self.weight_bits, per_channel=self.per_channel)
         scheme = replace(scheme, exclude=_matching(model, self.exclude))
-        found = guarded(model, feeds, scheme, samples=self.samples, bounds=bounds, memory=memory, trial=trial)
+        found = guarded(
+            *(model, feeds, scheme),
+            samples=self.samples,
+            rows=self._rows(provider),
+            bounds=bounds,
+            memory=memory,
+            trial=trial,
+        )
         nodes = () if found.model is None else found.model.graph
         facts = {
             "kind": kind,
@@ -177,6 +185,18 @@ class Quantize(Quantizer):
         }
         return found.model, facts, found.note
 
+    def _rows(self, provider: str) -> Storage | None:
+        """How int8-static stores tables; None where the provider has no kernel for heads that share them."""
+        from onnxdecomp.runtime.providers import provider_of
+
+        if not provider_of(provider).mlas:
+            return None
+        return storage_of(DYNAMIC, provider, self.weight_bits, self._table_bits)
+
+    @property
+    def _table_bits(self) -> int | None:
+        return None if self.table_bits == "auto" else int(self.table_bits)
+
     def _stored(
         self, model: ir.Model, context: PassContext, kind: Kind, provider: str, *, trial: bool
     ) -> tuple[ir.Model | None, dict[str, object], str]:
@@ -185,8 +205,7 @@ class Quantize(Quantizer):
         from onnxdecomp.quantization.products import kept, products
 
         name = kernels(kind, self.block_size)
-        bits = None if self.table_bits == "auto" else int(self.table_bits)
-        storage = storage_of(name, provider, self.weight_bits, bits)
+        storage = storage_of(name, provider, self.weight_bits, self._table_bits)
         assert storage is not None
         slow = () if context.latency is None else context.latency.slower(model, name)
         keep = {*_matching(model, self.exclude), *slow}

@@ -16,12 +16,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.core.steps import Lookup, MatMul
+from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.save import save
 from onnxdecomp.layers.storage import Storage
+from onnxdecomp.quantization.guard import guarded
 from onnxdecomp.quantization.kinds import bytes_of, storage_of
 from onnxdecomp.quantization.products import products, stored
+from onnxdecomp.quantization.scheme import scheme_for
 from onnxdecomp.runtime.interface import differences, interface_of
 from tests.builders.exported import KINDS
 
@@ -202,6 +205,39 @@ def test_a_table_and_its_head_are_stored_once(tmp_path: Path) -> None:
     ran = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
     assert "Transpose" not in ran
     assert ran.keys() & {"DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_ranges_for_products_go_with_tables_in_rows(bits: int | None, tmp_path: Path) -> None:
+    """The quantizer has one scale for a table, and leaves a tied one in floating point."""
+    size, width = 160, 32
+    weights = {"w": normal(width, width), "e": normal(size, width)}
+    weights["e"] *= np.float32(10.0) ** RNG.uniform(-3, 0, (size, 1)).astype(np.float32)
+    tokens = RNG.integers(0, size, (2, 16))
+    nodes = [
+        helper.make_node("Gather", ["e", "i"], ["x"]),
+        helper.make_node("LayerNormalization", ["x", "ones"], ["n"]),
+        helper.make_node("MatMul", ["n", "w"], ["h"]),
+        helper.make_node("Transpose", ["e"], ["et"], perm=[1, 0]),
+        helper.make_node("MatMul", ["h", "et"], ["y"]),
+    ]
+    weights["ones"] = np.ones(width, np.float32)
+    whole = proto(nodes, weights, {"i": tokens})
+    model = ir.from_proto(whole)
+    some = tuple({"i": one[None]} for one in RNG.integers(0, size, (8, 16)))
+    feeds = Feeds(some, "test", stackable=True)
+    rows = storage_of("int8-dynamic", "cpu", table_bits=bits)
+    found = guarded(model, feeds, scheme_for("cpu"), rows=rows)
+    assert found.model is not None
+    save(found.model, tmp_path / "m.onnx")
+    made = count(found.model)
+    assert made["QuantizeLinear"] > 0  # of what the product between reads
+    assert not any(match.layer.lookup for match in products(found.model))
+    stored_floats = [t for t in found.model.graph.initializers.values() if t.dtype == ir.DataType.FLOAT]
+    assert max(int(np.prod(t.shape or (1,))) for t in stored_floats) < size * width / 4
+    assert off(run(tmp_path / "m.onnx", {"i": tokens}), run(whole, {"i": tokens})) < (
+        0.05 if bits is None else 0.3
+    )
 
 
 @every
