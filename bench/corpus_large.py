@@ -28,11 +28,21 @@ _CALIBRATION = {
 """Samples, where they are not the corpus' own number: all pictures that there are; 800 sentences; 32
 utterances, which are mostly silence and of which the corpus takes 8."""
 
+_OWN_LENGTHS: Mapping[str, tuple[int, int]] = {"whisper_tiny_en_encoder": (64, 6)}
+"""Models that are fitted to samples of their own lengths: how many there are, and how many of them padded. An
+utterance padded to 30 s is three quarters silence, which takes most of the time and says nothing."""
+
 _GROUPS = 10
 """Into which samples are divided for a jackknife."""
 
 _T = 2.262157
 """Student's 97.5 % quantile for so many groups less one."""
+
+DECODERS = ("whisper_tiny_en_decoder",)
+"""Models that are fitted to what they have written themselves, and timed with one token."""
+
+_TEXTS, _STEPS, _EVERY, _SEED = 12, 20, 6, 77
+"""Utterances that a decoder writes down, tokens of each, of how many one is kept; the utterances' seed."""
 
 _WEIGHT: Mapping[str, Callable[[Any], int]] = {
     "wer": lambda record: len(re.sub(r"[^a-z0-9 ']", " ", record[1].lower()).split()),
@@ -63,6 +73,30 @@ class LargeCorpus:
         model = self.models()[name]
         count = _CALIBRATION.get(name, model.calibration_n)
         return dict(self._common.stack(model, model.samples(count, False)))
+
+    def fitted_to(self, name: str) -> Any:
+        """What `compress` is given: the same, or feeds of one sample each, of their own lengths."""
+        if name in DECODERS:
+            return self._written(name)
+        if name not in _OWN_LENGTHS:
+            return self.calibration(name)
+        count, padded = _OWN_LENGTHS[name]
+        own, whole = (self.models()[name].samples(count, varied) for varied in (True, False))
+        chosen = [*own[: count - padded], *whole[count - padded :]]
+        return [{key: array[None] for key, array in sample.items()} for sample in chosen]
+
+    def _written(self, name: str) -> Any:
+        """What the decoder was fed with while it wrote down some utterances of the calibration part."""
+        from onnxdecomp.data import decode
+
+        whisper = self._module.TINY
+        encoder, names = whisper.session("encoder"), whisper.caches("cross")
+        spoken = whisper.speech("calib", _TEXTS, _SEED, 1)
+        heard = [dict(zip(names, whisper.encode(encoder, one.wave), strict=True)) for one in spoken]
+        prompts = [list(whisper.prompt)] * _TEXTS
+        return decode(
+            str(self.model(name)), prompts, steps=_STEPS, every=_EVERY, inputs=heard, stop=[whisper.end]
+        )
 
     def evaluate(self, name: str, files: list[Path], most: int | None = None) -> list[dict[str, Any]]:
         """What the corpus says of each file; under "change" also the metric's difference with its interval.

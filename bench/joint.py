@@ -29,7 +29,7 @@ from typing import Any
 import onnx
 
 from bench.corpus import Corpus, add_option
-from bench.corpus_large import LargeCorpus
+from bench.corpus_large import DECODERS, LargeCorpus
 from bench.intervals import Difference
 from bench.provenance import RESULTS, ROOT, markdown, provenance, write
 from onnxdecomp.core.layer import Array
@@ -104,6 +104,11 @@ class Task:
     def calibration(self) -> dict[str, Array]:
         return self._corpus.calibration(self.name)
 
+    def fitted_to(self) -> Any:
+        """What `compress` is given: the same, or feeds of their own lengths."""
+        known = self.name in self.large.models()
+        return self.large.fitted_to(self.name) if known else self.calibration()
+
     def file(self, goal: str, way: str, quantized: bool) -> Path:
         """Where a result lies; the original's file is that of the corpus."""
         stem = f"{self.name}.{goal}.{way}" if goal else f"{self.name}.original"
@@ -117,6 +122,8 @@ class Task:
 
     def feed(self) -> dict[str, Array]:
         """The inputs that files are timed with, one sample."""
+        if self.name in DECODERS:  # writes token by token
+            return next(feed for feed in self.fitted_to() if feed["input_ids"].shape == (1, 1))
         arrays = self.calibration()
         if "attention_mask" not in arrays:
             return {name: array[:1] for name, array in arrays.items()}
@@ -180,7 +187,7 @@ def compressed(task: Task, goal: str, way: str) -> list[Row]:
             task.file(goal, way, False),
             target=goal,
             method=WAYS[way],
-            calib=task.calibration(),
+            calib=task.fitted_to(),
             threads=1,
             overwrite=True,
             bench=False,

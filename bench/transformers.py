@@ -233,7 +233,7 @@ def made(task: Task, way: Way) -> Row:
         if way.options is None:
             baseline(way.name, task.source, target, task.calibration(), way.kept)  # type: ignore[arg-type]
         else:
-            done = onnxdecomp.compress(task.source, target, calib=task.calibration(), **way.options)
+            done = onnxdecomp.compress(task.source, target, calib=task.fitted_to(), **way.options)
             totals = done.record["totals"]
             found = {"fewer_macs": totals["macs"]["ratio"], "notes": done.notes}
     except OnnxDecompError as error:
