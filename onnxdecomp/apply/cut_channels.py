@@ -22,6 +22,7 @@ from onnxdecomp.channels.parts import scores_and_values
 from onnxdecomp.errors import DefectError, UsageError
 from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.select_units import select_units
+from onnxdecomp.fitting.strengths import SHRINKAGES
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewritten
@@ -98,7 +99,8 @@ def _selected(
     if method == "attention":
         numbers = values_cut(channel, readers[0], kept)
     else:
-        found = select_units(readers, channel.width, kept, blocks=channel.blocks)
+        strengths = SHRINKAGES if fitter is None else fitter.calibration.shrinkages
+        found = select_units(readers, channel.width, kept, blocks=channel.blocks, shrinkages=strengths)
         numbers = new_numbers(channel, found)
     losses = [own.held_out for own in numbers.fitted]
     return Selected(

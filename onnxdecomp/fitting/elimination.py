@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.moments import Moments
-from onnxdecomp.fitting.quadratic_loss import Problem, problem, solved_positive
+from onnxdecomp.fitting.quadratic_loss import Problem, problem
 from onnxdecomp.tensor.blas_threads import LONG, threads_for
 
 _LEAST_VARIANCE = 1e-6
@@ -250,7 +250,7 @@ def _by_halves(second: Array) -> Array:
         numpy.linalg.LinAlgError: It is not positive definite.
     """
     if len(second) <= LONG:
-        return solved_positive(second, np.eye(len(second)))
+        return _by_factor(second)
     half = len(second) // 2
     across = second[:half, half:]
     first = _by_halves(second[:half, :half])
@@ -258,3 +258,19 @@ def _by_halves(second: Array) -> Array:
     last = _by_halves(second[half:, half:] - across.T @ moved)
     corner = -moved @ last
     return np.block([[first - corner @ moved.T, corner], [corner.T, last]])
+
+
+def _by_factor(second: Array) -> Array:
+    """The inverse of a positive definite matrix by its Cholesky factor.
+
+    Raises:
+        numpy.linalg.LinAlgError: It is not positive definite.
+    """
+    from scipy.linalg import lapack
+
+    factor, refused = lapack.dpotrf(second, lower=1)
+    if refused:
+        raise np.linalg.LinAlgError("not positive definite")
+    lower, _ = lapack.dpotri(factor, lower=1)
+    lower = np.tril(lower)
+    return np.asarray(lower + np.tril(lower, -1).T)

@@ -96,7 +96,7 @@ def fit(
         def lost(candidate: float) -> float:
             nonlocal chain
             chain = improved(train, candidate, chain, 1)
-            return judge.relative(dense_rows(chain, layer))
+            return judge.about(dense_rows(chain, layer))
 
         for candidate, found in tried(shrinkages, lost):
             if outside is None or found < outside:

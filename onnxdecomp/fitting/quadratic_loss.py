@@ -69,6 +69,13 @@ class Problem:
         whole = self.energy or self.pull
         return self.loss(v) / whole if whole > 0 else 0.0
 
+    def about(self, v: Array) -> float:
+        """The relative loss by products that need not be exact (see `single`): to compare strengths by."""
+        whole = self.energy or self.pull
+        products = float(np.sum((v.astype(self.single.dtype) @ self.single) * v))
+        found = products - 2 * float(np.sum(v * self.cross)) + self.energy + self.pull
+        return found / whole if whole > 0 else 0.0
+
     def gradient(self, v: Array) -> Array:
         """Half the gradient of the loss: V G - C."""
         return np.asarray(v @ self.second - self.cross)
@@ -105,8 +112,12 @@ def problem(moments: Moments, weight: Array, shrinkage: float = 0.0, *, centred:
     n = moments.count
     share = 1 / n if centred else 0.0
     mean_in, mean_out = moments.x * share, moments.y * share
-    second = moments.xx / n - mean_in[:, :, None] * mean_in[:, None, :]
+    second = moments.xx / n
     d = second.shape[-1]
+    for group, mean in enumerate(mean_in if centred else ()):
+        for start in range(0, d, _COLUMNS):
+            rows = slice(start, start + _COLUMNS)
+            second[group, rows] -= mean[rows, None] * mean
     scale = float(np.trace(second, axis1=1, axis2=2).mean()) / d
     square = float(np.trace(moments.xx, axis1=1, axis2=2).mean()) / d / n
     strength = (max(shrinkage, 0.0) + _FLOOR) * max(scale, 0.0) + _ROUNDING * square or 1.0

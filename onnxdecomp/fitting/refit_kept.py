@@ -53,11 +53,11 @@ def repair(
     strength, outside = None, None
     if held_out is not None:
         judge = problem(held_out, weight, centred=centred)
-        outside = judge.relative(weight)
+        outside = judge.about(weight)
         least = _WORTH * outside
 
         def outside_at(shrinkage: float) -> float:
-            return judge.relative(problem(train, weight, shrinkage, centred=centred).best)
+            return judge.about(problem(train, weight, shrinkage, centred=centred).best)
 
         for candidate, found in tried(shrinkages, outside_at):
             if found < least:

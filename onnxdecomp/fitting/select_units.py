@@ -182,12 +182,13 @@ def refit_reader(
     strength, outside = np.inf, None
     if held_out is not None:
         judge = posed(held_out)
-        outside = judge.relative(weight)
+        outside = judge.about(weight)
     if lost + moved <= _UNHARMED:
         return RefittedReader(own, own_bias, features, max(0.0, lost), outside, strength)
     if held_out is not None:
-        least = _WORTH * judge.relative(weight)
-        for candidate, found in tried(shrinkages, lambda own: judge.relative(posed(train, own).best)):
+        assert outside is not None
+        least = _WORTH * outside
+        for candidate, found in tried(shrinkages, lambda own: judge.about(posed(train, own).best)):
             if found < least:
                 strength, outside, least = candidate, found, found
     elif cut or features.shape[1] < reader.weight.shape[2]:

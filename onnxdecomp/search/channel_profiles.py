@@ -32,6 +32,7 @@ from onnxdecomp.fitting.refine_scores import AttentionSample
 from onnxdecomp.fitting.rotate_heads import HeadBases, head_bases
 from onnxdecomp.fitting.rotate_scores import score_losses
 from onnxdecomp.fitting.select_units import select_units
+from onnxdecomp.fitting.strengths import SHRINKAGES
 from onnxdecomp.fitting.unit_order import UnitOrder, unit_order
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.recurrence import states_given
@@ -317,7 +318,9 @@ def _honest(curve: UnitOrder | HeadBases) -> Array:
 
 
 def _selected(channel: Channel, readers: Sequence[ReaderMoments], order: UnitOrder, kept: int) -> NewNumbers:
-    found = select_units(readers, channel.width, kept, blocks=channel.blocks, order=order)
+    found = select_units(
+        readers, channel.width, kept, blocks=channel.blocks, order=order, shrinkages=SHRINKAGES[1:-1]
+    )
     return new_numbers(channel, found)
 
 
