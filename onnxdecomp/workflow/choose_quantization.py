@@ -23,7 +23,7 @@ from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import pipeline
 from onnxdecomp.pipeline.base import Planner, Quantizer
 from onnxdecomp.quantization.bounds import Memory
-from onnxdecomp.quantization.kinds import DYNAMIC
+from onnxdecomp.quantization.kinds import DYNAMIC, STATIC
 from onnxdecomp.quantization.prepare import is_quantized
 from onnxdecomp.quantization.products import products
 from onnxdecomp.record.schema.quantizing import Candidate
@@ -90,10 +90,15 @@ class _Kind:
     def time(self) -> float:
         return math.inf if self.ratio is None else self.ratio.value
 
-    @property
-    def least(self) -> float:
-        """The lower end of its time's interval."""
-        return math.inf if self.ratio is None else self.ratio.low
+    def may_be_as_fast_as(self, other: _Kind) -> bool:
+        """Whether the two may take the same time: by the middles of their intervals, or as these overlap.
+
+        Ranges take many times as long to find as the others take to make: here the middles alone count.
+        """
+        if self.ratio is None or other.ratio is None:
+            return self.ratio is not None
+        overlap = self.name != STATIC and self.ratio.low <= other.ratio.high
+        return overlap or self.time <= _NEAR * other.time
 
 
 def choose_kind(run: RunContext, loaded: ir.Model, meter: LatencyMeter, *, slower: bool) -> ChosenKind:
@@ -181,9 +186,9 @@ def _timed(kinds: Sequence[_Kind], model: ir.Model, context: PassContext, meter:
 
 def _made(kinds: Sequence[_Kind], model: ir.Model, context: PassContext) -> Iterator[_Kind]:
     """The kinds that come into question, the fastest first, with their errors."""
-    limit = math.inf
+    fast: list[_Kind] = []
     for kind in kinds:
-        if min(kind.time, kind.least) > limit:
+        if not all(kind.may_be_as_fast_as(other) for other in fast):
             continue
         own = replace(context, memory=kind.memory)
         try:
@@ -199,8 +204,7 @@ def _made(kinds: Sequence[_Kind], model: ir.Model, context: PassContext) -> Iter
         own_model = done.model if done.record.get("kept") else None
         yield replace(kind, error=known, model=own_model)
         if context.max_error is None or (known is not None and known <= context.max_error):
-            assert kind.ratio is not None
-            limit = min(limit, max(_NEAR * kind.time, kind.ratio.high))
+            fast.append(kind)
 
 
 def _retimed(kind: _Kind, meter: LatencyMeter, *, slower: bool) -> _Kind:
@@ -218,8 +222,7 @@ def _best(made: Sequence[_Kind], max_error: float | None) -> _Kind | None:
     usable = [kind for kind in made if not kind.reason]
     if max_error is not None:
         usable = [k for k in usable if k.error is not None and k.error <= max_error] or usable
-    limit = min((max(_NEAR * kind.time, kind.ratio.high) for kind in usable if kind.ratio), default=0.0)
-    usable = [kind for kind in usable if min(kind.time, kind.least) <= limit]
+    usable = [kind for kind in usable if all(kind.may_be_as_fast_as(other) for other in usable)]
 
     def loss(kind: _Kind) -> float:
         return math.inf if kind.error is None else kind.error

@@ -129,6 +129,19 @@ def test_what_is_as_fast_is_told_apart_by_its_error(timed: Any) -> None:
     assert found[STATIC]["error"] is None
 
 
+def test_ranges_are_made_by_the_middle_of_their_interval_others_where_it_overlaps(
+    timed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine intervals are wide, and ranges take many times as long to find."""
+    timed(0.55, 0.50, 0.58)
+    wide = [Ratio(value, value - 0.1, value + 0.1, 0.95) for value in (0.55, 0.50, 0.58)]
+    monkeypatch.setattr(Fake, "time_all", lambda meter, models: wide, raising=False)
+    done = onnxdecomp.compress("net.onnx", calib="calib.npz", **ALONE)
+    found = kinds_of(done)
+    assert (taken(done), found[STATIC]["error"]) == (BLOCKS, None)
+    assert found[BLOCKS]["error"] < found[DYNAMIC]["error"]
+
+
 def test_a_slower_kind_is_taken_where_the_fastest_loses_too_much(timed: Any) -> None:
     timed(0.5, 0.5, 0.9)
     free = onnxdecomp.compress("net.onnx", calib="calib.npz", **ALONE)
