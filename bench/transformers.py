@@ -287,7 +287,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                     *(row["model"], row["goal"], way, f"{row['bytes'] / 1e6:.1f} MB"),
                     *joint.judged(row),
                     _agreement(row),
-                    f"{row['fewer_macs']:.2f}x" if "fewer_macs" in row else "",
+                    f"{row['fewer_macs']:.2f}x" if row.get("fewer_macs") else "",
                     *(joint.speed(row.get(key)) for key in ("over_original", "over_int8")),
                     f"{row['cpu_seconds']:.0f}" if "cpu_seconds" in row else "",
                 )
