@@ -8,24 +8,23 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.apply.cut_channels import put_in, select
+from onnxdecomp.apply.kept_stages import KeptStages
 from onnxdecomp.apply.layer_fitter import Fitter
 from onnxdecomp.apply.schedule import as_they_are, fit_stages
 from onnxdecomp.apply.sibling_group import SiblingGroup, sibling_groups
+from onnxdecomp.apply.storable import Storable, fitted, mended, of_table, with_siblings
 from onnxdecomp.apply.table_group import TableGroup, table_groups
+from onnxdecomp.calibration.batchnorm import put_statistics
 from onnxdecomp.calibration.statistics import Calibration, unobservable
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.channels.find_channels import find_channels
-from onnxdecomp.core.chain import Chain, mirrored
-from onnxdecomp.core.layer import Factors, Layer, Ranks
-from onnxdecomp.core.weight_error import weight_error
+from onnxdecomp.core.layer import Factors, Ranks
 from onnxdecomp.decompositions.base import Decomposition
 from onnxdecomp.errors import DefectError
-from onnxdecomp.fitting.fit import Fit, in_working_type, stored
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.emitter import Share
 from onnxdecomp.layers.recurrence import forget_states, name_states
@@ -40,6 +39,7 @@ from onnxdecomp.search.keep_layers import Key, key_of
 from onnxdecomp.search.layer_errors import foreseen
 from onnxdecomp.search.plan import Choice, Cut, Plan
 from onnxdecomp.search.stored_parameters import shares_of
+from onnxdecomp.tasks.journal import Journal
 
 REPAIRED = "pkg.onnxdecomp.repaired"
 """The metadata of nodes that have other numbers for what was done to others before them."""
@@ -71,6 +71,7 @@ def carry_out(
     on_layer: Callable[[str], None] | None = None,
     on_failure: Callable[[Choice | Cut, Exception], object] | None = None,
     probe: Feed | None = None,
+    journal: Journal | None = None,
 ) -> CarriedOut:
     """Rewrite the model in place as the plan says; the same plan, seed and model give the same bytes.
 
@@ -80,6 +81,7 @@ def carry_out(
     With `requantize`, layers whose weight was stored quantized get factors stored as int8, or as the weight
     was. With a `calibration` every layer that can be observed is fitted to what it sees by then, unless it
     shares its factors. With a `probe`, inputs of the model, every cut of a channel is checked on it.
+    With a `journal` for just this plan, model and calibration every stage is kept as soon as it is done.
 
     A layer whose factors an error of ours prevents is kept, and `on_failure` is told; without it, the error
     is raised. An error on the way into the graph is always raised: the model is then of no more use.
@@ -110,6 +112,7 @@ def carry_out(
         on_layer or (lambda layer: None),
         on_failure,
         probe,
+        KeptStages(journal),
     )
     matched.clear()
     del found_ties
@@ -123,7 +126,7 @@ def carry_out(
             run.layer(stage.match.current(), stage.choice, pending)
             give_back()
         elif run.fitter is not None:
-            run.fitter.renormalise(stage.nodes[0], pending)
+            run.normalisation(run.fitter, stage.nodes[0], pending)
         gone = any(node.graph is None for other in work if other.cut is not None for node in other.nodes)
         if gone:
             infer_shapes(model)  # channels are found by them
@@ -131,6 +134,7 @@ def carry_out(
             work = as_they_are(model, work)
             run.renew([other.match for other in work if other.match is not None])
     forget_states(model, unnamed)
+    run.kept.end()
     return CarriedOut(tuple(run.done.values()), tuple(run.cuts))
 
 
@@ -155,6 +159,7 @@ class _Run:
         tables: Those whose rows are fitted to how they are used, by graph and name of the layers.
         tied: Nodes of layers that share a weight with others.
         seed, requantize, on_layer, on_failure, probe: See `carry_out`.
+        kept: What earlier runs have kept of the stages.
         done, cuts: What was done; `done` by graph and name.
         shared_factors: Those that further layers will have as well.
     """
@@ -170,6 +175,7 @@ class _Run:
     on_layer: Callable[[str], object]
     on_failure: Callable[[Choice | Cut, Exception], object] | None
     probe: Feed | None
+    kept: KeptStages
     done: dict[Key, Rewritten] = field(default_factory=dict)
     cuts: list[ChannelCut] = field(default_factory=list)
     shared_factors: dict[Hashable, Factors] = field(default_factory=dict)
@@ -181,7 +187,8 @@ class _Run:
     def cut(self, cut: Cut, pending: Collection[ir.Node], later: Collection[ir.Node]) -> None:
         """Cut a channel; `later` as for `select`."""
         self.on_layer(cut.channel)
-        selected = self._attempt(lambda: select(self.model, cut, self.fitter, pending, later), cut)
+        make = partial(select, self.model, cut, self.fitter, pending, later)
+        selected = self._attempt(partial(self.kept.cut, make, self.model, cut, self.fitter, pending), cut)
         if selected is None:
             return
         try:
@@ -217,7 +224,7 @@ class _Run:
             if fitting is None or match.quantized or tied or unsound(match.layer.weight):
                 return
             metadata = {REPAIRED: "true"}
-            make: Callable[[], _Storable | None] = partial(_mended, fitting, match, pending)
+            make: Callable[[], Storable | None] = partial(mended, fitting, match, pending)
         else:
             self.on_layer(choice.layer)
             method = method_of(choice)
@@ -225,19 +232,28 @@ class _Run:
             ranks = tuple(map(min, choice.ranks, full))
             metadata = _metadata(method, ranks)
             if group is not None:
-                make = partial(_with_siblings, group, fitting, match, method, pending, hidden)
+                make = partial(with_siblings, group, fitting, match, method, pending, hidden)
             else:
-                fit = partial(_fitted, fitting, match, method, ranks, self.seed, pending)
+                fit = partial(fitted, fitting, match, method, ranks, self.seed, pending)
                 make = partial(fit, share, self.shared_factors, hidden)
                 table = self.tables.get((choice.graph, choice.layer))
                 if table is not None and self.fitter is not None:
-                    make = partial(_of_table, table, self.fitter, match, pending, share, make)
-        made = self._attempt(make, choice)
+                    make = partial(of_table, table, self.fitter, match, pending, share, make)
+        # What layers have in common is found at the first of them, and needed at the others.
+        joint = group is not None or share is not None or (choice.graph, choice.layer) in self.tables
+        keep = partial(self.kept.layer, make, self.fitter, pending, share, joint=joint)
+        made = self._attempt(keep, choice)
         if made is not None:
             quantize = self.requantize and match.requantizes
             put = _put(self._rewriter, match, made, metadata, group, quantize=quantize)
             self.done.pop(_key(put), None)  # what was done last comes last
             self.done[_key(put)] = put
+
+    def normalisation(self, fitter: Fitter, node: ir.Node, pending: Collection[ir.Node]) -> None:
+        """Give a BatchNormalization the statistics that belong to what comes to it by now."""
+        found = self.kept.statistics(partial(fitter.statistics, node, pending), fitter, pending)
+        if found is not None:
+            put_statistics(self.model, node, *found)
 
     def _attempt(self, make: Callable[[], Made | None], choice: Choice | Cut) -> Made | None:
         """What is made; None where nothing is, or an error of ours prevents it."""
@@ -263,88 +279,10 @@ def _hidden(match: LayerMatch, share: Share | None) -> str | None:
     return unobservable(match) or (None if share is None else "other layers have the same factors")
 
 
-@dataclass(frozen=True, eq=False)
-class _Storable:
-    """A chain in the layer's type, with what it has lost of the weight and of the outputs."""
-
-    chain: Chain
-    error: float
-    loss: float | None
-    share: Share | None = None
-    unfitted: str = ""
-
-
-def _mended(fitting: Fitter, match: LayerMatch, pending: set[ir.Node]) -> _Storable | None:
-    """Other numbers for a layer that is kept, where they are of use."""
-    found = fitting.repair(match, pending)
-    return None if found is None else _storable(found, match)
-
-
-def _fitted(
-    fitting: Fitter | None,
-    match: LayerMatch,
-    method: Decomposition,
-    ranks: Ranks,
-    seed: int,
-    pending: set[ir.Node],
-    share: Share | None,
-    shared_factors: dict[Hashable, Factors],
-    hidden: str | None,
-) -> _Storable:
-    """A chain fitted to what the layer sees, or to its weight alone: then perhaps of shared factors."""
-    found = None if fitting is None else fitting.fit(match, method, ranks, seed, pending)
-    if isinstance(found, Fit):
-        return _storable(found, match)
-    factors = shared_factors.get(share.key) if share is not None else None
-    chain, factors = _plain(match.layer, method, ranks, seed, share, factors)
-    if share is not None:
-        shared_factors[share.key] = factors
-    return replace(_storable(chain, match), share=share, unfitted=found or hidden or "")
-
-
-def _of_table(
-    table: TableGroup,
-    fitter: Fitter,
-    match: LayerMatch,
-    pending: set[ir.Node],
-    share: Share | None,
-    plainly: Callable[[], _Storable],
-) -> _Storable:
-    """A chain of the factors that its table has for all of its uses."""
-    found = table.chain(match, fitter, pending)
-    if isinstance(found, str):
-        return replace(plainly(), unfitted=found)
-    chain, loss = found
-    return replace(_storable(chain, match), share=share, loss=loss)
-
-
-def _with_siblings(
-    group: SiblingGroup,
-    fitting: Fitter | None,
-    match: LayerMatch,
-    method: Decomposition,
-    pending: set[ir.Node],
-    hidden: str | None,
-) -> _Storable:
-    """A chain whose first factor is that of its siblings, too."""
-    found = group.chain(match, method, fitting, pending)
-    if isinstance(found, Fit):
-        return _storable(found, match, in_working_type(found.chain, match.layer))
-    return replace(_storable(found, match), unfitted=hidden or group.unfitted)
-
-
-def _storable(found: Fit | Chain, match: LayerMatch, cast: Chain | None = None) -> _Storable:
-    """What was found, in the layer's type: as `cast`, or with the norms of its factors balanced."""
-    chain = cast or (stored(found.chain, match.layer) if isinstance(found, Fit) else found)
-    _check_range(chain, match)
-    loss = found.loss if isinstance(found, Fit) else None
-    return _Storable(chain, weight_error(chain, match.layer), loss)
-
-
 def _put(
     rewriter: Rewriter,
     match: LayerMatch,
-    made: _Storable,
+    made: Storable,
     metadata: Mapping[str, str],
     group: SiblingGroup | None,
     *,
@@ -360,23 +298,3 @@ def _put(
         raise DefectError(what, layer=(match.layer.graph, match.layer.name)) from error
     done = replace(rewritten, rel_error=made.error, loss=made.loss, unfitted=made.unfitted)
     return done.without_weight()
-
-
-def _plain(
-    layer: Layer, method: Decomposition, ranks: Ranks, seed: int, share: Share | None, factors: Factors | None
-) -> tuple[Chain, Factors]:
-    """The chain that is fitted to the weight alone, of factors that another layer may have brought."""
-    first = layer
-    if share is not None and share.flipped:
-        first = replace(layer, weight=layer.weight.T, bias=None)
-    factors = factors or method.fit(first, ranks, seed)
-    chain = method.assemble(first, factors)
-    return (chain if first is layer else mirrored(chain, layer.bias)), factors
-
-
-def _check_range(chain: Chain, match: LayerMatch) -> None:
-    limit = {"float16": 65504.0}.get(match.layer.dtype, np.inf)
-    factors = [step.weight for step in chain.weighted]
-    largest = max((float(np.abs(factor).max()) for factor in factors if factor.size), default=0.0)
-    if not largest < limit:
-        raise DefectError(f"its factors reach {largest:.3g}, too large for {match.layer.dtype}")

@@ -70,14 +70,24 @@ def select(
     Raises:
         UsageError: The model has no such channel, or the method does not take it.
     """
+    channel = channel_to_cut(model, cut)
+    # Whole blocks of it may be gone.
+    kept = cut.kept * channel.width // cut.width
+    return _selected(channel, kept, cut.method, fitter, pending, later)
+
+
+def channel_to_cut(model: ir.Model, cut: Cut) -> Channel:
+    """The channel as it stands in the model by now.
+
+    Raises:
+        UsageError: There is none, or the method does not take it.
+    """
     channel = find_channel(model, find(model, freeze=True)[0], cut.channel, freeze=True)
     if channel is None:
         raise UsageError(f"the channel {cut.channel!r} is gone with others that were cut before it")
     if cut.method == "attention" and (why := unrotatable(channel)):
         raise UsageError(f"attention does not take the channel {channel.name!r}: {why}")
-    # Whole blocks of it may be gone.
-    kept = cut.kept * channel.width // cut.width
-    return _selected(channel, kept, cut.method, fitter, pending, later)
+    return channel
 
 
 def _selected(

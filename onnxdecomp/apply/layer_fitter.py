@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxdecomp.calibration.activation_cache import Window
 from onnxdecomp.calibration.attention_scores import HELD, ScoreProduct, real_queries
-from onnxdecomp.calibration.batchnorm import renormalise
+from onnxdecomp.calibration.batchnorm import new_statistics
 from onnxdecomp.calibration.look import Look, Reference
 from onnxdecomp.calibration.nonlinearity import Aim, activation
 from onnxdecomp.calibration.pinned_values import pins_of
@@ -230,10 +230,10 @@ class Fitter:
         look_at([look], self.now, self.original, self.calibration, pending)
         return look
 
-    def renormalise(self, node: ir.Node, pending: Collection[ir.Node]) -> bool:
-        """Other statistics for a BatchNormalization."""
+    def statistics(self, node: ir.Node, pending: Collection[ir.Node]) -> tuple[Array, Array] | None:
+        """Other statistics for a BatchNormalization, its mean and variance; None where it keeps its own."""
         left = self.left.get(node)
-        return renormalise(self.model, node, self.now, self.original, pending, self.calibration, left)
+        return new_statistics(node, self.now, self.original, pending, self.calibration, left)
 
     def _rectified(
         self,

@@ -7,6 +7,7 @@ the depth; so the values at a cut through the graph are held, and each look comp
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -46,6 +47,8 @@ class Window:
         self._held: list[dict[ir.Value, Array]] = []
         self._known: tuple[ir.Value, ...] = ()
         self._done: set[ir.Node] = set()
+        self.moves: list[tuple[str, ...]] = []
+        """The names that it was asked for, one look after the other."""
 
     def advance(self, names: Sequence[str], pending: Collection[ir.Node] = ()) -> Iterator[list[Array]]:
         """The values of these names for each batch of the inputs, and the cut moved up to them.
@@ -58,6 +61,7 @@ class Window:
             KeyError: The main graph has no such value.
             ModelError: ONNX Runtime fails on the model.
         """
+        self.moves.append(tuple(names))
         graph = self._model.graph
         values = {str(value.name): value for value in graph.inputs}
         values |= {str(out.name): out for node in graph for out in node.outputs if out.name}
@@ -136,3 +140,21 @@ class Window:
             yield from ({} for _ in self._held)
         else:
             yield from self._feeds.batches(self._batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """A window with the nodes that are pending, to be moved as it was in an earlier run (see `Journal`)."""
+
+    window: Window
+    pending: Collection[ir.Node]
+
+    @property
+    def moves(self) -> list[tuple[str, ...]]:
+        """What it was asked for."""
+        return self.window.moves
+
+    def move(self, names: Sequence[str]) -> None:
+        """Look at these, and need nothing of them."""
+        for _ in self.window.advance(names, self.pending):
+            pass

@@ -44,21 +44,38 @@ def renormalise(
     calibration: Calibration | None = None,
     left: Array | None = None,
 ) -> bool:
-    """Give each channel of the output the mean and variance that it has in the original.
+    """Put the statistics in that `new_statistics` finds; whether there were any."""
+    found = new_statistics(node, now, original, pending, calibration, left)
+    if found is not None:
+        put_statistics(model, node, *found)
+    return found is not None
+
+
+def put_statistics(model: ir.Model, node: ir.Node, mean: Array, variance: Array) -> None:
+    """Other constants for the mean and the variance of a BatchNormalization."""
+    _store(model, node, _MEAN, mean)
+    _store(model, node, _VARIANCE, variance)
+
+
+def new_statistics(
+    node: ir.Node,
+    now: Window,
+    original: Window,
+    pending: Collection[ir.Node],
+    calibration: Calibration | None = None,
+    left: Array | None = None,
+) -> tuple[Array, Array] | None:
+    """The mean and variance [C] that give the output those of the original; None where the old ones do.
 
     With m and v the moments of the operator's input, now and in the original, the stored variance is scaled
     by v_now / v_original, and the stored mean moved so that (m - mean) / deviation is what it was.
 
     Args:
-        model: Of `now`.
-        node: As it stands there.
+        node: As it stands in the model of `now`.
         now, original: Windows on both models, where the input has the same name.
         pending: As for `Window.advance`.
         calibration: The inputs, where some of their positions are padding.
         left: Which of the original's channels there still are; None: all.
-
-    Returns:
-        Whether anything was changed.
     """
     name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
     here, there = _Channels(), _Channels()
@@ -70,19 +87,18 @@ def renormalise(
             real = None if mask is None else mask.rows(feed, (len(x), *x.shape[2:]))
             channels.add(x if real is None else np.moveaxis(x, 1, -1)[real])
     if here.count == 0 or there.count == 0:
-        return False
+        return None
     (mean_now, var_now), (mean_then, var_then) = here.moments(), there.moments()
     deviation = np.sqrt(np.maximum(var_then, 1e-30))
     moved = np.abs(mean_now - mean_then) / deviation, np.abs(np.sqrt(var_now) / deviation - 1)
     if max(float(change.max()) for change in moved) <= _UNHARMED:
-        return False
+        return None
     scale = np.where(var_then > 0, var_now / np.maximum(var_then, 1e-30), 1.0)
     mean, variance = (_constant(node.inputs[index]) for index in (_MEAN, _VARIANCE))
     assert mean is not None
     assert variance is not None
-    _store(model, node, _MEAN, (mean_now - (mean_then - mean) * np.sqrt(scale)).astype(mean.dtype))
-    _store(model, node, _VARIANCE, (variance * scale).astype(variance.dtype))
-    return True
+    moved_mean = mean_now - (mean_then - mean) * np.sqrt(scale)
+    return moved_mean.astype(mean.dtype), (variance * scale).astype(variance.dtype)
 
 
 def _store(model: ir.Model, node: ir.Node, index: int, array: Array) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +31,7 @@ from onnxdecomp.fitting.strengths import SHRINKAGES
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.runtime.memory_budget import budget, gibibytes
 from onnxdecomp.runtime.session import Feed
+from onnxdecomp.tasks.values import digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,13 @@ class Calibration:
     threads: int = 0
     seed: int = 0
     mask: Mask | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for calibrations that give the same moments: a hash of inputs and of their use."""
+        names = [field.name for field in fields(self) if field.name != "feeds"]
+        settings = {name: getattr(self, name) for name in names}
+        return digest(settings, self.feeds.stackable, *map(digest, self.feeds))
 
 
 _HELD = 1 << 26

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", type=click.Path())
+@click.argument("model", type=click.Path(), required=False)
 @click.option(
     "-o",
     "--output",
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 def command(
     context: click.Context,
     /,
-    model: str,
+    model: str | None,
     output: str | None,
     config: str | None,
     preprocess: str | None,
@@ -54,6 +55,11 @@ def command(
     The result is checked against MODEL (interface, numbers, and accuracy where the data have labels) and
     timed against it.
     """
+    if isinstance(file := context.params["batch"], Path):
+        _fleet(context, file, model, output, config, json_target)
+        return
+    if model is None:
+        raise click.MissingParameter(ctx=context, param=context.command.params[0])
     from onnxdecomp.cli import console
     from onnxdecomp.cli.show import show_plan, show_result
     from onnxdecomp.workflow.compress import compress, default_output
@@ -72,6 +78,30 @@ def command(
     write_record(context, result.record, json_target, report_target, markdown_target)
     if "-" not in (json_target, markdown_target):
         (show_plan if asked.dry_run else show_result)(result, all_layers=all_layers)
+
+
+def _fleet(
+    context: click.Context,
+    file: Path,
+    model: str | None,
+    output: str | None,
+    config: str | None,
+    json_target: str | None,
+) -> None:
+    """Many models: what is about one of them is refused.
+
+    Raises:
+        UsageError: Something is about one model.
+    """
+    from onnxdecomp.cli.fleet import compress_all
+    from onnxdecomp.errors import UsageError
+
+    reports = context.params["report_target"] or context.params["markdown_target"]
+    named = {"MODEL": model, "--output": output, "--config": config, "--report and --markdown": reports}
+    for what, value in named.items():
+        if value is not None:
+            raise UsageError(f"--batch {file} and {what} exclude each other: {file} says it of each model")
+    compress_all(file, options.said(context), json_target)
 
 
 def _asked(

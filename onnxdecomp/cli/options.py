@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import click
 
+from onnxdecomp.cli.fleet import BatchType
 from onnxdecomp.cli.shapes import parse_shapes
 from onnxdecomp.core.options import Described, default_of, described, option_fields, spelled
 from onnxdecomp.search.plan_options import PlanOptions
@@ -53,7 +54,7 @@ def option_of(field: dataclasses.Field[Any], hint: object) -> Callable[[F], F]:
         flag,
         field.name,
         is_flag=True if isinstance(default, bool) and "/" not in flag else None,
-        type=_type(known, hint),
+        type=BatchType() if field.name == "batch" else _type(known, hint),
         multiple=several,
         default=() if several else default,
         show_default=shown,

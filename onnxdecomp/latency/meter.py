@@ -13,11 +13,15 @@ from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.random_inputs import Trial, random_feeds, trial_of
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.evaluate import benchmark
-from onnxdecomp.evaluate.benchmark import BenchResult
+from onnxdecomp.evaluate.benchmark import BenchResult, ModelTiming, Setting
+from onnxdecomp.graph.load import content_hash
 from onnxdecomp.graph.save import save
 from onnxdecomp.runtime import session, temporary_files
+from onnxdecomp.runtime.deadline import Deadline
 from onnxdecomp.runtime.session import Feed, TensorSpec
-from onnxdecomp.runtime.timing import Ratio
+from onnxdecomp.runtime.timing import Ratio, Summary
+from onnxdecomp.tasks.course import Course
+from onnxdecomp.tasks.values import Codec
 
 
 def timed_input(
@@ -62,6 +66,12 @@ def _of_rows(feed: Feed, specs: Sequence[TensorSpec], batch: int, model: Path, t
     return made
 
 
+_CODEC = Codec((BenchResult, Setting, ModelTiming, Summary, Ratio))
+
+_SHARE = 0.3
+"""Of the time that is left, what one decision may take."""
+
+
 @dataclass(frozen=True, eq=False)
 class LatencyMeter:
     """How models are timed against the original.
@@ -72,6 +82,8 @@ class LatencyMeter:
         inputs: Gives the input, see `timed_input`: it is made when the first model is timed.
         batch: The rows asked for, which the input has; None where it has what it came with.
         patience: So many times `seconds` are taken at most to decide whether a model is faster.
+        deadline: When the run is to end: then less is taken, but `seconds` always.
+        course: Keeps what was timed; None where nothing is kept.
     """
 
     original: Path
@@ -82,11 +94,14 @@ class LatencyMeter:
     inputs: Callable[[], Feeds]
     batch: int | None = None
     patience: float = 15.0
+    deadline: Deadline | None = None
+    course: Course | None = None
 
     @property
     def limit(self) -> float:
         """Seconds within which it is to be decided whether a model is faster."""
-        return self.patience * self.seconds
+        most = self.patience * self.seconds
+        return most if self.deadline is None else max(self.seconds, min(most, _SHARE * self.deadline.left()))
 
     def time(
         self, new: Path, *, threads: int | None = None, batch: int | None = None, decide: bool = False
@@ -99,31 +114,11 @@ class LatencyMeter:
                 at a batch of 1, where nobody has asked for another.
             decide: Go on up to the limit until it is known whether the new one is faster.
         """
-        return benchmark.bench(
-            [self.original, new],
-            providers=(self.provider,),
-            threads=(threads or self.threads,),
-            batch_sizes=(batch or self.batch or 1,),
-            data=self._inputs(batch),
-            duration=self.seconds,
-            seed=self.seed,
-            memory=False,
-            limit=self.limit if decide else 0.0,
-        )
+        return self._bench([new], threads or self.threads, batch, decide=decide)
 
     def time_all(self, models: Sequence[Path]) -> list[Ratio]:
         """The times of several models over the original's, in turns, until it is decided which are faster."""
-        timed = benchmark.bench(
-            [self.original, *models],
-            providers=(self.provider,),
-            threads=(self.threads,),
-            batch_sizes=(self.batch or 1,),
-            data=self.inputs(),
-            duration=self.seconds,
-            seed=self.seed,
-            memory=False,
-            limit=self.limit,
-        )
+        timed = self._bench(models, self.threads, None, decide=True)
         found = [model.ratio for model in timed.settings[0].models[1:]]
         return [ratio for ratio in found if ratio is not None]
 
@@ -133,6 +128,26 @@ class LatencyMeter:
             new = folder / "model.onnx"
             save(model, new)
             return self.time(new, decide=True)
+
+    def _bench(self, models: Sequence[Path], threads: int, batch: int | None, *, decide: bool) -> BenchResult:
+        def run() -> BenchResult:
+            return benchmark.bench(
+                [self.original, *models],
+                providers=(self.provider,),
+                threads=(threads,),
+                batch_sizes=(batch or self.batch or 1,),
+                data=self._inputs(batch),
+                duration=self.seconds,
+                seed=self.seed,
+                memory=False,
+                limit=self.limit if decide else 0.0,
+            )
+
+        if self.course is None:
+            return run()
+        files = [content_hash(path) for path in (self.original, *models)]
+        settings = (self.provider, threads, batch, self.batch, self.seconds, self.seed, decide)
+        return self.course.under("bench", files, settings).kept(_CODEC, run, BenchResult)
 
     def _inputs(self, batch: int | None) -> Feeds:
         """The input, of one row where another batch than the meter's is asked for: it is made of that."""

@@ -19,6 +19,8 @@ from onnxdecomp.errors import DefectError
 from onnxdecomp.search.plan_options import PlanOptions
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from onnxdecomp.calibration.statistics import Calibration
     from onnxdecomp.channels.channel_cut import ChannelCut
     from onnxdecomp.core.refinement import Refinement
@@ -28,11 +30,13 @@ if TYPE_CHECKING:
     from onnxdecomp.layers.adapter import LayerMatch
     from onnxdecomp.layers.replace import Rewritten
     from onnxdecomp.quantization.bounds import Memory
+    from onnxdecomp.runtime.deadline import Deadline
     from onnxdecomp.search.latency_model import Stopwatch
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.search.search import SearchResult
     from onnxdecomp.search.search_record import SearchRecord
     from onnxdecomp.search.spectra import LayerSpectra
+    from onnxdecomp.tasks.course import Course
 
 __all__ = [
     "Interface",
@@ -116,6 +120,9 @@ class PassContext:
         seed: Of everything random.
         spectra: Whether the spectra of what is decomposed are recorded.
         progress: Called as the work goes on.
+        deadline: When the run is to end, or None.
+        course: What is kept of the run in its work folder, or None.
+        pool: Computes tasks beside this process, or None.
     """
 
     plan: Plan | None = None
@@ -138,6 +145,9 @@ class PassContext:
     seed: int = 0
     spectra: bool = False
     progress: Progress | None = None
+    deadline: Deadline | None = None
+    course: Course | None = None
+    pool: Executor | None = None
 
     def only(self, asked: Iterable[Need]) -> PassContext:
         """The same without what a pass has not asked for."""

@@ -41,7 +41,6 @@ from onnxdecomp.runtime.memory_budget import budget, gibibytes
 from onnxdecomp.search.channel_costs import Extent, extents, narrowed_by
 from onnxdecomp.search.channel_effect import cut_effect
 from onnxdecomp.search.fixed_widths import methods_of, width_multiple
-from onnxdecomp.search.layer_errors import foreseen, reason_for
 from onnxdecomp.search.sensitivity import Effect, Outputs
 
 FRACTIONS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
@@ -52,9 +51,6 @@ TIMED = (0.5, 0.25)
 
 _POINTS = 3
 """Widths per channel whose effect on the output is measured."""
-
-_NEAR = 4
-"""Layers that are weighed between a channel's ends, up to which it is measured from where it begins."""
 
 Halves = tuple[Moments, Moments | None]
 """Moments of rows that are fitted to and of held-out ones."""
@@ -167,84 +163,7 @@ def with_times(profiles: Sequence[ChannelProfile], ratios: Sequence[float]) -> l
     ]
 
 
-class ChannelWeigher:
-    """Weighs channels as soon as all that read them have been observed.
-
-    Attributes:
-        readers: The places of the layers that have to be observed.
-    """
-
-    def __init__(
-        self, model: ir.Model, matched: Sequence[LayerMatch], profiles: Sequence[ChannelProfile]
-    ) -> None:
-        self._model = model
-        place = {match.nodes[0]: place for place, match in enumerate(matched)}
-        self._reads = {
-            entry.channel: [place[reader.match.nodes[0]] for reader in entry.channel.readers]
-            for entry in profiles
-            if not entry.reason and entry.channel.readers
-        }
-        self._profiles = {entry.channel: entry for entry in profiles}
-        self.readers = {reader for own in self._reads.values() for reader in own}
-        self._seen: dict[int, Halves | None] = {}
-
-    @property
-    def profiles(self) -> tuple[ChannelProfile, ...]:
-        """One for each of the channels."""
-        return tuple(self._profiles.values())
-
-    def take_scores(self, outputs: Outputs, calibration: Calibration) -> None:
-        """Weigh the channels that end in products of queries and keys, all in one walk over the inputs."""
-        asked = [entry for entry in self._profiles.values() if _is_of_scores(entry)]
-        if not asked or calibration.synthetic:
-            reason = "no calibration inputs show its queries and keys"
-            self._profiles |= {e.channel: replace(e, levels=e.levels[:1], reason=reason) for e in asked}
-            return
-        products = [score_product(entry.channel) for entry in asked]
-        known = [product for product in products if not isinstance(product, str)]
-        for entry, samples in zip(asked, attention_samples(self._model, known, calibration), strict=True):
-            self._guarded(entry, partial(_of_scores, self._model, entry, samples, outputs, calibration))
-
-    def _guarded(self, entry: ChannelProfile, weigh: Callable[[], ChannelProfile]) -> None:
-        """Weigh a channel; an error of ours is a reason to leave it whole."""
-        try:
-            entry = weigh()
-        except Exception as error:
-            if foreseen(error):
-                raise
-            entry = replace(entry, levels=entry.levels[:1], reason=reason_for(error, entry.channel.name))
-        self._profiles[entry.channel] = entry
-
-    def pending(self) -> set[ir.Node]:
-        """The nodes of channels that are still to be weighed, and soon will be."""
-        return {node for channel in self._reads if self._is_near(channel) for node in channel.nodes}
-
-    def take(
-        self,
-        place: int,
-        halves: Halves | None,
-        outputs: Outputs,
-        calibration: Calibration,
-        pending: Collection[ir.Node],
-    ) -> None:
-        """Weigh the channels of which this layer is the last reader; `pending` as for `effect`."""
-        self._seen[place] = halves
-        for channel in [channel for channel, own in self._reads.items() if self._seen.keys() >= {*own}]:
-            before = {*pending, *self.pending()} if self._is_near(channel) else None
-            seen = [self._seen[reader] for reader in self._reads.pop(channel)]
-            entry = self._profiles[channel]
-            weigh = partial(_weighed, self._model, entry, seen, outputs, calibration, before)
-            self._guarded(entry, weigh)
-        waited = {reader for own in self._reads.values() for reader in own}
-        self._seen = {reader: own for reader, own in self._seen.items() if reader in waited}
-
-    def _is_near(self, channel: Channel) -> bool:
-        """Whether few layers stand between its ends: else no look could move on until it is weighed."""
-        inside = channel.producers[0].match.place.path
-        return not inside and len(channel.layers) <= _NEAR
-
-
-def _weighed(
+def weighed_channel(
     model: ir.Model,
     entry: ChannelProfile,
     seen: Sequence[Halves | None],
@@ -269,7 +188,7 @@ def _weighed(
     return _measured(model, entry, levels, numbers, outputs, calibration, pending)
 
 
-def _is_of_scores(entry: ChannelProfile) -> bool:
+def is_of_scores(entry: ChannelProfile) -> bool:
     """Whether it can be cut, and ends in a product of queries and keys alone."""
     return not entry.reason and bool(entry.channel.products) and not entry.channel.readers
 
@@ -340,7 +259,7 @@ def _measured(
     return replace(entry, levels=(entry.levels[0], *levels), effect=effect)
 
 
-def _of_scores(
+def weighed_scores(
     model: ir.Model,
     entry: ChannelProfile,
     samples: Sequence[AttentionSample],

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.deadline import SEARCH, Deadline, passed
 from onnxdecomp.search.channel_profiles import ChannelProfile
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles, Progress
@@ -76,6 +78,8 @@ def try_fewer_cuts(
     *,
     wanted: float | None = None,
     progress: Progress | None = None,
+    deadline: Deadline | None = None,
+    ahead: Callable[[Sequence[Plan]], AbstractContextManager[object]] = nullcontext,
 ) -> Tried:
     """The best of a plan and others, with fewer cuts or with nothing else.
 
@@ -87,6 +91,8 @@ def try_fewer_cuts(
         wanted: The latency over the original's that is asked for. A plan that was measured to be slower
             does not win against one that is not.
         progress: Called as the work goes on.
+        deadline: No further plan is tried behind its share of the time.
+        ahead: Begins with all of the plans elsewhere, as long as the block lasts.
     """
     if not chosen.plan.cuts:
         return Tried(chosen)
@@ -99,15 +105,18 @@ def try_fewer_cuts(
     if len(fast) == 1:
         return Tried(fast[0])
     tries: list[Mapping[str, float | None]] = []
-    best, least = fast[0], math.inf
-    for own in fast:
-        if progress:
-            progress(f"try the plan with {len(own.plan.cuts)} cuts", len(tries), len(fast))
-        value = error(own.plan)
-        tries.append(_entry(own, value))
-        if value < (_EQUAL * least if tries[1:] else math.inf):
-            best, least = own, value
-    return Tried(best, tuple(tries))
+    best, least, late = fast[0], math.inf, False
+    with ahead([own.plan for own in fast]):
+        for own in fast:
+            if late := passed(deadline, SEARCH):
+                break
+            if progress:
+                progress(f"try the plan with {len(own.plan.cuts)} cuts", len(tries), len(fast))
+            value = error(own.plan)
+            tries.append(_entry(own, value))
+            if value < (_EQUAL * least if tries[1:] else math.inf):
+                best, least = own, value
+    return Tried(best, tuple(tries), late=late)
 
 
 def cheaper_without_cuts(

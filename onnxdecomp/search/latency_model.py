@@ -40,6 +40,8 @@ from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search.candidates import Outline, dense_cost
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.sibling_groups import GroupKey, group_of, members_of
+from onnxdecomp.tasks.course import Course
+from onnxdecomp.tasks.values import Codec
 
 _SLOWER = 1.1
 """What a layer takes over its time in floating point from which on it stays so: as much is noise, or worth it
@@ -75,6 +77,9 @@ class Timed:
     own: Mapping[int, float] = field(default_factory=dict)
 
 
+_CODEC = Codec((Timed, Ratio))
+
+
 @dataclass(frozen=True, eq=False)
 class Stopwatch:
     """How latency is measured.
@@ -87,6 +92,7 @@ class Stopwatch:
         batch: The rows of `feed`, where somebody has asked for so many; else 1.
         cached: Use and add to the timings on this machine's disk.
         seconds: About the time to take for the chains.
+        course: Keeps what was timed of models of just this one; None where nothing is kept.
     """
 
     original: Path
@@ -97,6 +103,7 @@ class Stopwatch:
     batch: int = 1
     cached: bool = True
     seconds: float = 20.0
+    course: Course | None = None
 
     def time(
         self,
@@ -104,6 +111,21 @@ class Stopwatch:
         matched: Sequence[LayerMatch],
         options: Sequence[Sequence[Outline]],
         narrower: Sequence[tuple[int, Layer]] = (),
+    ) -> Timed:
+        """Time the outlines of each match, in turns with the layer itself; see `_time`."""
+        if self.course is None:
+            return self._time(model, matched, options, narrower)
+        asked = [[(one.method.name, one.ranks, one.cost) for one in own] for own in options]
+        sizes = [(place, layer.outputs, layer.inputs) for place, layer in narrower]
+        course = self.course.under("time layers", self.precision, asked, sizes)
+        return course.kept(_CODEC, lambda: self._time(model, matched, options, narrower), Timed)
+
+    def _time(
+        self,
+        model: ir.Model,
+        matched: Sequence[LayerMatch],
+        options: Sequence[Sequence[Outline]],
+        narrower: Sequence[tuple[int, Layer]],
     ) -> Timed:
         """Time the outlines of each match, in turns with the layer itself.
 
@@ -175,6 +197,12 @@ class Stopwatch:
 
     def time_plan(self, model: ir.Model, plan: Plan) -> Ratio:
         """The latency of the whole model under a plan over the original's, with factors of noise."""
+        if self.course is None:
+            return self._time_plan(model, plan)
+        course = self.course.under("time plan", self.precision, repr(plan.to_json()))
+        return course.kept(_CODEC, lambda: self._time_plan(model, plan), Ratio)
+
+    def _time_plan(self, model: ir.Model, plan: Plan) -> Ratio:
         copy = model.clone()
         for cut in plan.cuts:
             channel = find_channel(copy, find(copy, freeze=True)[0], cut.channel, freeze=True)

@@ -16,39 +16,41 @@ from onnxdecomp.errors import DefectError, ModelError
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.siblings import siblings
-from onnxdecomp.layers.tied_weights import Tie, stays, ties
+from onnxdecomp.layers.tied_weights import Tie, ties
+from onnxdecomp.runtime.deadline import SURVEY, Deadline, passed
 from onnxdecomp.search.candidates import (
     Candidate,
     Outline,
-    What,
     candidates,
     dense_cost,
-    methods_for,
-    outlined,
-    outlines,
 )
 from onnxdecomp.search.channel_profiles import (
     ChannelProfile,
-    ChannelWeigher,
     Halves,
     narrower,
     unweighed,
     with_times,
 )
+from onnxdecomp.search.channel_weigher import ChannelWeigher
+from onnxdecomp.search.kept_survey import KeptSurvey
 from onnxdecomp.search.latency_model import Stopwatch, Timed
-from onnxdecomp.search.layer_errors import foreseen, reason_for
+from onnxdecomp.search.layer_outlines import cost_kind, joined, layer_outlines, reason_of_error, weight_reader
 from onnxdecomp.search.plan import Cost
 from onnxdecomp.search.sample_work import SampleWork, sample_work
-from onnxdecomp.search.scope import Scope, reasons_to_stay, refusals, untouchable
+from onnxdecomp.search.scope import Scope, reasons_to_stay, untouchable
 from onnxdecomp.search.sensitivity import Effect, Outputs, effect, for_looks, original_outputs
 from onnxdecomp.search.sibling_candidates import Relatives, probing
 from onnxdecomp.search.table_candidates import TableCandidates
 from onnxdecomp.search.timed_outlines import time_outlines
+from onnxdecomp.tasks.journal import Journal
 
 Progress = Callable[[str, int, int], None]
 
 _POINTS = 3
 """Candidates per layer whose effect on the output is measured."""
+
+LATE = "the time limit came before it was weighed"
+"""Why nothing is done to a layer or a channel that there was no time for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +112,14 @@ class LayerProfiles:
     channels: tuple[ChannelProfile, ...] = ()
     beyond: Cost = field(default_factory=lambda: Cost(0, 0))
 
+    @property
+    def late(self) -> bool:
+        """Whether the deadline came before all were weighed."""
+        return LATE in {*(e.reason for e in self.layers), *(e.reason for e in self.channels)}
+
     def reader(self, tie: Tie) -> str:
         """Who keeps the weight in the model, whatever is done to its other readers; "" where nobody does."""
-        return _reader(tie, {i: (self.layers[i].match, self.layers[i].candidates) for i in tie.members})
+        return weight_reader(tie, {i: (self.layers[i].match, self.layers[i].candidates) for i in tie.members})
 
 
 def profile_layers(
@@ -124,6 +131,8 @@ def profile_layers(
     channels: Sequence[Channel] = (),
     stopwatch: Stopwatch | None = None,
     progress: Progress | None = None,
+    deadline: Deadline | None = None,
+    journal: Journal | None = None,
 ) -> LayerProfiles:
     """Weigh every layer of the model, which stays as it is.
 
@@ -136,7 +145,8 @@ def profile_layers(
         channels: Those whose widths are weighed, too.
         stopwatch: Measures the latency of outlines; those that take as long as the layer are dropped.
         progress: Called as the work goes on.
-
+        deadline: What was not weighed by its share of the time stays as it is.
+        journal: Keeps what is found out, for a survey of just this model, scope and calibration.
     """
     scope = scope.of_layers([match.layer for match in matched])
     report = progress or (lambda what, done, total: None)
@@ -147,19 +157,13 @@ def profile_layers(
     related = Relatives.of(
         matched, siblings(matched, found_ties), reasons, scope.methods, scope.multiple, scope.what
     )
-    options = _outlines(matched, reasons, scope)
-    joint = _joined(found_ties, matched, options, reasons, scope)
+    options = layer_outlines(matched, reasons, scope)
+    joint = joined(found_ties, matched, options, reasons, scope)
     barred = untouchable(matched, idle, found_ties, scope)
     asked = [
         unweighed(channel, matched, scope.cuts, scope.multiple, barred, scope.quantum) for channel in channels
     ]
-    timed: Timed | None = None
-    takes: dict[int, float] = {}
-    if stopwatch is not None:
-        report("time layers", 0, 0)
-        smaller = narrower(asked, matched)
-        timed, takes = time_outlines(stopwatch, model, matched, options, related, reasons, smaller)
-        asked = with_times(asked, timed.narrower)
+    timed, takes, asked = _timed(stopwatch, model, matched, options, related, reasons, asked, report)
     related.explain(options, reasons)
     own_parts = [0.0 if timed is None else timed.own.get(place, 0.0) for place in range(len(matched))]
     work = sample_work(model, matched, calibration)
@@ -171,10 +175,14 @@ def profile_layers(
         )
     ]
     todo = [index for index, own in enumerate(options) if own or related.outlines(index)]
-    weigher = ChannelWeigher(model, matched, asked)
+    kept = KeptSurvey(journal)
+    weigher = ChannelWeigher(model, matched, asked, kept)
     tables = TableCandidates.of(model, matched, found_ties, options, fitting)
-    for index, halves in _moments(model, matched, sorted({*todo, *weigher.readers}), fitting, joint):
+    for index, halves in _moments(model, matched, sorted({*todo, *weigher.readers}), fitting, joint, kept):
         ahead = [later for later in todo if later >= index]
+        if passed(deadline, SURVEY):
+            _give_up(ahead, found, related, weigher)
+            break
         pending = {node for later in ahead for node in matched[later].nodes}
         if index in ahead:
             match, alone = matched[index], options[index]
@@ -182,26 +190,62 @@ def profile_layers(
             shares = None if timed is None else timed.parts.get(index)
             price = None if not alone or shares is None else (lambda o, own=shares[0]: takes[id(o)] / own)
             near = pending | weigher.pending()
+            own, moments = alone or probing(match), _usable(halves)
+            found_by = partial(_weighed, match, own, moments, scope, price, partial(tables.fitted, index))
+            weigh = partial(_looked_at, found_by, model, match, seen, calibration, near)
             try:
-                moments = _usable(halves)
-                weighed = _weighed(
-                    match, alone or probing(match), moments, scope, price, partial(tables.fitted, index)
-                )
-                measured = _measured(model, match, weighed, seen, calibration, near)
+                weighed, measured = kept.layer(weigh, own, seen, near)
                 related.see(index, moments, measured)
             except Exception as error:
-                found[index] = replace(found[index], reason=_ours(error, match))
+                found[index] = replace(found[index], reason=reason_of_error(error, match))
                 related.lose(index)
             else:
                 found[index] = _entry(found[index], weighed if alone else (), measured, shares, takes)
         weigher.take(index, halves, seen, fitting, pending)
-    weigher.take_scores(seen, fitting)
+    else:
+        weigher.take_scores(seen, fitting)
+        kept.end()
     _add_joint(found, related, takes)
-    latency = (0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)
-    said = () if timed is None else timed.notes
+    latency, said = ((0.0, 0.0), ()) if timed is None else ((timed.whole_ms, timed.original_ms), timed.notes)
     return LayerProfiles(
-        tuple(found), outputs, work, *latency, found_ties, related.groups(), said, weigher.profiles
+        tuple(found),
+        outputs,
+        work,
+        *latency,
+        found_ties,
+        related.groups(),
+        said,
+        weigher.profiles,
     )
+
+
+def _timed(
+    stopwatch: Stopwatch | None,
+    model: ir.Model,
+    matched: Sequence[LayerMatch],
+    options: list[list[Outline]],
+    related: Relatives,
+    reasons: list[str],
+    asked: list[ChannelProfile],
+    report: Progress,
+) -> tuple[Timed | None, dict[int, float], list[ChannelProfile]]:
+    """As `time_outlines`, and the channels with what narrower layers take; None where nothing is timed."""
+    if stopwatch is None:
+        return None, {}, asked
+    report("time layers", 0, 0)
+    smaller = narrower(asked, matched)
+    timed, takes = time_outlines(stopwatch, model, matched, options, related, reasons, smaller)
+    return timed, takes, with_times(asked, timed.narrower)
+
+
+def _give_up(
+    places: Sequence[int], found: list[LayerProfile], related: Relatives, weigher: ChannelWeigher
+) -> None:
+    """Leave what was not weighed by now as it is."""
+    for place in places:
+        found[place] = replace(found[place], reason=LATE)
+        related.lose(place)
+    weigher.give_up(LATE)
 
 
 def _original(
@@ -244,35 +288,7 @@ def _entry(
     if shares is not None:
         parts = tuple(takes[id(candidate.outline)] for candidate in weighed)
         entry = replace(entry, part=shares[0], parts=parts)
-    # The numbers of the anchors have served; a plan is carried out anew.
-    light = tuple(replace(candidate, fitted=None) for candidate in weighed)
-    return replace(entry, candidates=light, effect=measured)
-
-
-def _outlines(matched: Sequence[LayerMatch], reasons: list[str], scope: Scope) -> list[list[Outline]]:
-    """What could be done to each layer; where there is nothing, a reason is put in."""
-    options: list[list[Outline]] = [[] for _ in matched]
-    for index, match in enumerate(matched):
-        if reasons[index]:
-            continue
-        try:
-            methods = methods_for(scope.methods, match, scope.options)
-            options[index] = outlines(match, methods, multiple=scope.multiple, what=_what(match, scope))
-            reasons[index] = "" if options[index] else refusals(scope.methods, match)
-        except Exception as error:
-            reasons[index] = _ours(error, match)
-    return options
-
-
-def _what(match: LayerMatch, scope: Scope) -> What:
-    return "params" if match.layer.lookup else scope.what
-
-
-def _ours(error: Exception, match: LayerMatch) -> str:
-    """The reason why a layer stays for which an error of ours has come up; others are raised."""
-    if foreseen(error):
-        raise error
-    return reason_for(error, match.layer.name)
+    return replace(entry, candidates=tuple(weighed), effect=measured)
 
 
 def _weighed(
@@ -285,13 +301,26 @@ def _weighed(
 ) -> list[Candidate]:
     found = candidates(
         *(match, options, moments),
-        what=_what(match, scope),
+        what=cost_kind(match, scope),
         worse=scope.worse,
         seed=scope.seed,
         price=price,
         fitted=fitted,
     )
     return list(found)
+
+
+def _looked_at(
+    weigh: Callable[[], list[Candidate]],
+    model: ir.Model,
+    match: LayerMatch,
+    outputs: Outputs,
+    calibration: Calibration,
+    pending: set[ir.Node],
+) -> tuple[list[Candidate], Effect]:
+    """A layer's candidates, and what they do to the output."""
+    weighed = weigh()
+    return weighed, _measured(model, match, weighed, outputs, calibration, pending)
 
 
 def _measured(
@@ -316,52 +345,13 @@ def _stored(found: Sequence[Tie], matched: Sequence[LayerMatch], dense: Sequence
     return [numbers[index] + bias for index, bias in enumerate(biases)]
 
 
-def _reader(tie: Tie, members: Mapping[int, tuple[LayerMatch, Sequence[object]]]) -> str:
-    """Who keeps a weight, given what could be done to each of its layers."""
-    kept = (match.layer.name for match, options in members.values() if not options)
-    return next(kept, tie.other) if len(members) > 1 else tie.other
-
-
-def _joined(
-    found: Sequence[Tie],
-    matched: Sequence[LayerMatch],
-    options: list[list[Outline]],
-    reasons: list[str],
-    scope: Scope,
-) -> set[int]:
-    """Make the outlines of layers that share a weight alike, so that all of them may get the same.
-
-    Layers that are decomposed for their parameters alone lose their outlines where another reader keeps the
-    weight.
-
-    Returns:
-        The layers that would share factors, which are fitted to the weight alone.
-    """
-    joint: set[int] = set()
-    for tie in found:
-        own = [index for index in tie.members if options[index]]
-        if reader := _reader(tie, {index: (matched[index], options[index]) for index in tie.members}):
-            for index in own:
-                if scope.what == "params" or matched[index].layer.lookup:
-                    options[index], reasons[index] = [], stays(reader)
-        elif len(own) > 1:
-            common = set.intersection(*({o.method.name for o in options[index]} for index in own))
-            ranks = {(o.method.name, o.ranks): o for i in own for o in options[i] if o.method.name in common}
-            for index in own:
-                methods = {option.method.name: option.method for option in options[index]}
-                options[index] = [outlined(matched[index], methods[n], r) for n, r in ranks]
-                if not common:
-                    reasons[index] = "no method takes all layers that share its weight"
-            joint.update(own if common else ())
-    return joint
-
-
 def _moments(
     model: ir.Model,
     matched: Sequence[LayerMatch],
     todo: Sequence[int],
     calibration: Calibration,
     joint: Collection[int],
+    kept: KeptSurvey,
 ) -> Iterator[tuple[int, Halves | None]]:
     """The moments of layers in their order, a pack at a time; None for those that cannot be observed."""
 
@@ -370,7 +360,7 @@ def _moments(
 
     def observed() -> Iterator[Halves]:
         for pack in packs([matched[index] for index in todo if not hidden(index)]):
-            yield from observe_unchanged(model, pack, calibration)
+            yield from kept.moments(partial(observe_unchanged, model, pack, calibration))
 
     moments = observed()
     for index in todo:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.errors import UsageError
+from onnxdecomp.runtime.deadline import SEARCH, Deadline, passed
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.layer_profiles import Progress
 from onnxdecomp.search.metrics.base import LossMetric
@@ -90,11 +91,13 @@ class Tried:
         chosen: The plan.
         tries: What was expected and found of every plan that was tried.
         notes: What a user should know.
+        late: The deadline ended it.
     """
 
     chosen: Chosen
     tries: Tries = ()
     notes: tuple[str, ...] = ()
+    late: bool = False
 
 
 def try_plans(
@@ -104,6 +107,7 @@ def try_plans(
     losses: Sequence[LossLimit],
     trial: Callable[[Plan], ir.Model],
     progress: Progress | None,
+    deadline: Deadline | None = None,
 ) -> Tried:
     """The best of some plans that are tried (see `tried_plans`); every layer stays where none is good enough.
 
@@ -116,6 +120,7 @@ def try_plans(
         costs, losses: The budgets.
         trial: Carries a plan out.
         progress: Called as the work goes on.
+        deadline: No further plan is tried behind its share of the time.
 
     Raises:
         UsageError: The loss asked for does not go with the budgets on costs: said with what was measured.
@@ -132,8 +137,8 @@ def try_plans(
         return reached(found)
 
     expected = min(loss.metric.expected(loss.allowed) for loss in losses)
-    best, tries = tried_plans(within, losses, trial, expected, progress)
-    return _best(best, pick, costs, losses, trial, tries)
+    best, tries = tried_plans(within, losses, trial, expected, progress, deadline=deadline)
+    return _best(best, pick, costs, losses, trial, tries, late=passed(deadline, SEARCH))
 
 
 def tried_plans(
@@ -144,6 +149,7 @@ def tried_plans(
     progress: Progress | None,
     *,
     below: float = math.inf,
+    deadline: Deadline | None = None,
 ) -> tuple[Chosen | None, Tries]:
     """Plans of rising and falling expected loss, until one uses up what may be lost, and not more.
 
@@ -151,7 +157,7 @@ def tried_plans(
 
     Args:
         pick: The best plan that is expected to lose at most so much; None: there are no more.
-        losses, trial, progress: As for `try_plans`.
+        losses, trial, progress, deadline: As for `try_plans`.
         start: The expected loss of the first plan.
         below: Plans are of use that cost less than this (see `cost_left`).
 
@@ -164,6 +170,8 @@ def tried_plans(
     low, high = _Point(0.0, 0.0, math.inf), _Point(math.inf, math.inf, 0.0)
     expected, known = start, list[Plan]()
     for attempt in range(TRIALS):
+        if passed(deadline, SEARCH):
+            break
         if progress:
             progress(f"try plan {attempt + 1}", attempt, TRIALS)
         chosen = pick(expected)
@@ -248,18 +256,28 @@ def _best(
     losses: Sequence[LossLimit],
     trial: Callable[[Plan], ir.Model],
     tries: Sequence[Mapping[str, float | None]],
+    *,
+    late: bool = False,
 ) -> Tried:
     """The best plan that was tried; where none was good enough, the one that keeps every layer, if it may."""
     notes: tuple[str, ...] = ()
     if best is None:
         nothing = pick(0.0)
         if isinstance(nothing, OutOfReach):
+            if not tries:  # there was no time for any
+                raise UsageError(_untried(costs, losses))
             raise UsageError(_too_lossy(costs, losses, tries))
         best = nothing
         notes = ("no plan that was tried keeps the loss asked for: every layer stays",)
-    if not best.plan.changes:
+    if not best.plan.changes and not late:
         _require_reach(losses, trial(best.plan))
-    return Tried(best, tuple(tries), notes)
+    return Tried(best, tuple(tries), notes, late)
+
+
+def _untried(costs: Sequence[Budget], losses: Sequence[LossLimit]) -> str:
+    """What is said where the time was over before a plan within the budgets on costs was tried."""
+    asked = ",".join([*map(str, costs), *(str(loss.budget) for loss in losses)])
+    return f"--time-limit: the time was over before a plan for --target {asked} was tried; give more"
 
 
 def _too_lossy(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 
@@ -19,6 +21,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.evaluate.task_metrics.measure import Task
 from onnxdecomp.layers.adapter import LayerMatch, Skip
 from onnxdecomp.quantization.kinds import bytes_of
+from onnxdecomp.runtime.deadline import Deadline, spoken
 from onnxdecomp.search.cut_trials import (
     cheaper_without_cuts,
     doubted,
@@ -31,7 +34,7 @@ from onnxdecomp.search.joint_options import JointOptions, joint_options
 from onnxdecomp.search.knapsack import OutOfReach
 from onnxdecomp.search.latency_feedback import refine_by_latency
 from onnxdecomp.search.latency_model import Stopwatch
-from onnxdecomp.search.layer_profiles import LayerProfiles, Progress, profile_layers
+from onnxdecomp.search.layer_profiles import LATE, LayerProfiles, Progress, profile_layers
 from onnxdecomp.search.metrics.base import Reference, Sizes
 from onnxdecomp.search.plan import Cost, Plan, kept
 from onnxdecomp.search.plan_trials import LossLimit, Tried, Tries, tried_plans, try_plans
@@ -40,9 +43,12 @@ from onnxdecomp.search.search_record import SearchRecord, search_record
 from onnxdecomp.search.select import Chosen, choose, with_reason
 from onnxdecomp.search.sensitivity import original_outputs, output_error
 from onnxdecomp.search.targets import Budget, allowance
+from onnxdecomp.tasks.journal import Journal
 
 _SELDOM = 8
 """Whole plans are tried seldom: as many times more samples judge them than judge one layer's candidates."""
+
+Ahead = Callable[[Sequence[Plan], Calibration], AbstractContextManager[None]]
 
 Trial = Callable[[Plan, Calibration], ir.Model]
 """Carries a plan out on a copy of the model, fitted to these inputs."""
@@ -56,11 +62,15 @@ class SearchResult:
         plan: The decision for every layer.
         record: What was weighed and how the plan came about; None where nothing was searched for.
         notes: What a user should know.
+        brief: What trials were fitted to; None where nothing was searched for.
+        seconds: That the longest of them took, or weighing the layers where none was made.
     """
 
     plan: Plan
     record: SearchRecord | None = None
     notes: tuple[str, ...] = ()
+    brief: Calibration | None = None
+    seconds: float = 0.0
 
 
 def search_plan(
@@ -78,6 +88,9 @@ def search_plan(
     precision: str = "float",
     channels: Sequence[Channel] = (),
     progress: Progress | None = None,
+    deadline: Deadline | None = None,
+    journal: Journal | None = None,
+    ahead: Ahead | None = None,
 ) -> SearchResult:
     """Find the plan that meets the budgets: of least loss, or of least latency where they limit the loss.
 
@@ -93,6 +106,9 @@ def search_plan(
         precision: The kernels that the trial is quantized for; "float" where it is not.
         channels: Those between layers that may be cut.
         progress: Called as the work goes on.
+        deadline: Ends the search with the best that was found by then.
+        journal: As for `profile_layers`.
+        ahead: Begins with plans that will be tried in any case, elsewhere, as long as the block lasts.
 
     Raises:
         UsageError: A budget cannot be met; the line says what can.
@@ -101,27 +117,40 @@ def search_plan(
     for budget in budgets:
         if budget.loss is None and budget.cost.timed and stopwatch is None:
             raise UsageError(f"--target {budget.quantity}=… needs something to measure latency with")
+    began = time.perf_counter()
     weighed = profile_layers(
         *(model, matched, scope, calibration),
         channels=channels,
         stopwatch=stopwatch,
         progress=progress,
+        deadline=deadline,
+        journal=journal,
     )
+    surveyed, took = time.perf_counter() - began, list[float]()
     beyond = Cost(sum(skip.params for skip in skips), sum(skip.macs or 0 for skip in skips))
     weighed = replace(weighed, beyond=beyond)
     brief = shortened(parted(calibration)[0], weighed.work.macs, weighed.work.samples)
     if not any(budget.on_loss for budget in budgets):  # plans are compared, and no error is judged
         brief = hasty(brief, weighed.work.samples)
+
+    def carried_out(plan: Plan) -> ir.Model:
+        start = time.perf_counter()
+        made = trial(plan, brief)
+        took.append(time.perf_counter() - start)
+        return made
+
     picker = _Picker(
         *(model, skips, weighed, [budget for budget in budgets if not budget.on_loss]),
-        *(lambda plan: trial(plan, brief), Sizes(size, size, bytes_of(precision)), precision, stopwatch),
+        *(carried_out, Sizes(size, size, bytes_of(precision)), precision, stopwatch),
+        deadline=deadline,
+        ahead=nullcontext if ahead is None else lambda plans: ahead(plans, brief),
     ).with_sizes()
     judging = weighed.outputs
     if not calibration.synthetic:
         judging = original_outputs(model, parted(calibration)[1], weighed.work.macs // _SELDOM)
     reference = Reference(model, judging, calibration, task)
     tried = _chosen(picker, allowed, reference, progress)
-    return _result(picker, tried)
+    return replace(_result(picker, tried), brief=brief, seconds=max(took, default=surveyed))
 
 
 def _chosen(
@@ -140,7 +169,14 @@ def _chosen(
         others = [picker.with_doubt(), narrow, picker.without_cuts()]
         others += [own.without_chains() for own in (picker, narrow)]
         picks = [partial(own.pick, None) for own in others]
-        return try_fewer_cuts(chosen, picks, error, wanted=picker.wanted_latency(), progress=progress)
+        wanted = picker.wanted_latency()
+        return try_fewer_cuts(
+            *(chosen, picks, error),
+            wanted=wanted,
+            progress=progress,
+            deadline=picker.deadline,
+            ahead=picker.ahead,
+        )
     unseen = [budget for budget in losses if budget.loss is not None and budget.loss.of_outputs]
     if unseen and not reference.outputs.names:
         # What layers lose, each of its own output, is all that is known; the network in general loses less.
@@ -154,7 +190,7 @@ def _chosen(
     ]
 
     def tries(own: _Picker) -> Tried:
-        return try_plans(own.pick, own.reached, own.costs, limits, own.trial, progress)
+        return try_plans(own.pick, own.reached, own.costs, limits, own.trial, progress, picker.deadline)
 
     if picker.options.channels:
         alone = picker.without_cuts()
@@ -165,7 +201,9 @@ def _chosen(
             return None if isinstance(found, OutOfReach) else found
 
         def cheaper(start: float, below: float) -> tuple[Chosen | None, Tries]:
-            return tried_plans(within, limits, picker.trial, start, progress, below=below)
+            return tried_plans(
+                within, limits, picker.trial, start, progress, below=below, deadline=picker.deadline
+            )
 
         tried = cheaper_without_cuts(partial(tries, picker), partial(tries, alone), cheaper, pick)
     else:
@@ -188,6 +226,8 @@ class _Picker:
         precision: What the trial is quantized to.
         stopwatch: Measures latency, or None.
         lows: The lower ends of the intervals of the latencies that were measured, over the original's.
+        deadline: Behind its share of the time nothing more is tried.
+        ahead: Begins with plans that will be tried.
     """
 
     model: ir.Model
@@ -199,6 +239,8 @@ class _Picker:
     precision: str
     stopwatch: Stopwatch | None
     lows: list[float] = field(default_factory=list)
+    deadline: Deadline | None = None
+    ahead: Callable[[Sequence[Plan]], AbstractContextManager[object]] = nullcontext
 
     @cached_property
     def options(self) -> JointOptions:
@@ -253,12 +295,19 @@ class _Picker:
             UsageError: It is out of reach; the line says what is not.
         """
         if isinstance(found, OutOfReach):
+            if self.weighed.late and (whole := self._untouched()) is not None:
+                return whole
             original = {
                 budget.quantity: budget.cost.of_original(self.weighed, self.sizes) for budget in self.costs
             }
             reach = _out_of_reach(self.costs, found, original)
             raise UsageError("; ".join((reach, *_idle(self.weighed))))
         return found
+
+    def _untouched(self) -> Chosen | None:
+        """The plan in which every layer stays."""
+        found = replace(self, costs=(), stopwatch=None).pick(0.0)
+        return None if isinstance(found, OutOfReach) else found
 
     def wanted_latency(self) -> float | None:
         """The latency over the original's that a budget asks for."""
@@ -292,8 +341,22 @@ def _result(picker: _Picker, tried: Tried) -> SearchResult:
         raise UsageError(f"--target latency is out of reach: {missed[0]}")
     if missed:
         chosen = with_reason(chosen, weighed, "no plan that was measured to be faster decomposes it")
-    said = (*weighed.notes, *weighed.outputs.notes, *_idle(weighed), *tried.notes, *missed)
-    return SearchResult(chosen.plan, search_record(weighed, chosen, tried.tries), said)
+    late = weighed.late or tried.late
+    ended = _ended(weighed, tried, picker.deadline) if late else ()
+    said = (*weighed.notes, *weighed.outputs.notes, *_idle(weighed), *ended, *tried.notes, *missed)
+    record = search_record(weighed, chosen, tried.tries)
+    return SearchResult(chosen.plan, replace(record, limited=True) if late else record, said)
+
+
+def _ended(weighed: LayerProfiles, tried: Tried, deadline: Deadline | None) -> tuple[str, ...]:
+    """That the time limit has ended the search, and where it was."""
+    assert deadline is not None
+    limit = f"the time limit of {spoken(deadline.seconds)} ended the search"
+    if not weighed.late:
+        return (f"{limit} after {len(tried.tries)} plans that were tried; more time may find a better one",)
+    left = sum(entry.reason == LATE for entry in weighed.layers)
+    done = "nothing is decomposed, for " if not tried.chosen.plan.changes else ""
+    return (f"{limit}: {done}{left} of {len(weighed.layers)} layers were not weighed by then",)
 
 
 def _idle(weighed: LayerProfiles) -> Iterator[str]:

@@ -127,6 +127,7 @@ class SearchRecord:
         frontier: What speed costs which loss.
         layers: Those that have candidates.
         channels: Those that can be cut; None where none was asked for.
+        limited: A time limit ended it; None where none did.
     """
 
     expected: Expected
@@ -137,6 +138,7 @@ class SearchRecord:
     frontier: tuple[Point, ...]
     layers: tuple[LayerCandidates, ...]
     channels: tuple[ChannelLevels, ...] | None = None
+    limited: bool | None = None
 
 
 def chosen_candidate(

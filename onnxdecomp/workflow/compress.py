@@ -29,6 +29,7 @@ from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord
 from onnxdecomp.record.schema.origin import ModelFile
 from onnxdecomp.runtime import environment
 from onnxdecomp.search.layer_errors import error_notes
+from onnxdecomp.tasks.executors import opened, parse_executor
 from onnxdecomp.tensor.blas_threads import one_thread
 from onnxdecomp.workflow.choose_quantization import choose_kind, with_candidates
 from onnxdecomp.workflow.config import CompressConfig
@@ -45,8 +46,12 @@ from onnxdecomp.workflow.loss_note import said_of_few, said_of_loss
 from onnxdecomp.workflow.quantize_alone import NOTE, alone, quantizes_alone
 from onnxdecomp.workflow.request import plan_of, request_of, training_of
 from onnxdecomp.workflow.result import Result, require_changed, require_verified
+from onnxdecomp.workflow.time_limit import deadline_of
+from onnxdecomp.workflow.workdir import course_of, work_folder
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     import onnx_ir as ir
 
     from onnxdecomp.evaluate.benchmark import BenchResult
@@ -56,6 +61,7 @@ if TYPE_CHECKING:
     from onnxdecomp.pipeline.configuration import PipelineSource
     from onnxdecomp.pipeline.pipeline import PipelineResult
     from onnxdecomp.record.schema.training import Training
+    from onnxdecomp.runtime.deadline import Deadline
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.training.settings import Settings
     from onnxdecomp.workflow.keywords import CompressOptions
@@ -89,27 +95,55 @@ def compress(
         UsageError, ModelError, ProviderError, GateError, UnchangedError: See onnxdecomp.errors. Whatever is
             raised, the output is either complete or as it was before.
     """
-    started = time.time()
     asked = CompressConfig.of(source_of(config), options)
+    with opened(parse_executor(checked(asked).executor)) as pool:
+        return compress_by(pool, model, output, asked, config=config, progress=progress)
+
+
+def compress_by(
+    pool: Executor | None,
+    model: ModelSource,
+    output: str | Path | None,
+    asked: CompressConfig,
+    *,
+    config: CompressConfig | PipelineSource = None,
+    progress: Progress | None = None,
+) -> Result:
+    """`compress` with an executor that is open already, or none.
+
+    Args:
+        pool: Computes tasks beside this process.
+        model, output, progress: As for `compress`.
+        asked: What is asked for.
+        config: Where that was read from, if from a file, which is not to be replaced.
+
+    Raises:
+        UsageError, ModelError, ProviderError, GateError, UnchangedError: As `compress`.
+    """
+    started = time.time()
     file = None if output is None or asked.dry_run else Path(output)
     read = {"calib": asked.calib, "data": asked.data, "plan": asked.plan, "config": config}
     claim(file, read, overwrite=asked.overwrite)
     checked(asked)
     asked, unasked = alone(asked), (NOTE,) if quantizes_alone(asked) else ()
     plan, training = plan_of(asked), training_of(asked)
-    with on_disk(model) as path, one_thread():
+    deadline, limited = deadline_of(asked)
+    with on_disk(model) as path, one_thread(), work_folder(asked, pool) as workdir:
         if progress is not None:
             progress("load", 0, 0)
         loaded = load(path)
         if file is not None:
             check_target(file, model=loaded, overwrite=asked.overwrite)
         before = describe_model(loaded, path, named=isinstance(model, str | Path))
-        run, said = _context(asked, path, plan, progress or _silent)
-        told = (*unasked, *overruled(asked), *_said_of_mask(run), *said)
+        run, said = _context(asked, path, plan, progress or _silent, deadline)
+        told = (*unasked, *overruled(asked), *limited, *_said_of_mask(run), *said)
+        run = replace(run, course=course_of(run, workdir), pool=pool)
         asked = run.config
         origin = Origin(started, 0.0, asked.seed, request_of(asked), {"calib": describe_data(run.calib)})
         meter = LatencyMeter(
-            path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs, asked.batch
+            *(path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs, asked.batch),
+            deadline=deadline,
+            course=run.course,
         )
         if not asked.dry_run or asked.sought is not None:
             kind = choose_kind(run, loaded, meter, slower=_may_be_slower(asked))
@@ -161,7 +195,7 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def _context(
-    config: CompressConfig, path: Path, plan: Plan | None, progress: Progress
+    config: CompressConfig, path: Path, plan: Plan | None, progress: Progress, deadline: Deadline | None
 ) -> tuple[RunContext, tuple[str, ...]]:
     """What the run has: inputs to fit to, those to verify with, the same where no others are given; notes."""
     mask = preflight.mask(path, config.mask)
@@ -184,6 +218,7 @@ def _context(
         assumed=goal is not None,
         task=judged.search,
         report_task=judged.report,
+        deadline=deadline,
     )
     return run, (*(() if goal is None else (goal.note,)), *judged.notes)
 

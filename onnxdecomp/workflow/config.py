@@ -26,7 +26,7 @@ from onnxdecomp.core.options import (
 )
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline.configuration import PipelineConfig, PipelineSource, build, read
-from onnxdecomp.search.plan_options import PlanOptions
+from onnxdecomp.workflow.run_options import RunOptions
 
 if TYPE_CHECKING:
     from onnxdecomp.data.read import Data
@@ -58,7 +58,7 @@ _LARGE_TYPES = ("Data", "MetricSource", "PlanSource", "Training")
 
 
 @dataclass(frozen=True)
-class CompressConfig(PlanOptions):
+class CompressConfig(RunOptions):
     """What `compress` is asked for.
 
     Attributes:
@@ -147,9 +147,9 @@ class CompressConfig(PlanOptions):
     batch: int | None = option(
         None,
         "Rows of the input that everything is timed on, and so what is chosen for, where the model leaves "
-        "its batch free",
+        "its batch free. On the command line also a TOML file that names many models to compress",
         group="runtime",
-        metavar="N",
+        metavar="N|FILE.toml",
         at_least=1,
         otherwise="one sample, or the rows that the data's own inputs have",
     )

@@ -13,7 +13,9 @@ from itertools import chain
 from onnxdecomp.core.options import described, option_fields, spelled
 from onnxdecomp.errors import UsageError
 from onnxdecomp.quantization.kinds import DYNAMIC, STATIC
+from onnxdecomp.runtime.deadline import duration
 from onnxdecomp.runtime.environment import check_threads
+from onnxdecomp.tasks.executors import parse_executor
 from onnxdecomp.workflow.config import CompressConfig
 
 IN_A_PLAN = (
@@ -30,7 +32,10 @@ def checked(config: CompressConfig) -> CompressConfig:
         UsageError: Two options contradict each other, or a number is out of its range.
     """
     check_threads(config.threads, *config.bench_threads)
-    problems = (_answered, _ranges, _nothing_done, _contradictions, _metric)
+    if config.time_limit is not None:
+        duration(config.time_limit)
+    parse_executor(config.executor)
+    problems = (_answered, _ranges, _nothing_done, _contradictions, _metric, _shared)
     for problem in chain.from_iterable(found(config) for found in problems):
         raise UsageError(problem)
     return config
@@ -104,6 +109,12 @@ def _times(config: CompressConfig) -> bool:
     from onnxdecomp.search.targets import parse_budgets
 
     return bool(config.sought) and any(b.quantity == "latency" for b in parse_budgets(str(config.sought)))
+
+
+def _shared(config: CompressConfig) -> Iterator[str]:
+    """What tasks on other machines need."""
+    if config.workdir is None and parse_executor(config.executor).elsewhere:
+        yield f"--executor {config.executor}: name a folder that all machines share with --workdir"
 
 
 def _metric(config: CompressConfig) -> Iterator[str]:

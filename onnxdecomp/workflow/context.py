@@ -15,16 +15,24 @@ from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.targets import allowance, parse_budgets
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from onnxdecomp.calibration.statistics import Calibration
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
     from onnxdecomp.evaluate.task_metrics.measure import Task
+    from onnxdecomp.runtime.deadline import Deadline
     from onnxdecomp.search.latency_model import Stopwatch
+    from onnxdecomp.tasks.course import Course
     from onnxdecomp.workflow.config import CompressConfig
 
 
 _APART = 10
 """Of so many calibration inputs one is set apart, where a pass asks for inputs that nothing is fitted to."""
+
+
+_CHAINS = 0.15
+"""Of the time that is left, what timing chains may take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +53,9 @@ class RunContext:
         task: The metric of the task on samples that choices are judged by, or None.
         report_task: The same on `data`, or None.
         memory: How much of the model survives quantization, as far as the run has found out.
+        deadline: When the run is to end, or None.
+        course: What is kept of it in its work folder, or None.
+        pool: Computes tasks beside this process, or None.
     """
 
     config: CompressConfig
@@ -60,6 +71,9 @@ class RunContext:
     task: Task | None = None
     report_task: Task | None = None
     memory: Memory = field(default_factory=Memory)
+    deadline: Deadline | None = None
+    course: Course | None = None
+    pool: Executor | None = None
 
     def report(self, what: str) -> None:
         """Say what is being done now."""
@@ -98,6 +112,9 @@ def pass_context(passes: Sequence[Pass], run: RunContext, plan: Plan | None) -> 
         seed=run.config.seed,
         spectra=run.config.details,
         progress=run.progress,
+        deadline=run.deadline,
+        course=run.course,
+        pool=run.pool,
     )
     if "latency" in needed or ("latency" in used and run.config.bench):
         context = replace(context, latency=_latency(run, quantizer))
@@ -141,9 +158,14 @@ def _latency(run: RunContext, quantizer: Quantizer | None) -> Stopwatch:
 
     precision = "float" if quantizer is None else quantizer.kernels
     config = run.config
-    return Stopwatch(
+    watch = Stopwatch(
         run.original, run.inputs()[0], config.provider, run.threads, precision, config.batch or 1
     )
+    if run.course is not None:
+        watch = replace(watch, course=run.course.under("latency", run.config.provider, run.config.batch))
+    if run.deadline is None:
+        return watch
+    return replace(watch, seconds=min(watch.seconds, _CHAINS * run.deadline.left()))
 
 
 def _allowed(passes: Sequence[Pass], run: RunContext) -> tuple[float | None, float | None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxdecomp.core.names import some
+from onnxdecomp.runtime.deadline import APPLY, passed
 from onnxdecomp.search.keep_layers import changes_of, key_of, nothing_of
 from onnxdecomp.search.plan import Choice, Plan
 from onnxdecomp.search.plan_trials import QuantizedTooFarError
@@ -86,7 +87,8 @@ def guard_error(ran: PipelineResult, finisher: Finisher, goal: str | None) -> Fi
                 made = alone
                 continue
             floor = alone.checked.worst if alone.checked is not None else None
-        plan = _next_plan(chosen, checked, floor or 0.0, tries)
+        late = passed(finisher.meter.deadline, APPLY)
+        plan = _next_plan(chosen, checked, floor or 0.0, _TRIES if late else tries)
         tries += 1
         notes.append(_changes(chosen.plan, plan, checked))
         made = finisher.finish(finisher.again(plan, quantized), chosen)

@@ -16,6 +16,7 @@ from onnxdecomp.pipeline.pipeline import PipelineResult
 from onnxdecomp.record.schema.reading import recorded
 from onnxdecomp.record.schema.timing import DecidingTiming, Interval
 from onnxdecomp.runtime import temporary_files
+from onnxdecomp.runtime.deadline import APPLY, passed
 from onnxdecomp.search.keep_layers import Key, changes_of, key_of, nothing_of, without
 from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
 from onnxdecomp.search.search_record import SearchRecord, chosen_candidate, level_of
@@ -128,7 +129,8 @@ def _guard_layers(
         if found.pays:
             notes = (*chosen.notes, *_kept_unsure(found, "the result"))
             return replace(chosen, timed=timed, notes=notes, looks=looks)
-        worst = _worst(chosen.plan, gains, everything=left == 0)
+        everything = left == 0 or passed(meter.deadline, APPLY)
+        worst = _worst(chosen.plan, gains, everything=everything)
         names = some([key_of(choice)[1] for choice in worst])
         if found.outcome == "undecided":
             reason = f"not shown to pay on {meter.provider}: with it {found.why}"

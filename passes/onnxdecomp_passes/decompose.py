@@ -10,6 +10,9 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxdecomp.apply.apply_plan import carry_out
+from onnxdecomp.apply.kept_stages import CODEC as STAGES
+from onnxdecomp.apply.stages_ahead import StageOptions
+from onnxdecomp.apply.trials import Trials
 from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.calibration.measured_shapes import largest_value, with_seen_shapes
 from onnxdecomp.calibration.random_set import synthetic
@@ -20,7 +23,7 @@ from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.core.names import some
 from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.decompositions.registry import package_of
-from onnxdecomp.errors import DefectError, ModelError, UsageError
+from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.int8_weights import OLDEST_OPSET
@@ -34,9 +37,9 @@ from onnxdecomp.pipeline.base import (
     PassResult,
     PlanFailedError,
     Planner,
-    Quantization,
     option,
 )
+from onnxdecomp.runtime.deadline import APPLY, Deadline
 from onnxdecomp.runtime.providers import quantum
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.search.channel_costs import CutCosts, narrowed_layers, recounted
@@ -44,6 +47,7 @@ from onnxdecomp.search.check_plan import check_plan
 from onnxdecomp.search.fixed_ranks import Request, plan_uniform, resolved
 from onnxdecomp.search.fixed_widths import plan_widths
 from onnxdecomp.search.keep_layers import Key, changes_of, key_of
+from onnxdecomp.search.kept_survey import CODEC
 from onnxdecomp.search.layer_errors import defect_of, foreseen, keeping, reason_for
 from onnxdecomp.search.metrics.base import CostMetric
 from onnxdecomp.search.plan import Choice, Cut, Plan
@@ -53,7 +57,12 @@ from onnxdecomp.search.search import SearchResult, search_plan
 from onnxdecomp.search.spectra import spectra_of
 from onnxdecomp.search.stored_parameters import remaining
 from onnxdecomp.search.targets import about_size, parse_budgets
+from onnxdecomp.tasks.course import Course
+from onnxdecomp.tasks.journal import Journal
 from onnxdecomp.tensor.linalg import sketched
+
+_LONGER = 2.0
+"""Times that a plan takes longer than in a trial, on as many inputs."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +124,31 @@ class Decompose(Planner):
         latency = context.latency if self._counts_latency() else None
         quantization = context.quantization
         channels = self._weighed(model, matched, calibration)
+        scope = self._scope(context.provider, timed=latency is not None)
+        trials, journal = self._trials(model, context), None
+        if context.course is not None:
+            names = [channel.name for channel in channels]
+            course = context.course.under(
+                "survey", scope, names, latency is not None, calibration.fingerprint
+            )
+            journal = course.journal(CODEC)
         found = search_plan(
             model,
             matched,
             skips,
-            self._scope(context.provider, timed=latency is not None),
+            scope,
             parse_budgets(self.goal),
             calibration,
-            lambda plan, brief: self._trial(model, plan, brief, quantization),
+            trials,
             task=context.task,
             stopwatch=latency,
             size=context.original_bytes or 0,
             precision="float" if quantization is None else quantization.precision,
             channels=channels,
             progress=context.progress,
+            deadline=context.deadline,
+            journal=journal,
+            ahead=trials.begun,
         )
         plan = replace(recounted(found.plan, matched, channels), repair=self.repair)
         return replace(found, plan=plan, notes=(*notes, *found.notes)), matched
@@ -138,6 +158,7 @@ class Decompose(Planner):
         searched, matched = self.plan(model, context)
         plan, search = searched.plan, searched.record
         calibration = None if context.calibration is None else _sized(context.calibration, model, matched)
+        calibration, hurried = _in_time(calibration, searched, context.deadline)
         total = len(changes_of(plan))
         count = iter(range(total))
         report = context.progress
@@ -165,6 +186,7 @@ class Decompose(Planner):
                 on_layer=(lambda layer: report(f"decompose {layer}", next(count), total)) if report else None,
                 on_failure=on_failure,
                 probe=self._probe(model, context) if plan.cuts else None,
+                journal=self._journal(plan, calibration, context.course),
             )
         except Exception as error:
             if foreseen(error):
@@ -176,6 +198,7 @@ class Decompose(Planner):
             notes=(
                 *searched.notes,
                 *large,
+                *hurried,
                 *_origins(plan),
                 *_stays(dense),
                 *idle,
@@ -224,27 +247,20 @@ class Decompose(Planner):
         except ModelError:
             return None
 
-    def _trial(
-        self, model: ir.Model, plan: Plan, calibration: Calibration, quantization: Quantization | None
-    ) -> ir.Model:
-        copy = model.clone()
-        matched, _ = find(copy, freeze=self.freeze_initializers)
-        plan = replace(plan, repair=self.repair)
-        try:
-            carry_out(
-                copy,
-                matched,
-                plan,
-                seed=self.seed,
-                calibration=None if calibration.synthetic else calibration,
-                on_failure=lambda choice, error: None,  # it will fail again where it counts
-            )
-        except DefectError as error:
-            if error.layer is None:
-                raise
-            return self._trial(model, keeping(plan, {error.layer: ""}), calibration, quantization)
+    def _journal(self, plan: Plan, calibration: Calibration | None, course: Course | None) -> Journal | None:
+        """What keeps the stages of a plan on these inputs."""
+        return None if course is None else self._stages.course(course, plan, calibration).journal(STAGES)
+
+    @property
+    def _stages(self) -> StageOptions:
+        return StageOptions(self.seed, self.freeze_initializers, self.repair)
+
+    def _trials(self, model: ir.Model, context: PassContext) -> Trials:
+        """What carries plans out on copies of the model."""
         # Without a named target the error allowed is that of the decomposition, rounding comes on top.
-        return copy if quantization is None or not self.target else quantization.quantized(copy)
+        quantization = context.quantization if self.target else None
+        quantized = None if quantization is None else quantization.quantized
+        return Trials(model, self._stages, quantized, context.course, context.pool)
 
     def _counts_latency(self) -> bool:
         """Whether the goal is about latency, or a loss that buys some."""
@@ -312,6 +328,20 @@ def _sized(calibration: Calibration, model: ir.Model, matched: Sequence[LayerMat
         given = {name: array.shape for name, array in largest.items() if name in names}
         calibration = bounded(calibration, matched, input_shapes(model, given))
     return sized(calibration, matched, largest_value(model, largest))
+
+
+def _in_time(
+    calibration: Calibration | None, searched: SearchResult, deadline: Deadline | None
+) -> tuple[Calibration | None, tuple[str, ...]]:
+    """What to fit to: as little as in trials, with a note, where the time that is left would not do."""
+    brief = searched.brief
+    if deadline is None or calibration is None or brief is None or brief.synthetic:
+        return calibration, ()
+    more = max(1.0, len(calibration.feeds) / len(brief.feeds))
+    if _LONGER * more * searched.seconds <= deadline.left(APPLY):
+        return calibration, ()
+    note = f"fitted to {len(brief.feeds)} of the calibration inputs, and in fewer rounds, for the time limit"
+    return brief, (note,)
 
 
 def _origins(plan: Plan) -> Iterator[str]:

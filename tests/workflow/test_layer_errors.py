@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnxdecomp.apply import apply_plan
+from onnxdecomp.apply import apply_plan, storable
 from onnxdecomp.core.layer import Layer
 from onnxdecomp.decompositions.tucker import Tucker
 from onnxdecomp.errors import ModelError
@@ -109,7 +109,7 @@ def test_in_a_search(
 
 
 def test_when_kept_layers_are_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apply_plan, "_mended", failing(apply_plan._mended, MemoryError()))
+    monkeypatch.setattr(apply_plan, "mended", failing(storable.mended, MemoryError()))
     result = ran(tmp_path, rank="2", calib=samples(tmp_path / "data.npz", 30), layers=["c1=svd:rank=2"])
     assert {layer.name: layer.status for layer in result.layers}["c1"] == "decomposed"
 

@@ -51,6 +51,7 @@ KEYWORDS: dict[str, tuple[Any, ...]] = {
     "refine": (False, True),
     "dry_run": (False, True),
     "fail_if_unchanged": (False, True),
+    "time_limit": (None, "1h"),
     "overwrite": (False, True),
     "include": (None, ("c*", "fc")),
     "exclude": (None, ("fc",)),

@@ -47,9 +47,23 @@ def thin(path: Path) -> Path:
     return write(path, nodes, {"w1": weight(16, 8), "w2": weight(16, 16)})
 
 
-def filled(folder: Path) -> Path:
+def wide(path: Path) -> Path:
+    """The same with 32 units between, of which 12 say something, and weights of full rank."""
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((32, 8, 3, 3)) / 8
+    first[12:] *= 0.01
+    second = rng.standard_normal((16, 32, 3, 3)) / 16
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="c1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"], name="r"),
+        helper.make_node("Conv", ["b", "w2"], ["y"], name="c2", pads=[1, 1, 1, 1]),
+    ]
+    return write(path, nodes, {"w1": first.astype(np.float32), "w2": second.astype(np.float32)})
+
+
+def filled(folder: Path, network: Callable[[Path], Path] = thin) -> Path:
     """The folder, with net.onnx and calib.npz, 40 samples."""
-    thin(folder / "net.onnx")
+    network(folder / "net.onnx")
     images = np.random.default_rng(1).standard_normal((40, 8, 8, 8), dtype=np.float32)
     np.savez(folder / "calib.npz", x=images)
     return folder

@@ -240,6 +240,7 @@ class RecordedSearch:
             measured, by the target's name.
         frontier: The best whole plans, from the original on.
         channels: Those that can be cut; not there where none was looked at.
+        limited: The time limit ended it; not there where none did.
     """
 
     expected: Expected
@@ -250,3 +251,4 @@ class RecordedSearch:
     frontier: tuple[FrontierPlan, ...]
     layers: tuple[WeighedLayer, ...]
     channels: tuple[WeighedChannel, ...] | None = field(default=None, metadata=ABSENT)
+    limited: bool | None = field(default=None, metadata=ABSENT)

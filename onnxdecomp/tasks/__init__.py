@@ -1,0 +1,1 @@
+"""Results that are kept in a work folder, and who computes them."""

@@ -1,0 +1,89 @@
+"""A time limit: the best that was found by then, verified, and said so."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+import onnxdecomp
+from onnxdecomp.runtime.deadline import Deadline
+from onnxdecomp.workflow import time_limit
+from onnxdecomp.workflow.config import CompressConfig
+from onnxdecomp.workflow.result import Result
+from tests.workflow.test_targets import filled
+
+OPTIONS = {"simplify": "none", "bench": False, "method": "tucker,svd", "overwrite": True}
+
+
+def compressed(folder: Path, target: str, **options: object) -> Result:
+    config = CompressConfig.of(None, {**OPTIONS, "calib": str(folder / "calib.npz"), **options})
+    return onnxdecomp.compress(folder / "net.onnx", folder / "new.onnx", config=config, target=target)
+
+
+def clocked(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """A run may take so many seconds, of which one passes with every look at the clock."""
+    ticks = count()
+    deadline = Deadline(seconds, 0.0, lambda: float(next(ticks)))
+    monkeypatch.setattr(Deadline, "after", staticmethod(lambda _: deadline))
+
+
+def test_with_enough_time_the_bytes_are_those_without_a_limit(tmp_path: Path) -> None:
+    filled(tmp_path)
+    without = compressed(tmp_path, "macs=1.5x").record["output"]["sha256"]
+    limited = compressed(tmp_path, "macs=1.5x", time_limit="10h")
+    assert limited.record["output"]["sha256"] == without
+    assert "limited" not in limited.record["search"]
+
+
+def test_without_time_every_layer_stays_and_the_reason_is_told(tmp_path: Path) -> None:
+    filled(tmp_path)
+    result = compressed(tmp_path, "macs=1.5x", time_limit=1e-6)
+    assert not result.changed
+    assert result.record["search"]["limited"] is True
+    assert any("the time limit of 1e-06 s ended the search" in note for note in result.notes)
+    assert result.verification is not None
+    assert result.verification.status == "passed"
+    assert {layer.reason for layer in result.layers} == {"the time limit came before it was weighed"}
+
+
+def test_what_was_weighed_in_time_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline comes between the two layers: the first is decomposed, the second not."""
+    filled(tmp_path)
+    clocked(monkeypatch, 2.5)
+    result = compressed(tmp_path, "macs=1.05x", time_limit=1)
+    reasons = [layer.reason for layer in result.layers]
+    assert reasons[1] == "the time limit came before it was weighed"
+    assert [layer.method is not None for layer in result.layers] == [True, False]
+    assert result.changed
+    assert any("1 of 2 layers were not weighed" in note for note in result.notes)
+
+
+def test_plans_are_tried_as_long_as_there_is_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path)
+    free = compressed(tmp_path, "error=0.05")
+    clocked(monkeypatch, 5.0)
+    limited = compressed(tmp_path, "error=0.05", time_limit=1)
+    tries = limited.record["search"]["tries"]
+    assert len(tries) < len(free.record["search"]["tries"])
+    assert limited.record["search"]["limited"] is True
+    assert limited.verification is not None
+    assert limited.verification.status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        ({}, time_limit.FIRST_RUN),
+        ({"time_limit": "2m"}, 120.0),
+        ({"time_limit": "2m", "target": "macs=2x"}, 120.0),
+        ({"target": "macs=2x"}, None),
+        ({"calib": "some.npz"}, None),
+        ({"rank": "0.5"}, None),
+    ],
+)
+def test_a_first_run_has_a_minute(options: dict[str, object], seconds: float | None) -> None:
+    deadline, notes = time_limit.deadline_of(CompressConfig.of(None, options))
+    assert (None if deadline is None else deadline.seconds) == seconds
+    assert bool(notes) == (not options)
