@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from onnxdecomp.cli.lines import Lines, said_of
+from onnxdecomp.runtime.estimate import Estimate
 from onnxdecomp.runtime.process_state import Undo, shared
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def _console(file: TextIO) -> Console:
 
 @contextmanager
 def progress(description: str, total: float | None = None) -> Iterator[Advance]:
-    """A progress bar on stderr, and nothing at all where stderr is no terminal.
+    """A progress bar on stderr with the time that is left, and a line now and then where it is no terminal.
 
     In here stdout belongs to nobody: what libraries print to it goes to stderr, so that results stay clean.
 
@@ -70,17 +72,18 @@ def progress(description: str, total: float | None = None) -> Iterator[Advance]:
     """
     console = _console(sys.stderr)
     with _stdout_to_stderr():
+        estimate = Estimate()
         if not console.is_terminal:
-            yield lambda what="", done=None, total=None: None
+            yield Lines(console.print, estimate)
             return
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
         from rich.table import Column
 
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             TaskProgressColumn(),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[left]}", markup=False),
             TextColumn(
                 "{task.fields[detail]}",
                 markup=False,
@@ -89,7 +92,7 @@ def progress(description: str, total: float | None = None) -> Iterator[Advance]:
             ),
         )
         with Progress(*columns, console=console, transient=True, expand=True) as bar:
-            task = bar.add_task(description, total=total, detail="")
+            task = bar.add_task(description, total=total, detail="", left="")
             step = description
 
             def advance(what: str = "", done: float | None = None, total: float | None = None) -> None:
@@ -98,10 +101,11 @@ def progress(description: str, total: float | None = None) -> Iterator[Advance]:
                     bar.advance(task)
                     return
                 name, _, detail = what.partition(" ")
-                if name != step:  # the estimate of the time left is this step's
+                if name != step:
                     bar.reset(task, total=total or None, description=name)
                     step = name
-                bar.update(task, completed=done, total=total or None, detail=detail)
+                left = said_of(estimate.left(what, done or 0, total or 0))
+                bar.update(task, completed=done, total=total or None, detail=detail, left=left)
 
             yield advance
 

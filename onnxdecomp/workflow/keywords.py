@@ -32,11 +32,13 @@ class CompressOptions(TypedDict, total=False):
     requantize: bool | None
     mask: str | None
     seed: int | None
+    time_limit: str | float | None
+    executor: str | None
+    workdir: str | Path | None
     max_error: float | None
     metric: MetricSource | None
     plan: PlanSource | None
     allow_slower: bool | None
-    time_limit: str | float | None
     simplify: Literal["onnxsim", "onnxscript", "none"] | None
     calib: Data | None
     data: Data | None
@@ -45,7 +47,6 @@ class CompressOptions(TypedDict, total=False):
     provider: str | None
     threads: int | None
     batch: int | None
-    executor: str | None
     quantize: Literal["int8", "int8-static", "int8-dynamic", "int8-block", "int4", "fp16", "none"] | None
     block_size: Literal[16, 32, 64, 128, 256] | None
     table_bits: Literal["auto", "4", "8"] | None
@@ -57,7 +58,6 @@ class CompressOptions(TypedDict, total=False):
     bench_batches: Sequence[int] | None
     bench_threads: Sequence[int] | None
     dry_run: bool | None
-    workdir: str | Path | None
     details: bool | None
     overwrite: bool | None
     fail_if_unchanged: bool | None

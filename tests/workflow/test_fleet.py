@@ -62,7 +62,7 @@ def test_the_command_ends_with_a_table_and_the_code_of_the_first_that_failed(
     file = f"{folder.name}/models.toml"
     done = command(capsys, "compress", "--batch", file, "--json", f"{folder.name}/all.json")
     assert done.code == 3
-    lines = done.out.splitlines()
+    lines = [line for line in done.out.splitlines() if line.strip()]
     assert lines[0].split()[:4] == ["model", "layers", "MACs", "file"]
     assert [line.split()[0] for line in lines if ".onnx" in line] == ["net.onnx", "missing.onnx", "net.onnx"]
     held = json.loads((folder / "all.json").read_text())
@@ -76,7 +76,7 @@ def test_the_command_ends_with_a_table_and_the_code_of_the_first_that_failed(
         ("", "names no model"),
         ("[[model]]\ntarget = 'macs=2x'", "model 1: 'file' names the model"),
         ("[[model]]\nfile = 'a.onnx'\ntaget = 'macs=2x'", "did you mean 'target'"),
-        ("[[model]]\nfile = 'a.onnx'\ntarget = 'macs=2'", "model 1"),
+        ("[[model]]\nfile = 'a.onnx'\ntarget = 'makks=2x'", "model 1"),
         ("[[model]]\nfile = 'a.onnx'\nexecutor = 'serial'", "--executor"),
         ("[defaults]\nfile = 'a.onnx'\n[[model]]\nfile = 'a.onnx'", "defaults"),
         ("[[model]]\nfile = 'a.onnx'\n[[model]]\nfile = 'a.onnx'", "would both go to"),
