@@ -10,6 +10,9 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_LOG = "onnxdecomp.log"
+"""What --log says, among what a context keeps."""
+
 
 def json_option(what: str) -> Callable[[F], F]:
     """--json FILE|-, checked before the work whose result it is to hold.
@@ -44,6 +47,17 @@ def markdown_option(function: F) -> F:
     )(function)
 
 
+def log_option(function: F) -> F:
+    """--log, checked before the work whose record it is to hold."""
+    return click.option(
+        "--log",
+        type=click.Choice(["mlflow"]),
+        expose_value=False,
+        callback=_checked_log,
+        help="Log the record, its report and the model as a run of MLflow, where MLFLOW_TRACKING_URI says.",
+    )(function)
+
+
 def all_layers_option(function: F) -> F:
     """--all-layers."""
     return click.option(
@@ -56,7 +70,7 @@ def all_layers_option(function: F) -> F:
 def report_options(function: F) -> F:
     """--report and --markdown."""
     page = report_option(help="Write a report to send around: one HTML page that needs no network.")
-    return page(markdown_option(function))
+    return page(markdown_option(log_option(function)))
 
 
 def write_record(
@@ -75,8 +89,20 @@ def write_record(
         record["run"]["command"] = shlex.join(("onnxdecomp", *context.obj))
     if json_target:
         jsonio.dump(record, json_target)
+    write_log(context, record)
     every = bool(context.params.get("all_layers"))
     write_reports(record, report_target, markdown_target, all_layers=every)
+
+
+def write_log(context: click.Context, record: dict[str, Any]) -> bool:
+    """The record as a run of MLflow, where --log asks for it; says whether it does."""
+    if _LOG not in context.meta:
+        return False
+    from onnxdecomp.cli import console
+    from onnxdecomp.integrations import mlflow
+
+    console.note(f"note: MLflow: run {mlflow.log(record)}")
+    return True
 
 
 def check_files(
@@ -122,6 +148,15 @@ def write_reports(
 def _checked(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     if value not in (None, "-"):
         _check_writable(Path(value), parameter.opts[0])
+    return value
+
+
+def _checked_log(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value == "mlflow":
+        from onnxdecomp.integrations import mlflow
+
+        mlflow.check()
+        context.meta[_LOG] = value
     return value
 
 

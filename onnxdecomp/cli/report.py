@@ -9,8 +9,10 @@ import click
 from onnxdecomp.cli.output import (
     all_layers_option,
     check_files,
+    log_option,
     markdown_option,
     report_option,
+    write_log,
     write_reports,
 )
 
@@ -20,9 +22,10 @@ from onnxdecomp.cli.output import (
 @report_option(
     "-o",
     "--output",
-    help="The page  [default: RUN.html in the current folder, where no --markdown is given].",
+    help="The page  [default: RUN.html in the current folder, where neither --markdown nor --log is given].",
 )
 @markdown_option
+@log_option
 @all_layers_option
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of records, and do nothing else.")
 @click.pass_context
@@ -53,7 +56,8 @@ def command(
     check_files(context, {f"RUN.json {record}": record for record in records})
     every = [read_record(record) for record in records]
     read, target = every[0] if len(every) == 1 else together(every), report_target
-    if target is None and markdown_target is None:
+    logged = write_log(context, read)
+    if target is None and markdown_target is None and not logged:
         single = len(records) == 1 and records[0] != "-"
         target = f"{Path(records[0]).stem}.html" if single else "report.html"
     write_reports(read, target, markdown_target, all_layers=all_layers)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxdecomp.errors import ModelError, UsageError
@@ -171,6 +172,7 @@ def _serialize(model: ir.Model, path: Path) -> bytes:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise ModelError(f"{path}: the model cannot be serialized: {reason}") from error
+    _leave_out_known(proto.graph)
     maps.put_back(proto, maps.kept(model))
     if (made_from := source(model)) is not None:
         for info in made_from.training_info:
@@ -178,6 +180,17 @@ def _serialize(model: ir.Model, path: Path) -> bytes:
     if proto.ByteSize() > PROTOBUF_LIMIT:
         raise UsageError(f"{path}: more than 2 GiB do not fit into one file; save with external data")
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _leave_out_known(graph: onnx.GraphProto) -> None:
+    """Leave out shapes of initializers: nothing new, and ONNX Runtime's quantize_dynamic fails on them.
+
+    It transposes weights of Gemm and keeps their names, so that its shape inference finds a contradiction.
+    """
+    held = {tensor.name for tensor in graph.initializer}
+    told = [value for value in graph.value_info if value.name not in held]
+    del graph.value_info[:]
+    graph.value_info.extend(told)
 
 
 def _save_with_data(model: ir.Model, stored: list[Slot], path: Path, files: _Files) -> None:
