@@ -1,6 +1,8 @@
-"""docs/reference/options.md: every option of `compress`, from the dataclass that the command line is made of.
+"""Two pages of docs/reference/: every option of `compress`, and what the other commands' --help says.
 
-`python docs/options.py` writes the page anew; `--check` ends with 1 where it is out of date.
+The first, options.md, comes from the dataclass that the command line is made of; the second is commands.md.
+
+`python docs/options.py` writes the pages anew; `--check` ends with 1 where one is out of date.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
 from onnxdecomp.core.options import default_of, describe, described, option_fields
 from onnxdecomp.workflow.config import GROUPS, CompressConfig, hints
 
-PAGE = Path(__file__).with_name("reference") / "options.md"
+FOLDER = Path(__file__).with_name("reference")
 
 _HEAD = """# Options of `compress`
 
@@ -27,8 +31,36 @@ file. `inspect` has those flags that say what is decomposed and how.
 """
 
 
-def page() -> str:
-    """The whole page."""
+_COMMANDS = """# Commands
+
+Made by `python docs/options.py` from what `onnxdecomp COMMAND --help` says. The options of `compress`, of
+which `inspect` has a part, stand in [Options](options.md); `onnxdecomp compress --help-all` shows them with
+those of the methods. Every command but `report` takes `--json FILE`, or `--json -` for standard output.
+"""
+
+
+def pages() -> dict[Path, str]:
+    """The text of each page."""
+    return {FOLDER / "options.md": options_page(), FOLDER / "commands.md": commands_page()}
+
+
+def commands_page() -> str:
+    """What the commands say of themselves."""
+    from onnxdecomp.cli.main import COMMANDS, cli
+
+    parts = [_COMMANDS]
+    with click.Context(cli, info_name="onnxdecomp") as context:
+        for name, summary in COMMANDS.items():
+            parts.append(f"## {name}\n\n{summary}\n")
+            command = cli.get_command(context, name)
+            if command is not None and name not in ("compress", "inspect"):
+                with click.Context(command, info_name=name, parent=context, terminal_width=92) as own:
+                    parts.append(f"```\n{command.get_help(own)}\n```\n")
+    return "\n".join(parts)
+
+
+def options_page() -> str:
+    """The page of the options of `compress`."""
     return "\n".join((_HEAD, *(line for group, title in GROUPS.items() for line in _table(group, title))))
 
 
@@ -64,10 +96,12 @@ def _text(default: object) -> str:
 
 
 def main() -> int:
-    """Write the page, or say that it is out of date."""
-    if "--check" in sys.argv[1:]:
-        return int(not PAGE.is_file() or PAGE.read_text() != page())
-    PAGE.write_text(page())
+    """Write the pages, or say that one is out of date."""
+    for file, text in pages().items():
+        if "--check" not in sys.argv[1:]:
+            file.write_text(text, encoding="utf-8")
+        elif not file.is_file() or file.read_text(encoding="utf-8") != text:
+            return 1
     return 0
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnxdecomp.workflow.compress import compress, inspect
     from onnxdecomp.workflow.config import CompressConfig
     from onnxdecomp.workflow.finetune import Finetuned, finetune
+    from onnxdecomp.workflow.recipes.registry import recipe
     from onnxdecomp.workflow.result import Result
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "compress",
     "finetune",
     "inspect",
+    "recipe",
     "verify",
 ]
 
@@ -38,6 +40,7 @@ _HOME = {
     "finetune": "onnxdecomp.workflow.finetune",
     "inspect": "onnxdecomp.workflow.compress",
     "bench": "onnxdecomp.evaluate.benchmark",
+    "recipe": "onnxdecomp.workflow.recipes.registry",
     "verify": "onnxdecomp.evaluate.verify",
 }
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxdecomp.cli import options
+from onnxdecomp.cli.help import Sectioned
 from onnxdecomp.cli.inputs import preprocess_option
 from onnxdecomp.cli.output import all_layers_option, check_files, json_option, report_options, write_record
 
 if TYPE_CHECKING:
+    from onnxdecomp.pipeline.configuration import PipelineSource
     from onnxdecomp.workflow.config import CompressConfig
 
 
-@click.command()
+@click.command(cls=Sectioned)
 @click.argument("model", type=click.Path(), required=False)
 @click.option(
     "-o",
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 )
 @options.configured("goal")
 @options.configured("methods")
+@options.recipe_option
 @options.config_option
 @options.configured("data")
 @preprocess_option
@@ -42,6 +45,7 @@ def command(
     /,
     model: str | None,
     output: str | None,
+    recipe: str | None,
     config: str | None,
     preprocess: str | None,
     report_target: str | None,
@@ -54,6 +58,11 @@ def command(
 
     The result is checked against MODEL (interface, numbers, and accuracy where the data have labels) and
     timed against it.
+
+    \b
+      onnxdecomp compress model.onnx --calib inputs.npz
+      onnxdecomp compress model.onnx --calib inputs.npz --eval labelled.npz --target drop=1%
+      onnxdecomp compress model.onnx --calib inputs.npz --recipe cnn-cpu
     """
     if isinstance(file := context.params["batch"], Path):
         _fleet(context, file, model, output, config, json_target)
@@ -61,12 +70,15 @@ def command(
     if model is None:
         raise click.MissingParameter(ctx=context, param=context.command.params[0])
     from onnxdecomp.cli import console
+    from onnxdecomp.cli.next_step import next_step
     from onnxdecomp.cli.show import show_plan, show_result
     from onnxdecomp.workflow.compress import compress, default_output
     from onnxdecomp.workflow.config_checks import checked
 
     told = bool(report_target or markdown_target)
-    asked = _asked(options.said(context), config, preprocess, told=told, json=json_target is not None)
+    asked = _asked(
+        options.said(context), config, preprocess, recipe=recipe, told=told, json=json_target is not None
+    )
     target = output or default_output(model, checked(asked))
     sources = {"--calib": context.params["calib"], "--eval": context.params["data"]}
     check_files(context, {**sources, "--plan": context.params["plan"], "--config": config}, target)
@@ -77,7 +89,8 @@ def command(
         console.note(f"note: {note}")
     write_record(context, result.record, json_target, report_target, markdown_target)
     if "-" not in (json_target, markdown_target):
-        (show_plan if asked.dry_run else show_result)(result, all_layers=all_layers)
+        show = show_plan if asked.dry_run else show_result
+        show(result, all_layers=all_layers, step=next_step(context, result, asked))
 
 
 def _fleet(
@@ -105,9 +118,23 @@ def _fleet(
 
 
 def _asked(
-    said: dict[str, Any], config: str | None, preprocess: str | None, *, told: bool, json: bool
+    said: dict[str, Any],
+    config: str | None,
+    preprocess: str | None,
+    *,
+    recipe: str | None = None,
+    told: bool,
+    json: bool,
 ) -> CompressConfig:
     """What is asked for; a report needs details, and timings of further settings.
+
+    Args:
+        said: The options given.
+        config: A file with a configuration, over which they win.
+        preprocess: How images become inputs.
+        recipe: The name of a recipe in its place.
+        told: Whether there is to be a report.
+        json: Whether the record is to be written.
 
     Raises:
         UsageError: An option is not valid.
@@ -116,14 +143,13 @@ def _asked(
     from onnxdecomp.errors import UsageError
     from onnxdecomp.runtime import environment
     from onnxdecomp.workflow.config import CompressConfig
-    from onnxdecomp.workflow.config_json import source_of
 
     if preprocess is not None and not {"calib", "data"} & said.keys():
         raise UsageError("--preprocess is for images in --calib or --eval: give one of them")
     for name in ("calib", "data"):
         if name in said:
             said[name] = prepared(said[name], preprocess)
-    asked = CompressConfig.of(source_of(config), said)
+    asked = CompressConfig.of(_base(recipe, config), said)
     decisive = asked.threads or environment.cores()
     further: dict[str, object] = {}
     if asked.bench:
@@ -132,3 +158,22 @@ def _asked(
         further["bench_threads"] = (decisive, 1) if told else (decisive,)
     unsaid = {name: value for name, value in further.items() if name not in asked.origins}
     return CompressConfig.of(asked, {"details": told or json or asked.details, **unsaid})
+
+
+def _base(recipe: str | None, config: str | None) -> CompressConfig | PipelineSource:
+    """What the options that were given win over.
+
+    Raises:
+        UsageError: Both are given, or there is no such recipe.
+    """
+    from onnxdecomp.errors import UsageError
+    from onnxdecomp.workflow.config_json import source_of
+    from onnxdecomp.workflow.recipes import registry
+
+    if recipe is None:
+        return source_of(config)
+    if config is not None:
+        raise UsageError(
+            f"--recipe {recipe} and --config {config} exclude each other: both are where options begin"
+        )
+    return registry.recipe(recipe).config

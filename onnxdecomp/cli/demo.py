@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from onnxdecomp.cli.output import json_option
+
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
@@ -18,8 +20,9 @@ OPTIONS = ("--method", "tucker", "--rank", "0.375")
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default="onnxdecomp-demo")
+@json_option("the run's record")
 @click.pass_context
-def command(context: click.Context, folder: Path) -> None:
+def command(context: click.Context, folder: Path, json_target: str | None) -> None:
     """Compress a small network that comes along, to see what a run prints.
 
     It tells handwritten digits apart. The network, 500 test images and the result are written to FOLDER (by
@@ -34,7 +37,8 @@ def command(context: click.Context, folder: Path) -> None:
     model, images = folder / MODEL, folder / IMAGES
     output = folder / "digits.small.onnx"
     line = [str(model), *OPTIONS, "--eval", str(images), "-o", str(output), "--overwrite"]
-    click.echo(f"$ {shlex.join(('onnxdecomp', 'compress', *line))}")
+    line += ["--json", json_target] if json_target else []
+    click.echo(f"$ {shlex.join(('onnxdecomp', 'compress', *line))}", err=json_target == "-")
     with compress.make_context("compress", line, parent=context) as inner:
         compress.invoke(inner)
 

@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from onnxdecomp.cli import options
+from onnxdecomp.cli.help import Sectioned
 from onnxdecomp.cli.output import all_layers_option, check_files, json_option, write_record
 
 
-@click.command()
+@click.command(cls=Sectioned)
 @click.argument("model", type=click.Path())
 @options.decomposition("goal")
 @options.decomposition("methods")

@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "Make a page to send around from the record of a run.",
     "methods": "List the decompositions and the layers that they take.",
     "passes": "List the passes of the pipeline, other packages' included.",
+    "recipes": "List the named configurations of compress.",
     "demo": "Compress a small network that comes along, to see what a run prints.",
     "doctor": "Say what is installed and which providers really start.",
 }

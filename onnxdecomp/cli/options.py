@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import click
@@ -130,3 +130,32 @@ config_option = click.option(
     help="Pipeline as TOML: which passes, with which options; or, as *.json, a configuration of all options "
     "(see docs/reference/options.md). Options given here win.",
 )
+
+
+def _recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """What a shell completes."""
+    from onnxdecomp.workflow.recipes.registry import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+recipe_option = click.option(
+    "--recipe",
+    metavar="NAME",
+    shell_complete=_recipes,
+    help="Begin with a named configuration, such as cnn-cpu; 'onnxdecomp recipes' lists them. Options given "
+    "here win.",
+)
+
+
+def written(options: Mapping[str, object]) -> str:
+    """Options by their names in Python, as they are typed: {"max_error": 0.01} is "--max-error 0.01"."""
+    fields = {field.name: field for field in option_fields(CompressConfig)}
+    parts = []
+    for name, value in options.items():
+        yes, _, no = (described(fields[name]).flag or "").partition("/")
+        if isinstance(value, bool) and no:
+            parts.append(yes if value else no)
+        else:
+            parts.append(spelled(fields[name]) if value is True else f"{spelled(fields[name])} {value}")
+    return " ".join(parts)

@@ -22,17 +22,17 @@ _BROKEN = 4
 """Reasons that are shown why the outputs of layers are no channels: most name a node of their own."""
 
 
-def show_plan(result: Result, *, all_layers: bool = False) -> None:
-    """The layers with their cost and what would be done."""
+def show_plan(result: Result, *, all_layers: bool = False, step: str = "") -> None:
+    """The layers with their cost and what would be done, and what to type next."""
     console.show(
         *layer_table(result.layers, shapes=True, every=all_layers),
         *channel_table(result.channels, every=all_layers),
-        console.pairs(_cost(result)),
+        console.pairs([*_cost(result), *_next(step)]),
     )
 
 
-def show_result(result: Result, *, all_layers: bool = False) -> None:
-    """The layers, then cost, checks and timing, and last the file."""
+def show_result(result: Result, *, all_layers: bool = False, step: str = "") -> None:
+    """The layers, then cost, checks and timing, the file, and what to type next."""
     lines = [*_cost(result), *_checks(result), *_latency(result)]
     if result.path is not None:
         copy = "" if result.changed else ", a copy of the original: nothing was decomposed"
@@ -40,8 +40,12 @@ def show_result(result: Result, *, all_layers: bool = False) -> None:
     console.show(
         *layer_table(result.layers, every=all_layers),
         *channel_table(result.channels, every=all_layers),
-        console.pairs(lines),
+        console.pairs([*lines, *_next(step)]),
     )
+
+
+def _next(step: str) -> list[Line]:
+    return [("next", step)] if step else []
 
 
 def _reasons(layers: Sequence[LayerRecord], channels: Sequence[ChannelRecord]) -> list[Line]:

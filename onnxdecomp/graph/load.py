@@ -130,7 +130,7 @@ def _parse(path: Path) -> onnx.ModelProto:
             )
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ModelError(f"{path}: no such file") from None
+        raise ModelError(f"{path}: no such file{_beside(path)}") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     if content.startswith(b"version https://git-lfs"):
@@ -144,6 +144,16 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ModelError(f"{path}: not an ONNX model, or a truncated one") from None
     _unalias(proto)
     return proto
+
+
+def _beside(path: Path) -> str:
+    """The model in the same folder whose name is closest, as the end of a message."""
+    import difflib
+
+    folder = path.parent
+    models = [file.name for file in folder.glob("*.onnx")] if folder.is_dir() else []
+    close = difflib.get_close_matches(path.name, models, n=1)
+    return f"; did you mean {str(folder / close[0])!r}?" if close else ""
 
 
 def _unalias(proto: onnx.ModelProto) -> None:

@@ -22,7 +22,7 @@ def model(tmp_path: Path) -> str:
 
 
 def test_every_option_of_every_method_is_in_the_help() -> None:
-    text = CliRunner().invoke(command, ["--help"]).output
+    text = CliRunner().invoke(command, ["--help-all"]).output
     for method in names():
         for option in options(method):
             assert f"--{method}-{option.name.replace('_', '-')}" in text

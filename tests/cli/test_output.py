@@ -32,7 +32,8 @@ def test_compress_says_what_it_did(model: Path, capsys: Capsys) -> None:
     lines = done.out.splitlines()
     assert any(re.match(r" c2 +Conv +tucker 4,4 +2\.3k -> \d+", line) for line in lines), done.out
     assert any(line.startswith("verify") and "3 samples" in line for line in lines)
-    assert lines[-1].split() == ["wrote", "net.tucker.onnx"]
+    assert lines[-2].split() == ["wrote", "net.tucker.onnx"]
+    assert lines[-1].split()[:4] == ["next", "onnxdecomp", "compress", str(model)]
     assert all(line == line.rstrip() for line in lines)
     assert files() == ["data.npz", "net.onnx", "net.tucker.onnx"]
 
@@ -205,7 +206,7 @@ def test_the_record(model: Path, capsys: Capsys) -> None:
         assert set(latency[who]) >= {"count", "mean", "stdev", "p50", "p90", "p95", "p99"}
         assert latency[who]["p50"] <= latency[who]["p99"]
     assert latency["speedup"]["low"] <= latency["speedup"]["value"] <= latency["speedup"]["high"]
-    documented = (ROOT / "docs" / "record.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "reference" / "record.md").read_text(encoding="utf-8")
     keys = {*RECORD, *(key for inner in RECORD.values() if isinstance(inner, set) for key in inner), *first}
     assert [key for key in sorted(keys) if f"`{key}`" not in documented] == []
 

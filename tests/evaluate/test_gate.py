@@ -90,5 +90,5 @@ def test_an_unknown_value_is_no_pass() -> None:
 
 
 def test_every_name_is_documented() -> None:
-    documented = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "guides" / "ci.md").read_text(encoding="utf-8")
     assert [name for name in NAMES if f"`{name}`" not in documented] == []
