@@ -111,6 +111,7 @@ def _fleet(
 
     reports = context.params["report_target"] or context.params["markdown_target"]
     named = {"MODEL": model, "--output": output, "--config": config, "--report and --markdown": reports}
+    named["--recipe"] = context.params["recipe"]
     for what, value in named.items():
         if value is not None:
             raise UsageError(f"--batch {file} and {what} exclude each other: {file} says it of each model")
