@@ -104,7 +104,7 @@ class PlanOptions:
     )
     freeze_initializers: bool = option(
         False,
-        "Treat initializers that are also graph inputs as constants",
+        "Make initializers that are also graph inputs constants: they are no inputs any more",
         group="methods",
         places=(("decompose", "freeze_initializers"), ("normalise", "freeze_initializers")),
     )

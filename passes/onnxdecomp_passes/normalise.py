@@ -50,7 +50,8 @@ class Normalise(Pass):
     else reads the value between them, and nothing else uses the weight. Computed in float64 and stored
     in the weight's own type. The layer keeps its name and takes over the name of the folded output. Each
     layer of the main graph gets a bias of its own, as ONNX Runtime's quantizer needs it; and a Reshape that
-    keeps the batch says so, as its optimizer needs it.
+    keeps the batch says so, as its optimizer needs it. Frozen initializers are no graph inputs any more: what
+    may be overridden ONNX Runtime neither folds nor lays out anew.
     """
 
     name: ClassVar[str] = "normalise"
@@ -59,6 +60,7 @@ class Normalise(Pass):
     freeze_initializers: bool = option(False, help_of(PlanOptions, "freeze_initializers"))
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
+        frozen = _freeze(model) if self.freeze_initializers else 0
         # A MatMul's rank says whether it can be a Gemm, a CastLike's type what it casts to.
         infer_shapes(model)
         folded: Counter[str] = Counter()
@@ -82,7 +84,21 @@ class Normalise(Pass):
         folded["Reshape"] = keep_first_axes(model)
         counts = {kind: count for kind, count in sorted(folded.items()) if count}
         biases = own_biases(model)
-        return PassResult(model, bool(counts or biases), record={"folded": counts, "own_biases": biases})
+        record: dict[str, object] = {"folded": counts, "own_biases": biases, "frozen": frozen}
+        return PassResult(model, bool(counts or biases or frozen), record=record)
+
+
+def _freeze(model: ir.Model) -> int:
+    """Take initializers out of the graph's inputs; how many there were."""
+    # Before, they have to be there, and are constants all the same.
+    if (model.ir_version or 0) < _PLAIN_INITIALIZERS:
+        return 0
+    inputs = model.graph.inputs
+    left = [value for value in inputs if value.name not in model.graph.initializers]
+    count = len(inputs) - len(left)
+    if count:
+        inputs[:] = left
+    return count
 
 
 @dataclass(frozen=True, eq=False)

@@ -262,6 +262,25 @@ def test_overridable_weights_fold_only_when_frozen() -> None:
     assert close(run(subject, x, optimize=False)[0], run(proto, x, optimize=False)[0], 1e-5)
 
 
+def test_frozen_initializers_are_no_inputs_where_nothing_is_folded() -> None:
+    """A session neither folds nor lays out anew what may be overridden."""
+    rng = np.random.default_rng(8)
+    nodes = [node("Conv", ["x", "w"], ["y"], name="conv")]
+    weights = {"w": weight(rng, 4, 3, 3, 3)}
+    x = {"x": weight(rng, 2, 3, 8, 8)}
+
+    def inputs(ir_version: int, freeze: bool) -> list[str | None]:
+        proto = model(
+            nodes, {"x": [2, 3, 8, 8]}, ["y"], weights, opset=8, ir_version=ir_version, listed=["w"]
+        )
+        subject, _ = normalised(proto, freeze_initializers=freeze)
+        assert close(run(subject, x)[0], run(proto, x)[0], 1e-5)
+        return [value.name for value in subject.graph.inputs]
+
+    assert inputs(4, False) == inputs(3, True) == ["x", "w"]
+    assert inputs(4, True) == ["x"]
+
+
 def test_before_ir_version_4_new_initializers_are_inputs() -> None:
     rng = np.random.default_rng(7)
     weights = {"w": weight(rng, 4, 3, 3, 3), **statistics(rng, 4)}
