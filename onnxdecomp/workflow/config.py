@@ -155,9 +155,10 @@ class CompressConfig(RunOptions):
     )
     quantize: Literal["int8", "int8-static", "int8-dynamic", "int8-block", "int4", "fp16", "none"] = option(
         "none",
-        "After the decomposition store the model in fewer bits; a target is then one for the quantized "
-        "model. int8 takes what is fastest of: activations rounded by ranges (int8-static, needs --calib) or "
-        "as they come (int8-dynamic), and weights in blocks (int8-block). int4: weights of 4 bits in blocks",
+        "Store the model in fewer bits, alone where nothing says how far to decompose, else after that; a "
+        "target is then one for the quantized model. int8 takes what is fastest of: activations rounded by "
+        "ranges (int8-static, needs --calib) or as they come (int8-dynamic), and weights in blocks "
+        "(int8-block). int4: weights of 4 bits in blocks",
         group="after",
         places=(("quantize", "kind"),),
     )
