@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,17 @@ def test_pictures_are_there(page: Path) -> None:
     pictures = re.findall(r'!\[[^\]]*\]\(([^)\s#]+)|(?:src|srcset)="([^"#]+)', text)
     missing = [found for pair in pictures if not (page.parent / (found := pair[0] or pair[1])).is_file()]
     assert missing == []
+
+
+def test_messages_of_the_troubleshooting_page_are_in_the_code() -> None:
+    page = (ROOT / "docs" / "reference" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "onnxdecomp").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a message over several lines
+    assert len(messages) > 20
+    assert [message for message in messages if message not in code] == []
+
+
+def test_pages_of_methods_are_current() -> None:
+    found = subprocess.run([sys.executable, "docs/methods.py", "--check"], cwd=ROOT, check=False)
+    assert found.returncode == 0, "docs/methods/ is out of date: python docs/methods.py"
