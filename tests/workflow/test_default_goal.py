@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
 import onnxdecomp
+from onnxdecomp.quantization.kinds import Kind
 from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.default_goal import EMBEDDINGS, SCORES, goal_of
 from tests.builders.graphs import model, saved
@@ -96,6 +98,56 @@ def test_a_classifier_keeps_its_distribution(tmp_path: Path, calib: dict[str, An
     (target,) = found.record["targets"]
     assert target["quantity"] == "metric"
     assert target["reached"] == found.record["verify"]["metric"]["new"]
+
+
+def encoder(path: Path) -> Path:
+    """x [N, L, 24], attention_mask [N, L] -> two layers of little but rank 6 -> states of 32 features."""
+    draw = np.random.default_rng(5)
+
+    def low(rows: int, columns: int) -> Any:
+        made = draw.standard_normal((rows, 6)) @ draw.standard_normal((6, columns))
+        return ((made + 0.2 * draw.standard_normal(made.shape)) / rows).astype(np.float32)
+
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"], name="f1"),
+        helper.make_node("Relu", ["a"], ["b"], name="r"),
+        helper.make_node("MatMul", ["b", "w2"], ["c"], name="f2"),
+        helper.make_node("Cast", ["attention_mask"], ["real"], name="cast", to=1),
+        helper.make_node("Unsqueeze", ["real", "axis"], ["each"], name="unsqueeze"),
+        helper.make_node("Mul", ["c", "each"], ["last_hidden_state"], name="mask"),
+    ]
+    weights = {"w1": low(24, 64), "w2": low(64, 32), "axis": np.array([2])}
+    made = model(nodes, {"x": ["N", "L", 24]}, {"last_hidden_state": ["N", "L", 32]}, weights)
+    mask = helper.make_tensor_value_info("attention_mask", onnx.TensorProto.INT64, ["N", "L"])
+    made.graph.input.append(mask)
+    return saved(made, path)
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8-dynamic"])
+def test_an_encoder_keeps_the_order_of_its_similarities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantize: Kind
+) -> None:
+    """Decomposed, and in int8 as well where a method is named; with --quantize alone no goal is needed."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((64, 6, 24)).astype(np.float32)
+    calib: dict[str, Any] = {
+        "x": x,
+        "attention_mask": (np.arange(6) < rng.integers(2, 7, (64, 1))).astype(np.int64),
+    }
+    source = encoder(tmp_path / "net.onnx")
+    found = onnxdecomp.compress(source, calib=calib, quantize=quantize, **QUICK)
+    assert found.plan.decomposed
+    request = found.record["run"]["request"]
+    assert (request["metric"], request["target"]) == ("spearman", EMBEDDINGS)
+    assert any("embeddings of 32 features at each position" in note for note in found.notes)
+    assert found.record["verify"]["metric"]["new"] > 0.9
+    if quantize != "none":
+        assert found.record["passes"]["quantize"]["quantized_layers"] >= 2
+        alone = onnxdecomp.compress(source, calib=calib, quantize=quantize, bench=False, allow_slower=True)
+        assert not alone.plan.decomposed
+        assert alone.record["run"]["request"]["target"] is None
+        assert alone.record["passes"]["quantize"]["quantized_layers"] == 2
 
 
 @pytest.mark.parametrize(
