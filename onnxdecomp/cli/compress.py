@@ -68,7 +68,7 @@ def command(
         _fleet(context, file, model, output, config, json_target)
         return
     if model is None:
-        raise click.MissingParameter(ctx=context, param=context.command.params[0])
+        raise click.UsageError("Missing argument 'MODEL'", ctx=context)
     from onnxdecomp.cli import console
     from onnxdecomp.cli.next_step import next_step
     from onnxdecomp.cli.show import show_plan, show_result

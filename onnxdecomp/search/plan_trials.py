@@ -268,7 +268,8 @@ def _best(
                 raise UsageError(_untried(costs, losses))
             raise UsageError(_too_lossy(costs, losses, tries))
         best = nothing
-        notes = ("no plan that was tried keeps the loss asked for: every layer stays",)
+        if tries or not late:  # else what is said of the time limit is all
+            notes = ("no plan that was tried keeps the loss asked for: every layer stays",)
     if not best.plan.changes and not late:
         _require_reach(losses, trial(best.plan))
     return Tried(best, tuple(tries), notes, late)

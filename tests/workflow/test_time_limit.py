@@ -72,6 +72,14 @@ def test_plans_are_tried_as_long_as_there_is_time(tmp_path: Path, monkeypatch: p
     assert limited.verification.status == "passed"
 
 
+def test_without_time_no_plan_is_said_to_have_been_tried(tmp_path: Path) -> None:
+    filled(tmp_path)
+    result = compressed(tmp_path, "error=0.05", time_limit=1e-6)
+    assert not result.changed
+    assert {layer.reason for layer in result.layers} == {"the time limit came before it was weighed"}
+    assert not any("that was tried" in note for note in result.notes)
+
+
 @pytest.mark.parametrize(
     ("options", "seconds"),
     [
