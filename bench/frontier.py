@@ -157,7 +157,7 @@ def timed(options: argparse.Namespace, name: str, goals: Sequence[str]) -> Itera
             }
 
 
-def _latency(setting: benchmark.Setting, ideal: float | None) -> dict[str, Any]:
+def _latency(setting: benchmark.SettingTimings, ideal: float | None) -> dict[str, Any]:
     """One setting: against the original with an interval, and against the dense model."""
     original, dense, new = setting.models
     assert new.ratio is not None

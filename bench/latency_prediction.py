@@ -37,6 +37,7 @@ from onnxdecomp.latency.measure import Request, Timing, time_chains
 from onnxdecomp.latency.predict import predicted_ratio, prediction_error
 from onnxdecomp.layers.find import find
 from onnxdecomp.pipeline import configuration, pipeline
+from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.search.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,9 +132,9 @@ def predict(
                 asked.append(Request(layer, chain, request.input_shape, request.around))
         at.append(chosen)
     start = time.perf_counter()
-    timed = time_chains(asked, threads=threads, cache=cache, note=print)
+    timed = time_chains(asked, setting=Setting(threads=threads), cache=cache, note=print)
     middle = time.perf_counter()
-    whole = shares(path, {graph_input: noise(SHAPES[name])}, layers, threads=threads)
+    whole = shares(path, {graph_input: noise(SHAPES[name])}, layers, setting=Setting(threads=threads))
     end = time.perf_counter()
 
     def of(chosen: Mapping[int, int]) -> list[Timing | None]:

@@ -36,6 +36,7 @@ from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.pipeline import configuration, pipeline
 from onnxdecomp.runtime.session import Feed
+from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.search.plan import Choice, Plan
 
 Key: TypeAlias = tuple[str, str]
@@ -94,7 +95,7 @@ class Dense:
             Request(s.layer, dense_chain(s.layer), self.shapes[s.layer.graph, s.layer.name], around)
             for s, around in zip(self.matched, neighbours(self.matched), strict=True)
         ]
-        found = shares(path, self.feed, asked, threads=threads).layers
+        found = shares(path, self.feed, asked, setting=Setting(threads=threads)).layers
         return {key: share.part for key, share in zip(self.layers, found, strict=True)}
 
     def proportional(self, plan: Plan, parts: Mapping[Key, float]) -> float | None:

@@ -29,6 +29,7 @@ KNOWING = {
     "graph/stand_ins.py": "what stands in for operators that the inference does not know",
     "latency/chain_model.py": "the neighbours of a chain that is timed",
     "latency/context.py": "which activations ONNX Runtime keeps in blocks of channels",
+    "latency/kernels.py": "what the kernel of each operator reads, writes and computes",
     "layers/blocks.py": "the operators that read weights in blocks",
     "layers/lower.py": "the nodes that steps become",
     "layers/lower_quantized.py": "the nodes of weights in fewer bits",

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxdecomp.cli.inputs import data_options, metric_option
+from onnxdecomp.cli.options import configured
 from onnxdecomp.cli.output import check_files, json_option, report_options, write_record
-from onnxdecomp.cli.shapes import parse_shapes
+from onnxdecomp.cli.shapes import parse_pairs, parse_shapes
 
 if TYPE_CHECKING:
-    from onnxdecomp.evaluate.benchmark import Setting
+    from onnxdecomp.evaluate.benchmark import SettingTimings
 
 
 @click.command()
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Threads within an operator; 0: one per core. Repeatable.",
 )
+@configured("runtime", ("precision", "profile", "provider_options"))
 @click.option("--duration", type=float, default=2.0, show_default=True, help="Seconds per setting.")
 @click.option("--iterations", type=click.IntRange(min=1), help="Runs of each model, in place of --duration.")
 @click.option(
@@ -63,6 +65,9 @@ def command(
     provider: tuple[str, ...],
     batch: tuple[int, ...],
     threads: tuple[int, ...],
+    precision: str | None,
+    profile: str,
+    provider_options: tuple[str, ...],
     duration: float,
     iterations: int | None,
     warmup: int,
@@ -91,6 +96,9 @@ def command(
             providers=provider,
             batch_sizes=batch,
             threads=threads,
+            precision=precision or "",
+            profile=profile,
+            options=parse_pairs(provider_options),
             duration=duration,
             iterations=iterations,
             warmup=warmup,
@@ -113,10 +121,12 @@ def command(
         raise GateError(reason)
 
 
-def _show(setting: Setting) -> None:
+def _show(setting: SettingTimings) -> None:
     from onnxdecomp.cli import console
 
-    title = f"{setting.provider}, threads {setting.threads or 'default'}, batch {setting.batch}, ms"
+    further = (setting.precision, setting.profile if setting.profile != "default" else "")
+    title = f"{setting.provider}, threads {setting.threads or 'default'}, batch {setting.batch}"
+    title = ", ".join(filter(None, (title, *further, "CUDA graph" if setting.graph else "", "ms")))
     columns = (
         "model",
         "min",

@@ -121,7 +121,7 @@ def diagnose(requested: Sequence[str] = ()) -> Diagnosis:
         names = dict.fromkeys((*providers.listed(), *wanted))
         starts = tuple(provider_start.start(name) for name in names if providers.provider_of(name).local)
         problems += [
-            Problem(f"{start.provider} does not start: {start.reason}", start.remedy)
+            Problem(f"{start.provider} does not start: {start.reason}{_needs(start.provider)}", start.remedy)
             for start in starts
             if not start.started
         ]
@@ -137,6 +137,11 @@ def diagnose(requested: Sequence[str] = ()) -> Diagnosis:
         cuda={name: _library_found(name) for name in _CUDA} if nvidia else {},
         problems=tuple(problems),
     )
+
+
+def _needs(provider: str) -> str:
+    needs = providers.provider_of(provider).needs
+    return f"; it needs {needs}" if needs else ""
 
 
 def installed_runtimes(distributions: Any) -> tuple[Runtime, ...]:
@@ -166,7 +171,10 @@ def _broken_runtime(runtimes: Sequence[Runtime]) -> list[Problem]:
                 )
             )
     if len(folders) > 1:
-        used, *others = (_listed(runtimes, folder) for folder in folders)
+        imported = _imported_folder()
+        used, *others = (
+            _listed(runtimes, folder) for folder in sorted(folders, key=lambda folder: folder != imported)
+        )
         problems.append(
             Problem(
                 f"{used} is imported, and not {' or '.join(others)}",
@@ -185,6 +193,16 @@ def _broken_runtime(runtimes: Sequence[Runtime]) -> list[Problem]:
             )
         )
     return problems
+
+
+def _imported_folder() -> str:
+    """The folder that the module really comes from; "" where it cannot be imported."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return ""
+    file = getattr(onnxruntime, "__file__", None)
+    return str(Path(file).resolve().parent.parent) if file else ""
 
 
 def _listed(runtimes: Sequence[Runtime], folder: str) -> str:

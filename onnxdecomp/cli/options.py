@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import click
 
 from onnxdecomp.cli.fleet import BatchType
-from onnxdecomp.cli.shapes import parse_shapes
+from onnxdecomp.cli.shapes import parse_pairs, parse_shapes
 from onnxdecomp.core.options import Described, default_of, described, option_fields, spelled
 from onnxdecomp.search.plan_options import PlanOptions
 from onnxdecomp.workflow.config import CompressConfig, Group, hints
@@ -49,7 +49,7 @@ def option_of(field: dataclasses.Field[Any], hint: object) -> Callable[[F], F]:
     flag = known.flag if known.flag and "/" in known.flag else spelled(field)
     otherwise = f"  [default: {known.otherwise}]" if known.otherwise else ""
     shown = not known.otherwise and default is not False and default not in (None, "", ())
-    several = isinstance(default, tuple) or field.name == "input_shapes"
+    several = isinstance(default, tuple) or field.name in ("input_shapes", "provider_options")
     return click.option(
         flag,
         field.name,
@@ -65,8 +65,9 @@ def option_of(field: dataclasses.Field[Any], hint: object) -> Callable[[F], F]:
 
 def _type(known: Described, hint: object) -> click.ParamType[Any] | None:
     (kind, *_) = [one for one in typing.get_args(hint) or (hint,) if one not in (type(None), Ellipsis)]
-    if typing.get_origin(hint) is Literal:
-        return click.Choice(typing.get_args(hint))
+    for chosen in (hint, kind):
+        if typing.get_origin(chosen) is Literal:
+            return click.Choice(typing.get_args(chosen))
     if kind is int:
         return click.IntRange(min=None if known.at_least is None else int(known.at_least))
     if kind is float:
@@ -115,6 +116,8 @@ def said(context: click.Context) -> dict[str, Any]:
     }
     if "input_shapes" in found:
         found["input_shapes"] = parse_shapes(found["input_shapes"])
+    if "provider_options" in found:
+        found["provider_options"] = parse_pairs(found["provider_options"])
     own: dict[str, dict[str, str]] = {}
     for name, value in context.params.items():
         method, separator, option = name.partition("__")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.batches import rebatched, rows_of
@@ -16,20 +16,19 @@ from onnxdecomp.data.random_inputs import bindings, trial_of
 from onnxdecomp.data.read import Data, read_feeds, repeatable
 from onnxdecomp.data.read import describe as describe_data
 from onnxdecomp.errors import ModelError, UsageError
-from onnxdecomp.runtime import environment, jsonio
+from onnxdecomp.runtime import device as devices
+from onnxdecomp.runtime import environment, jsonio, temporary_files
 from onnxdecomp.runtime import providers as ep
 from onnxdecomp.runtime.fatal import refuse_fatal, refuse_fatal_feed
 from onnxdecomp.runtime.memory import peak_growth
-from onnxdecomp.runtime.messages import one_line
-from onnxdecomp.runtime.session import Feed, inputs_of, nodes_per_provider, open_session, outputs_of, run
+from onnxdecomp.runtime.session import Feed, inputs_of, run
+from onnxdecomp.runtime.setting import Setting, setting_of
 from onnxdecomp.runtime.spinning import idling_of, pause
 from onnxdecomp.runtime.timing import (
     ALONE_AFTER,
     LOOKS,
     Ratio,
-    Run,
     Summary,
-    clock_of,
     interleave,
     ratio_of_medians,
     summarise,
@@ -37,6 +36,10 @@ from onnxdecomp.runtime.timing import (
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
+
+Convert: TypeAlias = Callable[[Path, Setting, Path], Path]
+"""Gives the file that is run under a setting: a file as it is, or a new one in the folder."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,14 @@ class ModelTiming:
 
 
 @dataclass(frozen=True)
-class Setting:
+class SettingTimings:
     """All models under one setting, in `rounds` interleaved rounds.
 
     Attributes:
         provider, threads: Where they ran; 0 threads is ONNX Runtime's own choice.
         batch: The batch size asked for.
+        precision, profile, options: What else was asked of the provider, see onnxdecomp.runtime.setting.
+        graph: Whether every run was replayed from a recorded graph (CUDA graphs), in all models.
         io_binding: Whether inputs and outputs stayed on the device.
         spinning: Whether idle threads waited busily from one operator to the next, as they do in deployment.
         rounds: Runs of each model.
@@ -87,13 +92,17 @@ class Setting:
     rounds: int
     models: tuple[ModelTiming, ...]
     device: str = ""
+    precision: str = ""
+    profile: str = "default"
+    options: Mapping[str, str] = field(default_factory=dict)
+    graph: bool = False
 
 
 @dataclass(frozen=True)
 class BenchResult:
     """The timings of all settings."""
 
-    settings: tuple[Setting, ...]
+    settings: tuple[SettingTimings, ...]
     inputs: str
 
     def to_json(self) -> dict[str, Any]:
@@ -129,6 +138,10 @@ def bench(
     seed: int = 0,
     memory: bool = True,
     limit: float = 0.0,
+    precision: str = "",
+    profile: str = "default",
+    options: Mapping[str, str] | None = None,
+    convert: Convert | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> BenchResult:
     """Time models against the first of them, under every combination of provider, threads and batch.
@@ -153,6 +166,8 @@ def bench(
         memory: Measure `peak_rss`, in a process of its own for each model and setting.
         limit: Seconds up to which a setting is timed on beyond `duration` until every ratio is decided (see
             timing.Ratio).
+        precision, profile, options: Of all providers, see onnxdecomp.runtime.setting.
+        convert: Takes files to the precision asked for, where the provider does not.
         advance: Called after each setting, for a progress bar.
 
     Raises:
@@ -166,13 +181,12 @@ def bench(
     if data is not None:
         data = repeatable(data, max(batch_sizes))  # every model and setting reads it anew
     settings = []
+    asked = partial(setting_of, precision=precision, profile=profile, options=options)
     for provider, count, batch in itertools.product(providers, threads, batch_sizes):
         settings.append(
-            _setting(
-                [Path(model) for model in models],
-                provider=provider,
-                threads=count,
-                batch=batch,
+            bench_under(
+                models,
+                asked(provider, count, batch),
                 duration=duration,
                 iterations=iterations,
                 warmup=warmup,
@@ -181,6 +195,7 @@ def bench(
                 seed=seed,
                 memory=memory,
                 limit=limit,
+                convert=convert,
             )
         )
         advance()
@@ -206,68 +221,84 @@ def _check(
         raise UsageError("the duration and the number of iterations must be above 0")
 
 
-def _setting(
-    models: Sequence[Path],
+def bench_under(
+    models: Sequence[str | Path],
+    setting: Setting,
     *,
-    provider: str,
-    threads: int,
-    batch: int,
-    duration: float,
-    iterations: int | None,
-    warmup: int,
-    data: Data | None,
-    shapes: Mapping[str, Sequence[int]] | None,
-    seed: int,
-    memory: bool,
-    limit: float,
-) -> Setting:
-    provider = ep.short_name(ep.ort_name(provider))
-    idling = idling_of(threads, len(models))
-    sessions = [
-        open_session(model, provider=provider, threads=threads, idling=idling, record_nodes=True)
-        for model in models
-    ]
-    feeds = [
-        feed_of(session, model, batch=batch, data=data, shapes=shapes, seed=seed)
-        for session, model in zip(sessions, models, strict=True)
-    ]
-    bound = ep.provider_of(provider).on_cuda
-    runs = [
-        _on_device(session, feed) if bound else _plain(session, feed)
-        for session, feed in zip(sessions, feeds, strict=True)
-    ]
-    timings = interleave(
-        runs,
-        duration=duration,
-        iterations=iterations,
-        warmup=warmup,
-        seed=seed,
-        rest=pause(idling),
-        before=ALONE_AFTER if len(models) > 1 else 0,
-        limit=limit,
-        decided=partial(_decided, seed=seed) if limit > duration else None,
-        meter=clock_of(provider, threads),
-    )
-    results = []
-    for index, (model, session, feed) in enumerate(zip(models, sessions, feeds, strict=True)):
-        latency = summarise(timings.samples[index])
-        rows = rows_of(feed, inputs_of(session))
-        against = (timings.samples[index], timings.samples[0])
-        results.append(
-            ModelTiming(
-                model=str(model),
-                batch=rows,
-                shapes={name: array.shape for name, array in feed.items()},
-                latency=latency,
-                throughput=rows / latency.mean * 1e3,
-                ratio=ratio_of_medians(*against, seed=seed) if index else None,
-                nodes=nodes_per_provider(session),
-                peak_rss=peak_growth(model, feed, provider=provider, threads=threads) if memory else None,
-            )
+    duration: float = 2.0,
+    iterations: int | None = None,
+    warmup: int = 3,
+    data: Data | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+    memory: bool = True,
+    limit: float = 0.0,
+    convert: Convert | None = None,
+) -> SettingTimings:
+    """The same as `bench` under one setting.
+
+    Raises:
+        ModelError, ProviderError, UsageError: As for `bench`.
+    """
+    idling, device = idling_of(setting.threads, len(models)), devices.device_of(setting)
+    load = partial(device.load, idling=idling, count=True)
+    if setting.converted and convert is None:
+        raise UsageError(f"nothing is given that takes models to {setting.converted}")
+    with temporary_files.folder() as folder:
+        files = [convert(Path(model), setting, folder) if convert else Path(model) for model in models]
+        makers = [
+            partial(feed_of, model=file, batch=setting.batch or 1, data=data, shapes=shapes, seed=seed)
+            for file in files
+        ]
+        loaded = [load(file, setting, maker) for file, maker in zip(files, makers, strict=True)]
+        if len({each.graph for each in loaded}) > 1:  # all alike, or it is no comparison
+            setting = setting.without_graph
+            loaded = [load(file, setting, maker) for file, maker in zip(files, makers, strict=True)]
+        timings = interleave(
+            [each.run for each in loaded],
+            duration=duration,
+            iterations=iterations,
+            warmup=warmup,
+            seed=seed,
+            rest=pause(idling),
+            before=ALONE_AFTER if len(models) > 1 else 0,
+            limit=limit,
+            decided=partial(_decided, seed=seed) if limit > duration else None,
+            clock=device.clock,
+            meter=device.meter(setting),
         )
-    device = environment.device(provider)
-    return Setting(
-        provider, threads, batch, bound, idling != "sleep", len(timings.order), tuple(results), device
+        results = []
+        for index, (model, file, ready) in enumerate(zip(models, files, loaded, strict=True)):
+            feed, rows = ready.feed, rows_of(ready.feed, ready.inputs)
+            latency = summarise(timings.samples[index])
+            against = (timings.samples[index], timings.samples[0])
+            results.append(
+                ModelTiming(
+                    model=str(model),
+                    batch=rows,
+                    shapes={name: array.shape for name, array in feed.items()},
+                    latency=latency,
+                    throughput=rows / latency.mean * 1e3,
+                    ratio=ratio_of_medians(*against, seed=seed) if index else None,
+                    nodes=ready.nodes,
+                    peak_rss=peak_growth(file, feed, provider=setting.provider, threads=setting.threads)
+                    if memory
+                    else None,
+                )
+            )
+    return SettingTimings(
+        provider=setting.provider,
+        threads=setting.threads,
+        batch=setting.batch or 1,
+        io_binding=loaded[0].bound,
+        spinning=idling != "sleep",
+        rounds=len(timings.order),
+        models=tuple(results),
+        device=environment.device(setting.provider),
+        precision=setting.precision,
+        profile=setting.profile,
+        options=setting.options,
+        graph=loaded[0].graph,
     )
 
 
@@ -317,32 +348,11 @@ def _decided(samples: Array, *, seed: int) -> bool:
     return all(ratio.decided for ratio in ratios)
 
 
-def _plain(session: ort.InferenceSession, feed: Feed) -> Run:
-    return lambda: session.run(None, feed)
-
-
-def _on_device(session: ort.InferenceSession, feed: Feed) -> Run:
-    """Run with inputs and outputs in device memory: the copies to and from the host are not timed."""
-    import onnxruntime as ort
-
-    binding = session.io_binding()
-    for name, array in feed.items():
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
-    for spec in outputs_of(session):
-        binding.bind_output(spec.name, "cuda")
-
-    def once() -> None:
-        try:
-            session.run_with_iobinding(binding)
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
-            raise ModelError(one_line(error)) from error
-        binding.synchronize_outputs()
-
-    return once
-
-
-def describe(setting: Setting) -> Iterator[str]:
+def describe(setting: SettingTimings) -> Iterator[str]:
     """Remarks on a setting that a reader of its numbers must know."""
+    name = ep.provider_of(setting.provider).graph
+    if setting.profile == "deploy" and name and not setting.graph:
+        yield f"no run is recorded (CUDA graphs): not all models allow it; {name}=0"
     for timing in setting.models:
         if timing.batch != setting.batch:
             yield f"{timing.model} takes {timing.batch} at a time: batch {setting.batch} does not apply"

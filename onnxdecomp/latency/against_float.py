@@ -11,19 +11,20 @@ from onnxdecomp.latency.cache import Stored, Where, key_of, load, store, where
 from onnxdecomp.latency.chain_model import chain_model, frame_model
 from onnxdecomp.latency.context import ALONE
 from onnxdecomp.latency.measure import SHORTEST_MS, Request, runnable, typical_times
+from onnxdecomp.runtime import device as devices
 from onnxdecomp.runtime.environment import UNKNOWN
+from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.runtime.spinning import idling_of, pause
-from onnxdecomp.runtime.timing import clock_of
 
 _FLOAT = "float"
+_HERE = Setting()
 
 
 def ratios(
     requests: Sequence[Request],
     precision: str,
     *,
-    provider: str = "cpu",
-    threads: int = 1,
+    setting: Setting = _HERE,
     cache: Path | None = None,
     seconds: float = 5.0,
 ) -> list[float | None]:
@@ -34,14 +35,14 @@ def ratios(
     Args:
         requests: The layers; their chains are not read.
         precision: The kernels.
-        provider, threads, cache: As for `time_chains`.
+        setting, cache: As for `time_chains`.
         seconds: About the time to take for all.
 
     Raises:
         ProviderError: The provider did not start.
         UsageError: There is no such provider.
     """
-    on = where(provider, threads, precision)
+    on = where(setting, precision)
     if on.device.startswith(UNKNOWN):
         cache = None
     keys = [_key(request, on) for request in requests]
@@ -71,7 +72,7 @@ def _timed(request: Request, on: Where, seconds: float) -> Stored | None:
     ready = [run for run in runs if not isinstance(run, str)]
     if len(ready) < len(runs):
         return None
-    rest = pause(idling_of(on.threads, len(ready)))
-    frame, floats, others = typical_times(ready, seconds, rest, clock_of(on.provider, on.threads))
+    rest, meter = pause(idling_of(on.threads, len(ready))), devices.device_of(on.setting).meter(on.setting)
+    frame, floats, others = typical_times(ready, seconds, rest, meter)
     dense = max(float(floats - frame), SHORTEST_MS)
     return Stored(dense, max(float(others - frame), 0.0) / dense)

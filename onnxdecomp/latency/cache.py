@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -22,6 +21,9 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import ConvSpec, Layer
 from onnxdecomp.core.steps import Shape, Step
 from onnxdecomp.latency.context import Neighbours
+from onnxdecomp.runtime.cache_folder import cache_folder
+from onnxdecomp.runtime.providers import Options
+from onnxdecomp.runtime.setting import Setting
 
 FILE = "latency-3.sqlite"
 """Its number changes with what is stored and how it is measured."""
@@ -43,6 +45,7 @@ class Where:
         device: What it runs on, see onnxdecomp.runtime.environment.device.
         threads: Threads within an operator; 0 for ONNX Runtime's own choice.
         precision: "float" (as the layer is), or the kernels of a quantized model.
+        options: Of the provider.
     """
 
     provider: str
@@ -50,6 +53,16 @@ class Where:
     device: str
     threads: int
     precision: str = "float"
+    options: Options = ()
+
+    @property
+    def setting(self) -> Setting:
+        """What a session is opened under."""
+        return Setting(self.provider, self.threads, given=self.options)
+
+    def described(self) -> dict[str, Any]:
+        """As plain values; without options it is what it was before there were some."""
+        return {name: value for name, value in asdict(self).items() if value != ()}
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,11 @@ class Stored:
     ratio: float
 
 
-def where(provider: str, threads: int, precision: str = "float") -> Where:
-    """What timings on this machine depend on.
+def where(setting: Setting, precision: str = "float") -> Where:
+    """What timings of layers on this machine depend on, under a setting.
+
+    Its batch is in the shapes of the layers, and its own precision in the provider's options or, where models
+    are converted for it, in `precision`: the kernels.
 
     Raises:
         UsageError: There is no such provider.
@@ -70,16 +86,15 @@ def where(provider: str, threads: int, precision: str = "float") -> Where:
 
     from onnxdecomp.runtime import environment, providers
 
-    short = providers.short_name(providers.ort_name(provider))
-    return Where(short, onnxruntime.__version__, environment.device(short), threads, precision)
+    short = providers.short_name(providers.ort_name(setting.provider))
+    options = tuple(sorted(setting.options.items()))
+    device = environment.device(short)
+    return Where(short, onnxruntime.__version__, device, setting.threads, precision, options)
 
 
 def cache_file() -> Path:
-    """$ONNXDECOMP_CACHE/…, else $XDG_CACHE_HOME/onnxdecomp/…, else ~/.cache/onnxdecomp/…"""
-    if own := os.environ.get("ONNXDECOMP_CACHE"):
-        return Path(own) / FILE
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "onnxdecomp" / FILE
+    """The file, see onnxdecomp.runtime.cache_folder."""
+    return cache_folder() / FILE
 
 
 def key_of(
@@ -93,7 +108,7 @@ def key_of(
         "dtype": layer.dtype,
         "input": list(input_shape),
         "around": asdict(around),
-        "where": asdict(on),
+        "where": on.described(),
     }
     if layer.recurrence:
         described |= {"recurrence": [layer.recurrence]}

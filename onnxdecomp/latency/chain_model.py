@@ -50,6 +50,18 @@ class SerializedModel:
     model: bytes
     weights: Mapping[str, Array]
 
+    @property
+    def inputs(self) -> dict[str, tuple[Shape, np.dtype[Any]]]:
+        """The shapes and types of what it is fed."""
+        import onnx
+
+        found = {}
+        for value in onnx.load_model_from_string(self.model).graph.input:
+            kind = value.type.tensor_type
+            shape = tuple(dim.dim_value for dim in kind.shape.dim)
+            found[value.name] = (shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        return found
+
 
 def chain_model(
     chain: Chain, layer: Layer, input_shape: Shape, around: Neighbours = ALONE

@@ -18,13 +18,17 @@ import numpy as np
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array
-from onnxdecomp.latency.cache import Where, where
+from onnxdecomp.latency.cache import Where, key_of, where
 from onnxdecomp.latency.chain_model import chain_model, frame_model
 from onnxdecomp.latency.measure import Request, runnable
+from onnxdecomp.runtime import device as devices
+from onnxdecomp.runtime.providers import provider_of
+from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.runtime.spinning import idling_of, pause
-from onnxdecomp.runtime.timing import ALONE_AFTER, Clock, Run, clock_of, steady
+from onnxdecomp.runtime.timing import ALONE_AFTER, Clock, Run, steady
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 30
+_HERE = Setting()
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,7 @@ def shares(
     feed: Mapping[str, Array],
     layers: Sequence[Request],
     *,
-    provider: str = "cpu",
-    threads: int = 1,
+    setting: Setting = _HERE,
     precision: str = "float",
     seconds: float = 5.0,
 ) -> Shares:
@@ -69,7 +72,7 @@ def shares(
         model: The model with all of its layers dense, as it would be saved if none were decomposed.
         feed: An input of it, by name, of the shapes that the layers' `input_shape` belong to.
         layers: The layers that run once for each input, in the model's order; their chains are not read.
-        provider, threads, precision: Where and in what; as for measure.time_chains.
+        setting, precision: Where and in what; as for measure.time_chains.
         seconds: About the time to take. However short, all run MIN_ROUNDS times.
 
     Raises:
@@ -77,26 +80,43 @@ def shares(
         ProviderError: The provider did not start.
         UsageError: There is no such provider.
     """
-    from onnxdecomp.runtime import session
-
-    on = where(provider, threads, precision)
-    idling = idling_of(threads, 2)
-    opened = session.open_session(model, provider=provider, threads=threads, idling=idling)
-    given = dict(feed)
-    session.run(opened, given)
-    runs = [_runs(layer, on) for layer in layers]
-    measured = [index for index, pair in enumerate(runs) if pair is not None]
-    dense = [pair[0] for pair in runs if pair is not None]
-    frames = [pair[1] for pair in runs if pair is not None]
-    whole, cold, warm = _rounds(
-        lambda: opened.run(None, given),
-        *(dense, frames, seconds, pause(idling)),
-        clock=clock_of(on.provider, threads),
+    on = where(setting.quick, precision)
+    idling = idling_of(setting.threads, 2)
+    device = devices.device_of(setting)
+    loaded = device.load(model, setting, feed, idling=idling)
+    keys = _keys(layers, on)
+    opened = {key: _runs(layer, on) for key, layer in dict(zip(keys, layers, strict=True)).items()}
+    runs = {key: pair for key in keys if (pair := opened[key]) is not None}
+    whole, *parts = _rounds(
+        loaded.run,
+        [dense for dense, _ in runs.values()],
+        [frame for _, frame in runs.values()],
+        seconds,
+        pause(idling),
+        clock=device.meter(setting),
     )
+    measured = [index for index, key in enumerate(keys) if key in runs]
+    places = [list(runs).index(keys[index]) for index in measured]
     found = [Share(0.0, 0.0)] * len(layers)
+    cold, warm = (each[:, places] for each in parts)
     for index, share in zip(measured, _parts(whole, cold, warm), strict=True):
         found[index] = share
     return Shares(float(np.median(whole)), tuple(found))
+
+
+def _keys(layers: Sequence[Request], on: Where) -> list[str]:
+    """Equal for layers that are timed as one: those of equal shapes, where each costs a session on a device.
+
+    On the processor each has its own weight, which is to be fetched.
+    """
+    if provider_of(on.provider).synchronous:
+        return [str(index) for index in range(len(layers))]
+    keys = []
+    for request in layers:
+        dense = dense_chain(request.layer)
+        around = request.around.on(on.provider, on.precision)
+        keys.append(key_of(dense, dense, request.layer, request.input_shape, around, on))
+    return keys
 
 
 def _runs(request: Request, on: Where) -> tuple[Run, Run] | None:

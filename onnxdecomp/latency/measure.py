@@ -10,9 +10,8 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,12 +30,14 @@ from onnxdecomp.latency.chain_model import (
     refusal,
 )
 from onnxdecomp.latency.context import ALONE, Neighbours
+from onnxdecomp.latency.few_timings import MOST, FewTimings
+from onnxdecomp.latency.kernels import Kernel, chain_kernels
+from onnxdecomp.runtime import device as devices
 from onnxdecomp.runtime.environment import UNKNOWN
+from onnxdecomp.runtime.providers import provider_of
+from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.runtime.spinning import idling_of, pause
-from onnxdecomp.runtime.timing import ALONE_AFTER, Clock, Run, clock_of, interleave
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
+from onnxdecomp.runtime.timing import ALONE_AFTER, Clock, Run, interleave
 
 Progress = Callable[[int, int], object]
 """Called as (chains done, chains in all)."""
@@ -58,6 +59,9 @@ _LARGE = 1 << 25
 
 SHORTEST_MS = 1e-3
 """Milliseconds below which a dense layer's latency is not told apart from nothing."""
+
+
+_HERE = Setting()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +91,7 @@ class Timing:
         numbers: The numbers that the chain stores over those of the dense layer.
         reason: Why it was not measured, a phrase for people; empty where it was.
         cached: Whether it was read from the cache.
+        guessed: Whether it is what a model of the device says, fitted to what was measured of others.
     """
 
     dense_ms: float
@@ -94,6 +99,7 @@ class Timing:
     numbers: float
     reason: str = ""
     cached: bool = False
+    guessed: bool = False
 
     @property
     def ms(self) -> float:
@@ -110,12 +116,21 @@ class _Job:
     key: str
     group: str
 
+    @cached_property
+    def kernels(self) -> tuple[Kernel, ...]:
+        """Those of the chain alone."""
+        return chain_kernels(self.request.chain, self.request.input_shape)
+
+    @cached_property
+    def own(self) -> tuple[Kernel, ...]:
+        """Those of the dense layer alone."""
+        return chain_kernels(self.dense, self.request.input_shape)
+
 
 def time_chains(
     requests: Sequence[Request],
     *,
-    provider: str = "cpu",
-    threads: int = 1,
+    setting: Setting = _HERE,
     precision: str = "float",
     cache: Path | None = None,
     seconds: float = 20.0,
@@ -128,7 +143,7 @@ def time_chains(
 
     Args:
         requests: What to time.
-        provider, threads: Where; idle threads wait as in benchmark.bench.
+        setting: Where; idle threads wait as in benchmark.bench.
         precision: "float" times layers and chains as they are, others quantized.
         cache: The file of earlier timings (see cache.cache_file), or None for none; there is none for a
             device that has no name.
@@ -140,7 +155,7 @@ def time_chains(
         ProviderError: The provider did not start.
         UsageError: There is no such provider.
     """
-    on = where(provider, threads, precision)
+    on = where(setting, precision)
     jobs = [_job(request, on) for request in requests]
     known: dict[str, Stored | str] = {}
     if on.device.startswith(UNKNOWN):
@@ -152,15 +167,21 @@ def time_chains(
             note(trouble)
     before = frozenset(known)
     left = {job.key: job for job in jobs if job.key not in known and not refusal(job.request.layer)}
+    few = None if provider_of(on.provider).synchronous or len(left) <= MOST else FewTimings()
     total = len(left)
-    groups = list(_groups(left.values()))
+    groups = list(_groups(left.values(), whole=few is not None))
     end = time.perf_counter() + seconds
     done = 0
     for index, group in enumerate(groups):
-        share = max(0.0, end - time.perf_counter()) / (len(groups) - index)
-        timed = _time_group(group, on, share)
+        remain = max(0.0, end - time.perf_counter())
+        if few is not None and index and not remain:
+            break
+        asked = group if few is None else few.worth(group)
+        timed = _time_group(asked, on, remain / (len(groups) - index)) if asked else {}
         known |= timed
         kept = {key: value for key, value in timed.items() if isinstance(value, Stored)}
+        if few is not None:
+            few.learn(asked, {key: (value.dense_ms, value.ratio) for key, value in kept.items()})
         if cache is not None and (trouble := store(kept, cache)):
             cache = None
             if note:
@@ -168,7 +189,28 @@ def time_chains(
         done += len(group)
         if progress:
             progress(done, total)
-    return [_timing(job, known, before) for job in jobs]
+    guesses = {} if few is None else _guesses(few, [job for group in groups for job in group], known)
+    if guesses and note:
+        measured = len(left) - len(guesses)
+        note(f"of {len(left)} chains {measured} were timed; a model of the device says the rest")
+    return [_timing(job, known | guesses, before, guesses) for job in jobs]
+
+
+def _guesses(few: FewTimings, jobs: Sequence[_Job], known: Mapping[str, Stored | str]) -> dict[str, Stored]:
+    """What is thought of the jobs that were not timed."""
+    timed: dict[str, list[tuple[_Job, Stored]]] = {}
+    for job in jobs:
+        if isinstance(found := known.get(job.key), Stored):
+            timed.setdefault(job.group, []).append((job, found))
+    made = {}
+    for job in jobs:
+        if job.key in known:
+            continue
+        near = timed.get(job.group, [])
+        dense = near[0][1].dense_ms if near else max(few.ms(job.own), SHORTEST_MS)
+        ratio = 1.0 if job.key == job.group else few.guess(job, [(one, at.ratio) for one, at in near])
+        made[job.key] = Stored(dense, ratio)
+    return made
 
 
 def _job(request: Request, on: Where) -> _Job:
@@ -179,11 +221,17 @@ def _job(request: Request, on: Where) -> _Job:
     return _Job(request, dense, key_of(request.chain, *parts), key_of(dense, *parts))
 
 
-def _groups(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
-    """Jobs that are timed together: of one dense layer, few enough for the memory."""
+def _groups(jobs: Iterable[_Job], whole: bool = False) -> Iterator[list[_Job]]:
+    """Jobs that are timed together: of one dense layer, few enough for the memory.
+
+    Where only some are timed, all of a layer are one group, layers with chains first.
+    """
     by_layer: dict[str, list[_Job]] = {}
     for job in jobs:
         by_layer.setdefault(job.group, []).append(job)
+    if whole:
+        yield from sorted(by_layer.values(), key=lambda same: len(same) == 1)
+        return
     for same in by_layer.values():
         group: list[_Job] = []
         for job in same:
@@ -220,8 +268,8 @@ def _time_group(group: Sequence[_Job], on: Where, seconds: float) -> dict[str, S
             continue
         places[job.key] = len(opened)
         opened.append(run)
-    rest = pause(idling_of(on.threads, len(opened)))
-    ms = typical_times(opened, seconds, rest, clock_of(on.provider, on.threads))
+    rest, device = pause(idling_of(on.threads, len(opened))), devices.device_of(on.setting)
+    ms = typical_times(opened, seconds, rest, device.meter(on.setting))
     frame = float(ms[0])
     dense_ms = max(float(ms[1]) - frame, SHORTEST_MS)
     for key, place in places.items():
@@ -268,38 +316,25 @@ def runnable(model: SerializedModel | str, on: Where) -> Run | str:
     Raises:
         ProviderError: The provider did not start.
     """
-    from onnxdecomp.runtime import session
-
     if isinstance(model, str):
         return model
     try:
         if on.precision != "float":
             model = quantized_model(model, on.precision, on.provider)
-        opened = session.open_session(
-            model.model,
-            provider=on.provider,
-            threads=on.threads,
-            idling=idling_of(on.threads, 2),
-            weights=model.weights,
+        feed = {name: noise(shape).astype(dtype) for name, (shape, dtype) in model.inputs.items()}
+        loaded = devices.device_of(on.setting).load(
+            model.model, on.setting, feed, idling=idling_of(on.threads, 2), weights=model.weights
         )
-        feed = {
-            spec.name: noise(tuple(int(size) for size in spec.shape)).astype(session.dtype_of(spec))  # type: ignore[arg-type]
-            for spec in session.inputs_of(opened)
-        }
-        session.run(opened, feed)
     except (ModelError, TypeError) as error:
         return f"its latency could not be measured: {error}"
-    return partial(_run, opened, feed, model)
+    return loaded.run
 
 
-def _run(opened: ort.InferenceSession, feed: Mapping[str, Array], _: SerializedModel) -> object:
-    """Run once; the tiny model is held, for its weights must live as long as the session."""
-    return opened.run(None, feed)
-
-
-def _timing(job: _Job, known: Mapping[str, Stored | str], before: Collection[str]) -> Timing:
+def _timing(
+    job: _Job, known: Mapping[str, Stored | str], before: Collection[str], guesses: Collection[str]
+) -> Timing:
     numbers = job.request.chain.params / max(job.dense.params, 1)
     found = refusal(job.request.layer) or known[job.key]
     if isinstance(found, str):
         return Timing(math.nan, math.nan, numbers, found)
-    return Timing(found.dense_ms, found.ratio, numbers, cached=job.key in before)
+    return Timing(found.dense_ms, found.ratio, numbers, cached=job.key in before, guessed=job.key in guesses)

@@ -11,14 +11,17 @@ import onnx_ir as ir
 from onnxdecomp.data.batches import rebatched, rows_of
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.random_inputs import Trial, random_feeds, trial_of
+from onnxdecomp.data.read import describe
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.evaluate import benchmark
-from onnxdecomp.evaluate.benchmark import BenchResult, ModelTiming, Setting
+from onnxdecomp.evaluate.benchmark import BenchResult, ModelTiming, SettingTimings
 from onnxdecomp.graph.load import content_hash
 from onnxdecomp.graph.save import save
+from onnxdecomp.latency.as_run import as_run
 from onnxdecomp.runtime import session, temporary_files
 from onnxdecomp.runtime.deadline import Deadline
 from onnxdecomp.runtime.session import Feed, TensorSpec
+from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.runtime.timing import Ratio, Summary
 from onnxdecomp.tasks.course import Course
 from onnxdecomp.tasks.values import Codec
@@ -66,7 +69,7 @@ def _of_rows(feed: Feed, specs: Sequence[TensorSpec], batch: int, model: Path, t
     return made
 
 
-_CODEC = Codec((BenchResult, Setting, ModelTiming, Summary, Ratio))
+_CODEC = Codec((BenchResult, SettingTimings, ModelTiming, Summary, Ratio))
 
 _SHARE = 0.3
 """Of the time that is left, what one decision may take."""
@@ -78,24 +81,34 @@ class LatencyMeter:
 
     Attributes:
         original: The file that came in.
-        provider, threads, seconds, seed: For benchmark.bench.
+        setting: Where they are timed; its batch is the rows that the input has, where it is given.
+        seconds, seed: For benchmark.bench.
         inputs: Gives the input, see `timed_input`: it is made when the first model is timed.
-        batch: The rows asked for, which the input has; None where it has what it came with.
         patience: So many times `seconds` are taken at most to decide whether a model is faster.
         deadline: When the run is to end: then less is taken, but `seconds` always.
         course: Keeps what was timed; None where nothing is kept.
     """
 
     original: Path
-    provider: str
-    threads: int
+    setting: Setting
     seconds: float
     seed: int
     inputs: Callable[[], Feeds]
-    batch: int | None = None
     patience: float = 15.0
     deadline: Deadline | None = None
     course: Course | None = None
+
+    @property
+    def provider(self) -> str:
+        return self.setting.provider
+
+    @property
+    def threads(self) -> int:
+        return self.setting.threads
+
+    @property
+    def batch(self) -> int | None:
+        return self.setting.batch
 
     @property
     def limit(self) -> float:
@@ -114,11 +127,12 @@ class LatencyMeter:
                 at a batch of 1, where nobody has asked for another.
             decide: Go on up to the limit until it is known whether the new one is faster.
         """
-        return self._bench([new], threads or self.threads, batch, decide=decide)
+        under = replace(self.setting, threads=threads or self.threads, batch=batch or self.batch)
+        return self._bench([new], under, self._inputs(batch), decide=decide)
 
     def time_all(self, models: Sequence[Path]) -> list[Ratio]:
         """The times of several models over the original's, in turns, until it is decided which are faster."""
-        timed = self._bench(models, self.threads, None, decide=True)
+        timed = self._bench(models, self.setting, self.inputs(), decide=True)
         found = [model.ratio for model in timed.settings[0].models[1:]]
         return [ratio for ratio in found if ratio is not None]
 
@@ -129,24 +143,24 @@ class LatencyMeter:
             save(model, new)
             return self.time(new, decide=True)
 
-    def _bench(self, models: Sequence[Path], threads: int, batch: int | None, *, decide: bool) -> BenchResult:
+    def _bench(self, models: Sequence[Path], under: Setting, inputs: Feeds, *, decide: bool) -> BenchResult:
         def run() -> BenchResult:
-            return benchmark.bench(
+            timed = benchmark.bench_under(
                 [self.original, *models],
-                providers=(self.provider,),
-                threads=(threads,),
-                batch_sizes=(batch or self.batch or 1,),
-                data=self._inputs(batch),
+                under,
+                data=inputs,
                 duration=self.seconds,
                 seed=self.seed,
                 memory=False,
                 limit=self.limit if decide else 0.0,
+                convert=as_run,
             )
+            return BenchResult((timed,), describe(inputs))
 
         if self.course is None:
             return run()
         files = [content_hash(path) for path in (self.original, *models)]
-        settings = (self.provider, threads, batch, self.batch, self.seconds, self.seed, decide)
+        settings = (repr(under), self.seconds, self.seed, decide)
         return self.course.under("bench", files, settings).kept(_CODEC, run, BenchResult)
 
     def _inputs(self, batch: int | None) -> Feeds:

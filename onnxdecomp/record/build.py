@@ -169,6 +169,7 @@ def run_record(
         looks=None if looks is None else tuple(looks),
         settings=settings,
         profile=details.profile(),
+        demand=details.asked(),
         notes=tuple(notes),
         passes=jsonio.plain(passes),
         verdict=verdict_on_run(

@@ -149,7 +149,10 @@ def fed(shapes: Mapping[str, Sequence[object]]) -> str:
     return ", ".join(named) if more <= 0 else f"{', '.join(named[:_MOST_INPUTS])} and {more} more"
 
 
-def setting(provider: str, batch: int, threads: int) -> str:
+def setting(
+    provider: str, batch: int, threads: int, precision: str = "", profile: str = "", graph: bool = False
+) -> str:
     """Where something was timed."""
+    further = [precision, profile if profile != "default" else "", "CUDA graph" if graph else ""]
     workers = "default threads" if not threads else f"{threads} thread{'s' if threads > 1 else ''}"
-    return f"{provider.upper()}, batch {batch}, {workers}"
+    return ", ".join((f"{provider.upper()}, batch {batch}", workers, *filter(None, further)))

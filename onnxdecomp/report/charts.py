@@ -99,7 +99,8 @@ def speedups(settings: Fact, labels: Sequence[str], salt: str) -> str:
 
 
 def _setting(value: Mapping[str, Any]) -> str:
-    return text.setting(value["provider"], value["batch"], value["threads"])
+    own = (value.get("precision", ""), value.get("profile", ""), value.get("graph", False))
+    return text.setting(value["provider"], value["batch"], value["threads"], *own)
 
 
 def tradeoff(record: Fact, salt: str) -> str:

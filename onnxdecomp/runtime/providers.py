@@ -7,8 +7,9 @@ ONNX Runtime lists the providers that it was built with; whether one starts is a
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from onnxdecomp.errors import UsageError
 
 _NVIDIA_LIBRARIES = "install its libraries with: pip install 'onnxdecomp[cuda]'"
 _OWN = "install it with: pip install {}in an environment of its own)"
+
+
+Options: TypeAlias = tuple[tuple[str, str], ...]
+"""Options of a provider, by ONNX Runtime's names."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,12 @@ class Provider:
             blocks of channels (NCHWc), and what 8 bits suit depends on the processor.
         synchronous: A kernel has done its work when it returns, so that its time says something.
         local: A model runs on this machine.
+        takes_options: ONNX Runtime knows options of it.
+        deploy: Those that a careful user deploys with; "{cache}" stands for the folder of caches.
+        precisions: What floating point can be computed in, with the options that ask for it.
+        halves: It takes models in float32 to half precision itself.
+        graph: The option that records a run once and replays it (CUDA graphs).
+        needs: What must be there beside ONNX Runtime, for people.
         install: What to type where it is missing.
     """
 
@@ -45,18 +56,70 @@ class Provider:
     mlas: bool = False
     synchronous: bool = False
     local: bool = True
+    takes_options: bool = True
+    deploy: Options = ()
+    precisions: Mapping[str, Options] = field(default_factory=dict)
+    halves: bool = False
+    graph: str = ""
+    needs: str = ""
     install: str | None = None
 
 
+_CUDA_DEPLOY: Options = (
+    ("prefer_nhwc", "1"),
+    ("fuse_conv_bias", "1"),
+    ("enable_cuda_graph", "1"),
+    ("cudnn_conv_algo_search", "EXHAUSTIVE"),
+    ("cudnn_conv_use_max_workspace", "1"),
+)
+"""Channels last, the bias in the convolution's kernel, one launch for a run, algorithms searched once."""
+
+_TENSORRT_DEPLOY: Options = (
+    ("trt_engine_cache_enable", "1"),
+    ("trt_engine_cache_path", "{cache}/tensorrt"),
+    ("trt_timing_cache_enable", "1"),
+    ("trt_timing_cache_path", "{cache}/tensorrt"),
+    ("trt_cuda_graph_enable", "1"),
+)
+"""Engines and what was timed for them are kept: building one takes minutes."""
+
 PROVIDERS: tuple[Provider, ...] = (
-    Provider("cpu", "CPUExecutionProvider", "processor", channels=0, mlas=True, synchronous=True),
-    Provider("cuda", "CUDAExecutionProvider", "nvidia", on_cuda=True, install=_NVIDIA_LIBRARIES),
+    Provider(
+        "cpu",
+        "CPUExecutionProvider",
+        "processor",
+        channels=0,
+        mlas=True,
+        synchronous=True,
+        takes_options=False,
+        precisions={"fp32": (), "fp16": ()},
+    ),
+    Provider(
+        "cuda",
+        "CUDAExecutionProvider",
+        "nvidia",
+        on_cuda=True,
+        deploy=_CUDA_DEPLOY,
+        precisions={"fp32": (("use_tf32", "0"),), "tf32": (("use_tf32", "1"),), "fp16": ()},
+        graph="enable_cuda_graph",
+        needs="an NVIDIA driver, CUDA's libraries and cuDNN 9",
+        install=_NVIDIA_LIBRARIES,
+    ),
     Provider(
         "tensorrt",
         "TensorrtExecutionProvider",
         "nvidia",
         before_cpu=("cuda",),
         on_cuda=True,
+        deploy=_TENSORRT_DEPLOY,
+        precisions={
+            "tf32": (),
+            "fp16": (("trt_fp16_enable", "1"),),
+            "bf16": (("trt_bf16_enable", "1"),),
+        },
+        halves=True,
+        graph="trt_cuda_graph_enable",
+        needs="what cuda needs and TensorRT 10, and a folder for engines, which take minutes to build",
         install=f"{_NVIDIA_LIBRARIES} tensorrt",
     ),
     Provider("tensorrt-rtx", "NvTensorRTRTXExecutionProvider", "nvidia"),
@@ -113,11 +176,13 @@ def listed() -> tuple[str, ...]:
     return tuple(short_name(name) for name in ort.get_available_providers())
 
 
-def preference(provider: str) -> list[str]:
-    """What a session is asked for, in order; the CPU takes the nodes that are left over."""
+def preference(
+    provider: str, options: Mapping[str, str] | None = None
+) -> list[str | tuple[str, dict[str, str]]]:
+    """What a session is asked for, in order, the first with its options; the CPU takes what is left over."""
     row = provider_of(provider)
-    names = dict.fromkeys((row.name, *row.before_cpu, "cpu"))
-    return [ort_name(name) for name in names]
+    first, *others = [ort_name(name) for name in dict.fromkeys((row.name, *row.before_cpu, "cpu"))]
+    return [(first, dict(options)) if options else first, *others]
 
 
 def quantum(provider: str) -> int:

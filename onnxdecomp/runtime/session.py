@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from onnxdecomp.core.layer import Array, Dim
-from onnxdecomp.errors import ModelError
+from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.runtime import provider_start, providers
 from onnxdecomp.runtime.environment import check_threads
 from onnxdecomp.runtime.messages import one_line
@@ -30,6 +30,9 @@ _DTYPES = {
     "string": "str",
     "bool": "bool",
 }
+
+
+_UNKNOWN_OPTION = re.compile(r"provider.option|invalid option", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def open_session(
     model: str | Path | bytes,
     *,
     provider: str = "cpu",
+    options: Mapping[str, str] | None = None,
     threads: int = 1,
     inter_op: int = 1,
     low_memory: bool = False,
@@ -88,6 +92,7 @@ def open_session(
     Args:
         model: A file, or a serialised model.
         provider: A short name, see onnxdecomp.runtime.providers.
+        options: Of the provider, by ONNX Runtime's names.
         threads: Threads within an operator; 0 lets ONNX Runtime take one per core.
         inter_op: Threads between operators.
         low_memory: Give memory back after each run and keep one copy of each weight, but run slower.
@@ -103,7 +108,7 @@ def open_session(
     Raises:
         ModelError: ONNX Runtime does not load the model.
         ProviderError: The provider did not start.
-        UsageError: There is no such provider, or the number of threads is absurd.
+        UsageError: There is no such provider, it does not know an option, or the number of threads is absurd.
     """
     import onnxruntime as ort
 
@@ -111,45 +116,52 @@ def open_session(
     wanted = providers.ort_name(provider)
     if wanted not in ort.get_available_providers():
         raise provider_start.not_started(provider_start.start(provider))
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = inter_op
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = inter_op
     if low_memory:
-        options.enable_cpu_mem_arena = False
-        options.enable_mem_pattern = False
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    set_idling(options, idling)
+        settings.enable_cpu_mem_arena = False
+        settings.enable_mem_pattern = False
+        settings.add_session_config_entry("session.disable_prepacking", "1")
+    set_idling(settings, idling)
     if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not integers:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
     if record_nodes:
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile)
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile)
     if weights:
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-        options.add_external_initializers(list(weights), values)
+        settings.add_external_initializers(list(weights), values)
     if not isinstance(model, bytes):
         require_regular(Path(model))
     source = model if isinstance(model, bytes) else str(model)
     try:
         with provider_start.quiet(provider):
             session = ort.InferenceSession(
-                source, options, providers=providers.preference(provider), enable_fallback=0
+                source, settings, providers=providers.preference(provider, options), enable_fallback=0
             )
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
         if wanted != providers.ort_name("cpu"):
-            outcome = provider_start.start(provider)
-            if not outcome.started:
-                raise provider_start.not_started(outcome) from error
+            _blame(provider, options, error)
         raise ModelError(f"ONNX Runtime does not load {_label(model)}: {one_line(error)}") from error
     if wanted not in session.get_providers():
         raise provider_start.not_started(provider_start.start(provider))
     session.disable_fallback()
     return session
+
+
+def _blame(provider: str, options: Mapping[str, str] | None, error: Exception) -> None:
+    """Raise what is the provider's fault, or that of the options that it was given."""
+    outcome = provider_start.start(provider)
+    if not outcome.started:
+        raise provider_start.not_started(outcome) from error
+    if options and _UNKNOWN_OPTION.search(str(error)):
+        raise UsageError(f"{outcome.provider} does not take an option: {one_line(error)}") from error
 
 
 def run(session: ort.InferenceSession, feed: Mapping[str, Array]) -> list[Array]:

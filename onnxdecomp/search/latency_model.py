@@ -19,9 +19,10 @@ from onnxdecomp.core.layer import Layer
 from onnxdecomp.decompositions.base import outline
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.errors import DefectError
-from onnxdecomp.evaluate.benchmark import bench
+from onnxdecomp.evaluate.benchmark import bench_under
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency.against_float import ratios
+from onnxdecomp.latency.as_run import as_run
 from onnxdecomp.latency.cache import cache_file
 from onnxdecomp.latency.chain_model import filled
 from onnxdecomp.latency.context import neighbours
@@ -36,12 +37,15 @@ from onnxdecomp.quantization.kinds import INT4, storage_of
 from onnxdecomp.quantization.products import products
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.session import Feed
+from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search.candidates import Outline, dense_cost
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.sibling_groups import GroupKey, group_of, members_of
 from onnxdecomp.tasks.course import Course
 from onnxdecomp.tasks.values import Codec
+
+_HERE = Setting()
 
 _SLOWER = 1.1
 """What a layer takes over its time in floating point from which on it stays so: as much is noise, or worth it
@@ -87,9 +91,8 @@ class Stopwatch:
     Attributes:
         original: The file that came in.
         feed: One input of the model: its shapes are those that count.
-        provider, threads: Where.
+        setting: Where.
         precision: "float", or the kernels that the model is going to be quantized for.
-        batch: The rows of `feed`, where somebody has asked for so many; else 1.
         cached: Use and add to the timings on this machine's disk.
         seconds: About the time to take for the chains.
         course: Keeps what was timed of models of just this one; None where nothing is kept.
@@ -97,10 +100,8 @@ class Stopwatch:
 
     original: Path
     feed: Feed
-    provider: str = "cpu"
-    threads: int = 1
+    setting: Setting = _HERE
     precision: str = "float"
-    batch: int = 1
     cached: bool = True
     seconds: float = 20.0
     course: Course | None = None
@@ -157,8 +158,7 @@ class Stopwatch:
         timings = iter(
             time_chains(
                 asked,
-                provider=self.provider,
-                threads=self.threads,
+                setting=self.setting.quick,
                 precision=self.precision,
                 cache=cache,
                 seconds=self.seconds,
@@ -172,8 +172,7 @@ class Stopwatch:
                 path,
                 self.feed,
                 dense,
-                provider=self.provider,
-                threads=self.threads,
+                setting=self.setting,
                 precision=self.precision,
             )
             before = whole.whole_ms / self._ratio(path).value
@@ -238,7 +237,7 @@ class Stopwatch:
         Raises:
             ProviderError: The provider did not start.
         """
-        if storage_of(precision, self.provider) is None:
+        if storage_of(precision, self.setting.provider) is None:
             return frozenset()
         shapes = input_shapes(model, {name: array.shape for name, array in self.feed.items()})
         own = [match for match in products(model) if not match.layer.lookup]
@@ -247,8 +246,7 @@ class Stopwatch:
         found = ratios(
             [Request(match.layer, dense_chain(match.layer), shape) for match, shape in asked],
             precision,
-            provider=self.provider,
-            threads=self.threads,
+            setting=self.setting.quick,
             cache=cache_file() if self.cached else None,
         )
         return frozenset(
@@ -259,19 +257,20 @@ class Stopwatch:
 
     def quantized(self, model: ir.Model) -> ir.Model:
         """The model with the kernels that it will run on."""
-        return quantized_roughly(model, self.precision, self.provider, self.slower(model, self.precision))
+        return quantized_roughly(
+            model, self.precision, self.setting.provider, self.slower(model, self.precision)
+        )
 
     def _ratio(self, new: Path) -> Ratio:
-        timed = bench(
+        timed = bench_under(
             [self.original, new],
-            providers=(self.provider,),
-            threads=(self.threads,),
-            batch_sizes=(self.batch,),
+            self.setting,
             duration=1.0,
             data=(self.feed,),
             memory=False,
+            convert=as_run,
         )
-        ratio = timed.settings[0].models[1].ratio
+        ratio = timed.models[1].ratio
         assert ratio is not None
         return ratio
 

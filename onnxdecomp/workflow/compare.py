@@ -17,6 +17,7 @@ from onnxdecomp.evaluate.verify import verify as verify_outputs
 from onnxdecomp.graph.load import load, sha256, source
 from onnxdecomp.graph.output_file import size
 from onnxdecomp.graph.traversal import places
+from onnxdecomp.latency.as_run import as_run
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.recurrence import with_recurrences
 from onnxdecomp.layers.shapes import infer_shapes
@@ -62,6 +63,9 @@ def compare(
     duration: float = 2.0,
     iterations: int | None = None,
     warmup: int = 3,
+    precision: str = "",
+    profile: str = "default",
+    options: Mapping[str, str] | None = None,
 ) -> tuple[BenchResult, Document]:
     """Time models and compare the others with the first.
 
@@ -72,7 +76,7 @@ def compare(
         mask: Which positions of `data` no error counts, see onnxdecomp.evaluate.verify.verify.
         metric: A metric of the task to measure on `data`, see onnxdecomp.evaluate.verify.verify.
         providers, data, shapes, seed, memory, advance: See onnxdecomp.evaluate.benchmark.bench.
-        batch_sizes, threads, duration, iterations, warmup: Likewise.
+        batch_sizes, threads, duration, iterations, warmup, precision, profile, options: Likewise.
 
     Returns:
         The timings, and the record of the run. That a gate failed is in its `gate`.
@@ -104,6 +108,10 @@ def compare(
         shapes=shapes,
         seed=seed,
         memory=memory,
+        precision=precision,
+        profile=profile,
+        options=options,
+        convert=as_run,
         advance=advance,
     )
     verified = [

@@ -14,6 +14,7 @@ from onnxdecomp.evaluate import verify as verification
 from onnxdecomp.graph.load import load
 from onnxdecomp.graph.output_file import claim, on_disk, staged
 from onnxdecomp.graph.save import check_target
+from onnxdecomp.latency.as_run import as_run
 from onnxdecomp.latency.meter import LatencyMeter, timed_input
 from onnxdecomp.record.build import (
     Origin,
@@ -27,7 +28,7 @@ from onnxdecomp.record.details import Details, details_of
 from onnxdecomp.record.layers import channel_records, layer_records
 from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord
 from onnxdecomp.record.schema.origin import ModelFile
-from onnxdecomp.runtime import environment
+from onnxdecomp.runtime import environment, temporary_files
 from onnxdecomp.search.layer_errors import error_notes
 from onnxdecomp.tasks.executors import opened, parse_executor
 from onnxdecomp.tensor.blas_threads import one_thread
@@ -39,7 +40,7 @@ from onnxdecomp.workflow.context import RunContext
 from onnxdecomp.workflow.default_goal import default_goal
 from onnxdecomp.workflow.dry_run import dry_run
 from onnxdecomp.workflow.error_guard import first_run, guard_error
-from onnxdecomp.workflow.final_timing import profiles, timed_elsewhere
+from onnxdecomp.workflow.final_timing import demands, profiles, timed_elsewhere
 from onnxdecomp.workflow.finish_result import FinishedResult, Finisher, runner
 from onnxdecomp.workflow.judging import judging, said_of_goal
 from onnxdecomp.workflow.loss_note import said_of_few, said_of_loss
@@ -128,7 +129,12 @@ def compress_by(
     asked, unasked = alone(asked), (NOTE,) if quantizes_alone(asked) else ()
     plan, training = plan_of(asked), training_of(asked)
     deadline, limited = deadline_of(asked)
-    with on_disk(model) as path, one_thread(), work_folder(asked, pool) as workdir:
+    with (
+        on_disk(model) as path,
+        temporary_files.folder() as passing,
+        one_thread(),
+        work_folder(asked, pool) as workdir,
+    ):
         if progress is not None:
             progress("load", 0, 0)
         loaded = load(path)
@@ -140,8 +146,10 @@ def compress_by(
         run = replace(run, course=course_of(run, workdir), pool=pool)
         asked = run.config
         origin = Origin(started, 0.0, asked.seed, request_of(asked), {"calib": describe_data(run.calib)})
+        timed = as_run(path, asked.setting, passing)
+        run = replace(run, timed=timed)
         meter = LatencyMeter(
-            *(path, asked.provider, run.threads, asked.bench_seconds, asked.seed, run.inputs, asked.batch),
+            *(timed, asked.setting, asked.bench_seconds, asked.seed, run.inputs),
             deadline=deadline,
             course=run.course,
         )
@@ -186,7 +194,7 @@ def default_output(model: str | Path, config: CompressConfig) -> Path:
     config = alone(config)
     method = "tucker" if config.method == "auto" and not config.searches else config.method
     made = method.replace(",", "-") if config.plans else "" if config.idle else "new"
-    parts = [Path(model).stem, made, config.precision, "onnx"]
+    parts = [Path(model).stem, made, config.fewer_bits, "onnx"]
     return Path(".".join(part for part in parts if part))
 
 
@@ -390,4 +398,4 @@ def _details(
     ran: PipelineResult, layers: Sequence[LayerRecord], written: Path, meter: LatencyMeter, timed: bool
 ) -> Details:
     spent = profiles(written, [layer.name for layer in layers], meter) if timed else None
-    return details_of(ran.rewritten, ran.spectra, layers, spent)
+    return details_of(ran.rewritten, ran.spectra, layers, spent, demands(written, meter) if timed else None)

@@ -26,7 +26,7 @@ from onnxdecomp.core.options import (
 )
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline.configuration import PipelineConfig, PipelineSource, build, read
-from onnxdecomp.workflow.run_options import RunOptions
+from onnxdecomp.workflow.runtime_options import RuntimeOptions
 
 if TYPE_CHECKING:
     from onnxdecomp.data.read import Data
@@ -58,7 +58,7 @@ _LARGE_TYPES = ("Data", "MetricSource", "PlanSource", "Training")
 
 
 @dataclass(frozen=True)
-class CompressConfig(RunOptions):
+class CompressConfig(RuntimeOptions):
     """What `compress` is asked for.
 
     Attributes:
@@ -130,29 +130,6 @@ class CompressConfig(RunOptions):
         flag="--input-shape",
         metavar="NAME:1x3x224x224",
     )
-    provider: str = option(
-        "cpu",
-        "Execution provider to verify and time on; 'onnxdecomp doctor' lists them",
-        group="runtime",
-        metavar="NAME",
-    )
-    threads: int | None = option(
-        None,
-        "Threads within an operator",
-        group="runtime",
-        metavar="N",
-        at_least=1,
-        otherwise="all cores",
-    )
-    batch: int | None = option(
-        None,
-        "Rows of the input that everything is timed on, and so what is chosen for, where the model leaves "
-        "its batch free. On the command line also a TOML file that names many models to compress",
-        group="runtime",
-        metavar="N|FILE.toml",
-        at_least=1,
-        otherwise="one sample, or the rows that the data's own inputs have",
-    )
     quantize: Literal["int8", "int8-static", "int8-dynamic", "int8-block", "int4", "fp16", "none"] = option(
         "none",
         "Store the model in fewer bits, alone where nothing says how far to decompose, else after that; a "
@@ -192,29 +169,6 @@ class CompressConfig(RunOptions):
     )
     verify: bool = option(
         True, "Compare the outputs with the original's", group="after", flag="--verify/--no-verify"
-    )
-    bench: bool = option(
-        True, "Time the result against the original", group="after", flag="--bench/--no-bench"
-    )
-    bench_seconds: float = option(
-        2.0, "Seconds that timing may take, roughly", group="after", flag=None, above=0
-    )
-    bench_batches: tuple[int, ...] = option(
-        (1,),
-        "Time the result at this batch size too; repeatable. What decides is --batch",
-        group="after",
-        flag="--bench-batch",
-        metavar="N",
-        at_least=1,
-        otherwise="with a report 1 and 16",
-    )
-    bench_threads: tuple[int, ...] = option(
-        (),
-        "Time the result with so many threads too; repeatable. What decides is --threads",
-        group="after",
-        metavar="N",
-        at_least=1,
-        otherwise="with a report 1 and --threads",
     )
     dry_run: bool = option(False, "Show the plan and write nothing", group="output")
     details: bool = option(
@@ -289,7 +243,7 @@ class CompressConfig(RunOptions):
         return any(isinstance(each, Planner) for each in self.passes)
 
     @property
-    def precision(self) -> str:
+    def fewer_bits(self) -> str:
         """The kind of fewer bits that the result is stored in, such as "int8", or "" as the original."""
         from onnxdecomp.pipeline.base import Quantizer
 
@@ -319,7 +273,7 @@ class CompressConfig(RunOptions):
         """
         from onnxdecomp.search.targets import about_size
 
-        if self.precision and not self.plans and self.plan is None:
+        if self.fewer_bits and not self.plans and self.plan is None:
             return False
         return self.sought is None or about_size(self.sought)
 

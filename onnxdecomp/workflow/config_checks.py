@@ -35,7 +35,8 @@ def checked(config: CompressConfig) -> CompressConfig:
     if config.time_limit is not None:
         duration(config.time_limit)
     parse_executor(config.executor)
-    problems = (_answered, _ranges, _nothing_done, _contradictions, _metric, _shared)
+    _ = config.setting  # it has its own error
+    problems = (_answered, _ranges, _nothing_done, _contradictions, _computed, _metric, _shared)
     for problem in chain.from_iterable(found(config) for found in problems):
         raise UsageError(problem)
     return config
@@ -73,7 +74,7 @@ def _contradictions(config: CompressConfig) -> Iterator[str]:
     Raises:
         UsageError: An option of a pass is not.
     """
-    searches, precision = config.sought is not None, config.precision
+    searches, precision = config.sought is not None, config.fewer_bits
     if config.max_error is not None and not config.verify:
         yield "--max-error and --no-verify exclude each other: the verification measures the error"
     if not config.bench:
@@ -102,6 +103,15 @@ def _contradictions(config: CompressConfig) -> Iterator[str]:
                 "finetune comes before quantization: write the fine-tuned model first, then compress that "
                 "with --quantize and --method none"
             )
+
+
+def _computed(config: CompressConfig) -> Iterator[str]:
+    """What does not go with a precision of the arithmetic."""
+    if config.precision in ("fp16", "bf16") and config.fewer_bits not in ("", "fp16"):
+        yield (
+            f"--precision {config.precision} and --quantize {config.fewer_bits} exclude each other: what is "
+            "quantized computes the rest in float32"
+        )
 
 
 def _times(config: CompressConfig) -> bool:
@@ -136,7 +146,7 @@ def _nothing_done(config: CompressConfig) -> Iterator[str]:
     answered = [name for name in IN_A_PLAN if name != "method" and config.said(name)]
     if config.idle and answered:
         yield f"--method none and {_named(config, answered)} exclude each other: nothing is decomposed"
-    if config.idle and not config.precision:
+    if config.idle and not config.fewer_bits:
         yield "--method none decomposes nothing: give --quantize as well"
 
 

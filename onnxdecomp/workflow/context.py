@@ -52,6 +52,7 @@ class RunContext:
         assumed: Whether the target follows from what the outputs seem to be.
         task: The metric of the task on samples that choices are judged by, or None.
         report_task: The same on `data`, or None.
+        timed: The original as it is timed under the setting, where it is converted for it.
         memory: How much of the model survives quantization, as far as the run has found out.
         deadline: When the run is to end, or None.
         course: What is kept of it in its work folder, or None.
@@ -70,6 +71,7 @@ class RunContext:
     assumed: bool = False
     task: Task | None = None
     report_task: Task | None = None
+    timed: Path | None = None
     memory: Memory = field(default_factory=Memory)
     deadline: Deadline | None = None
     course: Course | None = None
@@ -156,13 +158,11 @@ def _ahead(quantizer: Quantizer, context: PassContext) -> Quantization:
 def _latency(run: RunContext, quantizer: Quantizer | None) -> Stopwatch:
     from onnxdecomp.search.latency_model import Stopwatch
 
-    precision = "float" if quantizer is None else quantizer.kernels
-    config = run.config
-    watch = Stopwatch(
-        run.original, run.inputs()[0], config.provider, run.threads, precision, config.batch or 1
-    )
+    setting = run.config.setting
+    kernels = (setting.converted or "float") if quantizer is None else quantizer.kernels
+    watch = Stopwatch(run.timed or run.original, run.inputs()[0], setting, kernels)
     if run.course is not None:
-        watch = replace(watch, course=run.course.under("latency", run.config.provider, run.config.batch))
+        watch = replace(watch, course=run.course.under("latency", repr(setting)))
     if run.deadline is None:
         return watch
     return replace(watch, seconds=min(watch.seconds, _CHAINS * run.deadline.left()))

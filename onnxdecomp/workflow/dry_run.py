@@ -49,7 +49,7 @@ def dry_run(
         found = SearchResult(Plan(()))
         if planner is not None:
             found, _ = planner.plan(ran.model, given.only(planner.needs | planner.uses))
-    would_change = bool(found.plan.changes or run.config.precision)
+    would_change = bool(found.plan.changes or run.config.fewer_bits)
     require_changed(found.plan, would_change or not run.config.fail_if_unchanged)
     layers = layer_records(found.plan, carried_out=False)
     channels = channel_records(found.plan, carried_out=False)

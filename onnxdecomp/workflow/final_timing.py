@@ -10,6 +10,7 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.evaluate.benchmark import BenchResult
 from onnxdecomp.graph.load import load
 from onnxdecomp.latency.kernel_profile import Profile, profile
+from onnxdecomp.latency.kernels import Demand, demand, kernels_of
 from onnxdecomp.latency.meter import LatencyMeter
 from onnxdecomp.runtime.providers import provider_of
 
@@ -31,6 +32,24 @@ def profiles(new: Path, names: Sequence[str], meter: LatencyMeter) -> tuple[Prof
         return profile(path, load(path), names, meter.inputs()[0], threads=meter.threads)
 
     return of(meter.original), of(new)
+
+
+def demands(new: Path, meter: LatencyMeter) -> tuple[Demand, Demand] | None:
+    """What one run of the original and of the new model asks of the hardware, at the sizes that are timed.
+
+    None for a file that is too large to be read as a whole.
+    """
+    import onnx
+
+    shapes = {name: array.shape for name, array in meter.inputs()[0].items()}
+
+    def of(path: Path) -> Demand:
+        return demand(kernels_of(onnx.load(path, load_external_data=False), shapes))
+
+    try:
+        return of(meter.original), of(new)
+    except (ValueError, onnx.shape_inference.InferenceError):  # above the 2 GB of a protobuf, or not inferred
+        return None
 
 
 def timed_elsewhere(

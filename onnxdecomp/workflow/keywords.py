@@ -35,6 +35,16 @@ class CompressOptions(TypedDict, total=False):
     time_limit: str | float | None
     executor: str | None
     workdir: str | Path | None
+    provider: str | None
+    threads: int | None
+    batch: int | None
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None
+    profile: Literal["default", "deploy"] | None
+    provider_options: Mapping[str, str] | None
+    bench: bool | None
+    bench_seconds: float | None
+    bench_batches: Sequence[int] | None
+    bench_threads: Sequence[int] | None
     max_error: float | None
     metric: MetricSource | None
     plan: PlanSource | None
@@ -44,19 +54,12 @@ class CompressOptions(TypedDict, total=False):
     data: Data | None
     samples: int | None
     input_shapes: Mapping[str, Sequence[int]] | None
-    provider: str | None
-    threads: int | None
-    batch: int | None
     quantize: Literal["int8", "int8-static", "int8-dynamic", "int8-block", "int4", "fp16", "none"] | None
     block_size: Literal[16, 32, 64, 128, 256] | None
     table_bits: Literal["auto", "4", "8"] | None
     finetune: Training | None
     refine: bool | None
     verify: bool | None
-    bench: bool | None
-    bench_seconds: float | None
-    bench_batches: Sequence[int] | None
-    bench_threads: Sequence[int] | None
     dry_run: bool | None
     details: bool | None
     overwrite: bool | None

@@ -74,7 +74,7 @@ def guard_latency(
     if first.search is None and before is not None:
         first = replace(first, search=before.search, said=before.said)
     if not enabled:
-        return first
+        return first if ran.precision else replace(first, notes=(*ran.unquantized, *first.notes))
     if not ran.precision:
         plain = _guard_layers(first, lambda plan: again(plan, False), meter, _ORIGINAL)
         return replace(plain, notes=(*ran.unquantized, *plain.notes))

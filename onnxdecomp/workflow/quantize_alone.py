@@ -24,7 +24,7 @@ def quantizes_alone(config: CompressConfig) -> bool:
     """Whether fewer bits are all that is asked for."""
     said = any(name in config.origins or config.said(name) for name in _ASKING)
     planners = {each.name for each in config.passes if isinstance(each, Planner)}
-    return bool(config.precision and planners) and not said and not planners & config.pipeline.options.keys()
+    return bool(config.fewer_bits and planners) and not said and not planners & config.pipeline.options.keys()
 
 
 def alone(config: CompressConfig) -> CompressConfig:

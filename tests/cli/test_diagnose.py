@@ -76,6 +76,9 @@ def test_runtimes_in_different_folders(tmp_path: Path, monkeypatch: pytest.Monke
         f"onnxruntime 1.30.0 in {tmp_path / 'user'} is imported, and not onnxruntime-gpu 1.31.1 in "
         f"{tmp_path / 'system'} or onnxruntime 1.2.0 in {tmp_path / 'old'}"
     )
+    monkeypatch.setattr(doctor, "_imported_folder", lambda: str((tmp_path / "system").resolve()))
+    (problem,) = (each for each in diagnose().problems if "imported" in each.what)
+    assert problem.what.startswith(f"onnxruntime-gpu 1.31.1 in {tmp_path / 'system'} is imported, and not")
 
 
 def test_an_empty_module(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from onnxdecomp.cli.main import cli
 from onnxdecomp.errors import ModelError, ProviderError, UsageError
-from onnxdecomp.evaluate import benchmark
 from onnxdecomp.evaluate.benchmark import bench, describe
-from onnxdecomp.runtime import provider_start
+from onnxdecomp.runtime import device, provider_start
 from onnxdecomp.runtime.memory import peak, peak_growth
 from onnxdecomp.runtime.timing import Clock
 from tests.builders.graphs import saved
@@ -66,7 +65,7 @@ def test_latencies_are_what_the_clock_of_the_setting_tells(
         assert provider == "cpu"
         return (lambda: next(ticks)) if threads == 1 else time.perf_counter_ns
 
-    monkeypatch.setattr(benchmark, "clock_of", clock_of)
+    monkeypatch.setattr(device, "clock_of", clock_of)
     alone, others = bench(models, threads=(1, 2), iterations=6, memory=False).settings
     assert [(m.latency.min, m.latency.p99) for m in alone.models] == [(3.0, 3.0)] * 2
     assert others.models[0].latency.stdev > 0

@@ -22,6 +22,7 @@ from onnxdecomp.latency.cache import FILE, Stored, Where, cache_file, key_of, lo
 from onnxdecomp.latency.chain_model import filled
 from onnxdecomp.latency.context import ALONE, Neighbours
 from onnxdecomp.runtime import environment
+from onnxdecomp.runtime.setting import Setting
 from tests.builders.layers import hollow_conv, hollow_linear
 
 ON = Where("cpu", "1.31.0", "a processor", 2)
@@ -172,9 +173,11 @@ def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_where_timings_are_made() -> None:
     import onnxruntime
 
-    assert where("CPUExecutionProvider", 3) == Where("cpu", onnxruntime.__version__, environment.cpu(), 3)
+    assert where(Setting("CPUExecutionProvider", 3)) == Where(
+        "cpu", onnxruntime.__version__, environment.cpu(), 3
+    )
     with pytest.raises(UsageError, match="unknown provider"):
-        where("abacus", 1)
+        where(Setting("abacus", 1))
 
 
 def test_a_device_is_not_named_after_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,12 +185,12 @@ def test_a_device_is_not_named_after_the_processor(monkeypatch: pytest.MonkeyPat
 
     cards = [_listed("DmlExecutionProvider", 7), _listed("WebGpuExecutionProvider", 8)]
     monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: cards, raising=False)
-    one, other = where("dml", 1), where("webgpu", 1)
+    one, other = where(Setting("dml", 1)), where(Setting("webgpu", 1))
     assert one.device == "Maker 10de:7 Description=card 7 size=large"
     assert other.device.startswith("Maker 10de:8")
     monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: cards[1:], raising=False)
-    assert where("dml", 1).device == "unknown dml device"
-    assert where("xnnpack", 1).device == environment.cpu()
+    assert where(Setting("dml", 1)).device == "unknown dml device"
+    assert where(Setting("xnnpack", 1)).device == environment.cpu()
 
 
 def _listed(name: str, number: int) -> SimpleNamespace:

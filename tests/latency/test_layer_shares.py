@@ -17,6 +17,8 @@ from onnxdecomp.latency.context import neighbours
 from onnxdecomp.latency.layer_shares import Share, shares
 from onnxdecomp.latency.measure import Request
 from onnxdecomp.layers.find import find
+from onnxdecomp.runtime.setting import Setting
+from tests.builders.fake_device import FakeDevice, install
 from tests.builders.feeds import normal
 from tests.builders.graphs import from_x
 from tests.builders.layers import hollow_linear
@@ -117,3 +119,25 @@ def test_fetching_gets_what_is_left_of_the_whole() -> None:
     found = module._parts(np.ones(7), warm + [0.1, 0.3], warm)
     assert [share.part for share in found] == pytest.approx([0.55, 0.45])
     assert [share.part * share.cold for share in found] == pytest.approx([0.05, 0.15])
+
+
+def test_equal_layers_are_timed_once_where_each_costs_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their shares are equal, and they take the model's time together."""
+    fake = install(monkeypatch, FakeDevice())
+    layer = hollow_linear(64, 64)
+    asked = [Request(layer, dense_chain(layer), (8, 64))] * 5
+    nodes, weights, x = [], {}, "x"
+    for index in range(5):
+        y = "y" if index == 4 else f"h{index}"
+        nodes.append(helper.make_node("MatMul", [x, f"w{index}"], [y], name=f"m{index}"))
+        weights[f"w{index}"], x = normal(64, 64), y
+    model = ir.to_proto(from_x(nodes, weights, (8, 64)))
+    feed = {"x": np.ones((8, 64), np.float32)}
+    path = model.SerializeToString()
+    found = shares(path, feed, asked, setting=Setting("cuda"))
+    assert fake.loads == 1 + 2
+    assert len({share.part for share in found.layers}) == 1
+    assert sum(share.part for share in found.layers) == pytest.approx(1.0, rel=0.05)
+    fake.loads = 0
+    shares(path, feed, asked, setting=Setting("cpu"), seconds=0.01)
+    assert fake.loads == 0

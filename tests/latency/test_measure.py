@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,7 +18,8 @@ from onnxdecomp.latency import measure
 from onnxdecomp.latency.cache import FILE, key_of, load, where
 from onnxdecomp.latency.context import Neighbours
 from onnxdecomp.latency.measure import MAX_ROUNDS, MIN_ROUNDS, Request, time_chains
-from onnxdecomp.runtime.timing import ALONE_AFTER, Run, Timings, interleave
+from onnxdecomp.runtime.setting import Setting
+from onnxdecomp.runtime.timing import ALONE_AFTER, Run, Timings
 from tests.builders.layers import hollow_conv, hollow_linear
 
 SHAPE = (1, 32, 6, 6)
@@ -29,7 +29,7 @@ def svd(layer: Layer, rank: int) -> Chain:
     return outline(get("svd"), layer, (rank,))
 
 
-class Clock:
+class Ticks:
     """Stands in for timing: the frame takes 1 ms, the dense layer 4 ms more, chains each 1 ms more."""
 
     def __init__(self) -> None:
@@ -44,13 +44,13 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> Ticks:
+    made = Ticks()
     monkeypatch.setattr(measure, "typical_times", made)
     return made
 
 
-def test_ratios_are_net_of_the_frame_and_in_the_order_asked_for(clock: Clock) -> None:
+def test_ratios_are_net_of_the_frame_and_in_the_order_asked_for(clock: Ticks) -> None:
     layer, other = hollow_conv(32, 32), hollow_conv(48, 32)
     asked = [
         Request(layer, svd(layer, 4), SHAPE),
@@ -69,7 +69,7 @@ def test_ratios_are_net_of_the_frame_and_in_the_order_asked_for(clock: Clock) ->
     assert [timing.numbers for timing in timings][2:] == [asked[2].chain.params / dense, 1.0]
 
 
-def test_equal_chains_are_timed_once(clock: Clock) -> None:
+def test_equal_chains_are_timed_once(clock: Ticks) -> None:
     layer = hollow_conv(32, 32)
     same = replace(layer, name="same")
     asked = [Request(named, svd(named, 4), SHAPE) for named in (layer, same)]
@@ -80,14 +80,14 @@ def test_equal_chains_are_timed_once(clock: Clock) -> None:
     assert not third.cached
 
 
-def test_groups_are_small(clock: Clock) -> None:
+def test_groups_are_small(clock: Ticks) -> None:
     layer = hollow_conv(32, 32)
     time_chains([Request(layer, svd(layer, rank), SHAPE) for rank in range(1, 31)])
     assert sum(clock.groups) == 30
     assert max(clock.groups) <= 16
 
 
-def test_what_is_cached_is_not_timed_again(clock: Clock, tmp_path: Path) -> None:
+def test_what_is_cached_is_not_timed_again(clock: Ticks, tmp_path: Path) -> None:
     file, layer = tmp_path / FILE, hollow_conv(32, 32)
     asked = [Request(layer, svd(layer, rank), SHAPE) for rank in (2, 4)]
     fresh = time_chains(asked, cache=file)
@@ -96,12 +96,12 @@ def test_what_is_cached_is_not_timed_again(clock: Clock, tmp_path: Path) -> None
     assert again[:2] == [replace(timing, cached=True) for timing in fresh]
     assert not again[2].cached
     assert clock.groups == [2, 1]
-    time_chains(asked, cache=file, threads=2)
+    time_chains(asked, cache=file, setting=Setting(threads=2))
     assert clock.groups == [2, 1, 2]
 
 
 def test_nothing_is_kept_of_a_device_without_a_name(
-    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clock: Ticks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("onnxdecomp.runtime.environment.device", lambda provider: "unknown cpu device")
     layer = hollow_conv(32, 32)
@@ -111,7 +111,7 @@ def test_nothing_is_kept_of_a_device_without_a_name(
     assert not (tmp_path / FILE).exists()
 
 
-def test_a_cache_that_fails_is_a_note(clock: Clock, tmp_path: Path) -> None:
+def test_a_cache_that_fails_is_a_note(clock: Ticks, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("no database")
     layer = hollow_conv(32, 32)
     notes: list[str] = []
@@ -121,7 +121,7 @@ def test_a_cache_that_fails_is_a_note(clock: Clock, tmp_path: Path) -> None:
     assert [str(tmp_path / FILE) in note for note in notes] == [True, True]  # not read, and once not written
 
 
-def test_what_cannot_be_timed_has_a_reason(clock: Clock, tmp_path: Path) -> None:
+def test_what_cannot_be_timed_has_a_reason(clock: Ticks, tmp_path: Path) -> None:
     lstm = replace(hollow_linear(8, 8), op_type="LSTM")
     strange = replace(hollow_conv(32, 32), dtype="bfloat16")
     layer = hollow_conv(32, 32)
@@ -138,7 +138,7 @@ def test_what_cannot_be_timed_has_a_reason(clock: Clock, tmp_path: Path) -> None
     assert math.isnan(refused.ratio)
     assert math.isnan(unknown.ms)
     assert taken.reason == ""
-    on = where("cpu", 1)
+    on = where(Setting("cpu", 1))
     key = key_of(svd(strange, 2), dense_chain(strange), strange, SHAPE, Neighbours(), on)
     assert load([key], tmp_path / FILE) == ({}, None)
 
@@ -157,9 +157,7 @@ def test_a_real_timing(tmp_path: Path) -> None:
     assert again == replace(timing, cached=True)
 
 
-def test_hopeless_chains_are_timed_twice_and_the_others_until_they_are_precise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_hopeless_chains_are_timed_twice_and_the_others_until_they_are_precise() -> None:
     count: Counter[str] = Counter()
     now = 0  # a clock of our own: sleeping takes longer than it should on a busy machine
 
@@ -171,7 +169,6 @@ def test_hopeless_chains_are_timed_twice_and_the_others_until_they_are_precise(
 
         return once
 
-    monkeypatch.setattr(measure, "interleave", functools.partial(interleave, clock=lambda: now))
     runs = [run("frame", 1e-6), run("dense", 20e-3), run("slow", 80e-3), run("quick", 1e-3)]
     typical = measure.typical_times(runs, seconds=0.0, clock=lambda: now)
     rounds = 2 + MIN_ROUNDS

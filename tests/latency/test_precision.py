@@ -20,6 +20,7 @@ from onnxdecomp.latency.context import ALONE, Neighbours
 from onnxdecomp.latency.measure import Request, time_chains
 from onnxdecomp.quantization import quantized_roughly
 from onnxdecomp.runtime.session import open_session
+from onnxdecomp.runtime.setting import Setting
 from tests.builders.feeds import normal
 from tests.builders.graphs import from_x
 from tests.builders.layers import hollow_conv, hollow_linear
@@ -66,7 +67,7 @@ def test_timings_of_another_precision_are_not_mixed_up(precision: str, tmp_path:
     layer, shape = LAYERS[0]
     chain = outline(get("svd"), layer, (16,))
     keys = {
-        key_of(chain, dense_chain(layer), layer, shape, ALONE, where("cpu", 1, name))
+        key_of(chain, dense_chain(layer), layer, shape, ALONE, where(Setting("cpu", 1), name))
         for name in ("float", precision)
     }
     assert len(keys) == 2

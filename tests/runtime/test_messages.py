@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from onnxdecomp.runtime.messages import one_line
 
 
@@ -18,3 +20,29 @@ def test_codes_and_places_in_the_source_are_left_out() -> None:
 def test_long_messages_are_bounded_and_empty_ones_named() -> None:
     assert len(one_line(RuntimeError("x" * 1000))) == 300
     assert one_line(RuntimeError("")) == "RuntimeError"
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "/onnxruntime_src/python/onnxruntime_pybind_state.cc:729 void onnxruntime::python::"
+            "RegisterPlugins(PySessionOptions&, const ProviderOptions&) Please install TensorRT.",
+            "Please install TensorRT.",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/core/session/provider_bridge_ort.cc:2195 "
+            "onnxruntime::Provider& onnxruntime::ProviderLibrary::Get() [ONNXRuntimeError] : 1 : FAIL : "
+            "Failed to load library libonnxruntime_providers_tensorrt.so",
+            "Failed to load library libonnxruntime_providers_tensorrt.so",
+        ),
+        (
+            "/src/cuda/cuda_call.cc:129 std::conditional_t<THRW, void, Status> ort::CudaCall(ERRTYPE, "
+            "const char*, int) [with ERRTYPE = cudaError; bool THRW = true] CUDA failure 100: no device "
+            "; GPU=0 ; hostname=h ; file=/src/cuda/provider.cc ; line=282 ; expr=cudaSetDevice(id);",
+            "CUDA failure 100: no device ; GPU=0;",
+        ),
+    ],
+)
+def test_no_place_in_the_source_is_left(message: str, expected: str) -> None:
+    assert one_line(RuntimeError(message)) == expected

@@ -12,10 +12,11 @@ import pytest
 
 import onnxdecomp
 from onnxdecomp.data.feeds import Feeds
-from onnxdecomp.evaluate.benchmark import BenchResult, ModelTiming, Setting
+from onnxdecomp.evaluate.benchmark import BenchResult, ModelTiming, SettingTimings
 from onnxdecomp.evaluate.timing_verdict import Finding
 from onnxdecomp.latency.meter import LatencyMeter
 from onnxdecomp.pipeline.pipeline import PipelineResult
+from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.runtime.timing import Ratio, Summary
 from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
 from onnxdecomp.search.search_record import (
@@ -45,7 +46,7 @@ def result(ratio: Ratio | None) -> BenchResult:
     """Two models, the second taking `ratio` of the first one's time."""
     summary = Summary("ms", 5, 1, 1, 0, 1, 1, 1, 1)
     models = tuple(ModelTiming("m", 1, {}, summary, 1.0, r, {}, None) for r in (None, ratio))
-    return BenchResult((Setting("cpu", 1, 1, False, True, 5, models),), "random")
+    return BenchResult((SettingTimings("cpu", 1, 1, False, True, 5, models),), "random")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class Fake(LatencyMeter):
 
 
 def watch(*ratios: Ratio | None) -> Fake:
-    return Fake(Path("original.onnx"), "cpu", 1, 2.0, 0, lambda: Feeds((), "none"), ratios=ratios)
+    return Fake(Path("original.onnx"), Setting(), 2.0, 0, lambda: Feeds((), "none"), ratios=ratios)
 
 
 def plan_of(saved: Iterable[int]) -> Plan:

@@ -390,8 +390,18 @@ def test_the_table_has_every_pair() -> None:
 
 
 def test_the_table_has_every_keyword() -> None:
-    """But what is of the machine (provider), other programs (simplify), a detail, or the subject itself."""
+    """But what is of the machine (provider, …), other programs (simplify), a detail, or the subject."""
     ways = {name for way in WAYS.values() for name in way}
     options = {field.name for field in option_fields(CompressConfig)} | {"config", "progress"}
-    apart = {"provider", "simplify", "bench_seconds", "block_size", "table_bits", "metric"}
+    apart = {
+        "provider",
+        "precision",
+        "profile",
+        "provider_options",
+        "simplify",
+        "bench_seconds",
+        "block_size",
+        "table_bits",
+        "metric",
+    }
     assert options - apart == (set(KEYWORDS) - {"way"}) | ways

@@ -16,7 +16,13 @@ from onnxdecomp.record.schema.origin import Environment, File, ModelFile, Run, T
 from onnxdecomp.record.schema.planning import RecordedPlan, RecordedSearch
 from onnxdecomp.record.schema.quantizing import Quantization
 from onnxdecomp.record.schema.reading import read
-from onnxdecomp.record.schema.timing import DecidingTiming, KernelProfile, Latency, TimedSetting
+from onnxdecomp.record.schema.timing import (
+    DecidingTiming,
+    HardwareDemand,
+    KernelProfile,
+    Latency,
+    TimedSetting,
+)
 from onnxdecomp.record.schema.training import RefinementRecord, Training, TrainingVerdict
 from onnxdecomp.runtime import jsonio
 
@@ -62,6 +68,7 @@ class RunRecord(Record):
         looks: What was timed for "never slower"; null where that was not asked for.
         settings: The timing that decided, and those at further batch sizes and numbers of threads.
         profile: Null elsewhere than on the CPU, and where it was not asked for.
+        demand: What both ask of the hardware; not there where it was not asked for.
         notes: Sentences that the run printed.
         passes: Facts from the passes, by name.
     """
@@ -88,6 +95,7 @@ class RunRecord(Record):
     looks: tuple[DecidingTiming, ...] | None = field(default=None, metadata=LATER)
     settings: tuple[TimedSetting, ...] | None
     profile: KernelProfile | None
+    demand: HardwareDemand | None = field(default=None, metadata=ABSENT)
     notes: tuple[str, ...]
     passes: Annotated[Mapping[str, Json], Known({"quantize": Quantization})]
     verdict: Verdict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
 from onnxdecomp.record.schema.markers import Length
@@ -121,6 +121,9 @@ class TimedSetting:
         spinning: Whether idle threads waited busily.
         rounds: Runs of each model.
         models: In the order given.
+        precision: What floating point was asked to be computed in; "" where nothing was.
+        profile, options: Of the provider, by ONNX Runtime's names.
+        graph: Whether every run was replayed from a recorded graph (CUDA graphs).
     """
 
     provider: str
@@ -131,6 +134,10 @@ class TimedSetting:
     rounds: int
     models: tuple[TimedModel, ...]
     device: str
+    precision: str = ""
+    profile: str = "default"
+    options: Mapping[str, str] = field(default_factory=dict)
+    graph: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,3 +188,28 @@ class KernelProfile:
     unit: Literal["ms"] = "ms"
     before: TimeSpent
     after: TimeSpent
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedOfHardware:
+    """What one run asks of the hardware, counted from the operators as if nothing stayed in a cache.
+
+    Attributes:
+        launches: Kernels, with what ONNX Runtime fuses counted as one.
+        bytes: Read and written.
+        flops: Two for each multiplication and addition.
+        intensity: Operations for each byte: where it is low, memory is what takes time.
+    """
+
+    launches: int
+    bytes: float
+    flops: float
+    intensity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareDemand:
+    """The same of the original and of the result, at the sizes that were timed."""
+
+    before: AskedOfHardware
+    after: AskedOfHardware

@@ -1,0 +1,204 @@
+"""What models are timed on: a device that loads them and has a clock.
+
+Everything that is timed goes through here, so that a test can put another device in place, whose clock obeys
+a model of some hardware (`device_of` is looked up where it is called).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+
+from onnxdecomp.core.layer import Array
+from onnxdecomp.errors import ModelError
+from onnxdecomp.runtime import session
+from onnxdecomp.runtime.messages import one_line
+from onnxdecomp.runtime.providers import provider_of
+from onnxdecomp.runtime.session import Feed, TensorSpec
+from onnxdecomp.runtime.setting import Setting
+from onnxdecomp.runtime.spinning import Idling
+from onnxdecomp.runtime.timing import Clock, Run, clock_of
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+
+Feeding: TypeAlias = "Mapping[str, Array] | Callable[[ort.InferenceSession], Feed]"
+"""What a model is fed; or what makes it, and may run the session that it is given to try."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model that is ready to be timed, warm.
+
+    Attributes:
+        run: Runs it once, and returns when it has done its work.
+        feed: What it is fed.
+        inputs: Of the model.
+        nodes: How many each provider runs, where that was asked for.
+        bound: Inputs and outputs stay on the device.
+        graph: A run is replayed from a recorded graph.
+    """
+
+    run: Run
+    feed: Feed
+    inputs: tuple[TensorSpec, ...]
+    nodes: Mapping[str, int] = field(default_factory=dict)
+    bound: bool = False
+    graph: bool = False
+
+
+class Device(Protocol):
+    """Where models are timed."""
+
+    def load(
+        self,
+        model: str | Path | bytes,
+        setting: Setting,
+        feeding: Feeding,
+        *,
+        idling: Idling = "spin",
+        weights: Mapping[str, Array] | None = None,
+        count: bool = False,
+    ) -> Loaded:
+        """A model, run once.
+
+        Args:
+            model: A file, or a serialised model.
+            setting: Under what.
+            feeding: What it is fed, every time the same.
+            idling: How idle threads wait.
+            weights: Numbers that the model declares as external data, see session.open_session.
+            count: Count the nodes that each provider runs.
+
+        Raises:
+            ModelError: It does not load or run.
+            ProviderError: The provider did not start.
+        """
+        ...
+
+    def clock(self) -> int:
+        """Nanoseconds since some beginning."""
+        ...
+
+    def meter(self, setting: Setting) -> Clock:
+        """What tells how long a run takes, see timing.clock_of."""
+        ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """ONNX Runtime on this machine: on CUDA with inputs and outputs bound on the device."""
+
+    def load(
+        self,
+        model: str | Path | bytes,
+        setting: Setting,
+        feeding: Feeding,
+        *,
+        idling: Idling = "spin",
+        weights: Mapping[str, Array] | None = None,
+        count: bool = False,
+    ) -> Loaded:
+        def opened(under: Setting) -> ort.InferenceSession:
+            return session.open_session(
+                model,
+                provider=under.provider,
+                options=under.options,
+                threads=under.threads,
+                idling=idling,
+                weights=weights,
+                record_nodes=count,
+            )
+
+        bound = provider_of(setting.provider).on_cuda
+        plain = None if setting.graph and not callable(feeding) else opened(setting.without_graph)
+        feed = feeding(plain) if callable(feeding) else dict(feeding)
+        made, run = plain, None
+        if setting.graph:
+            try:
+                made = opened(setting)
+                places = _declared(made) or _places(plain or opened(setting.without_graph), feed)
+                run = _bound(made, feed, "cuda", places)
+                run()
+            except ModelError:  # control flow, nodes on the CPU, outputs of other sizes each time
+                made, run = plain or opened(setting.without_graph), None
+        recorded = run is not None
+        if run is None:
+            run = _bound(made, feed, "cuda") if bound else partial(session.run, made, feed)
+            run()
+        nodes = session.nodes_per_provider(made) if count else {}
+        kept = partial(_kept, run, weights)
+        return Loaded(kept, feed, session.inputs_of(made), nodes, bound, recorded)
+
+    def clock(self) -> int:
+        return time.perf_counter_ns()
+
+    def meter(self, setting: Setting) -> Clock:
+        return clock_of(setting.provider, setting.threads)
+
+
+def device_of(setting: Setting) -> Device:
+    """The device of a setting: ONNX Runtime on this machine for all of them."""
+    return Runtime()
+
+
+def _kept(run: Run, _: object) -> object:
+    """Run; the weights are held, for they must live as long as the session."""
+    return run()
+
+
+def _declared(made: ort.InferenceSession) -> tuple[TensorSpec, ...]:
+    """The outputs, where the model says all of their sizes; else ()."""
+    specs = session.outputs_of(made)
+    return specs if all(isinstance(dim, int) for spec in specs for dim in spec.shape) else ()
+
+
+def _places(plain: ort.InferenceSession, feed: Feed) -> tuple[TensorSpec, ...]:
+    """The outputs with the sizes that a run gives."""
+    specs, made = session.outputs_of(plain), session.run(plain, feed)
+    return tuple(replace(spec, shape=array.shape) for spec, array in zip(specs, made, strict=True))
+
+
+def _bound(
+    made: ort.InferenceSession, feed: Feed, device: str, outputs: tuple[TensorSpec, ...] | None = None
+) -> Run:
+    """Run with inputs and outputs in the device's memory: copies to and from the host are not timed.
+
+    Args:
+        made: The session.
+        feed: Copied to the device once.
+        device: ONNX Runtime's name, "cuda" or "cpu".
+        outputs: With all sizes known, where they are to have one place in all runs.
+    """
+    import onnxruntime as ort
+
+    binding = made.io_binding()
+    try:
+        for name, array in feed.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
+        for spec in outputs or session.outputs_of(made):
+            if outputs is None:
+                binding.bind_output(spec.name, device)
+                continue
+            place = ort.OrtValue.ortvalue_from_shape_and_type(
+                list(spec.shape), np.dtype(spec.dtype), device, 0
+            )
+            binding.bind_ortvalue_output(spec.name, place)
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
+        raise ModelError(one_line(error)) from error
+
+    def once() -> None:
+        try:
+            made.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
+            raise ModelError(one_line(error)) from error
+        binding.synchronize_outputs()
+
+    return once

@@ -1,0 +1,99 @@
+"""A device that is not there: models load, and running them moves a clock on as a roofline says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from onnxdecomp.core.layer import Array
+from onnxdecomp.latency.kernels import kernels_of
+from onnxdecomp.latency.roofline import Roof, Roofline
+from onnxdecomp.runtime import device, environment, provider_start
+from onnxdecomp.runtime.device import Feeding, Loaded
+from onnxdecomp.runtime.provider_start import Start
+from onnxdecomp.runtime.providers import provider_of
+from onnxdecomp.runtime.session import TensorSpec, inputs_of, open_session
+from onnxdecomp.runtime.setting import Setting
+from onnxdecomp.runtime.spinning import Idling
+from onnxdecomp.runtime.timing import Clock
+
+LAUNCH_BOUND = Roofline(
+    100.0,
+    {
+        "product": Roof(1e-4, 1 / 60e3, 8),
+        "convolution": Roof(1e-4, 1 / 30e3, 8),
+        "depthwise": Roof(1e-4, 1 / 2e3),
+        "other": Roof(1e-5),
+    },
+)
+"""A large graphics card for networks that are hundreds of times smaller than those it is for: of one sample
+the launches take most, of many little. So slow that a timing of a second has few rounds."""
+
+
+@dataclass(eq=False)
+class FakeDevice:
+    """A clock that obeys a roofline.
+
+    Attributes:
+        line: The hardware.
+        graph_us: Microseconds of a launch in a recorded graph.
+        now: Nanoseconds so far.
+        loads: How many models were loaded.
+    """
+
+    line: Roofline = LAUNCH_BOUND
+    graph_us: float = 30.0
+    now: int = 0
+    loads: int = 0
+    seen: list[Setting] = field(default_factory=list)
+
+    def load(
+        self,
+        model: str | Path | bytes,
+        setting: Setting,
+        feeding: Feeding,
+        *,
+        idling: Idling = "spin",
+        weights: Mapping[str, Array] | None = None,
+        count: bool = False,
+    ) -> Loaded:
+        self.loads += 1
+        self.seen.append(setting)
+        specs: tuple[TensorSpec, ...] = ()
+        if callable(feeding):
+            opened = open_session(model, low_memory=True)
+            feed, specs = feeding(opened), inputs_of(opened)
+        else:
+            feed = dict(feeding)
+        proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model)
+        kernels = kernels_of(proto, {name: array.shape for name, array in feed.items()})
+        launch = self.graph_us if setting.graph else self.line.launch_us
+        took = round(Roofline(launch, self.line.roofs).us(kernels) * 1e3)
+
+        def run() -> None:
+            self.now += took
+
+        return Loaded(run, feed, specs, {setting.provider: len(kernels)}, bound=True, graph=setting.graph)
+
+    def clock(self) -> int:
+        return self.now
+
+    def meter(self, setting: Setting) -> Clock:
+        return self.clock
+
+
+def install(monkeypatch: pytest.MonkeyPatch, fake: FakeDevice) -> FakeDevice:
+    """Put the device in the place of a graphics card: everything that runs on one is timed by it."""
+    real: Any = device.device_of
+    monkeypatch.setattr(device, "device_of", lambda s: fake if provider_of(s.provider).on_cuda else real(s))
+    monkeypatch.setattr(provider_start, "start", lambda provider: Start(provider, True, True))
+    named: Any = environment.device
+    monkeypatch.setattr(
+        environment, "device", lambda provider: "a fake card" if provider == "cuda" else named(provider)
+    )
+    return fake

@@ -1,0 +1,95 @@
+"""The whole search for a graphics card, on one whose clock obeys a roofline: it picks what pays there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import onnxdecomp
+from onnxdecomp.errors import UsageError
+from onnxdecomp.workflow.result import Result
+from tests.builders import graphs
+from tests.builders.fake_device import FakeDevice, install
+
+CHANNELS, SIZE = 32, 8
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDevice:
+    monkeypatch.setenv("ONNXDECOMP_CACHE", str(tmp_path))
+    return install(monkeypatch, FakeDevice())
+
+
+def network(path: Path, depth: int) -> Path:
+    """x [N, 16, 8, 8] -> convolutions of rank 6, each with a Relu but for the last one -> y."""
+    rng = np.random.default_rng(0)
+    nodes, weights, x, inputs = [], dict[str, Any](), "x", 16
+    for k in range(depth):
+        low = rng.standard_normal((CHANNELS, 6)) @ rng.standard_normal((6, inputs * 9))
+        low += 0.3 * rng.standard_normal(low.shape)
+        weights[f"w{k}"] = (low / np.sqrt(60 * inputs)).reshape(-1, inputs, 3, 3).astype(np.float32)
+        last = k == depth - 1
+        output = "y" if last else f"c{k}"
+        nodes.append(helper.make_node("Conv", [x, f"w{k}"], [output], name=f"conv{k}", pads=[1, 1, 1, 1]))
+        if not last:
+            nodes.append(helper.make_node("Relu", [output], [f"r{k}"], name=f"relu{k}"))
+        x, inputs = f"r{k}", CHANNELS
+    made = graphs.model(nodes, {"x": ["N", 16, SIZE, SIZE]}, {"y": ["N", CHANNELS, SIZE, SIZE]}, weights)
+    onnx.save(made, path)
+    return path
+
+
+def compress(path: Path, **options: Any) -> Result:
+    x = np.random.default_rng(1).standard_normal((12, 16, SIZE, SIZE)).astype(np.float32)
+    asked: dict[str, Any] = {"calib": {"x": x}, "method": "tucker", "provider": "cuda", **options}
+    return onnxdecomp.compress(path, verify=False, simplify="none", threads=1, **asked)
+
+
+def test_of_one_sample_widths_pay_and_chains_do_not(tmp_path: Path, fake: FakeDevice) -> None:
+    """A chain adds launches, which take most of the time; a narrower layer adds none."""
+    net = network(tmp_path / "net.onnx", 3)
+    done = compress(net, method="tucker,width", target="latency=1.15x", batch=1, profile="deploy")
+    assert done.plan.cuts
+    assert not done.plan.decomposed
+    assert any("does not pay" in choice.reason for choice in done.plan.choices)
+    assert done.latency is not None
+    (timed,) = done.latency.settings
+    assert (timed.provider, timed.batch, timed.profile, timed.graph) == ("cuda", 1, "deploy", True)
+    assert timed.models[1].ratio is not None
+    assert timed.models[1].ratio.value < 1 / 1.15
+    assert done.record["settings"][0]["options"]["prefer_nhwc"] == "1"
+    assert {setting.batch for setting in fake.seen if setting.profile == "deploy"} == {1}
+
+
+def test_of_many_samples_chains_pay(tmp_path: Path, fake: FakeDevice) -> None:
+    """Where no unit may go, since all are outputs; the same network of one sample has no plan."""
+    net = network(tmp_path / "net.onnx", 1)
+    with pytest.raises(UsageError, match="out of reach"):
+        compress(net, target="latency=1.15x", batch=1)
+    done = compress(net, target="latency=1.5x", batch=64)
+    (choice,) = done.plan.decomposed
+    assert not done.plan.cuts
+    assert choice.before is not None
+    assert choice.after is not None
+    assert choice.after.macs < choice.before.macs / 2
+    assert all(rank % 8 == 0 for rank in choice.ranks)
+    assert done.latency is not None
+    assert done.latency.settings[0].models[1].ratio is not None
+    assert done.latency.settings[0].models[1].ratio.value < 1 / 1.5
+
+
+def test_graphs_are_a_part_of_the_answer(tmp_path: Path, fake: FakeDevice) -> None:
+    """Without a recorded graph launches take so much that the widths gain less."""
+    net = network(tmp_path / "net.onnx", 3)
+    settings: list[tuple[dict[str, str], bool]] = [({"enable_cuda_graph": "0"}, False), ({}, True)]
+    for options, graph in settings:
+        done = compress(
+            net, rank="0.5", allow_slower=True, profile="deploy", provider_options=options or None
+        )
+        assert done.latency is not None
+        assert done.latency.settings[0].graph is graph
