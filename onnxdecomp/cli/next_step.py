@@ -34,7 +34,7 @@ def next_step(context: click.Context, result: Result, asked: CompressConfig) -> 
     if asked.calib is None:
         what = "fit it to inputs, which loses less" if result.changed else "search with inputs"
         return f"{again} {_INPUTS}: {what}"
-    if not asked.precision:
+    if not asked.fewer_bits:
         only, kind = "" if result.changed else " --method none", "int8" if asked.provider == "cpu" else "fp16"
         return f"{again}{only} --quantize {kind}: see what {kind} brings"
     if not result.changed:

@@ -388,10 +388,11 @@ def _timed(
     run: RunContext, made: FinishedResult, written: Path, meter: LatencyMeter
 ) -> tuple[BenchResult, tuple[str, ...]]:
     run.report("time")
-    batches, threads = run.config.bench_batches, run.config.bench_threads
-    if "bench_batches" not in run.config.origins:  # by default what decides is all
-        batches = ()
-    return timed_elsewhere(made.chosen.timed, written, meter, batches, threads, decide=made.faster)
+    config = run.config
+    batches = config.bench_batches if "bench_batches" in config.origins else ()  # else what decides is all
+    return timed_elsewhere(
+        made.chosen.timed, written, meter, batches, config.bench_threads, decide=made.faster
+    )
 
 
 def _details(
