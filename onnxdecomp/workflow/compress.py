@@ -43,7 +43,7 @@ from onnxdecomp.workflow.error_guard import first_run, guard_error
 from onnxdecomp.workflow.final_timing import demands, profiles, timed_elsewhere
 from onnxdecomp.workflow.finish_result import FinishedResult, Finisher, runner
 from onnxdecomp.workflow.judging import judging, said_of_goal
-from onnxdecomp.workflow.loss_note import said_of_few, said_of_loss
+from onnxdecomp.workflow.loss_note import said_of_few, said_of_loss, said_of_training
 from onnxdecomp.workflow.quantize_alone import NOTE, alone, quantizes_alone
 from onnxdecomp.workflow.request import plan_of, request_of, training_of
 from onnxdecomp.workflow.result import Result, require_changed, require_verified
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from onnxdecomp.pipeline.base import Progress
     from onnxdecomp.pipeline.configuration import PipelineSource
     from onnxdecomp.pipeline.pipeline import PipelineResult
-    from onnxdecomp.record.schema.training import Training
     from onnxdecomp.runtime.deadline import Deadline
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.training.settings import Settings
@@ -309,7 +308,7 @@ def _written(
         timed, remarks = _timed(run, made, written, meter) if config.bench and changed else (None, ())
         fits: tuple[LayerRecord | ChannelRecord, ...] = (*layers, *(channels or ()))
         seen = _said_of_check(verified, fits, fitted=run.data is run.calib, trained=made.learnt is not None)
-        taught = _said_of_training(made.learnt)
+        taught = said_of_training(made.learnt)
         dear = (
             *said_of_loss(config.sought, config.max_error, verified, chosen.search),
             *said_of_few(ran.cuts),
@@ -370,13 +369,6 @@ def _said_of_check(
         return ()
     own = fitted and (trained or any(fit.loss is not None for fit in fits))
     return (*checked.notes, _SEEN) if own else checked.notes
-
-
-def _said_of_training(learnt: Training | None) -> tuple[str, ...]:
-    """That a training changed nothing, where no epoch was better."""
-    if learnt is None or learnt.best:
-        return ()
-    return ("finetune: no epoch was better on the held-out samples: the numbers are those from before it",)
 
 
 def _together(*notes: Sequence[str]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.evaluate.verify import Verification
+from onnxdecomp.record.schema.training import Training
 from onnxdecomp.search.search_record import SearchRecord
 from onnxdecomp.search.targets import parse_budgets
 
@@ -63,3 +64,10 @@ def said_of_loss(
     what = "in latency" if timed else "fewer MACs"
     gain = f"about {1 / least:.2f}x {what}" if least < 0.995 else "nothing"
     return (f"{target} does not pay: {lost}; {gain} is to be had at an error of {_LITTLE:g}",)
+
+
+def said_of_training(learnt: Training | None) -> tuple[str, ...]:
+    """That a training changed nothing, where no epoch was better."""
+    if learnt is None or learnt.best:
+        return ()
+    return ("finetune: no epoch was better on the held-out samples: the numbers are those from before it",)
