@@ -61,8 +61,8 @@ def timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             counts.append(len(models))
             return [about(value) for value in kinds]
 
-        def made(*given: Any) -> Fake:
-            return replace(Fake(*given), ratios=(alone,), looks=[])
+        def made(*given: Any, **options: Any) -> Fake:
+            return replace(Fake(*given, **options), ratios=(alone,), looks=[])
 
         monkeypatch.setattr(compress, "LatencyMeter", made)
         monkeypatch.setattr(Fake, "time", lambda self, new, decide: result(FASTER))

@@ -229,8 +229,8 @@ def test_nothing_is_timed_where_it_is_not_wanted_or_nothing_was_done() -> None:
 def timed_as(monkeypatch: pytest.MonkeyPatch, *ratios: Ratio) -> None:
     """Every timing of compress gives these ratios."""
 
-    def made(*given: Any) -> Fake:
-        return replace(Fake(*given), ratios=ratios)
+    def made(*given: Any, **options: Any) -> Fake:
+        return replace(Fake(*given, **options), ratios=ratios)
 
     monkeypatch.setattr(compress, "LatencyMeter", made)
 

@@ -185,8 +185,8 @@ def timed_as(monkeypatch: pytest.MonkeyPatch, *ratios: Ratio) -> None:
     """The timings of compress give these ratios in turn, then the last one."""
     looks: list[Any] = []
 
-    def made(*given: Any) -> Fake:
-        return replace(Fake(*given), ratios=ratios, looks=looks)
+    def made(*given: Any, **options: Any) -> Fake:
+        return replace(Fake(*given, **options), ratios=ratios, looks=looks)
 
     monkeypatch.setattr(compress, "LatencyMeter", made)
     monkeypatch.setattr(Fake, "time", lambda self, new, decide: result(FASTER))
