@@ -7,8 +7,9 @@ from tensorly.decomposition import parafac
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.core.steps import Convolve
-from onnxdecomp.decompositions.base import refusal_of
+from onnxdecomp.decompositions.base import quick, refusal_of
 from onnxdecomp.decompositions.cp import Cp, _start
+from onnxdecomp.decompositions.svd import Svd
 from onnxdecomp.tensor import tenalg
 from tests.builders import graphs
 from tests.builders.layers import conv_layer, error_of, fitted
@@ -140,3 +141,14 @@ def test_half_precision_activations_stay_finite() -> None:
     # No intermediate is out of proportion to the input and the output.
     assert largest["y"] > 1e3
     assert max(largest["first"], largest["depthwise"]) < 3 * largest["y"]
+
+
+def test_in_a_hurry_it_starts_once() -> None:
+    method = Cp(tolerance=1e-2)
+    hurried = quick(method)
+    assert isinstance(hurried, Cp)
+    assert (hurried.starts, hurried.tolerance, method.starts) == (1, 1e-2, 4)
+    layer = conv_layer(20, 16, (3, 3), weight=planted(12, seed=0, noise=2.0))
+    assert error_of(method, layer, (8,)) <= error_of(hurried, layer, (8,)) * (1 + 1e-6)
+    svd = Svd()
+    assert quick(svd) is svd

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.fitting.exchange import exchanged
+from onnxdecomp.fitting.exchange import _swept, exchanged
 from tests.fitting.test_unit_order import lost, reader
 
 
@@ -43,3 +43,17 @@ def test_blocks_keep_their_numbers() -> None:
 def test_nothing_to_exchange(kept: int) -> None:
     one = [reader(np.arange(7)[None])]
     np.testing.assert_array_equal(exchanged(one, 7, np.arange(kept), shrinkage=1e-3), np.arange(kept))
+
+
+@pytest.mark.parametrize(
+    "units",
+    [np.arange(7)[None], np.repeat(np.arange(7), 3)[None], np.r_[np.arange(7), -1, -1, 2][None]],
+    ids=["single", "kernels", "uneven"],
+)
+def test_what_would_be_is_what_comes_of_a_sweep(units: Array) -> None:
+    (part,) = _swept(reader(units), 1e-3)
+    part.sweep(np.isin(part.units, [-1, 0, 3, 4]))
+    foreseen = part.scores_with(2, 7)
+    part.sweep(part.units == 2)
+    others = [0, 1, 3, 4, 5, 6]
+    np.testing.assert_allclose(foreseen[others], part.scores(7)[others], rtol=1e-7)

@@ -222,3 +222,13 @@ def test_of_many_features_products_are_less_precise(features: int, dtype: type) 
     assert posed.single.dtype == dtype
     assert posed.single is posed.single
     np.testing.assert_array_equal(posed.single, posed.second)
+
+
+@pytest.mark.parametrize("features", [40, 600])
+def test_losses_that_are_only_compared_are_nearly_the_loss(features: int) -> None:
+    layer = linear_layer(features, 7, seed=3)
+    posed = problem(gathered(layer, *asymmetric(layer, 80)), as_rows(layer.weight, layer), 1e-2)
+    for v in (posed.best, other_weight(layer, 1)):
+        assert posed.about(v) == pytest.approx(posed.relative(v), rel=1e-5, abs=1e-5)
+    nothing = np.zeros((1, 2, 3))
+    assert Problem(np.eye(3)[None], nothing, 0.0, np.zeros((1, 3)), np.zeros(2), 0.0).about(nothing) == 0

@@ -8,6 +8,7 @@ from onnx import helper
 
 from onnxdecomp.calibration.statistics import Calibration, parted, shortened
 from onnxdecomp.data.feeds import Feeds
+from onnxdecomp.search import sensitivity
 from onnxdecomp.search.sensitivity import for_looks, original_outputs
 from tests.builders.graphs import from_x
 from tests.search.test_channel_profiles import branches, calibration, opened
@@ -24,6 +25,19 @@ def test_many_looks_are_at_fewer_samples(looks: int, samples: int) -> None:
     assert sum(len(feed["x"]) for feed in found.feeds) == samples
     assert (found is outputs) == (samples == 10)
     assert found.names == outputs.names
+
+
+def test_of_light_models_no_more_are_looked_at_than_tell_changes_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, _, _ = opened(branches())
+    judging = parted(calibration())[1]
+    outputs = original_outputs(model, judging, 1)
+    whole = sum(len(feed["x"]) for feed in outputs.feeds)
+    assert for_looks(outputs, model, judging, 1, 1) is outputs
+    monkeypatch.setattr(sensitivity, "_LOOKED", 6)
+    assert whole > 6
+    assert sum(len(feed["x"]) for feed in for_looks(outputs, model, judging, 1, 1).feeds) == 6
 
 
 def test_of_sorted_inputs_every_part_has_all_classes() -> None:
