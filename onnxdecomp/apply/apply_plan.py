@@ -128,7 +128,7 @@ def carry_out(
         elif run.fitter is not None:
             run.normalisation(run.fitter, stage.nodes[0], pending)
         gone = any(node.graph is None for other in work if other.cut is not None for node in other.nodes)
-        if gone:
+        if gone and stage.cut is None:  # a cut has done so
             infer_shapes(model)  # channels are found by them
         if gone or stage.cut is not None:
             work = as_they_are(model, work)
