@@ -1,0 +1,108 @@
+"""Every example of docs/examples runs as it stands, and ends with numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders.commands import environment
+from tests.conftest import ROOT
+
+EXAMPLES = ROOT / "docs" / "examples"
+SCRIPTS = sorted(path for path in EXAMPLES.rglob("*") if path.suffix in (".py", ".sh"))
+LIBRARIES = {"speech_metric.py", "__init__.py"}
+"""What other examples use."""
+
+HEAVY = {
+    "int8_after.py",
+    "finetune.py",
+    "decoder.py",
+    "super_resolution.py",
+    "plan_elsewhere.sh",
+    "image_classifier.py",
+    "detector.sh",
+}
+
+NEEDED = {"finetune.py": "torch"}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to write to, a command `onnxdecomp`, and the custom pass as if it were installed."""
+    tools, packages = tmp_path / "bin", tmp_path / "packages"
+    tools.mkdir()
+    for name, line in (("onnxdecomp", '-m onnxdecomp.cli.main "$@"'), ("python", '"$@"')):
+        (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {line}\n', encoding="utf-8")
+        (tools / name).chmod(0o755)
+    (packages / "my_passes-1.0.dist-info").mkdir(parents=True)
+    about = packages / "my_passes-1.0.dist-info"
+    (about / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: my-passes\nVersion: 1.0\n", encoding="utf-8"
+    )
+    (about / "entry_points.txt").write_text(
+        "[onnxdecomp.passes]\nmine = my_passes:PASSES\n", encoding="utf-8"
+    )
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    for folder in (packages, EXAMPLES / "custom_pass"):
+        monkeypatch.syspath_prepend(folder)
+    (work := tmp_path / "work").mkdir()
+    monkeypatch.chdir(work)
+    return work
+
+
+def test_there_are_twelve_and_more() -> None:
+    assert len([path for path in SCRIPTS if path.name not in LIBRARIES]) >= 12
+
+
+def _scripts(suffix: str) -> list[Any]:
+    """Those of that kind; what takes seconds is left to a run of all."""
+    found = [path for path in SCRIPTS if path.suffix == suffix and path.name not in LIBRARIES]
+    heavy = pytest.mark.heavy
+    return [pytest.param(path, id=path.name, marks=[heavy] if path.name in HEAVY else []) for path in found]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("script", _scripts(".py"))
+def test_python(script: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if (needed := NEEDED.get(script.name)) is not None:
+        pytest.importorskip(needed)
+    runpy.run_path(str(script), run_name="__main__")
+    assert re.search(r"\d", capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("script", _scripts(".sh"))
+def test_shell(script: Path, place: Path) -> None:
+    done = subprocess.run(
+        ["bash", script], env=environment(), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d", done.stdout.splitlines()[-1])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("book", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebook_runs(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells run in order."""
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(EXAMPLES)
+    cells = [c for c in json.loads(book.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    names: dict[str, object] = {"__name__": "__main__"}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), book.name, "exec"), names)
+
+
+@pytest.mark.parametrize("book", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
+def test_notebook_is_kept_with_its_pictures(book: Path) -> None:
+    cells = [c for c in json.loads(book.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    kept = [output for cell in cells for output in cell["outputs"]]
+    assert sum("image/png" in output.get("data", {}) for output in kept) >= 2
+    assert all(output["output_type"] != "error" for output in kept)
