@@ -21,12 +21,16 @@ from onnxdecomp.core.layer import Array
 
 _CALIBRATION = {
     "minilm_l6": 800,
+    "ppocrv5_rec": 192,
     "whisper_tiny_en_encoder": 32,
     "mobilenet_v2": 100,
     "efficientnet_lite0": 100,
 }
 """Samples, where they are not the corpus' own number: all pictures that there are; 800 sentences; 32
 utterances, which are mostly silence and of which the corpus takes 8."""
+
+_SEARCHED = {"ppocrv5_rec": 64}
+"""Samples by which a plan is chosen, where all of them would take long; it is carried out with all."""
 
 _EVALUATION = {"whisper_tiny_en_encoder": 72, "whisper_tiny_en_decoder": 72}
 """Samples to judge by, where they are not the corpus' own number: 24 utterances are 196 words."""
@@ -76,6 +80,13 @@ class LargeCorpus:
         model = self.models()[name]
         count = _CALIBRATION.get(name, model.calibration_n)
         return dict(self._common.stack(model, model.samples(count, False)))
+
+    def searched_with(self, name: str) -> dict[str, Array] | None:
+        """Samples to choose a plan by, where they are fewer; None: all."""
+        if name not in _SEARCHED:
+            return None
+        model = self.models()[name]
+        return dict(self._common.stack(model, model.samples(_SEARCHED[name], False)))
 
     def fitted_to(self, name: str) -> Any:
         """What `compress` is given: the same, or feeds of one sample each, of their own lengths."""
