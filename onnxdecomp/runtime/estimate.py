@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 PARTS: tuple[tuple[str, float], ...] = (
-    ("load", 0.02),
+    ("load", 0.0),
     ("time layers", 0.1),
     ("weigh", 0.2),
     ("try", 0.4),
@@ -28,6 +28,7 @@ class Estimate:
 
     A part that is over counts with the time that it took; those ahead of it, of which nothing is known, with
     their usual share beside those that were there. A part that a run goes back to counts no second time.
+    Loading says nothing of the rest.
 
     Attributes:
         clock: Tells the time in seconds.
@@ -38,6 +39,7 @@ class Estimate:
     _place: int = -1
     _seen: float = 0.0
     _part: float = 0.0
+    _loaded: float = 0.0
 
     def __post_init__(self) -> None:
         self._began = self.clock()
@@ -56,6 +58,8 @@ class Estimate:
         """
         place = next((i for i, (name, _) in enumerate(PARTS) if what.startswith(name)), self._place)
         if place > self._place:
+            if self._place <= 0:
+                self._loaded = self.elapsed
             if self._place >= 0:
                 self._seen += PARTS[self._place][1]
             self._place, self._part = place, 0.0
@@ -68,4 +72,4 @@ class Estimate:
         ahead = share * (1 - self._part) + sum(own for _, own in PARTS[self._place + 1 :])
         if seen < _SOONEST:
             return None
-        return self.elapsed * ahead / seen
+        return (self.elapsed - self._loaded) * ahead / seen
