@@ -201,6 +201,7 @@ def test_repeated_blocks_have_rows_together(blocks_record: Record, ranks_record:
     assert sum(family["channels"] for family in channels) == blocks_record["totals"]["channels"]["all"]
     page, filled = html(blocks_record), markdown(blocks_record)
     assert page.index("layer-families") < page.index("Every layer") < page.index('id="layers"')
+    assert "smaller layers" not in page  # bars are those of families, too
     rows = [line for line in filled.splitlines() if line.startswith("| `")]
     assert len(rows) == len(families) + len(channels) <= 12
     assert "| `/MatMul_*` | 20 | MatMul 32×32 | **svd** 8, cut to 16-32×16-32 |" in filled
