@@ -38,10 +38,15 @@ def show_result(result: Result, *, all_layers: bool = False, step: str = "") -> 
         copy = "" if result.changed else ", a copy of the original: nothing was decomposed"
         lines.append(("wrote", f"{result.path}{copy}"))
     console.show(
-        *layer_table(result.layers, every=all_layers),
+        *(layer_table(result.layers, every=all_layers) if _looked(result) else ()),
         *channel_table(result.channels, every=all_layers),
         console.pairs([*lines, *_next(step)]),
     )
+
+
+def _looked(result: Result) -> bool:
+    """Whether a pass looked at layers: where fewer bits alone are asked for, none does, whatever there is."""
+    return bool(result.layers) or "decompose" in result.record["passes"]
 
 
 def _next(step: str) -> list[Line]:
@@ -91,13 +96,15 @@ def _cost(result: Result) -> list[Line]:
     would = "would be " if any(layer.status == "planned" for layer in result.layers) else ""
     number = totals["layers"]
     cut = f", {number['cut']} {would}smaller behind cuts" if number["cut"] else ""
-    lines = [("layers", f"{number['decomposed']} of {number['all']} {would}decomposed{cut}")]
+    lines: list[Line] = []
+    if _looked(result):
+        lines.append(("layers", f"{number['decomposed']} of {number['all']} {would}decomposed{cut}"))
     if "channels" in totals:
         lines.append(("channels", f"{totals['channels']['cut']} of {totals['channels']['all']} {would}cut"))
     lines += _reasons(result.layers, result.channels)
     parts = []
     for what, label, unit in (("params", "parameters", ""), ("macs", "MACs", ""), ("bytes", "file", "B")):
-        if what in totals:
+        if what in totals and (totals[what]["before"] or _looked(result)):
             before, after = totals[what]["before"], totals[what]["after"]
             change = f" -> {count(after, unit)} ({before / after:.2f}x)" if after and after != before else ""
             parts.append(f"{label} {count(before, unit)}{change}")

@@ -140,6 +140,10 @@ def choose_kind(run: RunContext, loaded: ir.Model, meter: LatencyMeter, *, slowe
         config = CompressConfig.of(config, {"quantize": "none"})
         why = f"not quantized, for no kind of {quantizer.precision} {'does' if pays else 'is faster'}"
         told = f"{why} on {meter.provider}: {'; '.join(map(_told, kinds))}"
+        if STATIC not in names and STATIC in quantizer.kinds(calibrated=True):
+            told += (
+                f"; {STATIC}, the kind for convolutions, takes its ranges from inputs: give some with --calib"
+            )
         return ChosenKind(replace(run, config=config), (told,), candidates)
     others = "; ".join(_told(kind) for kind in kinds if kind.name != best.name)
     told = f"{best.name} is taken for {quantizer.precision}: {_told(best, named=False)}"

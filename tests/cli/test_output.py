@@ -38,6 +38,15 @@ def test_compress_says_what_it_did(model: Path, capsys: Capsys) -> None:
     assert files() == ["data.npz", "net.onnx", "net.tucker.onnx"]
 
 
+def test_where_no_layer_is_looked_at_nothing_is_said_of_layers(model: Path, capsys: Capsys) -> None:
+    """There are two convolutions; fewer bits alone are asked for, and they have no kernels for these."""
+    done = command(capsys, "compress", model, "--method", "none", "--quantize", "int8-dynamic", "--no-bench")
+    assert done.code == 0, done.err
+    assert not re.search("^(no layer|layers)", done.out, re.M)
+    assert "parameters 0" not in done.out
+    assert "file" in done.out
+
+
 def test_the_name_of_the_output_follows_the_method(model: Path, capsys: Capsys) -> None:
     elsewhere = model.with_name("elsewhere")
     elsewhere.mkdir()

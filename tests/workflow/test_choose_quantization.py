@@ -167,6 +167,15 @@ def test_where_none_pays_the_original_comes_back_with_the_reason(target: dict[st
     assert Path("out.onnx").read_bytes() == Path("net.onnx").read_bytes()
 
 
+def test_where_none_pays_without_inputs_the_kind_that_needs_some_is_named(timed: Any) -> None:
+    timed(1.5, 1.2, alone=SLOWER)
+    done = onnxdecomp.compress("net.onnx", **ALONE)
+    (note,) = [line for line in done.notes if line.startswith("not quantized, for no kind of int8 is faster")]
+    assert note.endswith(
+        f"{STATIC}, the kind for convolutions, takes its ranges from inputs: give some with --calib"
+    )
+
+
 def test_slower_ones_are_taken_where_they_may_be(timed: Any) -> None:
     timed(1.5, 1.2, 1.3)
     done = onnxdecomp.compress("net.onnx", calib="calib.npz", allow_slower=True, **ALONE)
