@@ -63,28 +63,27 @@ def workflow(**passes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_a_workflow_decomposes_fits_and_quantizes(tmp_path: Path) -> None:
-    """Inputs come from a data configuration of Olive (all ones), and its quantizer takes what comes out."""
+def test_a_workflow_decomposes_checks_and_quantizes(tmp_path: Path) -> None:
+    """It is checked on inputs of a data configuration of Olive, and its quantizer takes what comes out."""
     lowrank = {
         "type": "OnnxLowRank",
         "method": "tucker",
         "rank": "0.375",
-        "calib_data_config": "random",
-        "data": os.fspath(TEST_DATA),
+        "eval_data_config": "random",
         "bench": False,
         "threads": 1,
     }
     said = olive(tmp_path, workflow(lowrank=lowrank, int8={"type": "OnnxDynamicQuantization"}))
     assert "Pass lowrank:onnxlowrank finished" in said, said
     record = json.loads((tmp_path / "out" / "onnxdecomp.json").read_text(encoding="utf-8"))
-    assert record["verify"]["accuracy"]["new"] > 0.5
-    assert record["run"]["data"]["calib"]["samples"] == 32
+    assert record["verify"]["data"] == "feeds of the caller"
+    assert record["verify"]["samples"] >= 32
     written = tmp_path / "out" / "model.onnx"
     operators = [node.op_type for node in onnx.load(written).graph.node]
     assert operators.count("ConvInteger") > 5
     with np.load(TEST_DATA) as data:
         (scores,) = run(written, {"image": data["image"]})
-        assert np.mean(scores.argmax(1) == data["labels"]) > 0.5
+        assert np.mean(scores.argmax(1) == data["labels"]) > 0.9
 
 
 def test_the_pass_has_the_options_of_compress_and_its_search_takes_lists() -> None:
