@@ -166,7 +166,9 @@ def bench(
         memory: Measure `peak_rss`, in a process of its own for each model and setting.
         limit: Seconds up to which a setting is timed on beyond `duration` until every ratio is decided (see
             timing.Ratio).
-        precision, profile, options: Of all providers, see onnxdecomp.runtime.setting.
+        precision: Of all providers, see onnxdecomp.runtime.setting.
+        profile: Likewise.
+        options: Likewise.
         convert: Takes files to the precision asked for, where the provider does not.
         advance: Called after each setting, for a progress bar.
 
@@ -244,8 +246,10 @@ def bench_under(
     load = partial(device.load, idling=idling, count=True)
     if setting.converted and convert is None:
         raise UsageError(f"nothing is given that takes models to {setting.converted}")
-    with temporary_files.folder() as folder:
-        files = [convert(Path(model), setting, folder) if convert else Path(model) for model in models]
+    with temporary_files.folder_if(bool(setting.converted)) as folder:
+        files = [
+            convert(Path(model), setting, folder) if convert and folder else Path(model) for model in models
+        ]
         makers = [
             partial(feed_of, model=file, batch=setting.batch or 1, data=data, shapes=shapes, seed=seed)
             for file in files

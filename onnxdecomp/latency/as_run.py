@@ -12,13 +12,18 @@ from onnxdecomp.graph.traversal import places
 from onnxdecomp.runtime.setting import Setting
 
 
-def as_run(model: Path, setting: Setting, folder: Path) -> Path:
+def as_run(model: Path, setting: Setting, folder: Path | None) -> Path:
     """The file itself, or its form in float16 in the folder; one that stores float16 already stays.
+
+    Args:
+        model: The file.
+        setting: Under which it is timed.
+        folder: For the form in float16; may be None where the setting converts nothing.
 
     Raises:
         ModelError: It cannot be converted.
     """
-    if setting.converted != "fp16":
+    if folder is None or setting.converted != "fp16":
         return model
     from onnxdecomp.quantization.half import fp16
 

@@ -45,6 +45,16 @@ def folder(beside: Path | None = None) -> Iterator[Path]:
                 os.close(held)
 
 
+@contextmanager
+def folder_if(needed: bool) -> Iterator[Path | None]:
+    """`folder()` where one is needed; None elsewhere: there may be no place for any."""
+    if not needed:
+        yield None
+        return
+    with folder() as path:
+        yield path
+
+
 def remove_abandoned(beside: Path | None = None) -> None:
     """Remove the folders that processes of this machine have left behind when they were killed."""
     parent, prefix = (Path(tempfile.gettempdir()), _PREFIX) if beside is None else (beside, _HIDDEN)

@@ -130,7 +130,7 @@ def compress_by(
     deadline, limited = deadline_of(asked)
     with (
         on_disk(model) as path,
-        temporary_files.folder() as passing,
+        temporary_files.folder_if(bool(asked.setting.converted)) as passing,
         one_thread(),
         work_folder(asked, pool) as workdir,
     ):

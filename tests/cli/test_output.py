@@ -138,6 +138,7 @@ RECORD = {
     "latency": {
         *("provider", "threads", "batch", "shapes", "inputs", "original", "compressed", "speedup"),
     },
+    "demand": None,
     "looks": None,
     "settings": None,
     "profile": {"unit", "before", "after"},

@@ -131,7 +131,7 @@ def warm_up() -> None:
     for package in (onnxdecomp, onnxdecomp_passes):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.startswith(
-                ("onnxdecomp.training", "onnxdecomp.training.autograd", "onnxdecomp.report")
+                ("onnxdecomp.training", "onnxdecomp.report", "onnxdecomp.integrations")
             ):
                 importlib.import_module(module.name)
     from onnxdecomp.quantization.files import load_tools

@@ -134,7 +134,7 @@ def test_its_decomposition_is_listed_with_its_package(installed: Path) -> None:
 
 
 def test_its_decomposition_has_its_options_on_the_command_line(installed: Path, tmp_path: Path) -> None:
-    assert "--columns-of" in command(installed, "compress", "--help").stdout
+    assert "--columns-of" in command(installed, "compress", "--help-all").stdout
     path, record = tmp_path / "m.onnx", tmp_path / "record.json"
     onnx.save(two_layers(), path)
     options = ("--method", "columns", "--columns-of", "outputs", "--rank", "6", "--simplify", "none")

@@ -18,7 +18,7 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.layers import find
 from onnxdecomp.layers.lowering_check import check as lowering
 from onnxdecomp.layers.replace import Rewriter
-from onnxdecomp.search import fixed_ranks, layer_profiles, sensitivity
+from onnxdecomp.search import fixed_ranks, layer_outlines, sensitivity
 from onnxdecomp.workflow import compress
 from onnxdecomp.workflow.result import Result
 from tests.builders.commands import command
@@ -48,11 +48,11 @@ def spoil(patch: pytest.MonkeyPatch, owner: Any, name: str, error: Exception) ->
 
 PLACES: dict[str, tuple[Any, str]] = {
     "fit to the weight": (Tucker, "fit"),
-    "fit to inputs": (apply_plan, "_fitted"),
+    "fit to inputs": (apply_plan, "fitted"),
     "assemble": (Tucker, "assemble"),
     "choose ranks": (fixed_ranks, "choose"),
     "find": (find, "_match"),
-    "the error of the weight": (apply_plan, "_storable"),
+    "the error of the weight": (storable, "_storable"),
     "rewrite": (Rewriter, "replace"),
     "check": (lowering, "_check"),
 }
@@ -94,7 +94,7 @@ def test_with_ranks_given(place: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "place", [(layer_profiles, "outlines"), (Tucker, "fit"), (sensitivity, "replaced"), (Rewriter, "replace")]
+    "place", [(layer_outlines, "outlines"), (Tucker, "fit"), (sensitivity, "replaced"), (Rewriter, "replace")]
 )
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_in_a_search(
