@@ -9,8 +9,9 @@ fastest lose more than what is asked for allows, slower ones are made too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,8 +132,8 @@ def choose_kind(run: RunContext, loaded: ir.Model, meter: LatencyMeter, *, slowe
         model = pipeline.run(loaded.clone(), before, context).model
         kinds = _timed(kinds, model, context, meter)
         pays = [kind for kind in kinds if not kind.reason and (slower or _finding(kind, meter).pays)]
-        made = list(_made(sorted(pays, key=lambda kind: kind.time), model, context))
-        made = [kind if kind.reason else _retimed(kind, meter, slower=slower) for kind in made]
+        again = partial(_retimed, meter=meter, slower=slower)
+        made = list(_made(sorted(pays, key=lambda kind: kind.time), model, context, again))
     best = _best(made, context.max_error)
     kinds = [next((each for each in made if each.name == kind.name), kind) for kind in kinds]
     candidates = tuple(_recorded(kind, best) for kind in kinds)
@@ -188,8 +189,14 @@ def _timed(kinds: Sequence[_Kind], model: ir.Model, context: PassContext, meter:
     return [replace(kind, ratio=known.get(kind.name)) for kind in found]
 
 
-def _made(kinds: Sequence[_Kind], model: ir.Model, context: PassContext) -> Iterator[_Kind]:
-    """The kinds that come into question, the fastest first, with their errors."""
+def _made(
+    kinds: Sequence[_Kind], model: ir.Model, context: PassContext, retimed: Callable[[_Kind], _Kind]
+) -> Iterator[_Kind]:
+    """The kinds that come into question, the fastest first, with their errors.
+
+    What others are compared with is the time of what was made: a kind that loses too much keeps more in
+    floating point than was timed, and may be no faster than one that loses less as it is.
+    """
     fast: list[_Kind] = []
     for kind in kinds:
         if not all(kind.may_be_as_fast_as(other) for other in fast):
@@ -206,9 +213,11 @@ def _made(kinds: Sequence[_Kind], model: ir.Model, context: PassContext) -> Iter
             yield replace(kind, reason="; ".join(done.notes), error=known)
             continue
         own_model = done.model if done.record.get("kept") else None
-        yield replace(kind, error=known, model=own_model)
-        if context.max_error is None or (known is not None and known <= context.max_error):
-            fast.append(kind)
+        made = retimed(replace(kind, error=known, model=own_model))
+        yield made
+        enough = context.max_error is None or (known is not None and known <= context.max_error)
+        if enough and not made.reason:
+            fast.append(made)
 
 
 def _retimed(kind: _Kind, meter: LatencyMeter, *, slower: bool) -> _Kind:

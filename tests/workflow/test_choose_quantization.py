@@ -18,7 +18,7 @@ from onnxdecomp.graph.load import load
 from onnxdecomp.quantization import int8
 from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search import latency_model
-from onnxdecomp.workflow import compress
+from onnxdecomp.workflow import choose_quantization, compress
 from tests.builders.commands import command, files
 from tests.workflow.test_latency_guard import FASTER, SLOWER, Fake, result
 
@@ -127,6 +127,20 @@ def test_what_is_as_fast_is_told_apart_by_its_error(timed: Any) -> None:
     found = kinds_of(done)
     assert found[BLOCKS]["error"] < found[DYNAMIC]["error"]
     assert found[STATIC]["error"] is None
+
+
+def test_the_fastest_is_compared_by_the_time_of_what_it_has_made(
+    timed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(kind: Any, meter: Any, *, slower: bool) -> Any:
+        return replace(kind, ratio=about(0.55)) if kind.name == STATIC else kind
+
+    monkeypatch.setattr(choose_quantization, "_retimed", made)
+    timed(0.4, 0.56, 0.9)
+    found = kinds_of(done := onnxdecomp.compress("net.onnx", "out.onnx", calib="calib.npz", **ALONE))
+    assert found[STATIC]["ratio"]["value"] == 0.55
+    assert found[DYNAMIC]["error"] < found[STATIC]["error"]
+    assert taken(done) == DYNAMIC
 
 
 def test_ranges_are_made_by_the_middle_of_their_interval_others_where_it_overlaps(
