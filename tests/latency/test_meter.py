@@ -77,7 +77,6 @@ def samples(shape: tuple[int, ...]) -> dict[str, Any]:
     [
         ({"calib": samples(OWN), "data": samples(OTHER)}, OWN, "feeds of the caller"),
         ({"data": samples(OWN)}, OWN, "feeds of the caller"),
-        ({"input_shapes": {"x": OWN}}, OWN, "random, seed 0"),
         ({"input_shapes": {"x": OWN}, "batch": 3}, (3, *OWN[1:]), "random, seed 0"),
         ({"calib": samples(OWN), "batch": 2}, (2, *OWN[1:]), "feeds of the caller"),
     ],
