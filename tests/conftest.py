@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -26,6 +27,17 @@ settings.register_profile(
 )
 settings.register_profile("thorough", max_examples=2000, deadline=None, suppress_health_check=_slow_data)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def brief_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole models are timed for a moment: how fast one is on a busy machine no test can say."""
+    from onnxdecomp.runtime.timing import Timings, interleave
+
+    def brief(*runs: Any, duration: float = 2.0, limit: float = 0.0, **options: Any) -> Timings:
+        return interleave(*runs, duration=min(duration, 0.2), limit=min(limit, 1.0), **options)
+
+    monkeypatch.setattr("onnxdecomp.evaluate.benchmark.interleave", brief)
 
 
 def corpus_root() -> Path:
