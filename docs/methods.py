@@ -14,6 +14,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
+from generated import write_or_check
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import ConvSpec, Layer
@@ -124,15 +125,5 @@ def _rect(x: float, y: float, kind: str, size: str, cost: str, *, plain: bool) -
     return "".join(lines)
 
 
-def main() -> int:
-    """Write the files, or say that one is out of date."""
-    for file, text in pages().items():
-        if "--check" not in sys.argv[1:]:
-            file.write_text(text, encoding="utf-8")
-        elif not file.is_file() or file.read_text(encoding="utf-8") != text:
-            return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(pages()))

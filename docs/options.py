@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from generated import write_or_check
 
 from onnxdecomp.core.options import default_of, describe, described, option_fields
 from onnxdecomp.workflow.config import GROUPS, CompressConfig, hints
@@ -95,15 +96,5 @@ def _text(default: object) -> str:
     return f"`{default}`" if isinstance(default, str) else f"{default}"
 
 
-def main() -> int:
-    """Write the pages, or say that one is out of date."""
-    for file, text in pages().items():
-        if "--check" not in sys.argv[1:]:
-            file.write_text(text, encoding="utf-8")
-        elif not file.is_file() or file.read_text(encoding="utf-8") != text:
-            return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(pages()))

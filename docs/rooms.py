@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from generated import write_or_check
+
 ROOT = Path(__file__).resolve().parent.parent
 FIGURE = ROOT / "docs" / "rooms.svg"
 WIDTH, HEIGHT, GAP, MARGIN = 160, 30, 28, 20
@@ -91,14 +93,5 @@ def svg() -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def main() -> int:
-    """Write the figure, or compare it with the one that is there."""
-    drawn = svg()
-    if "--check" in sys.argv[1:]:
-        return 0 if FIGURE.exists() and FIGURE.read_text(encoding="utf-8") == drawn else 1
-    FIGURE.write_text(drawn, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check({FIGURE: svg()}))

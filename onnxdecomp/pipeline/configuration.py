@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from onnxdecomp.core.options import convert, describe, option_fields, suggest
 from onnxdecomp.core.plugins import line
 from onnxdecomp.errors import UsageError
 from onnxdecomp.pipeline.installed import PassInfo, discover
-from onnxdecomp.runtime.regular_files import require_text
+from onnxdecomp.runtime.toml_file import read_toml
 
 if TYPE_CHECKING:
     from onnxdecomp.pipeline.base import Pass
@@ -47,7 +46,10 @@ def read(source: PipelineSource = None) -> PipelineConfig:
     """
     if isinstance(source, PipelineConfig):
         return source
-    settings = _read(Path(source)) if isinstance(source, str | Path) else dict(source or {})
+    if isinstance(source, str | Path):
+        settings = read_toml(Path(source), "a configuration", f"the configuration {Path(source)}")
+    else:
+        settings = dict(source or {})
     names = settings.pop("pipeline", list(DEFAULT))
     if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) for n in names):
         raise UsageError("'pipeline' must be a list of pass names, such as " + repr(list(DEFAULT)))
@@ -95,17 +97,6 @@ def _known(names: Iterable[str]) -> Mapping[str, PassInfo]:
             broken = f" ({'; '.join(problems)})" if problems else ""
             raise UsageError(f"unknown pass {name!r}{suggest(name, passes)}{broken}")
     return passes
-
-
-def _read(path: Path) -> dict[str, object]:
-    try:
-        require_text(path, "a configuration")
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise UsageError(f"cannot read the configuration {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
 
 
 def _converted(info: PassInfo, values: Mapping[str, object]) -> dict[str, object]:

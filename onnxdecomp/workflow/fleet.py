@@ -12,7 +12,6 @@ calib = "sentences.npz"   # and every other option
 from __future__ import annotations
 
 import time
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from onnxdecomp.core.options import described, option_fields, suggest
 from onnxdecomp.errors import OnnxDecompError, UsageError
-from onnxdecomp.runtime.regular_files import require_text
+from onnxdecomp.runtime.toml_file import read_toml
 from onnxdecomp.tasks.executors import opened, parse_executor
 from onnxdecomp.workflow.compress import compress_by, default_output
 from onnxdecomp.workflow.config import CompressConfig
@@ -71,7 +70,7 @@ def read_fleet(file: Path, said: Mapping[str, object]) -> tuple[Member, ...]:
     Raises:
         UsageError: The file cannot be read, or holds what is no option; or two outputs are one file.
     """
-    held = _held(file)
+    held = read_toml(file, "a list of models", str(file))
     defaults, tables = held.get("defaults", {}), held.get("model", [])
     if unknown := sorted(held.keys() - {"defaults", "model"}):
         raise UsageError(f"{file}: what is {unknown[0]!r}? There are [defaults] and [[model]]")
@@ -109,17 +108,6 @@ def _compressed(member: Member, pool: Executor | None, progress: Progress | None
     except OnnxDecompError as error:
         return MemberResult(member, None, str(error), error.exit_code, time.monotonic() - start)
     return MemberResult(member, result, "", 0, time.monotonic() - start)
-
-
-def _held(file: Path) -> dict[str, object]:
-    try:
-        require_text(file, "a list of models")
-        with file.open("rb") as opened_file:
-            return tomllib.load(opened_file)
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{file} is not valid TOML: {error}") from error
 
 
 def _check(table: Mapping[str, object], where: str, *, own: bool) -> None:
