@@ -81,7 +81,8 @@ _TOKENS = 128
 _SECONDS = 3.0
 """Of timing, for each file."""
 
-_LESS_IS_BETTER = ("wer", "cer", "nats_per_char")
+LESS_IS_BETTER = ("wer", "cer", "nats_per_char")
+"""Metrics of errors."""
 
 Row = dict[str, Any]
 
@@ -371,7 +372,7 @@ def judged(row: Mapping[str, Any]) -> tuple[str, str]:
     value, found = row["metric"][name], Difference(**row["change"])
     shown = f"{value:.2%}" if 0 <= value <= 1 else f"{value:.2f}"
     scale, unit = (100, " points") if 0 <= value <= 1 else (1, "")
-    better = " (less is better)" if name in _LESS_IS_BETTER else ""
+    better = " (less is better)" if name in LESS_IS_BETTER else ""
     if row["way"] == "original" and not row["int8"]:
         return f"{name}{better} {shown}", f"n = {found.n}"
     return f"{name} {shown}", found.text(scale, 2, unit)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import picture
+from bench import curves, picture
 from bench.provenance import RESULTS, ROOT
 from onnxdecomp.decompositions.registry import describe
 
@@ -90,8 +90,9 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the pages, and the picture of the first."""
-    picture.FILE.write_text(picture.drawn(), encoding="utf-8")
+    """Rewrite the pages, and the pictures."""
+    for own in (picture, curves):
+        own.FILE.write_text(own.drawn(), encoding="utf-8")
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (new := filled(text)) != text:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import picture
+from bench import curves, picture
 from bench.pages import filled, pages
 from bench.provenance import RESULTS, ROOT
 from onnxdecomp.decompositions.registry import names
@@ -41,7 +41,8 @@ def test_the_first_page_is_short() -> None:
 
 
 def test_the_picture_shows_the_results() -> None:
-    assert picture.FILE.read_text(encoding="utf-8") == picture.drawn(), "run: python -m bench.pages"
+    for own in (picture, curves):
+        assert own.FILE.read_text(encoding="utf-8") == own.drawn(), "run: python -m bench.pages"
 
 
 def test_every_method_is_listed() -> None:

@@ -86,6 +86,9 @@ _COPIES = 64
 _TRIAL, _FEWEST = 1e11, 16
 """Multiply-accumulates of the samples that a trial is fitted to, and the fewest samples."""
 
+_AMPLE = 8
+"""Where samples are large: times as many as give layers enough rows, of which a trial needs no more."""
+
 _MORE = 4
 """Times as much is spent where else there would be too few samples to tell one plan from another."""
 
@@ -178,10 +181,33 @@ def shortened(calibration: Calibration, macs: int, wanted: int = 0) -> Calibrati
     Args:
         calibration: The whole.
         macs: Multiply-accumulates of one sample.
-        wanted: So many are enough; up to them there is more time.
+        wanted: So many give layers enough rows; up to them there is more time, far beyond them less.
     """
     time = _TRIAL / max(macs, 1)
-    count = max(_FEWEST, int(time), min(wanted, int(_MORE * time)))
+    enough = _AMPLE * wanted if wanted and time < VARIED else math.inf
+    return _of(
+        calibration, int(max(min(_FEWEST, enough), min(int(time), enough), min(wanted, int(_MORE * time))))
+    )
+
+
+def surveyed(calibration: Calibration, macs: int, wanted: int) -> Calibration:
+    """The calibration with as many samples as candidates of all layers are weighed by.
+
+    Those of a trial, and three times as many: where samples are large and have rows at many positions, the
+    others tell nothing that these do not.
+
+    Args:
+        calibration: The whole.
+        macs: Multiply-accumulates of one sample.
+        wanted: So many give layers enough rows.
+    """
+    if not wanted or _TRIAL / max(macs, 1) >= VARIED:
+        return calibration
+    return _of(calibration, max(_FEWEST, 3 * _AMPLE * wanted))
+
+
+def _of(calibration: Calibration, count: int) -> Calibration:
+    """So many samples of the calibration, in batches to hold some out; all where there are no more."""
     if count >= len(calibration.feeds):
         return calibration
     batch = min(calibration.batch, max(1, count // _BATCHES))

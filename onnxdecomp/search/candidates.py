@@ -109,8 +109,9 @@ def outlines(
     found = []
     for method in methods:
         seen: set[Ranks] = set()
+        known: dict[Ranks, Cost] = {}
         for reduction in reversed(REDUCTIONS):
-            ranks = ranks_at(method, layer, beside + dense / reduction, multiple, what)
+            ranks = ranks_at(method, layer, beside + dense / reduction, multiple, what, known)
             if ranks is None or ranks in seen:
                 continue
             seen.add(ranks)
@@ -126,9 +127,19 @@ def outlined(match: LayerMatch, method: Decomposition, ranks: Ranks) -> Outline:
     return Outline(method, ranks, chain, cost_of(chain, match.layer))
 
 
-def ranks_at(method: Decomposition, layer: Layer, cost: float, multiple: int, what: What) -> Ranks | None:
-    """The largest ranks at a common fraction of the full ones whose chain costs `cost` at most, or None."""
-    full = method.full_ranks(layer)
+def ranks_at(
+    method: Decomposition,
+    layer: Layer,
+    cost: float,
+    multiple: int,
+    what: What,
+    known: dict[Ranks, Cost] | None = None,
+) -> Ranks | None:
+    """The largest ranks at a common fraction of the full ones whose chain costs `cost` at most, or None.
+
+    `known` holds what ranks of this method cost in this layer, and what is found out is added.
+    """
+    full, costs = method.full_ranks(layer), {} if known is None else known
 
     def ranks(fraction: float) -> Ranks:
         wanted = method.fraction_ranks(layer, fraction)
@@ -137,7 +148,10 @@ def ranks_at(method: Decomposition, layer: Layer, cost: float, multiple: int, wh
         return tuple(round_to_multiple(r, multiple, f) for r, f in zip(wanted, full, strict=True))
 
     def too_dear(fraction: float) -> bool:
-        return bool(getattr(cost_of(outline(method, layer, ranks(fraction)), layer), what) > cost)
+        wanted = ranks(fraction)
+        if wanted not in costs:
+            costs[wanted] = cost_of(outline(method, layer, wanted), layer)
+        return bool(getattr(costs[wanted], what) > cost)
 
     low, high = 1.0 / max(full), 1.0
     if too_dear(low):

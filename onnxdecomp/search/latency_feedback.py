@@ -25,6 +25,7 @@ def refine_by_latency(
     wanted: float | None,
     *,
     quantized: bool = False,
+    start: float = 1.0,
 ) -> Chosen | OutOfReach:
     """The plan of least loss among those that were measured to be as fast as wanted; else the fastest.
 
@@ -33,11 +34,15 @@ def refine_by_latency(
         measure: The latency of a plan over the original's.
         wanted: The most that it may be; None takes the first plan, measured.
         quantized: Whether the model is quantized afterwards, and so another one even with every layer kept.
+        start: What the first plan is chosen by, from a measurement of another one like it.
     """
     seen: list[Chosen] = []
-    correction = 1.0
+    correction = start
     for _ in range(ROUNDS):
         found = choose(correction)
+        if not seen and correction != 1.0 and not _changes(found):
+            # The other plan was a bad guess: this is what was asked for.
+            found = choose(1.0)
         if not (seen or quantized or wanted is None):
             found = _something(choose, found, wanted)
         if isinstance(found, OutOfReach) or not found.plan.changes or found.latency is None:
@@ -49,7 +54,7 @@ def refine_by_latency(
         seen.append(replace(found, measured=measured))
         if wanted is None or measured <= wanted <= _CLOSE * measured:
             break
-        correction = _ASIDE * measured / found.latency
+        correction = corrected(seen[-1]) or 1.0
 
     def rank(chosen: Chosen) -> tuple[bool, float]:
         assert chosen.measured is not None
@@ -57,6 +62,17 @@ def refine_by_latency(
         return missed, chosen.measured if missed else chosen.loss
 
     return min(seen, key=rank)
+
+
+def corrected(chosen: Chosen | OutOfReach) -> float | None:
+    """What a plan was measured to take over what was expected of it, aimed a little lower; None: unknown."""
+    if isinstance(chosen, OutOfReach) or not chosen.latency or chosen.measured is None:
+        return None
+    return _ASIDE * chosen.measured / chosen.latency
+
+
+def _changes(found: Chosen | OutOfReach) -> bool:
+    return not isinstance(found, OutOfReach) and bool(found.plan.changes)
 
 
 def _something(

@@ -9,7 +9,14 @@ from functools import partial
 import onnx_ir as ir
 
 from onnxdecomp.calibration.reachability import unreached
-from onnxdecomp.calibration.statistics import Calibration, observe_unchanged, packs, parted, unobservable
+from onnxdecomp.calibration.statistics import (
+    Calibration,
+    observe_unchanged,
+    packs,
+    parted,
+    surveyed,
+    unobservable,
+)
 from onnxdecomp.channels.channel import Channel
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.errors import DefectError, ModelError
@@ -167,7 +174,7 @@ def profile_layers(
     related.explain(options, reasons)
     own_parts = [0.0 if timed is None else timed.own.get(place, 0.0) for place in range(len(matched))]
     work = sample_work(model, matched, calibration)
-    outputs, seen, fitting = _original(model, calibration, work.macs, [*filter(None, options), *asked])
+    outputs, seen, fitting = _original(model, calibration, work, [*filter(None, options), *asked])
     found = [
         LayerProfile(s, c, reason=r, part=p, fixed=not scope.holds(s.layer), stored=n)
         for s, c, r, n, p in zip(
@@ -249,7 +256,7 @@ def _give_up(
 
 
 def _original(
-    model: ir.Model, calibration: Calibration, macs: int, weighed: Sequence[object]
+    model: ir.Model, calibration: Calibration, work: SampleWork, weighed: Sequence[object]
 ) -> tuple[Outputs, Outputs, Calibration]:
     """The original's outputs to judge plans by, those to see what changes of each of these do, other inputs.
 
@@ -257,8 +264,9 @@ def _original(
     inputs that it was fitted to, and in the output neither.
     """
     fitting, judging = parted(calibration)
-    outputs = original_outputs(model, judging, macs)
-    return outputs, for_looks(outputs, model, judging, macs, _POINTS * len(weighed)), fitting
+    outputs = original_outputs(model, judging, work.macs)
+    looks = for_looks(outputs, model, judging, work.macs, _POINTS * len(weighed), work.samples)
+    return outputs, looks, surveyed(fitting, work.macs, work.samples)
 
 
 def _add_joint(found: list[LayerProfile], related: Relatives, takes: Mapping[int, float]) -> None:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 
 import onnx_ir as ir
 
-from onnxdecomp.calibration.reachability import UNREACHED
 from onnxdecomp.calibration.statistics import Calibration, hasty, parted, shortened
 from onnxdecomp.channels.channel import Channel
-from onnxdecomp.core.names import some
-from onnxdecomp.core.patterns import names_of
 from onnxdecomp.decompositions.joint import ATTENTION, CUTS
 from onnxdecomp.errors import UsageError
 from onnxdecomp.evaluate.task_metrics.measure import Task
 from onnxdecomp.layers.adapter import LayerMatch, Skip
 from onnxdecomp.quantization.kinds import bytes_of
-from onnxdecomp.runtime.deadline import Deadline, spoken
+from onnxdecomp.runtime.deadline import Deadline
 from onnxdecomp.search.cut_trials import (
     cheaper_without_cuts,
     doubted,
@@ -32,13 +29,14 @@ from onnxdecomp.search.cut_trials import (
 from onnxdecomp.search.file_size import file_size, refine_by_size
 from onnxdecomp.search.joint_options import JointOptions, joint_options
 from onnxdecomp.search.knapsack import OutOfReach
-from onnxdecomp.search.latency_feedback import refine_by_latency
+from onnxdecomp.search.latency_feedback import corrected, refine_by_latency
 from onnxdecomp.search.latency_model import Stopwatch
-from onnxdecomp.search.layer_profiles import LATE, LayerProfiles, Progress, profile_layers
+from onnxdecomp.search.layer_profiles import LayerProfiles, Progress, profile_layers
 from onnxdecomp.search.metrics.base import Reference, Sizes
 from onnxdecomp.search.plan import Cost, Plan, kept
 from onnxdecomp.search.plan_trials import LossLimit, Tried, Tries, tried_plans, try_plans
 from onnxdecomp.search.scope import Scope
+from onnxdecomp.search.search_notes import ended, idle, missed, out_of_reach
 from onnxdecomp.search.search_record import SearchRecord, search_record
 from onnxdecomp.search.select import Chosen, choose, with_reason
 from onnxdecomp.search.sensitivity import original_outputs, output_error
@@ -165,10 +163,7 @@ def _chosen(
         def error(plan: Plan) -> float:
             return math.sqrt(output_error(picker.trial(plan), reference.outputs, reference.calibration))
 
-        narrow = picker.without_cuts((ATTENTION.name,))
-        others = [picker.with_doubt(), narrow, picker.without_cuts()]
-        others += [own.without_chains() for own in (picker, narrow)]
-        picks = [partial(own.pick, None) for own in others]
+        picks = [partial(own.pick, None) for own in picker.others()]
         wanted = picker.wanted_latency()
         return try_fewer_cuts(
             *(chosen, picks, error),
@@ -226,6 +221,7 @@ class _Picker:
         precision: What the trial is quantized to.
         stopwatch: Measures latency, or None.
         lows: The lower ends of the intervals of the latencies that were measured, over the original's.
+        corrections: What plans for a latency were measured to take over what was expected.
         deadline: Behind its share of the time nothing more is tried.
         ahead: Begins with plans that will be tried.
     """
@@ -239,6 +235,7 @@ class _Picker:
     precision: str
     stopwatch: Stopwatch | None
     lows: list[float] = field(default_factory=list)
+    corrections: list[float] = field(default_factory=list)
     deadline: Deadline | None = None
     ahead: Callable[[Sequence[Plan]], AbstractContextManager[object]] = nullcontext
 
@@ -266,6 +263,16 @@ class _Picker:
         """The same where no layer may become a chain."""
         return replace(self, weighed=whole_layers(self.weighed))
 
+    def others(self) -> list[_Picker]:
+        """The same with less to choose among, or more doubt, where that may come to other plans."""
+        narrow = [self.without_cuts((ATTENTION.name,))] if self._cuts_by(ATTENTION.name) else []
+        chains = any(entry.candidates for entry in self.weighed.layers)
+        alone = [own.without_chains() for own in (self, *narrow)] if chains else []
+        return [self.with_doubt(), *narrow, self.without_cuts(), *alone]
+
+    def _cuts_by(self, method: str) -> bool:
+        return any(entry.method == method and entry.levels[1:] for entry in self.weighed.channels)
+
     def pick(self, max_loss: float | None) -> Chosen | OutOfReach:
         """The best plan that is expected to lose at most so much (None: whatever it loses)."""
         limit = self._largest_file()
@@ -285,8 +292,12 @@ class _Picker:
 
         if self.stopwatch is None:
             return best(1.0)
-        quantized = self.stopwatch.precision != "float"
-        return refine_by_latency(best, self._latency, self.wanted_latency(), quantized=quantized)
+        quantized, wanted = self.stopwatch.precision != "float", self.wanted_latency()
+        start = self.corrections[-1] if self.corrections else 1.0
+        found = refine_by_latency(best, self._latency, wanted, quantized=quantized, start=start)
+        if wanted is not None and (correction := corrected(found)) is not None:
+            self.corrections.append(correction)
+        return found
 
     def reached(self, found: Chosen | OutOfReach) -> Chosen:
         """What was found.
@@ -300,8 +311,8 @@ class _Picker:
             original = {
                 budget.quantity: budget.cost.of_original(self.weighed, self.sizes) for budget in self.costs
             }
-            reach = _out_of_reach(self.costs, found, original)
-            raise UsageError("; ".join((reach, *_idle(self.weighed))))
+            reach = out_of_reach(self.costs, found, original)
+            raise UsageError("; ".join((reach, *idle(self.weighed))))
         return found
 
     def _untouched(self) -> Chosen | None:
@@ -336,57 +347,13 @@ def _result(picker: _Picker, tried: Tried) -> SearchResult:
         UsageError: The target of latency was missed, by the lower ends of all plans' intervals.
     """
     chosen, weighed, wanted = tried.chosen, picker.weighed, picker.wanted_latency()
-    missed = _missed(chosen, wanted)
-    if missed and wanted is not None and min(picker.lows, default=0.0) > wanted:
-        raise UsageError(f"--target latency is out of reach: {missed[0]}")
-    if missed:
+    slow = missed(chosen, wanted)
+    if slow and wanted is not None and min(picker.lows, default=0.0) > wanted:
+        raise UsageError(f"--target latency is out of reach: {slow[0]}")
+    if slow:
         chosen = with_reason(chosen, weighed, "no plan that was measured to be faster decomposes it")
     late = weighed.late or tried.late
-    ended = _ended(weighed, tried, picker.deadline) if late else ()
-    said = (*weighed.notes, *weighed.outputs.notes, *_idle(weighed), *ended, *tried.notes, *missed)
+    limited = ended(weighed, tried, picker.deadline) if late else ()
+    said = (*weighed.notes, *weighed.outputs.notes, *idle(weighed), *limited, *tried.notes, *slow)
     record = search_record(weighed, chosen, tried.tries)
     return SearchResult(chosen.plan, replace(record, limited=True) if late else record, said)
-
-
-def _ended(weighed: LayerProfiles, tried: Tried, deadline: Deadline | None) -> tuple[str, ...]:
-    """That the time limit has ended the search, and where it was."""
-    assert deadline is not None
-    limit = f"the time limit of {spoken(deadline.seconds)} ended the search"
-    if not weighed.late:
-        return (f"{limit} after {len(tried.tries)} plans that were tried; more time may find a better one",)
-    left = sum(entry.reason == LATE for entry in weighed.layers)
-    done = "nothing is decomposed, for " if not tried.chosen.plan.changes else ""
-    return (f"{limit}: {done}{left} of {len(weighed.layers)} layers were not weighed by then",)
-
-
-def _idle(weighed: LayerProfiles) -> Iterator[str]:
-    """What is said of layers that no input reaches: nothing is known of what they would lose."""
-    names = [names_of(entry.match.layer)[-1] for entry in weighed.layers if entry.reason == UNREACHED]
-    if names:
-        yield f"kept, for no calibration input reaches them: {some(names)}"
-
-
-def _missed(chosen: Chosen, wanted: float | None) -> tuple[str, ...]:
-    """What is said of a plan that is slower than asked for."""
-    if wanted is None or chosen.measured is None or chosen.measured <= wanted:
-        return ()
-    return (
-        f"the target of {1 / wanted:.3g}x in latency was missed: of the plans that were measured, the "
-        f"fastest is {1 / chosen.measured:.3g}x as fast as the original",
-    )
-
-
-def _out_of_reach(costs: Sequence[Budget], found: OutOfReach, original: Mapping[str, float]) -> str:
-    least = found.least[-len(costs) :] if costs else ()
-    reach = ", ".join(
-        f"{budget.quantity}={original[budget.quantity] / value:.3g}x"
-        for budget, value in zip(costs, least, strict=True)
-        if value > 0
-    )
-    asked = ",".join(map(str, costs))
-    within = all(
-        value <= budget.allowed(original[budget.quantity]) for budget, value in zip(costs, least, strict=True)
-    )
-    if within:
-        return f"--target {asked} cannot be kept together with the other limits: {found.reason}"
-    return f"--target {asked} is out of reach: these methods and layers allow at most {reach}"

@@ -38,6 +38,9 @@ _ALL_WORK = 1e12
 _FEWEST, _MOST = 4, 512
 """Samples of one look."""
 
+_FEWEST_OF_MANY = 2
+"""The same of many looks, where one or two samples give layers enough rows: they are of many positions."""
+
 _LOOKED = 128
 """Samples of a look at one of many changes: their effects differ by more than as many samples do."""
 
@@ -112,7 +115,9 @@ class Effect:
         return float(np.exp(np.interp(at, x, y)))
 
 
-def original_outputs(model: ir.Model, calibration: Calibration, macs: int, *, work: float = _WORK) -> Outputs:
+def original_outputs(
+    model: ir.Model, calibration: Calibration, macs: int, *, work: float = _WORK, fewest: int = _FEWEST
+) -> Outputs:
     """The outputs of the model as it is.
 
     Args:
@@ -120,6 +125,7 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int, *, wo
         calibration: The inputs, of which some are taken, evenly.
         macs: Multiply-accumulates of one sample.
         work: Those of all samples.
+        fewest: Samples, whatever they take.
     """
     outputs = [str(value.name) for value in model.graph.outputs]
     floats = [
@@ -131,7 +137,7 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int, *, wo
     provider, threads = calibration.provider, calibration.threads
     first = open_observer(model, names, provider=provider, threads=threads).run(calibration.feeds.largest())
     held = HELD // max(1, sum(getattr(value, "nbytes", 0) for value in first))
-    count = int(np.clip(work / max(macs, 1), _FEWEST, max(_FEWEST, min(_MOST, held))))
+    count = int(np.clip(work / max(macs, 1), fewest, max(fewest, min(_MOST, held))))
     some = replace(calibration, feeds=calibration.feeds.spread(count))
     feeds = tuple(some.feeds.batches(calibration.batch))
     pins = pins_of(model, some.feeds, batch=calibration.batch, provider=provider, threads=threads)
@@ -155,11 +161,23 @@ def original_outputs(model: ir.Model, calibration: Calibration, macs: int, *, wo
     )
 
 
-def for_looks(outputs: Outputs, model: ir.Model, calibration: Calibration, macs: int, looks: int) -> Outputs:
-    """The outputs on as many of the samples as there is time for where they are looked at so many times."""
+def for_looks(
+    outputs: Outputs, model: ir.Model, calibration: Calibration, macs: int, looks: int, wanted: int = _FEWEST
+) -> Outputs:
+    """The outputs on as many of the samples as there is time for where they are looked at so many times.
+
+    Args:
+        outputs: On samples enough for a few looks.
+        model, calibration, macs: As for `original_outputs`.
+        looks: How many there are.
+        wanted: So many samples give layers enough rows.
+    """
     work = min(_ALL_WORK / max(looks, 1), _LOOKED * macs)
     enough = min(_WORK, min(_MOST, len(calibration.feeds)) * macs)
-    return outputs if work >= enough else original_outputs(model, calibration, macs, work=work)
+    if work >= enough:
+        return outputs
+    fewest = min(_FEWEST, max(_FEWEST_OF_MANY, wanted))
+    return original_outputs(model, calibration, macs, work=work, fewest=fewest)
 
 
 def output_error(

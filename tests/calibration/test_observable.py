@@ -21,6 +21,7 @@ from onnxdecomp.calibration.statistics import (
     parted,
     shortened,
     sized,
+    surveyed,
     unobservable,
 )
 from onnxdecomp.layers.find import find
@@ -195,6 +196,19 @@ def test_nothing_is_fitted_to_random_inputs_so_they_judge_all() -> None:
 @pytest.mark.parametrize(("macs", "count"), [(10, 40), (10**10, 16), (4 * 10**9, 25)])
 def test_trials_take_as_many_samples_as_there_is_time_for(macs: int, count: int) -> None:
     assert len(shortened(calibration(images(40)), macs).feeds) == count
+
+
+@pytest.mark.parametrize(
+    ("macs", "wanted", "tried", "weighed"), [(10**10, 1, 8, 24), (10**10, 4, 16, 40), (10**9, 1, 40, 40)]
+)
+def test_of_large_samples_with_rows_at_many_positions_a_few_are_enough(
+    macs: int, wanted: int, tried: int, weighed: int
+) -> None:
+    whole = calibration(images(40))
+    assert len(shortened(whole, macs, wanted).feeds) == tried
+    found = surveyed(whole, macs, wanted)
+    assert len(found.feeds) == weighed
+    assert len(found.feeds) / found.batch >= 4  # else none of them are held out
 
 
 def test_what_is_shortened_has_batches_to_hold_some_out() -> None:

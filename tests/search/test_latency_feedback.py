@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from onnxdecomp.search.knapsack import OutOfReach
-from onnxdecomp.search.latency_feedback import ROUNDS, refine_by_latency
+from onnxdecomp.search.latency_feedback import ROUNDS, corrected, refine_by_latency
 from onnxdecomp.search.plan import Choice, Plan
 from onnxdecomp.search.select import Chosen
 
@@ -100,3 +100,27 @@ def test_what_simplification_alone_would_meet_is_met_by_a_plan(fastest: float) -
     else:
         assert found == nothing  # there is no other
     assert refine_by_latency(choose, expected, 0.5, quantized=True) == nothing  # its file is another one
+
+
+def test_a_measurement_of_another_plan_is_where_the_first_one_begins() -> None:
+    asked = []
+
+    def choose(correction: float) -> Chosen:
+        asked.append(correction)
+        return plan(0.5 / correction)
+
+    first = refine_by_latency(choose, lambda p: 1.25 * expected(p), 0.5)
+    start = corrected(first)
+    assert start == pytest.approx(1.25 * 1.01, rel=0.01)
+    asked.clear()
+    found = refine_by_latency(choose, lambda p: 1.25 * expected(p), 0.5, start=start)
+    assert len(asked) == 1
+    assert isinstance(found, Chosen)
+    assert found.measured == pytest.approx(0.5 / 1.01, rel=0.01)
+
+
+def test_where_that_is_out_of_reach_what_was_asked_for_is_tried() -> None:
+    def choose(correction: float) -> Chosen | OutOfReach:
+        return plan(0.5) if correction == 1 else OutOfReach("nothing is so fast", ())
+
+    assert isinstance(refine_by_latency(choose, expected, 0.5, start=1.3), Chosen)

@@ -27,6 +27,14 @@ def test_many_looks_are_at_fewer_samples(looks: int, samples: int) -> None:
     assert found.names == outputs.names
 
 
+def test_two_samples_are_enough_where_one_gives_layers_their_rows() -> None:
+    model, _, _ = opened(branches())
+    judging = parted(calibration())[1]
+    outputs = original_outputs(model, judging, 2_000_000_000)
+    found = for_looks(outputs, model, judging, 2_000_000_000, 1000, 1)
+    assert sum(len(feed["x"]) for feed in found.feeds) == 2
+
+
 def test_of_light_models_no_more_are_looked_at_than_tell_changes_apart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
