@@ -111,6 +111,7 @@ def test_a_measurement_of_another_plan_is_where_the_first_one_begins() -> None:
 
     first = refine_by_latency(choose, lambda p: 1.25 * expected(p), 0.5)
     start = corrected(first)
+    assert start is not None
     assert start == pytest.approx(1.25 * 1.01, rel=0.01)
     asked.clear()
     found = refine_by_latency(choose, lambda p: 1.25 * expected(p), 0.5, start=start)
