@@ -10,7 +10,8 @@ from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.latency.cache import Stored, Where, key_of, load, store, where
 from onnxdecomp.latency.chain_model import chain_model, frame_model
 from onnxdecomp.latency.context import ALONE
-from onnxdecomp.latency.measure import SHORTEST_MS, Request, runnable, typical_times
+from onnxdecomp.latency.measure import SHORTEST_MS, Request, typical_times
+from onnxdecomp.latency.opened import runnable
 from onnxdecomp.runtime import device as devices
 from onnxdecomp.runtime.environment import UNKNOWN
 from onnxdecomp.runtime.setting import Setting

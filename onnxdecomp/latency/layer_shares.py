@@ -19,8 +19,9 @@ import numpy as np
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array
 from onnxdecomp.latency.cache import Where, key_of, where
-from onnxdecomp.latency.chain_model import chain_model, frame_model
-from onnxdecomp.latency.measure import Request, runnable
+from onnxdecomp.latency.chain_model import SerializedModel, chain_model, frame_model
+from onnxdecomp.latency.measure import Request
+from onnxdecomp.latency.opened import runnables
 from onnxdecomp.runtime import device as devices
 from onnxdecomp.runtime.providers import provider_of
 from onnxdecomp.runtime.setting import Setting
@@ -85,7 +86,7 @@ def shares(
     device = devices.device_of(setting)
     loaded = device.load(model, setting, feed, idling=idling)
     keys = _keys(layers, on)
-    opened = {key: _runs(layer, on) for key, layer in dict(zip(keys, layers, strict=True)).items()}
+    opened = _opened(dict(zip(keys, layers, strict=True)), on)
     runs = {key: pair for key in keys if (pair := opened[key]) is not None}
     whole, *parts = _rounds(
         loaded.run,
@@ -119,12 +120,20 @@ def _keys(layers: Sequence[Request], on: Where) -> list[str]:
     return keys
 
 
-def _runs(request: Request, on: Where) -> tuple[Run, Run] | None:
-    """What runs the dense layer, and its neighbours alone: in sessions of its own, so with its own weight."""
-    layer, shape, around = request.layer, request.input_shape, request.around.on(on.provider, on.precision)
-    dense = runnable(chain_model(dense_chain(layer), layer, shape, around), on)
-    frame = runnable(frame_model(layer, shape, around), on)
-    return None if isinstance(dense, str) or isinstance(frame, str) else (dense, frame)
+def _opened(layers: Mapping[str, Request], on: Where) -> dict[str, tuple[Run, Run] | None]:
+    """What runs each dense layer with its own weight, and its neighbours alone."""
+    models: list[SerializedModel | str] = []
+    for request in layers.values():
+        layer, shape = request.layer, request.input_shape
+        around = request.around.on(on.provider, on.precision)
+        models.append(chain_model(dense_chain(layer), layer, shape, around))
+        models.append(frame_model(layer, shape, around))
+    runs = runnables(models, on)
+    pairs = zip(runs[::2], runs[1::2], strict=True)
+    return {
+        key: None if isinstance(dense, str) or isinstance(frame, str) else (dense, frame)
+        for key, (dense, frame) in zip(layers, pairs, strict=True)
+    }
 
 
 def _rounds(

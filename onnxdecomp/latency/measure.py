@@ -19,19 +19,12 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.core.steps import Shape
-from onnxdecomp.errors import ModelError
 from onnxdecomp.latency.cache import Stored, Where, key_of, load, store, where
-from onnxdecomp.latency.chain_model import (
-    SerializedModel,
-    chain_model,
-    frame_model,
-    noise,
-    quantized_model,
-    refusal,
-)
+from onnxdecomp.latency.chain_model import SerializedModel, chain_model, frame_model, refusal
 from onnxdecomp.latency.context import ALONE, Neighbours
 from onnxdecomp.latency.few_timings import MOST, FewTimings
 from onnxdecomp.latency.kernels import Kernel, chain_kernels
+from onnxdecomp.latency.opened import runnables, together
 from onnxdecomp.runtime import device as devices
 from onnxdecomp.runtime.environment import UNKNOWN
 from onnxdecomp.runtime.providers import provider_of
@@ -53,6 +46,9 @@ HOPELESS = 2.0
 
 _TOGETHER = 16
 """Chains timed in turns with one dense layer."""
+
+_BRANCHES = 64
+"""Models timed in one session, at most: what one shows tells which of the next are worth timing."""
 
 _LARGE = 1 << 25
 """Numbers in the weights of chains that are timed together, to bound the memory."""
@@ -168,25 +164,25 @@ def time_chains(
     before = frozenset(known)
     left = {job.key: job for job in jobs if job.key not in known and not refusal(job.request.layer)}
     few = None if provider_of(on.provider).synchronous or len(left) <= MOST else FewTimings()
-    total = len(left)
+    total, done = len(left), 0
     groups = list(_groups(left.values(), whole=few is not None))
     end = time.perf_counter() + seconds
-    done = 0
-    for index, group in enumerate(groups):
+    for pack in _packs(groups, several=few is not None and together(on)):
         remain = max(0.0, end - time.perf_counter())
-        if few is not None and index and not remain:
+        if few is not None and done and not remain:
             break
-        asked = group if few is None else few.worth(group)
-        timed = _time_group(asked, on, remain / (len(groups) - index)) if asked else {}
+        asked = pack if few is None else [few.worth(group) for group in pack]
+        timed = _time_groups(asked, on, remain * sum(map(len, pack)) / (total - done))
         known |= timed
         kept = {key: value for key, value in timed.items() if isinstance(value, Stored)}
         if few is not None:
-            few.learn(asked, {key: (value.dense_ms, value.ratio) for key, value in kept.items()})
+            jobs_timed = [job for group in asked for job in group]
+            few.learn(jobs_timed, {key: (value.dense_ms, value.ratio) for key, value in kept.items()})
         if cache is not None and (trouble := store(kept, cache)):
             cache = None
             if note:
                 note(trouble)
-        done += len(group)
+        done += sum(map(len, pack))
         if progress:
             progress(done, total)
     guesses = {} if few is None else _guesses(few, [job for group in groups for job in group], known)
@@ -243,33 +239,62 @@ def _groups(jobs: Iterable[_Job], whole: bool = False) -> Iterator[list[_Job]]:
         yield group
 
 
-def _time_group(group: Sequence[_Job], on: Where, seconds: float) -> dict[str, Stored | str]:
-    """The timings of these jobs by key, or the reasons why there are none."""
+def _packs(groups: Sequence[list[_Job]], several: bool) -> Iterator[list[list[_Job]]]:
+    """Groups that are opened at the same time: each alone, or with `several` as many as memory allows."""
+    pack: list[list[_Job]] = []
+    for group in groups:
+        jobs = [job for other in (*pack, group) for job in other]
+        most = sum(min(len(other), MOST) + 2 for other in (*pack, group))
+        numbers = sum(job.request.chain.params for job in jobs)
+        if pack and (not several or most > _BRANCHES or numbers > _LARGE):
+            yield pack
+            pack = []
+        pack.append(group)
+    if pack:
+        yield pack
+
+
+def _time_groups(groups: Sequence[Sequence[_Job]], on: Where, seconds: float) -> dict[str, Stored | str]:
+    """The timings of the jobs by key, or the reasons why there are none; each group in turns."""
+    groups = [group for group in groups if group]
+    models = [_models(group) for group in groups]
+    opened = iter(runnables([model for own in models for model in own], on))
+    known: dict[str, Stored | str] = {}
+    for group, own in zip(groups, models, strict=True):
+        known |= _time_group(group, [next(opened) for _ in own], on, seconds / len(groups))
+    return known
+
+
+def _models(group: Sequence[_Job]) -> list[SerializedModel | str]:
+    """The frame, the dense layer, and the chain of each job that is not the dense layer itself."""
     first, dense = group[0].request, group[0].dense
-    opened = []
-    for model in (
-        frame_model(first.layer, first.input_shape, first.around),
-        chain_model(dense, first.layer, first.input_shape, first.around),
-    ):
-        run = runnable(model, on)
-        if isinstance(run, str):
-            return {job.key: run for job in group}
-        opened.append(run)
+    chains = [job.request.chain for job in group if job.key != job.group]
+    frame = frame_model(first.layer, first.input_shape, first.around)
+    placed = (chain_model(chain, first.layer, first.input_shape, first.around) for chain in (dense, *chains))
+    return [frame, *placed]
+
+
+def _time_group(
+    group: Sequence[_Job], opened: Sequence[Run | str], on: Where, seconds: float
+) -> dict[str, Stored | str]:
+    """The timings of the jobs by key, or the reasons why there are none; `opened` as `_models` says."""
+    frame_run, dense_run, *chains = opened
+    if isinstance(frame_run, str) or isinstance(dense_run, str):
+        reason = frame_run if isinstance(frame_run, str) else str(dense_run)
+        return {job.key: reason for job in group}
     known: dict[str, Stored | str] = {}
     places: dict[str, int] = {}
+    runs, own = [frame_run, dense_run], iter(chains)
     for job in group:
         if job.key == job.group:
             places[job.key] = 1
-            continue
-        request = job.request
-        run = runnable(chain_model(request.chain, request.layer, request.input_shape, request.around), on)
-        if isinstance(run, str):
+        elif isinstance(run := next(own), str):
             known[job.key] = run
-            continue
-        places[job.key] = len(opened)
-        opened.append(run)
-    rest, device = pause(idling_of(on.threads, len(opened))), devices.device_of(on.setting)
-    ms = typical_times(opened, seconds, rest, device.meter(on.setting))
+        else:
+            places[job.key] = len(runs)
+            runs.append(run)
+    rest, device = pause(idling_of(on.threads, len(runs))), devices.device_of(on.setting)
+    ms = typical_times(runs, seconds, rest, device.meter(on.setting))
     frame = float(ms[0])
     dense_ms = max(float(ms[1]) - frame, SHORTEST_MS)
     for key, place in places.items():
@@ -308,26 +333,6 @@ def typical_times(
         precise = float(errors.max()) < PRECISION * max(float(typical[1] - typical[0]), SHORTEST_MS)
         if precise or samples.shape[1] >= MAX_ROUNDS or time.perf_counter() - start > seconds:
             return np.asarray(typical)
-
-
-def runnable(model: SerializedModel | str, on: Where) -> Run | str:
-    """What runs a tiny model once, warm; a reason in place of the model is handed on.
-
-    Raises:
-        ProviderError: The provider did not start.
-    """
-    if isinstance(model, str):
-        return model
-    try:
-        if on.precision != "float":
-            model = quantized_model(model, on.precision, on.provider)
-        feed = {name: noise(shape).astype(dtype) for name, (shape, dtype) in model.inputs.items()}
-        loaded = devices.device_of(on.setting).load(
-            model.model, on.setting, feed, idling=idling_of(on.threads, 2), weights=model.weights
-        )
-    except (ModelError, TypeError) as error:
-        return f"its latency could not be measured: {error}"
-    return loaded.run
 
 
 def _timing(

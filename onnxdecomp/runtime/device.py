@@ -7,7 +7,7 @@ a model of some hardware (`device_of` is looked up where it is called).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -83,6 +83,20 @@ class Device(Protocol):
         """
         ...
 
+    def load_branches(self, model: bytes, setting: Setting, feeds: Sequence[Feed]) -> list[Run]:
+        """One session, and what runs it once on each of these feeds; all have run.
+
+        Args:
+            model: Serialised; its inputs say what a run computes, see latency.branches.
+            setting: Under what, without a recorded graph.
+            feeds: Arrays that several have in common lie on the device once.
+
+        Raises:
+            ModelError: It does not load or run.
+            ProviderError: The provider did not start.
+        """
+        ...
+
     def clock(self) -> int:
         """Nanoseconds since some beginning."""
         ...
@@ -137,6 +151,20 @@ class Runtime:
         kept = partial(_kept, run, weights)
         return Loaded(kept, feed, session.inputs_of(made), nodes, bound, recorded)
 
+    def load_branches(self, model: bytes, setting: Setting, feeds: Sequence[Feed]) -> list[Run]:
+        plain = setting.without_graph
+        made = session.open_session(
+            model, provider=plain.provider, options=plain.options, threads=plain.threads
+        )
+        if provider_of(setting.provider).on_cuda:
+            known: dict[int, ort.OrtValue] = {}
+            runs = [_bound(made, feed, "cuda", known=known) for feed in feeds]
+        else:
+            runs = [partial(session.run, made, feed) for feed in feeds]
+        for run in runs:
+            run()
+        return runs
+
     def clock(self) -> int:
         return time.perf_counter_ns()
 
@@ -167,7 +195,11 @@ def _places(plain: ort.InferenceSession, feed: Feed) -> tuple[TensorSpec, ...]:
 
 
 def _bound(
-    made: ort.InferenceSession, feed: Feed, device: str, outputs: tuple[TensorSpec, ...] | None = None
+    made: ort.InferenceSession,
+    feed: Feed,
+    device: str,
+    outputs: tuple[TensorSpec, ...] | None = None,
+    known: dict[int, ort.OrtValue] | None = None,
 ) -> Run:
     """Run with inputs and outputs in the device's memory: copies to and from the host are not timed.
 
@@ -176,21 +208,27 @@ def _bound(
         feed: Copied to the device once.
         device: ONNX Runtime's name, "cuda" or "cpu".
         outputs: With all sizes known, where they are to have one place in all runs.
+        known: Arrays that lie on the device already, by their identity; it is added to.
     """
     import onnxruntime as ort
 
     binding = made.io_binding()
+    known = {} if known is None else known
     try:
         for name, array in feed.items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
+            if id(array) not in known:
+                # Conditions are read by the host.
+                place = "cpu" if array.dtype == bool and not array.shape else device
+                known[id(array)] = ort.OrtValue.ortvalue_from_numpy(array, place, 0)
+            binding.bind_ortvalue_input(name, known[id(array)])
         for spec in outputs or session.outputs_of(made):
             if outputs is None:
                 binding.bind_output(spec.name, device)
                 continue
-            place = ort.OrtValue.ortvalue_from_shape_and_type(
+            output = ort.OrtValue.ortvalue_from_shape_and_type(
                 list(spec.shape), np.dtype(spec.dtype), device, 0
             )
-            binding.bind_ortvalue_output(spec.name, place)
+            binding.bind_ortvalue_output(spec.name, output)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated classes
         raise ModelError(one_line(error)) from error
 

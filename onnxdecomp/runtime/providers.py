@@ -42,6 +42,7 @@ class Provider:
         deploy: Those that a careful user deploys with; "{cache}" stands for the folder of caches.
         precisions: What floating point can be computed in, with the options that ask for it.
         halves: It takes models in float32 to half precision itself.
+        quick: Those for models that live for a moment, where nobody has given others.
         graph: The option that records a run once and replays it (CUDA graphs).
         needs: What must be there beside ONNX Runtime, for people.
         install: What to type where it is missing.
@@ -60,6 +61,7 @@ class Provider:
     deploy: Options = ()
     precisions: Mapping[str, Options] = field(default_factory=dict)
     halves: bool = False
+    quick: Options = ()
     graph: str = ""
     needs: str = ""
     install: str | None = None
@@ -101,6 +103,7 @@ PROVIDERS: tuple[Provider, ...] = (
         on_cuda=True,
         deploy=_CUDA_DEPLOY,
         precisions={"fp32": (("use_tf32", "0"),), "tf32": (("use_tf32", "1"),), "fp16": ()},
+        quick=(("cudnn_conv_algo_search", "HEURISTIC"),),
         graph="enable_cuda_graph",
         needs="an NVIDIA driver, CUDA's libraries and cuDNN 9",
         install=_NVIDIA_LIBRARIES,

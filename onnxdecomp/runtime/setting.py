@@ -69,10 +69,15 @@ class Setting:
 
     @property
     def quick(self) -> Setting:
-        """The same for models that live for a moment: cuDNN's algorithms are looked up, not searched."""
-        name = "cudnn_conv_algo_search"
-        chosen = dict(self.given).get(name)
-        return self._with(name, "HEURISTIC") if name in self.options and chosen is None else self
+        """The same for models that live for a moment: cuDNN's algorithms are looked up, not searched.
+
+        ONNX Runtime searches them where it is told nothing, too.
+        """
+        given = dict(self.given)
+        made = self
+        for name, value in provider_of(self.provider).quick:
+            made = made if name in given else made._with(name, value)
+        return made
 
     def _with(self, name: str, value: str) -> Setting:
         return replace(self, given=tuple(sorted((dict(self.given) | {name: value}).items())))

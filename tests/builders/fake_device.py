@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from onnxdecomp.runtime import device, environment, provider_start
 from onnxdecomp.runtime.device import Feeding, Loaded
 from onnxdecomp.runtime.provider_start import Start
 from onnxdecomp.runtime.providers import provider_of
-from onnxdecomp.runtime.session import TensorSpec, inputs_of, open_session
+from onnxdecomp.runtime.session import Feed, TensorSpec, inputs_of, open_session
 from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.runtime.spinning import Idling
-from onnxdecomp.runtime.timing import Clock
+from onnxdecomp.runtime.timing import Clock, Run
 
 LAUNCH_BOUND = Roofline(
     100.0,
@@ -43,13 +44,15 @@ class FakeDevice:
         line: The hardware.
         graph_us: Microseconds of a launch in a recorded graph.
         now: Nanoseconds so far.
-        loads: How many models were loaded.
+        loads: How many sessions were opened.
+        branches: How many models were branches of one.
     """
 
     line: Roofline = LAUNCH_BOUND
     graph_us: float = 30.0
     now: int = 0
     loads: int = 0
+    branches: int = 0
     seen: list[Setting] = field(default_factory=list)
 
     def load(
@@ -72,19 +75,44 @@ class FakeDevice:
             feed = dict(feeding)
         proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model)
         kernels = kernels_of(proto, {name: array.shape for name, array in feed.items()})
-        launch = self.graph_us if setting.graph else self.line.launch_us
-        took = round(Roofline(launch, self.line.roofs).us(kernels) * 1e3)
-
-        def run() -> None:
-            self.now += took
-
+        run = partial(self._pass, self._takes(proto, feed, setting))
         return Loaded(run, feed, specs, {setting.provider: len(kernels)}, bound=True, graph=setting.graph)
+
+    def load_branches(self, model: bytes, setting: Setting, feeds: Sequence[Feed]) -> list[Run]:
+        self.loads += 1
+        self.branches += len(feeds)
+        self.seen.append(setting)
+        proto = onnx.load_model_from_string(model)
+        return [partial(self._pass, self._takes(taken(proto, feed), feed, setting)) for feed in feeds]
+
+    def _takes(self, proto: onnx.ModelProto, feed: Feed, setting: Setting) -> int:
+        """Nanoseconds of a run."""
+        kernels = kernels_of(proto, {name: array.shape for name, array in feed.items()})
+        launch = self.graph_us if setting.graph else self.line.launch_us
+        return round(Roofline(launch, self.line.roofs).us(kernels) * 1e3)
+
+    def _pass(self, nanoseconds: int) -> None:
+        self.now += nanoseconds
 
     def clock(self) -> int:
         return self.now
 
     def meter(self, setting: Setting) -> Clock:
         return self.clock
+
+
+def taken(model: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
+    """The branch that a run on this feed takes, as a model without conditions."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    graph = model.graph
+    while graph.node[0].op_type == "If":
+        ways = {attribute.name: attribute.g for attribute in graph.node[0].attribute}
+        graph = ways["then_branch" if feed[graph.node[0].input[0]] else "else_branch"]
+    for part in ("node", "initializer", "value_info", "output"):
+        del getattr(made.graph, part)[:]
+        getattr(made.graph, part).extend(getattr(graph, part))
+    return made
 
 
 def install(monkeypatch: pytest.MonkeyPatch, fake: FakeDevice) -> FakeDevice:

@@ -34,7 +34,8 @@ def test_what_the_user_names_wins_over_the_profile() -> None:
     assert deployed.quick.options["cudnn_conv_algo_search"] == "HEURISTIC"
     named = setting_of("cuda", 1, profile="deploy", options={"cudnn_conv_algo_search": "EXHAUSTIVE"})
     assert named.quick == named
-    assert plain.quick == plain
+    assert plain.quick.options["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert Setting("cpu").quick == Setting("cpu")
 
 
 def test_caches_of_engines_lie_beside_the_timings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
