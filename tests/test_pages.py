@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from bench.provenance import RESULTS, ROOT
 from onnxdecomp.decompositions.registry import names
 
 PAGES = pages()
+SOURCES = [*(ROOT / "onnxdecomp").rglob("*.py"), *(ROOT / "passes" / "onnxdecomp_passes").rglob("*.py")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -59,13 +62,38 @@ def test_pictures_are_there(page: Path) -> None:
     assert missing == []
 
 
-def test_messages_of_the_troubleshooting_page_are_in_the_code() -> None:
+def explained() -> list[str]:
+    """The messages of the troubleshooting page."""
     page = (ROOT / "docs" / "reference" / "troubleshooting.md").read_text(encoding="utf-8")
-    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
-    code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "onnxdecomp").rglob("*.py"))
+    return re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+
+
+def test_messages_of_the_troubleshooting_page_are_in_the_code() -> None:
+    code = "\n".join(file.read_text(encoding="utf-8") for file in SOURCES)
     code = re.sub(r'"\s*\n\s*f?"', "", code)  # a message over several lines
-    assert len(messages) > 20
-    assert [message for message in messages if message not in code] == []
+    assert [message for message in explained() if message not in code] == []
+
+
+ERRORS = ("UsageError", "ModelError", "ProviderError", "GateError", "UnchangedError", "OnnxDecompError")
+
+
+def raised() -> Iterator[str]:
+    """What errors for users say, "{}" where values stand; those of which all is a value say nothing."""
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+                said = node.args[0] if node.args else None
+                parts = said.values if isinstance(said, ast.JoinedStr) else [said]
+                words = [part.value if isinstance(part, ast.Constant) else "{}" for part in parts]
+                message = "".join(map(str, words))
+                if len(re.findall(r"[a-z]+", message)) > 1:
+                    yield message
+
+
+def test_every_error_has_a_line_in_the_troubleshooting_page() -> None:
+    said, known = list(raised()), explained()
+    assert len(said) > 300
+    assert [message for message in said if not any(words in message for words in known)] == []
 
 
 def test_pages_of_methods_are_current() -> None:

@@ -32,6 +32,7 @@ def command(json_target: str | None) -> None:
                     "version": one.version,
                     "summary": one.summary,
                     "needs": one.needs,
+                    "remark": one.remark,
                     "options": one.options,
                 }
                 for one in found
@@ -48,5 +49,6 @@ def _lines(one: Recipe) -> list[tuple[str, str]]:
     return [
         (f"{one.name}@{one.version}", one.summary),
         ("  needs", one.needs),
+        *([("  remark", one.remark)] if one.remark else []),
         ("  options", written(one.options)),
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from onnxdecomp.cli import console
 from onnxdecomp.cli.tables import channel_table, layer_table, whole_name
 from onnxdecomp.core.names import MOST, alike, some, told_together
-from onnxdecomp.record.text import count, fed
+from onnxdecomp.record.text import as_fast, count, fed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -177,11 +177,13 @@ def _latency(result: Result) -> list[Line]:
         original, new = setting.models
         ratio = new.ratio
         assert ratio is not None
+        low, high = 1 / ratio.high, 1 / ratio.low
         lines.append(
             (
                 "latency",
-                f"{original.latency.p50:.3f} -> {new.latency.p50:.3f} ms, {1 / ratio.value:.2f}x as fast "
-                f"[{1 / ratio.high:.2f}, {1 / ratio.low:.2f}] ({setting.provider}, batch {new.batch}, "
+                f"{original.latency.p50:.3f} -> {new.latency.p50:.3f} ms, "
+                f"{as_fast(1 / ratio.value, low, high)} [{low:.2f}, {high:.2f}] "
+                f"({setting.provider}, batch {new.batch}, "
                 f"threads {setting.threads}, {fed(new.shapes)}, {setting.rounds} interleaved runs)",
             )
         )

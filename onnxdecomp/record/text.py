@@ -55,6 +55,18 @@ def size(number: float) -> str:
     return count(number, "B")
 
 
+_OPEN = 2.0
+"""Ends of an interval further apart than by this factor do not say how fast something is."""
+
+
+def as_fast(value: float, low: float | None, high: float | None, where: str = "") -> str:
+    """A speed beside another: "2.41x as fast"; where the interval is too wide, that the factor is open."""
+    if low is None or high is None or high <= _OPEN * low:
+        return f"{value:.2f}x as fast{where}"
+    what = "faster" if low > 1 else "slower" if high < 1 else "faster or slower"
+    return f"{what}{where}, by how much is undecided"
+
+
 def times(number: float) -> str:
     """A factor: 2.41×."""
     return f"{number:.2f}×"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from onnxdecomp.record.schema.checks import Numbers, RecordedMetric, RecordedVerification, Verdict
 from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord, Totals
 from onnxdecomp.record.schema.timing import Interval, Speedup, TimedSetting
-from onnxdecomp.record.text import change, setting, value
+from onnxdecomp.record.text import as_fast, change, setting, value
 
 _WIDE = 1.25
 """An interval whose ends are further apart than by this factor is told in place of the value."""
@@ -155,8 +155,7 @@ def _phrases(numbers: Numbers) -> str:
     """The numbers that are known: "2.41x as fast on CPU, 1.90x smaller, −0.60 points of accuracy"."""
     found = []
     if speed := numbers.speedup:
-        times = f"{speed.low:.2f} to {speed.high:.2f}x" if _vague(speed) else f"{speed.value:.2f}x"
-        found.append(f"{times} as fast on {speed.provider.upper()}")
+        found.append(_speed(speed))
     if numbers.smaller:
         found += _times(numbers.smaller, "smaller", "larger")
     elif numbers.fewer_params:
@@ -172,6 +171,15 @@ def _phrases(numbers: Numbers) -> str:
     if numbers.accuracy is None and metric is None and numbers.error is not None:
         found.append(f"output error {numbers.error:.3g}")
     return ", ".join(found) or "nothing was measured"
+
+
+def _speed(found: Speedup) -> str:
+    where = f" on {found.provider.upper()}"
+    told = as_fast(found.value, found.low, found.high, where)
+    if not _vague(found):
+        return told
+    ends = f"{found.low:.2f} to {found.high:.2f}x"
+    return f"{told} ({ends})" if told.endswith("undecided") else f"{ends} as fast{where}"
 
 
 def _metric(found: RecordedMetric) -> str:

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from onnxdecomp.core.options import option
 
 Saving: TypeAlias = Literal["macs", "params", "both", "either", "none"]
+Objective: TypeAlias = Literal["latency", "macs", "size"]
 
 NO_METHOD = "none"
 """In place of a method: no layer gets any."""
@@ -30,6 +31,13 @@ class PlanOptions:
         metavar="BUDGET",
         otherwise=f"the fastest within {DEFAULT_TARGET}, or by what outputs seem (docs/guides/metrics.md)",
         places=(("decompose", "target"),),
+    )
+    objective: Objective = option(
+        "latency",
+        "What is least where the target limits a loss: latency, or, with nothing timed, MACs or the bytes of "
+        "the file",
+        group="goal",
+        places=(("decompose", "objective"),),
     )
     rank: str = option(
         "",

@@ -238,7 +238,9 @@ def same(one: Plan, other: Plan) -> bool:
 
 
 def cost_left(chosen: Chosen) -> float:
-    """What is expected of a plan's cost over the original's: latency where that was measured, else MACs."""
+    """What is expected of a plan's cost over the original's: of what is to be least, timed or counted."""
+    if chosen.stored is not None:
+        return chosen.stored
     return macs_left(chosen.plan) if chosen.latency is None else chosen.latency
 
 

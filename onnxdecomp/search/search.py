@@ -34,6 +34,7 @@ from onnxdecomp.search.latency_model import Stopwatch
 from onnxdecomp.search.layer_profiles import LayerProfiles, Progress, profile_layers
 from onnxdecomp.search.metrics.base import Reference, Sizes
 from onnxdecomp.search.plan import Cost, Plan, kept
+from onnxdecomp.search.plan_options import Objective
 from onnxdecomp.search.plan_trials import LossLimit, Tried, Tries, tried_plans, try_plans
 from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search_notes import ended, idle, missed, out_of_reach
@@ -45,6 +46,9 @@ from onnxdecomp.tasks.journal import Journal
 
 _SELDOM = 8
 """Whole plans are tried seldom: as many times more samples judge them than judge one layer's candidates."""
+
+_LESS = 0.97
+"""Of the file's bytes, what must be left at most for less accuracy to be worth it."""
 
 Ahead = Callable[[Sequence[Plan], Calibration], AbstractContextManager[None]]
 
@@ -84,13 +88,14 @@ def search_plan(
     stopwatch: Stopwatch | None = None,
     size: int = 0,
     precision: str = "float",
+    objective: Objective = "latency",
     channels: Sequence[Channel] = (),
     progress: Progress | None = None,
     deadline: Deadline | None = None,
     journal: Journal | None = None,
     ahead: Ahead | None = None,
 ) -> SearchResult:
-    """Find the plan that meets the budgets: of least loss, or of least latency where they limit the loss.
+    """Find the plan that meets the budgets: of least loss, or where they limit that, of the least objective.
 
     Args:
         model, matched, skips: Simplified and normalised; they stay as they are.
@@ -102,6 +107,7 @@ def search_plan(
         stopwatch: Measures latency; needed for a budget on it.
         size: Bytes of the original with its external data, for a budget on them.
         precision: The kernels that the trial is quantized for; "float" where it is not.
+        objective: What is least where a loss is limited.
         channels: Those between layers that may be cut.
         progress: Called as the work goes on.
         deadline: Ends the search with the best that was found by then.
@@ -140,6 +146,7 @@ def search_plan(
     picker = _Picker(
         *(model, skips, weighed, [budget for budget in budgets if not budget.on_loss]),
         *(carried_out, Sizes(size, size, bytes_of(precision)), precision, stopwatch),
+        objective=objective,
         deadline=deadline,
         ahead=nullcontext if ahead is None else lambda plans: ahead(plans, brief),
     ).with_sizes()
@@ -147,8 +154,20 @@ def search_plan(
     if not calibration.synthetic:
         judging = original_outputs(model, parted(calibration)[1], weighed.work.macs // _SELDOM)
     reference = Reference(model, judging, calibration, task)
-    tried = _chosen(picker, allowed, reference, progress)
+    tried = _smaller(picker, _chosen(picker, allowed, reference, progress))
     return replace(_result(picker, tried), brief=brief, seconds=max(took, default=surveyed))
+
+
+def _smaller(picker: _Picker, tried: Tried) -> Tried:
+    """The same; where the file is to be smallest, and is as small with every layer as it is, that one."""
+    plan, whole = tried.chosen.plan, picker.untouched()
+    if picker.objective != "size" or not plan.changes or whole is None:
+        return tried
+    before, after = picker.bytes_of(whole.plan), picker.bytes_of(plan)
+    if after < _LESS * before:
+        return tried
+    reason = f"with chains or cuts the file has {after:,} bytes, with every layer as it is {before:,}"
+    return replace(tried, chosen=with_reason(whole, picker.weighed, reason))
 
 
 def _chosen(
@@ -220,6 +239,7 @@ class _Picker:
         sizes: Of files.
         precision: What the trial is quantized to.
         stopwatch: Measures latency, or None.
+        objective: What is least where a loss is limited.
         lows: The lower ends of the intervals of the latencies that were measured, over the original's.
         corrections: What plans for a latency were measured to take over what was expected.
         deadline: Behind its share of the time nothing more is tried.
@@ -234,6 +254,7 @@ class _Picker:
     sizes: Sizes
     precision: str
     stopwatch: Stopwatch | None
+    objective: Objective = "latency"
     lows: list[float] = field(default_factory=list)
     corrections: list[float] = field(default_factory=list)
     deadline: Deadline | None = None
@@ -286,9 +307,10 @@ class _Picker:
                     max_loss=max_loss,
                     correction=correction,
                     options=self.options,
+                    objective=self.objective,
                 )
 
-            return small(0.0) if limit is None else refine_by_size(small, self._bytes, limit)
+            return small(0.0) if limit is None else refine_by_size(small, self.bytes_of, limit)
 
         if self.stopwatch is None:
             return best(1.0)
@@ -306,7 +328,7 @@ class _Picker:
             UsageError: It is out of reach; the line says what is not.
         """
         if isinstance(found, OutOfReach):
-            if self.weighed.late and (whole := self._untouched()) is not None:
+            if self.weighed.late and (whole := self.untouched()) is not None:
                 return whole
             original = {
                 budget.quantity: budget.cost.of_original(self.weighed, self.sizes) for budget in self.costs
@@ -315,7 +337,7 @@ class _Picker:
             raise UsageError("; ".join((reach, *idle(self.weighed))))
         return found
 
-    def _untouched(self) -> Chosen | None:
+    def untouched(self) -> Chosen | None:
         """The plan in which every layer stays."""
         found = replace(self, costs=(), stopwatch=None).pick(0.0)
         return None if isinstance(found, OutOfReach) else found
@@ -328,7 +350,8 @@ class _Picker:
     def _largest_file(self) -> float | None:
         return next((b.allowed(self.sizes.original) for b in self.costs if b.cost.filed), None)
 
-    def _bytes(self, plan: Plan) -> int:
+    def bytes_of(self, plan: Plan) -> int:
+        """Bytes of a plan's file, which is made."""
         # A file in which nothing is decomposed or quantized is the original, which nobody has simplified.
         as_it_was = not plan.changes and self.precision == "float"
         return self.sizes.original if as_it_was else file_size(self.trial(plan))

@@ -19,8 +19,9 @@ from onnxdecomp.search.keep_layers import BETTER_KEPT, key_of
 from onnxdecomp.search.knapsack import SLACK, Allocation, Option, OutOfReach
 from onnxdecomp.search.layer_profiles import LayerProfile, LayerProfiles
 from onnxdecomp.search.metrics.base import Sizes
-from onnxdecomp.search.metrics.costs import Latency, Macs
+from onnxdecomp.search.metrics.costs import Latency, Macs, Smallest
 from onnxdecomp.search.plan import Choice, Cost, Cut, Plan, choice_of, kept
+from onnxdecomp.search.plan_options import Objective
 from onnxdecomp.search.sibling_choice import agreed, agreement_tables, allocate_agreeing
 from onnxdecomp.search.targets import Budget
 
@@ -41,6 +42,7 @@ class Chosen:
         latency: Expected latency over the original's; None where nothing was timed.
         measured: The same measured, with factors of noise in the whole model; None where not done.
         size: Expected bytes of the file; None where they are no budget.
+        stored: Expected bytes of the layers over the original's; None where they are not what is least.
     """
 
     plan: Plan
@@ -50,6 +52,7 @@ class Chosen:
     latency: float | None
     measured: float | None = None
     size: float | None = None
+    stored: float | None = None
 
 
 def choose(
@@ -61,6 +64,7 @@ def choose(
     max_loss: float | None = None,
     correction: float = 1.0,
     options: JointOptions | None = None,
+    objective: Objective = "latency",
 ) -> Chosen | OutOfReach:
     """One candidate, or none, for every layer, and a width for every channel.
 
@@ -69,10 +73,10 @@ def choose(
         skips: Operators that could not be read; the plan names them.
         budgets: On MACs, parameters, bytes or latency.
         sizes: Of files, where they are a budget.
-        max_loss: With it the loss is limited too, and what is least is the latency where that was
-            measured, else the MACs.
+        max_loss: With it the loss is limited too, and the objective is least.
         correction: Measured latency over expected latency, of a plan like the one that is looked for.
         options: Those of these profiles, where they are known already.
+        objective: Latency where it was measured, else MACs; or the bytes of the layers.
     """
     sizes = sizes or Sizes(0, 0)
     metrics = [budget.cost for budget in budgets]
@@ -82,9 +86,11 @@ def choose(
         )
         for budget, metric in zip(budgets, metrics, strict=True)
     ]
-    objective = Latency() if any(entry.part for entry in profiles.layers) else Macs()
+    light = objective == "size"
+    timed = objective == "latency" and any(entry.part for entry in profiles.layers)
+    least = Smallest() if light else Latency() if timed else Macs()
     measures: list[Measure] = [
-        partial(metric.of_layer, profiles=profiles, sizes=sizes) for metric in (*metrics, objective)
+        partial(metric.of_layer, profiles=profiles, sizes=sizes) for metric in (*metrics, least)
     ]
     options = options or joint_options(profiles)
     # What no layer has: of the file beside the weights, of the latency beside the layers.
@@ -102,7 +108,11 @@ def choose(
     chosen = _chosen(options, skips, found, max_loss)
     taken = found.costs[-len(metrics) :] if metrics else ()
     sizes_taken = (cost for cost, metric in zip(taken, metrics, strict=True) if metric.filed)
-    return replace(chosen, size=next(sizes_taken, None))
+    stored = None
+    if light and max_loss is not None:
+        (left,) = _counted(options, found, measures[-1:], [0.0])
+        stored = left / max(1.0, options.as_it_is(measures[-1]))
+    return replace(chosen, size=next(sizes_taken, None), stored=stored)
 
 
 def _within(

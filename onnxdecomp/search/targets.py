@@ -11,6 +11,7 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.evaluate.task_metrics.measure import Task
 from onnxdecomp.search.metrics.base import CostMetric, LossMetric, Metric
 from onnxdecomp.search.metrics.registry import METRICS
+from onnxdecomp.search.plan_options import Objective
 
 Sign: TypeAlias = Literal["=", ">=", "<="]
 
@@ -139,6 +140,11 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
     return budgets
 
 
-def about_size(text: str) -> bool:
-    """Whether budgets are on nothing but how large the model is: neither on its speed nor on its losses."""
-    return all(isinstance(b.metric, CostMetric) and not b.metric.timed for b in parse_budgets(text))
+def timed(text: str) -> bool:
+    """Whether one of the budgets is on what timing tells."""
+    return any(isinstance(b.metric, CostMetric) and b.metric.timed for b in parse_budgets(text))
+
+
+def about_speed(text: str, objective: Objective) -> bool:
+    """Whether budgets are on latency, or on a loss that buys some: not on how large the model is alone."""
+    return timed(text) or (objective == "latency" and any(b.on_loss for b in parse_budgets(text)))

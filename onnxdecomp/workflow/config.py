@@ -271,11 +271,11 @@ class CompressConfig(RuntimeOptions):
 
         Quantization alone is about speed.
         """
-        from onnxdecomp.search.targets import about_size
+        from onnxdecomp.search.targets import about_speed
 
         if self.fewer_bits and not self.plans and self.plan is None:
             return False
-        return self.sought is None or about_size(self.sought)
+        return self.sought is None or not about_speed(self.sought, self.objective)
 
     def said(self, name: str) -> bool:
         """Whether the caller has set an option to something else than its default."""

@@ -36,7 +36,7 @@ def checked(config: CompressConfig) -> CompressConfig:
         duration(config.time_limit)
     parse_executor(config.executor)
     _ = config.setting  # it has its own error
-    problems = (_answered, _ranges, _nothing_done, _contradictions, _computed, _metric, _shared)
+    problems = (_answered, _ranges, _nothing_done, _contradictions, _computed, _metric, _objective, _shared)
     for problem in chain.from_iterable(found(config) for found in problems):
         raise UsageError(problem)
     return config
@@ -116,15 +116,27 @@ def _computed(config: CompressConfig) -> Iterator[str]:
 
 def _times(config: CompressConfig) -> bool:
     """Whether a target asks for latency, which the search measures."""
-    from onnxdecomp.search.targets import parse_budgets
+    from onnxdecomp.search.targets import timed
 
-    return bool(config.sought) and any(b.quantity == "latency" for b in parse_budgets(str(config.sought)))
+    return config.sought is not None and timed(config.sought)
 
 
 def _shared(config: CompressConfig) -> Iterator[str]:
     """What tasks on other machines need."""
     if config.workdir is None and parse_executor(config.executor).elsewhere:
         yield f"--executor {config.executor}: name a folder that all machines share with --workdir"
+
+
+def _objective(config: CompressConfig) -> Iterator[str]:
+    """What is least within a loss needs one that is limited."""
+    from onnxdecomp.search.targets import parse_budgets
+
+    limited = config.sought is not None and any(budget.on_loss for budget in parse_budgets(config.sought))
+    if config.said("objective") and not limited:
+        yield (
+            f"--objective {config.objective} goes with a target that limits a loss, such as error=0.05: what "
+            "is least within it"
+        )
 
 
 def _metric(config: CompressConfig) -> Iterator[str]:

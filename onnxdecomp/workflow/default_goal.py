@@ -1,8 +1,10 @@
 """The goal where none is named: what the outputs seem to be for decides what they may lose.
 
 A relative error of 0.05 is little for a classifier and very much to ask of a sentence encoder, which
-finds what it found at five times of that (bench/results/default_goals.md). Only a model with one output of
-floating-point numbers is taken for something, and where that is not clear it is the error of the outputs.
+finds what it found at five times of that (bench/results/default_goals.md). Of a denoiser, whose output is its
+input with a correction, it is most of what the network does: there it is an error of the correction. Only a
+model with one output of floating-point numbers is taken for something, and where that is not clear it is the
+error of the outputs.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
     from onnxdecomp.core.layer import Array
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
+    from onnxdecomp.runtime.session import Feed
     from onnxdecomp.workflow.config import CompressConfig
+
+_ERROR = 0.05
+"""What a correction may be off by, over its norm, as outputs may where nothing else is known."""
 
 _FEWEST = 32
 """Calibration inputs from which on a metric on a quarter of them says enough."""
@@ -36,6 +42,9 @@ _VOCABULARY = 4096
 
 _FEATURES = 16
 """The fewest of an embedding."""
+
+_CORRECTION = 0.5
+"""The share of the output that a network may change of its input for that to be called a correction."""
 
 EMBEDDINGS, SCORES = "metric>=0.95", "metric<=0.02"
 """What is reached of `spearman` and of `kl`."""
@@ -55,11 +64,11 @@ class Goal:
     """A goal that nobody has named.
 
     Attributes:
-        metric, target: As the options say them.
+        metric, target: As the options say them; no metric where the numbers themselves are compared.
         note: What was assumed, for people.
     """
 
-    metric: str
+    metric: str | None
     target: str
     note: str
 
@@ -80,19 +89,43 @@ def default_goal(
         ModelError: The model fails on an input.
     """
     unnamed = config.sought is not None and not config.target and config.max_error is None
-    if not unnamed or config.metric is not None or not config.verify or calib is None or len(calib) < _FEWEST:
+    if not unnamed or config.metric is not None or not config.verify or calib is None:
         return None
     session = open_session(model, low_memory=True)
     names = [spec.name for spec in outputs_of(session)]
     floats = [spec.name for spec in outputs_of(session) if spec.is_float]
     if len(floats) != 1:
         return None
-    outputs, masked = [], False
+    outputs, masked, changed = [], False, list[float]()
     for feed in islice(calib, _LOOKED_AT):
         outputs.append(np.asarray(run(session, feed)[names.index(floats[0])], np.float64))
+        changed.append(_changed(feed, outputs[-1]))
         masks = [feed[spec.name].shape for spec in mask.inputs] if mask is not None else []
         masked = masked or any(outputs[-1].shape[:2] == (shape[0], shape[-1]) for shape in masks)
+    if changed and max(changed) < _CORRECTION:
+        return _of_correction(floats[0], float(np.mean(changed)))
+    if len(calib) < _FEWEST:
+        return None
     return goal_of(floats[0], outputs, masked=masked, labels=_classes(given, calib))
+
+
+def _changed(feed: Feed, output: Array) -> float:
+    """How far an output is from the input of its shape that is nearest to it, over its own norm."""
+    alike = (array for array in feed.values() if array.shape == output.shape and array.dtype.kind == "f")
+    norm = float(np.linalg.norm(output)) or 1.0
+    return min((float(np.linalg.norm(output - array)) / norm for array in alike), default=np.inf)
+
+
+def _of_correction(name: str, changed: float) -> Goal | None:
+    """The goal for an output that is its input but for so much."""
+    if not changed > 0:
+        return None
+    target = f"error={_ERROR * changed:.2g}"
+    note = (
+        f"the output {name!r} is the input with a correction of {changed:.2g} of its norm, as a denoiser's: "
+        f"the fastest whose correction is off by at most {_ERROR:g}, {target}{_ADVICE}"
+    )
+    return Goal(None, target, note)
 
 
 def goal_of(name: str, outputs: Sequence[Array], *, masked: bool, labels: Array | None = None) -> Goal | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from onnxdecomp.search.plan_options import Saving
+from onnxdecomp.search.plan_options import Objective, Saving
 
 if TYPE_CHECKING:
     from onnxdecomp.data.read import Data
@@ -18,6 +18,7 @@ class CompressOptions(TypedDict, total=False):
     """None says nothing: the pipeline's file decides, else the default."""
 
     target: str | None
+    objective: Objective | None
     rank: str | None
     layers: Sequence[str] | None
     method: str | None

@@ -56,7 +56,7 @@ from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search import SearchResult, search_plan
 from onnxdecomp.search.spectra import spectra_of
 from onnxdecomp.search.stored_parameters import remaining
-from onnxdecomp.search.targets import about_size, parse_budgets
+from onnxdecomp.search.targets import about_speed, parse_budgets
 from onnxdecomp.tasks.course import Course
 from onnxdecomp.tasks.journal import Journal
 from onnxdecomp.tensor.linalg import sketched
@@ -89,14 +89,15 @@ class Decompose(Planner):
         """What the goal is about."""
         costs = self._costs() if self.searches else []
         timed: list[Need] = ["latency"] if any(cost.timed for cost in costs) else []
-        filed: list[Need] = ["original_bytes"] if any(cost.filed for cost in costs) else []
+        counted = any(cost.filed for cost in costs) or self.objective == "size"
+        filed: list[Need] = ["original_bytes"] if counted else []
         return frozenset((*timed, *filed))
 
     @property
     def uses(self) -> frozenset[Need]:
         """A plan, inputs to fit to and to judge by, what is done to the result; latency if that counts."""
         always: frozenset[Need] = frozenset(("plan", "calibration", "evaluation", "quantization"))
-        return always | {"latency"} if self.searches and self._counts_latency() else always
+        return always | {"latency"} if self.searches and self._about_speed else always
 
     def plan(
         self, model: ir.Model, context: PassContext | None = None
@@ -121,7 +122,7 @@ class Decompose(Planner):
             plan = replace(plan_uniform(matched, skips, request, smaller), channels=widths)
             return SearchResult(replace(recounted(plan, matched, channels), repair=self.repair)), matched
         calibration, notes = self._calibration(model, matched, context)
-        latency = context.latency if self._counts_latency() else None
+        latency = context.latency if self._about_speed else None
         quantization = context.quantization
         channels = self._weighed(model, matched, calibration)
         scope = self._scope(context.provider, timed=latency is not None)
@@ -144,6 +145,7 @@ class Decompose(Planner):
             stopwatch=latency,
             size=context.original_bytes or 0,
             precision="float" if quantization is None else quantization.precision,
+            objective=self.objective,
             channels=channels,
             progress=context.progress,
             deadline=context.deadline,
@@ -262,16 +264,19 @@ class Decompose(Planner):
         quantized = None if quantization is None else quantization.quantized
         return Trials(model, self._stages, quantized, context.course, context.pool)
 
-    def _counts_latency(self) -> bool:
-        """Whether the goal is about latency, or a loss that buys some."""
-        return not about_size(self.goal)
+    @property
+    def _about_speed(self) -> bool:
+        """Whether latency is measured for the search."""
+        return about_speed(self.goal, self.objective)
 
     def _costs(self) -> list[CostMetric]:
         """What the target limits, apart from losses."""
         return [budget.cost for budget in parse_budgets(self.goal) if not budget.on_loss]
 
     def _scope(self, provider: str, *, timed: bool) -> Scope:
-        weighs = all(not budget.on_loss and budget.cost.weighs for budget in parse_budgets(self.goal))
+        budgets = parse_budgets(self.goal)
+        weighs = all(not budget.on_loss and budget.cost.weighs for budget in budgets)
+        weighs = weighs or (self.objective == "size" and not timed)
         return Scope(
             methods=tuple(name for name in self.method.split(",") if name not in CUTS),
             cuts=tuple(name for name in CUTS if self.method == "auto" or name in self.method.split(",")),

@@ -87,6 +87,8 @@ def test_psnr_of_pictures_in_bytes_and_in_fractions() -> None:
     assert measured("psnr", flat + 0.1, original=flat).value == pytest.approx(20.0)
     wide = np.array([[-3.0, 5.0]])  # a peak of 8
     assert measured("psnr", wide + 0.8, original=wide).value == pytest.approx(20.0)
+    spectrum = np.array([[0.5, 2.0], [30.5, 7.25]])  # within 0 and 255, and no picture in bytes
+    assert measured("psnr", spectrum + 3.0, original=spectrum).value == pytest.approx(20.0)
 
 
 def spearman(one: Array, two: Array) -> float:

@@ -59,10 +59,21 @@ def test_neither_faster_nor_smaller() -> None:
 
 
 def test_a_wide_interval_is_told_in_place_of_its_value() -> None:
-    found = judged(numbers((30.7, 2.2, 34.0)))
+    found = judged(numbers((2.7, 2.2, 3.4)))
     assert found.worth is True
-    assert found.text.startswith("2.20 to 34.00x as fast on CPU")
+    assert found.text.startswith("2.20 to 3.40x as fast on CPU")
     assert "disturbed" in found.because[0]
+
+
+@pytest.mark.parametrize(
+    ("speed", "said"),
+    [
+        ((30.7, 3.71, 199.55), "Faster on CPU, by how much is undecided (3.71 to 199.55x), "),
+        ((1.1, 0.4, 3.0), "Faster or slower on CPU, by how much is undecided (0.40 to 3.00x), "),
+    ],
+)
+def test_a_factor_that_nobody_could_time_is_undecided(speed: tuple[float, float, float], said: str) -> None:
+    assert judged(numbers(speed)).text.startswith(said)
 
 
 def test_settings_in_which_nothing_is_won_are_named() -> None:

@@ -16,11 +16,19 @@ import onnxdecomp
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
+from onnxdecomp.layers.find import find
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.runtime.session import TensorSpec
 from onnxdecomp.search.keep_layers import without
+from onnxdecomp.search.layer_profiles import profile_layers
+from onnxdecomp.search.metrics import costs
 from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.plan_options import Objective
+from onnxdecomp.search.plan_trials import cost_left
+from onnxdecomp.search.scope import Scope
 from onnxdecomp.search.search_record import SearchRecord
+from onnxdecomp.search.select import Chosen, choose
 from onnxdecomp.search.targets import Budget, parse_budgets
 from tests.builders import graphs
 from tests.builders.models import thin_middle
@@ -81,6 +89,42 @@ def test_a_tighter_budget_loses_more() -> None:
     assert losses[0] == 0
     assert losses == sorted(losses)
     assert losses[1] < losses[-1]
+
+
+def test_the_objective_is_least_within_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Parameters are in the classifier, too, MACs hardly: no plan has the least of both.
+    monkeypatch.setattr(costs, "_OF_A_CHAIN", 0)
+    model = ir.from_proto(thin_middle())
+    infer_shapes(model)
+    matched, skips = find(model)
+    profiles = profile_layers(model, matched, Scope(("tucker", "svd"), skip_below=0.0), CALIBRATION)
+
+    def least(objective: Objective) -> tuple[Chosen, dict[str, tuple[int, int]]]:
+        found = choose(profiles, skips, (), max_loss=0.1, objective=objective)
+        assert isinstance(found, Chosen)
+        assert found.loss <= 0.1
+        return found, totals(found.plan)
+
+    (light, light_totals), (_, quick_totals) = least("size"), least("macs")
+    assert light_totals["params"][1] < quick_totals["params"][1]
+    assert quick_totals["macs"][1] < light_totals["macs"][1]
+    before, after = light_totals["params"]
+    assert cost_left(light) == pytest.approx(after / before, rel=0.01)
+    # The nodes of a chain count: none is worth it that saves fewer bytes than these.
+    monkeypatch.setattr(costs, "_OF_A_CHAIN", 10_000)
+    assert [choice.layer for choice in least("size")[0].plan.decomposed] == ["two"]
+
+
+@pytest.mark.parametrize(("came_in", "smaller"), [(25_000, True), (1_000, False)])
+def test_a_file_that_gets_no_smaller_is_left_alone(came_in: int, *, smaller: bool) -> None:
+    stage = Decompose(target="error=0.2", objective="size", method="tucker,svd", skip_below=0.0)
+    context = PassContext(calibration=CALIBRATION, original_bytes=came_in)
+    plan = stage.plan(ir.from_proto(thin_middle()), context)[0].plan
+    assert bool(plan.decomposed) == smaller
+    if not smaller:
+        reason = next(choice.reason for choice in plan.choices if choice.layer == "two")
+        assert reason.startswith("with chains or cuts the file has")
+        assert reason.endswith("with every layer as it is 1,000")
 
 
 def test_the_layer_that_loses_little_pays() -> None:

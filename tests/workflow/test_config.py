@@ -194,7 +194,7 @@ def test_a_file_without_a_version_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_option_is_told_the_known_ones_in_their_order() -> None:
-    with pytest.raises(UsageError, match=r"did you mean 'rank'\? \(known: target, rank, layers, "):
+    with pytest.raises(UsageError, match=r"did you mean 'rank'\? \(known: target, objective, rank, layers, "):
         CompressConfig.of(None, {"rnk": "4"})
 
 

@@ -55,6 +55,11 @@ CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, ...], tuple[str, str]]] = 
         ("--bench-threads", "--no-bench"),
     ),
     (
+        {"target": "macs=2x", "objective": "size"},
+        ("--target", "macs=2x", "--objective", "size"),
+        ("--objective size", "target that limits a loss"),
+    ),
+    (
         {"target": "macs=2x", "must_save": "params"},
         ("--target", "macs=2x", "--must-save", "params"),
         ("--must-save", "target"),

@@ -161,6 +161,24 @@ def test_what_is_named_is_not_assumed(tmp_path: Path, calib: dict[str, Any], giv
     assert not any("is taken for scores" in note for note in found.notes)
 
 
+def test_a_denoiser_is_judged_by_its_correction(tmp_path: Path, calib: dict[str, Any]) -> None:
+    """The output is nearly the input: an error of 0.05 of it is more than half of what the network does."""
+    draw = np.random.default_rng(3)
+    low = (draw.standard_normal((24, 12)) @ draw.standard_normal((12, 24)) / 1000).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["noise"], name="f"),
+        helper.make_node("Sub", ["x", "noise"], ["y"], name="s"),
+    ]
+    source = saved(model(nodes, {"x": ["N", 24]}, {"y": ["N", 24]}, {"w": low}), tmp_path / "net.onnx")
+    correction = np.linalg.norm(calib["x"] @ low) / np.linalg.norm(calib["x"] - calib["x"] @ low)
+    assert correction < 0.2
+    found = onnxdecomp.compress(source, calib=calib, **{**QUICK, "skip_below": 0})
+    target = found.record["run"]["request"]["target"]
+    assert float(target.removeprefix("error=")) == pytest.approx(0.05 * correction, rel=0.2)
+    assert any("the input with a correction" in note for note in found.notes)
+    assert found.record["verify"]["rel_l2"] < 0.06 * correction
+
+
 def test_an_output_that_says_nothing_goes_by_its_numbers(tmp_path: Path, calib: dict[str, Any]) -> None:
     few = {"x": calib["x"][:16]}
     for name, given in (("y", calib), ("logits", few)):

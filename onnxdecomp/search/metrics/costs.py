@@ -83,6 +83,18 @@ class FileSize(CostMetric):
         return limit - sizes.spare
 
 
+_OF_A_CHAIN = 1500
+"""Bytes of a chain: its nodes and names, and its scales where it is quantized; some hundred for each step."""
+
+
+@dataclass(frozen=True)
+class Smallest(FileSize):
+    """Bytes that are made least: a chain has nodes, too, which count where a layer is small."""
+
+    def of_layer(self, held: Held, profiles: LayerProfiles, sizes: Sizes) -> Numbers:
+        return super().of_layer(held, profiles, sizes) + (0 if held.kept else _OF_A_CHAIN)
+
+
 @dataclass(frozen=True)
 class Latency(CostMetric):
     """Milliseconds of one input. What is expected is corrected by models that are timed."""

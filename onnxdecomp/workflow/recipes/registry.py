@@ -1,8 +1,8 @@
 """What recipes there are, and the configuration that one of them stands for.
 
-A recipe's file has its `version`, a `summary`, what the run needs besides (`needs`), and the options of
-CompressConfig by group, as the JSON form of a configuration has them. Its version is raised when its options
-change: `cnn-cpu@1` says which one is meant.
+A recipe's file has its `version`, a `summary`, what the run needs besides (`needs`), perhaps a `remark`, and
+the options of CompressConfig by group, as the JSON form of a configuration has them. Its version is raised
+when its options change: `cnn-cpu@1` says which one is meant.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Recipe:
         summary: What it is for, a sentence.
         needs: What a run needs besides the model, such as "--calib"; "" for nothing.
         groups: Its options, by group and name.
+        remark: What else one should know before trusting it; "" for nothing.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Recipe:
     summary: str
     needs: str
     groups: Mapping[str, Mapping[str, object]]
+    remark: str = ""
 
     @property
     def config(self) -> CompressConfig:
@@ -70,8 +72,9 @@ def recipe(name: str) -> Recipe:
         raise UsageError(f"--recipe {name}: unknown recipe {short!r}{suggest(short, names())}")
     said = tomllib.loads(files(_PACKAGE).joinpath(f"{short}.toml").read_text(encoding="utf-8"))
     number, summary, needs = said.pop("version"), said.pop("summary"), said.pop("needs")
+    remark = said.pop("remark", "")
     if version not in ("", str(number)):
         raise UsageError(
             f"--recipe {name}: this release has version {number} of it; see 'onnxdecomp recipes'"
         )
-    return Recipe(short, number, summary, needs, said)
+    return Recipe(short, number, summary, needs, said, remark)
