@@ -86,7 +86,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         (
             f"{row['recipe']}@{row['version']}",
             row["model"],
-            _speed(row["speedup"]),
+            _speed(row),
             f"{row['bytes']['before'] / 1e6:.2f} to {row['bytes']['after'] / 1e6:.2f} MB",
             _loss(row),
             f"{100 * row['rel_l2']:.2f}%",
@@ -99,9 +99,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(head, lines) + rest
 
 
-def _speed(found: Mapping[str, float] | None) -> str:
+def _speed(row: Mapping[str, Any]) -> str:
+    found = row["speedup"]
     if found is None:
-        return "a copy"
+        return "a copy" if row["bytes"]["before"] == row["bytes"]["after"] else "not timed yet"
     return f"{found['value']:.2f}x ({found['low']:.2f} to {found['high']:.2f})"
 
 
