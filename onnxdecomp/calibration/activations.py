@@ -44,6 +44,10 @@ class Observer:
         """The inputs that must be fed."""
         return session.inputs_of(self._session)
 
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What the values are, in the order of `names`."""
+        return session.outputs_of(self._session)
+
 
 def open_observer(
     model: ir.Model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
@@ -102,8 +103,20 @@ def _invoke(arguments: list[str]) -> None:
     """Run the command; not by click's own `main`, which ends a broken pipe with the code of a failed gate."""
     if "_ONNXDECOMP_COMPLETE" in os.environ:  # a shell asks for completions
         cli.main(arguments, prog_name="onnxdecomp")
+    _refuse_empty(arguments)
     with cli.make_context("onnxdecomp", list(arguments), obj=tuple(arguments)) as context:
         cli.invoke(context)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse empty values: a variable that a script has not set would ask for the default without a word."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        name, sign, value = argument.partition("=")
+        if sign and not value and name.startswith("--"):
+            raise click.UsageError(f"{name} is given an empty value")
+        if not argument:
+            what = f"{before} is given an empty value" if before.startswith("-") else "an argument is empty"
+            raise click.UsageError(what)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

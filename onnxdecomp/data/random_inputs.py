@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -58,8 +58,12 @@ class Binding:
         """Numbers in one feed."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def feed(self, inputs: Sequence[TensorSpec], seed: Sequence[int]) -> Feed:
+    def feed(self, inputs: Sequence[TensorSpec], seed: Sequence[int], *, ends: bool = False) -> Feed:
         """Random arrays: normal floats, images of 0..255 in uint8, small integers.
+
+        Args:
+            inputs, seed: Of what, and of the numbers.
+            ends: Put the largest integer into every array of them: what runs on that runs on any other feed.
 
         Raises:
             ModelError: They would be larger than any input is meant to be.
@@ -68,7 +72,11 @@ class Binding:
             sizes = ", ".join(f"{name} {list(shape)}" for name, shape in self.shapes.items())
             raise ModelError(f"random inputs of {self.values} numbers are not made ({sizes})")
         rng = np.random.default_rng(seed)
-        return {spec.name: _random(spec, self.shapes[spec.name], self.integers, rng) for spec in inputs}
+        found = {spec.name: _random(spec, self.shapes[spec.name], self.integers, rng) for spec in inputs}
+        for name, array in found.items() if ends else ():
+            if _is_drawn(name, array):
+                array.flat[-1] = self.integers[1] - 1
+        return found
 
 
 def trial_of(run: Callable[[Feed], object]) -> Trial:
@@ -148,7 +156,7 @@ def bindings(
             itertools.product(candidates, preferred or fills), attempts
         ):
             binding = Binding(_bound(inputs, shapes or {}, {**fixed, **assignment}), integers)
-            reason = trial(binding.feed(inputs, (seed, index, 0)))
+            reason = trial(binding.feed(inputs, (seed, index, 0), ends=True))
             if reason is None:
                 found.append(binding)
                 sizes.append(assignment)
@@ -275,11 +283,29 @@ def _random(
         return np.asarray(rng.standard_normal(shape)).astype(dtype)
     if dtype.kind == "b":
         return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
-    if math.prod(shape) == 1 and len(shape) < 2:
+    if _is_scalar(shape):
         value = min(scalar, np.iinfo(dtype).max)  # type: ignore[type-var]
         return np.asarray(np.full(shape, value)).astype(dtype)
-    if dtype == np.uint8 and len(shape) >= 3:
+    if _is_image(dtype, shape):
         return rng.integers(0, 256, shape).astype(dtype)
-    if "mask" in spec.name.lower():
+    if _is_mask(spec.name):
         return np.ones(shape, dtype)
     return rng.integers(low, high, shape).astype(dtype)
+
+
+def _is_drawn(name: str, array: Array) -> bool:
+    """Whether an array holds integers of a binding's range."""
+    others = _is_scalar(array.shape) or _is_image(array.dtype, array.shape) or _is_mask(name)
+    return array.dtype.kind in "iu" and array.size > 0 and not others
+
+
+def _is_scalar(shape: tuple[int, ...]) -> bool:
+    return math.prod(shape) == 1 and len(shape) < 2
+
+
+def _is_image(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    return dtype == np.uint8 and len(shape) >= 3
+
+
+def _is_mask(name: str) -> bool:
+    return "mask" in name.lower()

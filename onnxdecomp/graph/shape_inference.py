@@ -63,6 +63,14 @@ def set_sizes(value: ir.Value, sizes: Mapping[int, int]) -> None:
         value.meta[_DECLARED] = (_with_sizes(shape, sizes), kind)
 
 
+def declare_type(value: ir.Value, kind: ir.TypeProtocol | None = None) -> None:
+    """Declare a value's type, where none is: `kind`, or by default what `infer_shapes` has found."""
+    value.type = value.type or kind
+    if _DECLARED in value.meta:
+        shape, declared = value.meta[_DECLARED]
+        value.meta[_DECLARED] = (shape, declared or value.type)
+
+
 def _with_sizes(shape: ir.Shape | None, sizes: Mapping[int, int]) -> ir.Shape | None:
     """The shape with other sizes along axes where it has any."""
     if shape is None or max(sizes) >= len(shape):

@@ -15,7 +15,7 @@ from onnxdecomp.layers.int8_weights import OLDEST_OPSET
 from onnxdecomp.layers.registry import adapter_of, per_channel
 from onnxdecomp.quantization.files import converted, load_tools, silent
 from onnxdecomp.quantization.neutral_names import Neutral
-from onnxdecomp.quantization.prepare import choose_sizes, raised, require_float
+from onnxdecomp.quantization.prepare import choose_sizes, declare_types, raised, require_float
 from onnxdecomp.quantization.scheme import Scheme
 from onnxdecomp.quantization.unshare_biases import own_biases
 
@@ -137,6 +137,7 @@ def prepared(model: ir.Model) -> ir.Model:
         copy = raised(copy, OLDEST_OPSET)
     own_biases(copy)
     choose_sizes(copy)
+    declare_types(copy)
     return copy
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import onnx_ir as ir
 
+from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.errors import ModelError
 from onnxdecomp.graph.inherit import inherit_graph, inherit_model, inherit_node, inherit_value
+from onnxdecomp.graph.shape_inference import declare_type
 from onnxdecomp.graph.traversal import places, slots
 from onnxdecomp.quantization.files import silent
+from onnxdecomp.runtime.session import dtype_of
 
 _OPTIONAL_SCALES = 13
 """The first opset in which a Resize may lack its scales."""
@@ -83,6 +87,23 @@ def raised(model: ir.Model, opset: int) -> ir.Model:
         if (old := known.get(node.name or "")) is not None:
             inherit_node(node, old)
     return made
+
+
+def declare_types(model: ir.Model) -> None:
+    """Declare the types of the main graph's values in place; what ONNX cannot infer is asked of ONNX Runtime.
+
+    ONNX's inference ends at an operator of another domain. The quantizer then leaves activations behind it
+    in floating point, and fails on the bias of a layer that reads one.
+    """
+    values = {str(out.name): out for node in model.graph for out in node.outputs if out.name}
+    unknown = [name for name, value in values.items() if value.type is None]
+    with contextlib.suppress(ModelError):  # what does not load is judged elsewhere
+        for spec in open_observer(model, unknown, low_memory=True).outputs() if unknown else ():
+            if spec.dtype in ("float16", "float32"):
+                kind = ir.TensorType(ir.DataType.from_numpy(dtype_of(spec)))
+                declare_type(values[spec.name], kind)
+    for value in values.values():
+        declare_type(value)
 
 
 def choose_sizes(model: ir.Model) -> None:

@@ -133,6 +133,9 @@ BAD_REQUESTS = [
     (["-o", "."], "folder"),
     (["-o", "net.onnx"], "--overwrite"),
     (["another.onnx"], "another.onnx"),
+    (["--target", ""], "--target is given an empty value"),
+    (["--rank="], "--rank is given an empty value"),
+    ([""], "an argument is empty"),
 ]
 
 

@@ -57,6 +57,19 @@ def test_scalar_integers_are_tried() -> None:
     assert found[0].feed(specs, (0,))["sr"] == 8000
 
 
+def test_integers_that_a_model_takes_by_luck_alone_are_not_taken() -> None:
+    """A table of 31 rows takes most random words below 32, and the next ones not."""
+    specs = (TensorSpec("ids", ("N", 4), "int64"), TensorSpec("mask", ("N", 4), "int64"))
+
+    def table(feed: Feed) -> str | None:
+        return None if feed["ids"].max() < 31 and feed["mask"].max() == 1 else "out of bounds"
+
+    for seed in range(4):
+        feeds = random_feeds(specs, table, seed=seed, per_binding=50)
+        assert isinstance(feeds, Feeds)
+        assert not any(table(feed) for feed in feeds)
+
+
 def test_fixed_shapes_have_one_binding_and_seeds_matter() -> None:
     specs = (TensorSpec("x", (1, 4), "float32"),)
     feeds = random_feeds(specs, anything, per_binding=2)

@@ -29,7 +29,7 @@ from onnxdecomp.runtime.session import inputs_of, open_session, run
 from tests.builders.cases import Case
 from tests.builders.exported import KINDS, scaled, tied
 from tests.builders.exported import batched as kind_of
-from tests.builders.graphs import node
+from tests.builders.graphs import model, node
 
 COARSE = 0.06
 """Relative L2 error that 8 bits may make in a model of a few layers."""
@@ -197,3 +197,23 @@ def test_a_weight_of_several_matrices_runs_in_8_bits(per_channel: bool) -> None:
     new = int8(model, feeds, Scheme(per_channel=per_channel))
     assert count(new, "QuantizeLinear") > 0
     assert distance(model, new, feeds) < COARSE
+
+
+def test_what_onnx_does_not_infer_is_quantized_and_a_bias_behind_it_is_no_failure() -> None:
+    nodes = [
+        node("QuickGelu", "x", "a", domain="com.microsoft"),
+        node("Gemm", "a w b", "h"),
+        node("QuickGelu", "h", "c", domain="com.microsoft"),
+        node("MatMul", "c v", "y"),
+    ]
+    weights = {"w": scaled(16, 8), "v": scaled(8, 8), "b": scaled(8)}
+    feed = {"x": scaled(4, 16)}
+    made = ir.from_proto(model(nodes, {"x": ["N", 16]}, {"y": ["N", 8]}, weights))
+    feeds = Feeds((feed,), "test")
+    new = int8(made, feeds, Scheme())
+    assert {value.dtype for value in new.graph.initializers.values()} >= {
+        ir.DataType.INT8,
+        ir.DataType.INT32,
+    }
+    assert count(new, "DequantizeLinear") >= 6
+    assert distance(made, new, feeds) < COARSE
