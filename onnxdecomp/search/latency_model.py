@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,6 +30,7 @@ from onnxdecomp.latency.context import neighbours
 from onnxdecomp.latency.layer_shares import Share, shares
 from onnxdecomp.latency.measure import Request, Timing, time_chains
 from onnxdecomp.latency.predict import part_of_whole
+from onnxdecomp.latency.quantum import Blocked, measured_quanta
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.replace import Rewriter, Trunk
@@ -36,6 +38,7 @@ from onnxdecomp.quantization import quantized_roughly
 from onnxdecomp.quantization.kinds import INT4, storage_of
 from onnxdecomp.quantization.products import products
 from onnxdecomp.runtime import temporary_files
+from onnxdecomp.runtime.providers import provider_of
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.runtime.timing import Ratio
@@ -82,6 +85,7 @@ class Timed:
 
 
 _CODEC = Codec((Timed, Ratio))
+_NUMBERS = Codec(())
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +197,15 @@ class Stopwatch:
             tuple(1.0 if math.isnan(ratio) else ratio for ratio in ratios),
             {place: whole.layers[place].part for place in widths},
         )
+
+    def quanta(self) -> dict[Blocked, int]:
+        """The multiples that the device's kernels work in; {} on the processor, whose are known."""
+        if provider_of(self.setting.provider).synchronous:
+            return {}
+        measure = partial(
+            measured_quanta, self.setting.quick, self.precision, cache_file() if self.cached else None
+        )
+        return measure() if self.course is None else self.course.under("quanta").kept(_NUMBERS, measure, dict)
 
     def time_plan(self, model: ir.Model, plan: Plan) -> Ratio:
         """The latency of the whole model under a plan over the original's, with factors of noise."""

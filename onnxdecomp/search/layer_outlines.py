@@ -19,7 +19,8 @@ def layer_outlines(matched: Sequence[LayerMatch], reasons: list[str], scope: Sco
             continue
         try:
             methods = methods_for(scope.methods, match, scope.options)
-            options[index] = outlines(match, methods, multiple=scope.multiple, what=cost_kind(match, scope))
+            multiple = scope.multiple_of(match.layer)
+            options[index] = outlines(match, methods, multiple=multiple, what=cost_kind(match, scope))
             reasons[index] = "" if options[index] else refusals(scope.methods, match)
         except Exception as error:
             reasons[index] = reason_of_error(error, match)

@@ -162,13 +162,14 @@ def profile_layers(
     reasons = reasons_to_stay(matched, dense, idle, scope)
     found_ties = ties(matched)
     related = Relatives.of(
-        matched, siblings(matched, found_ties), reasons, scope.methods, scope.multiple, scope.what
+        matched, siblings(matched, found_ties), reasons, scope.methods, scope.multiple_of, scope.what
     )
     options = layer_outlines(matched, reasons, scope)
     joint = joined(found_ties, matched, options, reasons, scope)
     barred = untouchable(matched, idle, found_ties, scope)
     asked = [
-        unweighed(channel, matched, scope.cuts, scope.multiple, barred, scope.quantum) for channel in channels
+        unweighed(channel, matched, scope.cuts, _multiple(channel, scope), barred, scope.quantum)
+        for channel in channels
     ]
     timed, takes, asked = _timed(stopwatch, model, matched, options, related, reasons, asked, report)
     related.explain(options, reasons)
@@ -224,6 +225,12 @@ def profile_layers(
         said,
         weigher.profiles,
     )
+
+
+def _multiple(channel: Channel, scope: Scope) -> int:
+    """What the units of a channel are a multiple of, by the layers that make and read them."""
+    ends = [*(own.match for own in channel.producers), *(own.match for own in channel.readers)]
+    return scope.multiple_of(*(match.layer for match in ends)) if ends else scope.multiple
 
 
 def _timed(

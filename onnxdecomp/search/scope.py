@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,11 +12,15 @@ from onnxdecomp.core.patterns import names_of, of_layers, selected
 from onnxdecomp.decompositions.base import Refusal
 from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.decompositions.registry import get
+from onnxdecomp.latency.quantum import Blocked
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.tied_weights import Tie
 from onnxdecomp.search.candidates import NOTHING_CHEAPER, QUICK, What
 from onnxdecomp.search.finite_weights import unsound
 from onnxdecomp.search.plan import Cost
+
+_BLOCKS = 4
+"""Blocks that a layer must have for its ranks to be whole ones."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Scope:
         methods: Names, or ("auto",).
         cuts: Joint methods that may cut channels.
         multiple: Ranks are multiples of it, and so are widths.
+        measured: The multiples that the device's kernels were seen to work in, by their kind, where it was
+            asked; see `multiple_of`.
         quantum: What the kernels work in that the result will run on; wide channels are multiples of it.
         what: The cost along which candidates are laid out.
         include, exclude: Shell patterns of layer names.
@@ -38,6 +45,7 @@ class Scope:
     methods: tuple[str, ...] = ("auto",)
     cuts: tuple[str, ...] = tuple(CUTS)
     multiple: int = 1
+    measured: Mapping[Blocked, int] = field(default_factory=dict)
     quantum: int = 1
     what: What = "macs"
     include: tuple[str, ...] = ()
@@ -51,6 +59,21 @@ class Scope:
         """The same with its patterns told names from."""
         include, exclude = (of_layers(names, layers) for names in (self.include, self.exclude))
         return replace(self, include=include, exclude=exclude)
+
+    def multiple_of(self, *layers: Layer) -> int:
+        """What ranks of these layers are multiples of, and widths between them.
+
+        Of what was measured the coarsest of the kernels that they would run in, 1x1 convolutions being
+        products: so far as each layer has several blocks of it, for narrow layers have finer kernels.
+        """
+        kinds: set[Blocked] = {"product"} | {"convolution" for own in layers if math.prod(own.kernel) > 1}
+        known = [self.measured[kind] for kind in kinds if kind in self.measured]
+        if not known:
+            return self.multiple
+        narrow, block = min(min(own.inputs, own.outputs) for own in layers), max(known)
+        while block > 1 and _BLOCKS * block > narrow:
+            block //= 2
+        return max(block, min(self.multiple, max(known)))
 
     def holds(self, layer: Layer) -> bool:
         """Whether the layer may be changed, by its name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from onnxdecomp.core.chain import Chain
@@ -127,7 +127,7 @@ class Relatives:
         kin: Siblings,
         reasons: Sequence[str],
         methods: Sequence[str],
-        multiple: int,
+        multiple: Callable[[Layer], int],
         what: What,
     ) -> Relatives:
         """The groups of those layers that no reason keeps; the rest as for `sibling_outlines`."""
@@ -234,7 +234,7 @@ def sibling_outlines(
     open_to: Sequence[bool],
     methods: Sequence[str],
     *,
-    multiple: int = 1,
+    multiple: Callable[[Layer], int] = lambda layer: 1,
     what: What = "macs",
 ) -> list[SiblingOutlines]:
     """What the methods can do to groups of the matches.
@@ -244,7 +244,7 @@ def sibling_outlines(
         kin: Their groups.
         open_to: Of each match, whether it may be decomposed.
         methods: Names, or ("auto",); those that take a single layer do nothing here.
-        multiple: Ranks are multiples of it.
+        multiple: What ranks of a layer are multiples of.
         what: The cost along which they are laid out.
     """
     if tuple(methods) != ("auto",) and Shared.name not in methods:
@@ -253,7 +253,7 @@ def sibling_outlines(
     for group in kin.groups:
         places = tuple(place for place in group if open_to[place])
         if len(places) > 1:
-            found += _outlined(matched, places, multiple, what)
+            found += _outlined(matched, places, multiple(matched[places[0]].layer), what)
     return found
 
 

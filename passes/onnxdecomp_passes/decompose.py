@@ -126,6 +126,8 @@ class Decompose(Planner):
         quantization = context.quantization
         channels = self._weighed(model, matched, calibration)
         scope = self._scope(context.provider, timed=latency is not None)
+        if latency is not None and self.rank_multiple in ("", "auto") and not self.provider:
+            scope = replace(scope, measured=latency.quanta())
         trials, journal = self._trials(model, context), None
         if context.course is not None:
             names = [channel.name for channel in channels]

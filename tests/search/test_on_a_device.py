@@ -12,9 +12,10 @@ from onnx import helper
 
 import onnxdecomp
 from onnxdecomp.errors import UsageError
+from onnxdecomp.latency.roofline import Roof, Roofline
 from onnxdecomp.workflow.result import Result
 from tests.builders import graphs
-from tests.builders.fake_device import FakeDevice, install
+from tests.builders.fake_device import LAUNCH_BOUND, FakeDevice, install
 
 CHANNELS, SIZE = 32, 8
 
@@ -81,6 +82,22 @@ def test_of_many_samples_chains_pay(tmp_path: Path, fake: FakeDevice) -> None:
     assert done.latency is not None
     assert done.latency.settings[0].models[1].ratio is not None
     assert done.latency.settings[0].models[1].ratio.value < 1 / 1.5
+
+
+def test_ranks_are_multiples_of_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where convolutions work in blocks of 16, a layer of four such blocks gets ranks of whole ones."""
+    monkeypatch.setenv("ONNXDECOMP_CACHE", str(tmp_path))
+    roofs = {**LAUNCH_BOUND.roofs, "convolution": Roof(1e-4, 1 / 30e3, 16)}
+    install(monkeypatch, FakeDevice(Roofline(100.0, roofs)))
+    weight = np.random.default_rng(0).standard_normal((64, 64, 3, 3)).astype(np.float32) / 24
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", pads=[1, 1, 1, 1])
+    net, sizes = tmp_path / "net.onnx", ["N", 64, SIZE, SIZE]
+    onnx.save(graphs.model([node], {"x": sizes}, {"y": sizes}, {"w": weight}), net)
+    x = np.random.default_rng(1).standard_normal((12, 64, SIZE, SIZE)).astype(np.float32)
+    done = compress(net, calib={"x": x}, target="latency=1.3x", batch=16)
+    (choice,) = done.plan.decomposed
+    assert choice.ranks
+    assert all(rank % 16 == 0 for rank in choice.ranks)
 
 
 def test_graphs_are_a_part_of_the_answer(tmp_path: Path, fake: FakeDevice) -> None:
