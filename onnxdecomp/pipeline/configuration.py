@@ -17,7 +17,7 @@ from onnxdecomp.runtime.toml_file import read_toml
 if TYPE_CHECKING:
     from onnxdecomp.pipeline.base import Pass
 
-DEFAULT = ("simplify", "normalise", "decompose", "refine", "quantize", "annotate", "check")
+DEFAULT = ("simplify", "normalise", "decompose", "refine", "merge", "quantize", "annotate", "check")
 
 
 @dataclass(frozen=True)

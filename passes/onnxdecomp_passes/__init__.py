@@ -13,6 +13,7 @@ PASSES: Mapping[str, str] = {
     "normalise": "onnxdecomp_passes.normalise:Normalise",
     "decompose": "onnxdecomp_passes.decompose:Decompose",
     "refine": "onnxdecomp_passes.refine:Refine",
+    "merge": "onnxdecomp_passes.merge:Merge",
     "quantize": "onnxdecomp_passes.quantize:Quantize",
     "annotate": "onnxdecomp_passes.annotate:Annotate",
     "check": "onnxdecomp_passes.check:Check",
