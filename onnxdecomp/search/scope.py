@@ -66,7 +66,9 @@ class Scope:
         Of what was measured the coarsest of the kernels that they would run in, 1x1 convolutions being
         products: so far as each layer has several blocks of it, for narrow layers have finer kernels.
         """
-        kinds: set[Blocked] = {"product"} | {"convolution" for own in layers if math.prod(own.kernel) > 1}
+        kinds: list[Blocked] = ["product"]
+        if any(math.prod(own.kernel) > 1 for own in layers):
+            kinds.append("convolution")
         known = [self.measured[kind] for kind in kinds if kind in self.measured]
         if not known:
             return self.multiple

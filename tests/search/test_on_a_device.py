@@ -91,7 +91,7 @@ def test_ranks_are_multiples_of_what_is_measured(tmp_path: Path, monkeypatch: py
     install(monkeypatch, FakeDevice(Roofline(100.0, roofs)))
     weight = np.random.default_rng(0).standard_normal((64, 64, 3, 3)).astype(np.float32) / 24
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", pads=[1, 1, 1, 1])
-    net, sizes = tmp_path / "net.onnx", ["N", 64, SIZE, SIZE]
+    net, sizes = tmp_path / "net.onnx", ("N", 64, SIZE, SIZE)
     onnx.save(graphs.model([node], {"x": sizes}, {"y": sizes}, {"w": weight}), net)
     x = np.random.default_rng(1).standard_normal((12, 64, SIZE, SIZE)).astype(np.float32)
     done = compress(net, calib={"x": x}, target="latency=1.3x", batch=16)
