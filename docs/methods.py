@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+import joint_drawings
 import numpy as np
 from generated import write_or_check
 
@@ -26,11 +27,6 @@ FOLDER = Path(__file__).with_name("methods")
 SHARE = 0.25
 """Of the full ranks, in the drawings."""
 
-_STYLE = (
-    "text{font:13px sans-serif;fill:#1f2937}.small{font-size:11px;fill:#6b7280}"
-    "rect{fill:#eef2ff;stroke:#6366f1}.plain{fill:none;stroke:#9ca3af}path{stroke:#9ca3af;fill:none}"
-    "@media(prefers-color-scheme:dark){text{fill:#e5e7eb}.small{fill:#9ca3af}rect{fill:#1e1b4b}}"
-)
 _BOX, _GAP, _HEIGHT = 150, 26, 52
 
 
@@ -40,7 +36,7 @@ def pages() -> dict[Path, str]:
     found: dict[Path, str] = {}
     for method in describe():
         name = method["name"]
-        drawing = None if is_joint(name) else drawn(name)
+        drawing = joint_drawings.drawing(name) if name in joint_drawings.METHODS else drawn(name)
         if drawing is not None:
             found[FOLDER / f"{name}.svg"] = drawing
         found[FOLDER / f"{name}.md"] = page(method, notes[name], pictured=drawing is not None)
@@ -54,8 +50,11 @@ def page(method: Mapping[str, Any], note: Mapping[str, str], *, pictured: bool) 
     lines += ["```", f"onnxdecomp compress model.onnx --method {name} {note['command']}", "```", ""]
     lines += ["## What it computes", "", note["mathematics"].strip(), ""]
     if pictured:
-        lines += ["## The graph before and after", "", f"![A layer and its chain]({name}.svg)", ""]
-        lines += [f"Above the layer, below what takes its place at {SHARE:g} of the full ranks.", ""]
+        several = name in joint_drawings.METHODS
+        what = "A graph before and after" if several else "A layer and its chain"
+        lines += ["## The graph before and after", "", f"![{what}]({name}.svg)", ""]
+        told = f"Above the layer, below what takes its place at {SHARE:g} of the full ranks."
+        lines += [joint_drawings.TOLD if several else told, ""]
     lines += ["## Layers and ranks", "", f"- Takes: {'; '.join(method['takes'])}."]
     lines += [f"- Ranks (`--rank`): {', '.join(method['ranks'])}.", ""] if method.get("ranks") else [""]
     known = [] if is_joint(name) else list(options(name))
@@ -90,7 +89,7 @@ def _svg(layer: Layer, chain: Chain) -> str:
     head = "x".join(map(str, layer.weight.shape))
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(width, 330)} 190" role="img">',
-        f"<title>A {layer.op_type} and its chain</title><style>{_STYLE}</style>",
+        f"<title>A {layer.op_type} and its chain</title><style>{joint_drawings.STYLE}</style>",
         _rect(20, 16, layer.op_type, head, f"{layer.weight.size:,} numbers", plain=False),
     ]
     for index, (kind, size, cost) in enumerate(boxes):

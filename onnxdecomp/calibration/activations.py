@@ -84,9 +84,7 @@ def open_observer(
     for name, array in (known or {}).items():
         computed = values[name]
         computed.name = f"{name}/computed"
-        values[name] = fed = ir.Input(
-            name, ir.Shape([None] * array.ndim), ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        )
+        values[name] = fed = ir.val(name, ir.DataType.from_numpy(array.dtype), [None] * array.ndim)
         computed.replace_all_uses_with(fed)
         graph.inputs.append(fed)
     wanted = list(dict.fromkeys(names))

@@ -103,11 +103,11 @@ def reasons_to_stay(
 
 
 def refusals(names: Sequence[str], match: LayerMatch) -> str:
-    """Why no method takes a layer."""
+    """Why no method has a candidate for a layer: none takes it, or no rank of those that do is of use."""
     tried = QUICK if tuple(names) == ("auto",) else names
     found = [get(name).specialise(match.layer) for name in tried]
-    reasons = dict.fromkeys(answer.reason for answer in found if isinstance(answer, Refusal))
-    return "; ".join(reasons) or NOTHING_CHEAPER
+    reasons = [answer.reason for answer in found if isinstance(answer, Refusal)]
+    return "; ".join(dict.fromkeys(reasons)) if len(reasons) == len(found) else NOTHING_CHEAPER
 
 
 def untouchable(

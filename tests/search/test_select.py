@@ -20,13 +20,14 @@ from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.runtime.session import TensorSpec
+from onnxdecomp.search.candidates import NOTHING_CHEAPER
 from onnxdecomp.search.keep_layers import without
 from onnxdecomp.search.layer_profiles import profile_layers
 from onnxdecomp.search.metrics import costs
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.plan_options import Objective
 from onnxdecomp.search.plan_trials import cost_left
-from onnxdecomp.search.scope import Scope
+from onnxdecomp.search.scope import Scope, refusals
 from onnxdecomp.search.search_record import SearchRecord
 from onnxdecomp.search.select import Chosen, choose
 from onnxdecomp.search.targets import Budget, parse_budgets
@@ -143,6 +144,15 @@ def test_auto_chooses_among_all_methods() -> None:
     for method in ("tucker", "svd", "spatial"):
         _, alone = search("macs=2x", method=method, include=("two",))
         assert record.expected.loss <= alone.expected.loss
+
+
+def test_a_method_that_takes_a_layer_says_why_it_stays() -> None:
+    """Not the others that were weighed with it, and do not take it."""
+    model = ir.from_proto(thin_middle())
+    infer_shapes(model)
+    fc = next(match for match in find(model)[0] if match.layer.name == "fc")
+    assert refusals(("spatial",), fc) == "no convolution: use svd"
+    assert refusals(("spatial", "svd"), fc) == refusals(("auto",), fc) == NOTHING_CHEAPER
 
 
 def test_a_plan_is_a_value_and_the_search_repeats_itself() -> None:
