@@ -2,10 +2,10 @@
 
     python -m bench.width_speed [--models resnet50,…] [--work FOLDER] [--steps compress time]
 
-Both networks have random weights (models/shapes.py): only speed is told, no accuracy. `--method width` with a
-target of half the MACs makes a file of each, on a few seeded images; original and result are then timed
-interleaved, on one thread at batch 1. "of the MAC gain" is how many times as fast the result is, over how
-many times fewer MACs it has. Nodes are those of the file as it is given, and of the result.
+Both networks have random weights (models/shapes.py): only speed is told, no accuracy, and nothing is fitted
+to any inputs. `--method width` with a target of half the MACs makes a file of each; original and result are
+then timed interleaved, on one thread at batch 1. "of the MAC gain" is how many times as fast the result is,
+over how many times fewer MACs it has. Nodes are those of the file as it is given, and of the result.
 `--steps time` measures the files that lie in the work folder again.
 """
 
@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 import onnxdecomp
@@ -26,9 +25,6 @@ from models.shapes import MODELS, save
 
 NETWORKS = ("resnet50", "vgg16")
 TARGET = "macs=2x"
-
-_IMAGES = 8
-"""For calibration: random numbers, as the weights are."""
 
 _SECONDS = 20.0
 """Of timing, for each network."""
@@ -59,12 +55,9 @@ def compressed(name: str, source: Path, result: Path) -> Row:
     """Make both files, and say how they compare but for their speed."""
     save(MODELS[name](), source)
     start = time.process_time()
-    images = np.random.default_rng(0).standard_normal((_IMAGES, 3, 224, 224), np.float32)
-    (given,) = onnx.load(source).graph.input
     made = onnxdecomp.compress(
         source,
         result,
-        calib={given.name: images},
         target=TARGET,
         method="width",
         threads=1,

@@ -99,9 +99,12 @@ _FEWER_ROWS, _FEWER_PER_FEATURE = 2048, 8
 _SPREAD = 4
 """A sample gives at most one row in so many positions."""
 
-VARIED, _MANY, _WORK = 64, 256, 5e11
+VARIED, _MANY, _WORK = 32, 256, 2e11
 """Samples of a fit at least; and so many where running the model on them takes at most that many
 multiply-accumulates."""
+
+_LARGE = 64
+"""Samples are large where a trial has time for fewer."""
 
 _BATCHES = 8
 """As many batches there are at least, where there are so many samples: of fewer none could be held out."""
@@ -184,7 +187,7 @@ def shortened(calibration: Calibration, macs: int, wanted: int = 0) -> Calibrati
         wanted: So many give layers enough rows; up to them there is more time, far beyond them less.
     """
     time = _TRIAL / max(macs, 1)
-    enough = _AMPLE * wanted if wanted and time < VARIED else math.inf
+    enough = _AMPLE * wanted if wanted and time < _LARGE else math.inf
     return _of(
         calibration, int(max(min(_FEWEST, enough), min(int(time), enough), min(wanted, int(_MORE * time))))
     )
@@ -201,7 +204,7 @@ def surveyed(calibration: Calibration, macs: int, wanted: int) -> Calibration:
         macs: Multiply-accumulates of one sample.
         wanted: So many give layers enough rows.
     """
-    if not wanted or _TRIAL / max(macs, 1) >= VARIED:
+    if not wanted or _TRIAL / max(macs, 1) >= _LARGE:
         return calibration
     return _of(calibration, max(_FEWEST, 3 * _AMPLE * wanted))
 

@@ -35,6 +35,9 @@ Model: TypeAlias = str | Path | bytes
 _IN_MEMORY = 64 << 20
 """Bytes of the original's outputs that are kept in memory; more go to a temporary file."""
 
+_TWO = 2
+"""Samples that tell whether more of them can run together."""
+
 _TWICE = 2
 """Feeds that the original runs on a second time, to see which outputs differ by themselves."""
 
@@ -303,7 +306,7 @@ def _record(
     if data is not None:
         feeds = read_feeds(data, inputs, samples=samples)
         refuse_fatal_feed(original, next(iter(feeds)))
-        size = batch if feeds.stackable and apart(session, feeds, batch) else 1
+        size = batch if feeds.stackable and apart(session, feeds, min(batch, _TWO)) else 1
     else:
         made = random_feeds(inputs, trial, seed=seed, shapes=shapes, per_binding=samples)
         if isinstance(made, str):
@@ -316,7 +319,10 @@ def _record(
         try:
             outputs = run(session, feed)
             if index < _TWICE:
-                differing |= unsteady(names, outputs, run(session, feed))
+                # One sample of a batch tells what differs by itself.
+                one = feed if size == 1 else {name: array[:1] for name, array in feed.items()}
+                first = outputs if size == 1 else run(session, one)
+                differing |= unsteady(names, first, run(session, one))
         except ModelError as error:
             found = culprit(feeds, lambda feed: run(session, feed))
             where = f"sample {index * size} of {feeds.source}"

@@ -37,6 +37,9 @@ DOUBT = 3.0
 _TIMES = (1.0, 1.6, 2.5, 4.0)
 """Expected losses may be too low by these factors for cuts, seen beside those of chains."""
 
+_HOPELESS = 2 * _TIMES[-1]
+"""A plan that is expected to lose more than so many times what another one loses is not tried."""
+
 _EQUAL = 0.99
 """A plan with fewer cuts must have less than this share of the error of the others."""
 
@@ -102,6 +105,7 @@ def try_fewer_cuts(
         if not isinstance(found, OutOfReach) and not any(same(found.plan, own.plan) for own in plans):
             plans.append(found)
     fast = [own for own in plans if not _slow(own, wanted)] or plans
+    fast = [own for own in fast if own.loss <= _HOPELESS * min(other.loss for other in fast)]
     if len(fast) == 1:
         return Tried(fast[0])
     tries: list[Mapping[str, float | None]] = []

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from onnxdecomp.cli.main import cli
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.evaluate import verify as verification
+from onnxdecomp.evaluate.task_metrics import measure
 from onnxdecomp.evaluate.verify import verify
 from tests.builders.graphs import model, saved, value
 from tests.builders.models import scores, stateful
@@ -78,6 +79,26 @@ def test_a_batch_that_the_model_does_not_take_is_not_forced_on_it(tmp_path: Path
     path = saved(made, tmp_path / "m.onnx")
     np.savez(tmp_path / "data.npz", x=np.ones((5, 6), np.float32))
     assert verify(path, path, data=tmp_path / "data.npz").samples == 5
+
+
+def test_the_original_runs_once_on_what_it_is_compared_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether samples can be stacked, and what differs by itself, a few samples tell."""
+    node = helper.make_node("Relu", ["x"], ["y"])
+    path = saved(model([node], [value("x", ["N", 6])], [value("y", ["N", 6])]), tmp_path / "m.onnx")
+    seen: list[int] = []
+    for module in (verification, measure):
+        ran = module.run
+
+        def counted(session: Any, feed: Any, ran: Any = ran) -> Any:
+            seen.append(len(feed["x"]))
+            return ran(session, feed)
+
+        monkeypatch.setattr(module, "run", counted)
+    np.savez(tmp_path / "data.npz", x=np.ones((64, 6), np.float32))
+    assert verify(path, path, data=tmp_path / "data.npz").samples == 64
+    assert 128 <= sum(seen) <= 136
 
 
 def reduced(path: Path, sign: float) -> Path:

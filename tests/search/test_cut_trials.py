@@ -75,6 +75,21 @@ def test_a_plan_that_is_too_slow_does_not_win() -> None:
     assert tried(0.1, 0.2, (0.7, 0.8), wanted=0.6)[0].chosen.plan is CUTS
 
 
+def test_what_is_expected_to_lose_far_more_is_not_tried() -> None:
+    """Losses that are added up are too high by other factors for cuts than for chains, within bounds."""
+    asked: list[Plan] = []
+
+    def error(plan: Plan) -> float:
+        asked.append(plan)
+        return 0.1
+
+    cuts = Chosen(CUTS, 0.1, 0.0, 0.0, None)
+    assert try_fewer_cuts(cuts, [lambda: replace(cuts, plan=CHAINS, loss=0.9)], error).chosen is cuts
+    assert not asked
+    try_fewer_cuts(cuts, [lambda: replace(cuts, plan=CHAINS, loss=0.7)], error)
+    assert asked == [CUTS, CHAINS]
+
+
 def test_nothing_is_tried_where_there_is_no_choice() -> None:
     def error(plan: Plan) -> float:
         raise AssertionError(plan)
