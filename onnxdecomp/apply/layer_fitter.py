@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.activation_cache import Window
-from onnxdecomp.calibration.attention_scores import HELD, ScoreProduct, real_queries
+from onnxdecomp.calibration.attention_scores import HELD, ScoreProduct, real_positions
 from onnxdecomp.calibration.batchnorm import new_statistics
 from onnxdecomp.calibration.look import Look, Reference
 from onnxdecomp.calibration.nonlinearity import Aim, activation
@@ -190,7 +190,7 @@ class Fitter:
             # What a cut has left less of is no counterpart of what it was.
             alike = [one.shape for one in values] == [two.shape for two in meant]
             own = meant if alike and again else values
-            real = real_queries(feed, values[0], self.calibration)
+            real = real_positions(product, feed, values, self.calibration)
             for sample in product.samples(own, real, meant if alike and not again else None):
                 size += sample.nbytes
                 if size <= HELD:

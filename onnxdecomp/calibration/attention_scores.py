@@ -27,8 +27,19 @@ LARGEST = 256
 QUERY, KEY = 0, 1
 """Operands of the product."""
 
+_NEVER = np.float32(-1e30)
+"""The score of what is not looked at."""
+
 _FAR = 8
 """Nodes between the scores and their softmax at most: a scale, a mask, a cast."""
+
+
+@dataclass(frozen=True, eq=False)
+class Real:
+    """What is no padding: bool [N, n] of the queries and [N, m] of the keys, None for all."""
+
+    queries: Array | None = None
+    keys: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,29 +80,24 @@ class ScoreProduct:
         return [str(value.name) for value in values if value is not None]
 
     def samples(
-        self, values: Sequence[Array], real: Array | None, meant: Sequence[Array] | None = None
+        self, values: Sequence[Array], real: Real, meant: Sequence[Array] | None = None
     ) -> Iterator[AttentionSample]:
         """The samples of one batch.
 
         Args:
             values: Of `names`.
-            real: bool [N, n], the queries that are no padding, or None for all.
+            real: The queries and keys that are no padding.
             meant: Of `names` in the original, whose scores are wanted; None: those of `values` are.
         """
         query, key = self._sides(values)
         wanted = None if meant is None else self._sides(meant)
-        weights = self._weights(values if meant is None else meant, *(wanted or (query, key)))
+        keys = _fitting(real.keys, key)
+        weights = self._weights(values if meant is None else meant, *(wanted or (query, key)), keys)
+        rows = _fitting(real.queries, query)
         for index, (q, k, p) in enumerate(zip(query, key, weights, strict=True)):
-            rows = None if real is None or real.shape != (len(query), query.shape[2]) else real[index]
             aim = None if wanted is None else (wanted[0][index], wanted[1][index])
-            yield AttentionSample(q, k, p if rows is None else self._real(p, rows), aim)
-
-    def _real(self, p: Array, real: Array) -> Array:
-        """The probabilities [H, n, m] without those of padding, bool [n]."""
-        if self.made is not None:  # no mask is known, but what is no query is no key
-            p = p * real
-            p = p / np.maximum(p.sum(axis=-1, keepdims=True), np.finfo(p.dtype).tiny)
-        return np.asarray(p * real[None, :, None])
+            seen = p if rows is None else np.asarray(p * rows[index][None, :, None])
+            yield AttentionSample(q, k, seen, aim)
 
     def _sides(self, values: Sequence[Array]) -> tuple[Array, Array]:
         """The queries [N, H, n, d], and the keys [N, S, m, d]."""
@@ -100,15 +106,15 @@ class ScoreProduct:
         query = self._arranged(values[0], self.features[0], self.heads[0])
         return query, self._arranged(values[1], self.features[1], self.heads[1])[:, list(self.firsts)]
 
-    def _weights(self, values: Sequence[Array], query: Array, key: Array) -> Array:
-        """The probabilities [N, H, n, m]."""
+    def _weights(self, values: Sequence[Array], query: Array, key: Array, keys: Array | None) -> Array:
+        """The probabilities [N, H, n, m]; of those that are computed here without keys that are padding."""
         shape = (*query.shape[:3], key.shape[2])
         if self.probabilities is not None:
             seen = self._arranged(values[2], values[2].ndim - 1, self.heads[2])
             return np.broadcast_to(seen, shape)
         if self.scale is None:
             return np.full(shape, 1 / max(1, shape[3]), np.float32)
-        return self._computed(query, key)
+        return self._computed(query, key, keys)
 
     def _arranged(self, x: Array, features: int, heads: int | None) -> Array:
         """[N, H, n, d], where d and H lie along these axes, n along the last other one."""
@@ -124,14 +130,21 @@ class ScoreProduct:
         moved = np.moveaxis(x, heads, -3)
         return moved.reshape(-1, *moved.shape[-3:])
 
-    def _computed(self, query: Array, key: Array) -> Array:
-        """The probabilities [N, H, n, m] as far as queries and keys tell them: masks are not known."""
+    def _computed(self, query: Array, key: Array, keys: Array | None) -> Array:
+        """The probabilities [N, H, n, m] as queries and keys tell them: a mask in the node is not known."""
         assert self.scale is not None
         scores = self.scale * (query @ key[:, list(self.groups)].swapaxes(-1, -2))
         if self.causal:
             scores = np.where(np.tri(*scores.shape[-2:]) > 0, scores, -np.inf)
+        if keys is not None:
+            scores = np.where(keys[:, None, None], scores, _NEVER)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
+
+
+def _fitting(real: Array | None, x: Array) -> Array | None:
+    """What is real [N, n] of x [N, H, n, d]; None for all, and where the two do not belong together."""
+    return real if real is not None and real.shape == (len(x), x.shape[2]) else None
 
 
 def attention_samples(
@@ -146,7 +159,7 @@ def attention_samples(
         seen = dict(zip(observer.names, observer.run(feed), strict=True))
         for product, own in zip(products, found, strict=True):
             values = [seen[name] for name in product.names]
-            for sample in product.samples(values, real_queries(feed, values[0], calibration)):
+            for sample in product.samples(values, real_positions(product, feed, values, calibration)):
                 size += sample.nbytes
                 own.append(sample)
         if size > HELD:
@@ -154,10 +167,15 @@ def attention_samples(
     return found
 
 
-def real_queries(feed: Feed, query: Array, calibration: Calibration) -> Array | None:
-    """Which queries [N, n] of an operand of a product are no padding, None for all."""
+def real_positions(
+    product: ScoreProduct, feed: Feed, values: Sequence[Array], calibration: Calibration
+) -> Real:
+    """Which queries and keys of a product are no padding, by what `product.names` are."""
     mask = calibration.mask
-    return None if mask is None else mask.rows(feed, (len(query), query.shape[-2]))
+    if mask is None:
+        return Real()
+    sides = [mask.rows(feed, (len(x), x.shape[-2])) for x in values[: 1 if product.made else 2]]
+    return Real(sides[0], sides[-1])
 
 
 def score_product(channel: Channel) -> ScoreProduct | str:

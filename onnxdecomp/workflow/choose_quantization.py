@@ -56,11 +56,13 @@ class ChosenKind:
         run: Its configuration names the kind, or none where none pays.
         notes: What was measured, a sentence each.
         candidates: What was weighed, for the record; () where nothing was.
+        took: The time of the kind over the original's, or None where it was not measured.
     """
 
     run: RunContext
     notes: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    took: Ratio | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +151,7 @@ def choose_kind(run: RunContext, loaded: ir.Model, meter: LatencyMeter, *, slowe
     others = "; ".join(_told(kind) for kind in kinds if kind.name != best.name)
     told = f"{best.name} is taken for {quantizer.precision}: {_told(best, named=False)}"
     chosen = replace(run, config=best.config, memory=best.memory)
-    return ChosenKind(chosen, (f"{told}; {others}" if others else told,), candidates)
+    return ChosenKind(chosen, (f"{told}; {others}" if others else told,), candidates, best.ratio)
 
 
 def _of_products(loaded: ir.Model) -> bool:

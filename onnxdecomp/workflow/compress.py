@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from onnxdecomp.pipeline.configuration import PipelineSource
     from onnxdecomp.pipeline.pipeline import PipelineResult
     from onnxdecomp.runtime.deadline import Deadline
+    from onnxdecomp.runtime.timing import Ratio
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.training.settings import Settings
     from onnxdecomp.workflow.keywords import CompressOptions
@@ -157,7 +158,7 @@ def compress_by(
             run, told = kind.run, (*told, *kind.notes)
         if asked.dry_run:
             return dry_run(run, loaded, before, origin, told)
-        made, given_up = _made(run, loaded, meter, training)
+        made, given_up = _made(run, loaded, meter, training, kind.took)
         del loaded
         return _written(run, file, before, origin, with_candidates(made, kind), meter, (*told, *given_up))
 
@@ -237,7 +238,11 @@ def _said_of_mask(run: RunContext) -> tuple[str, ...]:
 
 
 def _made(
-    run: RunContext, loaded: ir.Model, meter: LatencyMeter, training: Settings | None
+    run: RunContext,
+    loaded: ir.Model,
+    meter: LatencyMeter,
+    training: Settings | None,
+    alone_took: Ratio | None,
 ) -> tuple[FinishedResult, tuple[str, ...]]:
     """The result that is fast enough and loses little enough, and a note on what was given up for it."""
     config = run.config
@@ -259,6 +264,7 @@ def _made(
         training=training,
         threads=config.threads,
         report=run.progress,
+        alone_took=alone_took,
     )
     return guard_error(first, finisher, config.sought), given_up
 

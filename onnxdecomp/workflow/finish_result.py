@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnxdecomp.latency.meter import LatencyMeter
     from onnxdecomp.pipeline.pipeline import PipelineResult
     from onnxdecomp.record.schema.training import Training
+    from onnxdecomp.runtime.timing import Ratio
     from onnxdecomp.search.plan import Plan
     from onnxdecomp.training.settings import Settings
 
@@ -98,6 +99,7 @@ class Finisher:
         verify: Compares a file with the original; None where that can wait until it is written.
         calib, training: How to train afterwards, and on what; None for no training.
         threads, report: Of the training.
+        alone_took: The time of quantization alone over the original's, where it is known.
     """
 
     original: Path
@@ -109,10 +111,13 @@ class Finisher:
     training: Settings | None
     threads: int | None
     report: Callable[[str, int, int], None]
+    alone_took: Ratio | None = None
 
     def finish(self, ran: PipelineResult, before: TimedResult | None = None) -> FinishedResult:
         """The result made ready, in place of the one before."""
-        chosen = guard_latency(ran, self.again, self.meter, enabled=self.faster, before=before)
+        chosen = guard_latency(
+            ran, self.again, self.meter, enabled=self.faster, before=before, alone_took=self.alone_took
+        )
         made = FinishedResult(chosen, chosen.ran.checks, self._trained(chosen.ran), faster=self.faster)
         if self.verify is None or not made.changed:
             return made

@@ -17,6 +17,7 @@ from onnxdecomp.record.schema.reading import recorded
 from onnxdecomp.record.schema.timing import DecidingTiming, Interval
 from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.deadline import APPLY, passed
+from onnxdecomp.runtime.timing import Ratio
 from onnxdecomp.search.keep_layers import Key, changes_of, key_of, nothing_of, without
 from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
 from onnxdecomp.search.search_record import SearchRecord, chosen_candidate, level_of
@@ -57,6 +58,7 @@ def guard_latency(
     *,
     enabled: bool,
     before: TimedResult | None = None,
+    alone_took: Ratio | None = None,
 ) -> TimedResult:
     """Time the result against the original, and undo what does not pay.
 
@@ -69,6 +71,8 @@ def guard_latency(
         meter: Times.
         enabled: Else the result is taken as it is.
         before: What this result was made in place of: the search that it goes back to is that one's.
+        alone_took: The time of quantization alone over the original's, where the choice of its kind has
+            measured it: it is not timed again then.
     """
     first = _of(ran)
     if first.search is None and before is not None:
@@ -79,8 +83,10 @@ def guard_latency(
         plain = _guard_layers(first, lambda plan: again(plan, False), meter, _ORIGINAL)
         return replace(plain, notes=(*ran.unquantized, *plain.notes))
     alone = again(nothing_of(first.plan), True) if ran.decomposed else ran
-    timed = meter.time_model(alone.model)
-    found = _finding(timed, _ORIGINAL, meter)
+    timed = None if ran.decomposed and alone_took is not None else meter.time_model(alone.model)
+    found = (
+        Finding(alone_took, _ORIGINAL, meter.limit) if timed is None else _finding(timed, _ORIGINAL, meter)
+    )
     looks = (_look("quantization", 0, found),)
     kind = ran.precision
     if not found.pays:

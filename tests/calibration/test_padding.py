@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 
 import onnxdecomp
+from onnxdecomp.calibration.attention_scores import Real, ScoreProduct
 from onnxdecomp.calibration.batchnorm import normalisations, renormalise
 from onnxdecomp.calibration.statistics import observe, observe_unchanged, window
 from onnxdecomp.cli.main import cli
@@ -212,3 +213,16 @@ def test_statistics_are_those_of_the_real_positions() -> None:
         held = [ir.convenience.get_const_tensor(node.inputs[index]) for index in (3, 4)]  # type: ignore[arg-type]
         stored.append([tensor.numpy() for tensor in held if tensor is not None])
     np.testing.assert_allclose(stored[0], stored[1], rtol=1e-4, atol=1e-5)
+
+
+def test_keys_that_are_padding_take_part_in_no_scores() -> None:
+    """Where the softmax is in the product's own node, what it gives is computed, without its mask."""
+    x = ir.Value(name="x")
+    product = ScoreProduct(x, x, None, 4, (2, 2), (2, 2, None), (0, 1), (0, 1), scale=0.5)
+    real = np.arange(5) < np.array([[5], [3]])
+    query, key = normal(2, 5, 8, seed=1), normal(2, 5, 8, seed=2)
+    other = np.where(real[..., None], key, np.float32(9))
+    one, two = (list(product.samples((query, k), Real(real, real))) for k in (key, other))
+    for a, b, left in zip(one, two, real, strict=True):
+        assert np.array_equal(a.probabilities, b.probabilities)
+        np.testing.assert_allclose(a.probabilities.sum(-1), np.broadcast_to(left, (2, 5)), atol=1e-6)

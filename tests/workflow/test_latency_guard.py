@@ -219,6 +219,26 @@ def test_channels_are_put_back_by_what_they_were_expected_to_gain() -> None:
     assert [look.decomposed for look in settled.looks] == [4, 2]
 
 
+@pytest.mark.parametrize("known", [FASTER, SLOWER, None])
+def test_quantization_alone_is_not_timed_where_the_choice_of_its_kind_has_done_it(
+    known: Ratio | None,
+) -> None:
+    plan, timer = plan_of([5, 4]), watch(FASTER)
+    runs = Runs()
+
+    def again(wanted: Plan | None, quantized: bool) -> PipelineResult:
+        ran = runs(plan if wanted is None else wanted)
+        return replace(ran, precisions={"quantize": "int8-dynamic"} if quantized else {})
+
+    settled = latency_guard.guard_latency(again(plan, True), again, timer, enabled=True, alone_took=known)
+    assert len(timer.looks) == (2 if known is None else 1)
+    assert [(look.what, look.outcome) for look in settled.looks] == [
+        ("quantization", "no faster" if known is SLOWER else "faster"),
+        ("layers", "faster"),
+    ]
+    assert bool(settled.ran.precision) == (known is not SLOWER)
+
+
 def test_nothing_is_timed_where_it_is_not_wanted_or_nothing_was_done() -> None:
     plan, empty, timer = plan_of([1]), plan_of([]), watch(SLOWER)
     assert Runs().guarded(plan, timer, enabled=False).plan == plan

@@ -32,7 +32,7 @@ class Example:
         wanted: What the original has at the block's end.
         hints: What it has inside the block: fitted to as well, but it does not decide.
         real: Which of these values are real, where others are padding; by name.
-        count: How many samples.
+        weight: What it counts in a mean over examples.
         positions: Which rows of [batch x positions] are real, where others are padding.
     """
 
@@ -40,7 +40,7 @@ class Example:
     wanted: Values
     hints: Values
     real: Mapping[str, Tensor]
-    count: int
+    weight: int
     positions: Tensor | None = None
 
     def distance(self, made: Values, energy: Mapping[str, float]) -> Tensor:
@@ -145,10 +145,10 @@ def descend(
 
 
 def _judged(passage: Passage, examples: Sequence[Example], energy: Mapping[str, float]) -> float:
-    count = sum(example.count for example in examples)
+    whole = sum(example.weight for example in examples)
     with torch.no_grad():
-        terms = [float(one.distance(passage(one.given), energy)) * one.count for one in examples]
-    return sum(terms) / count
+        terms = [float(one.distance(passage(one.given), energy)) * one.weight for one in examples]
+    return sum(terms) / whole
 
 
 def _copies(parameters: Mapping[str, Tensor], roles: Sequence[Role]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeAlias
@@ -26,11 +26,13 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.output_file import on_disk
 from onnxdecomp.runtime.memory_budget import KEPT
 from onnxdecomp.runtime.session import Feed
-from onnxdecomp.training.agreement import check_agreement
+from onnxdecomp.training.agreement import EXACT, check_agreement
 from onnxdecomp.training.autograd.network import Network
+from onnxdecomp.training.autograd.tensors import as_tensors
 from onnxdecomp.training.refinement.batches import Batch, batches, pin, positions, real
 from onnxdecomp.training.refinement.blocks import Block, blocks
 from onnxdecomp.training.refinement.descent import Descent, Example, descend
+from onnxdecomp.training.refinement.trimming import Trimming
 from onnxdecomp.training.refinement.values import Passage, compute
 from onnxdecomp.training.roles import Role, roles
 from onnxdecomp.training.store import store
@@ -158,6 +160,7 @@ class _Run:
         self.train: list[Batch] = []
         self.held_out: list[Batch] = []
         self.pins: tuple[str, ...] = ()
+        self.trimming: Trimming | None = None
         self.done, self.steps = 0, 0
 
     def stretches(self) -> list[Block]:
@@ -173,11 +176,34 @@ class _Run:
             *(replace(one, hints=tuple(name for name in ends if name not in one.leaves)) for one in whole),
         ]
 
+    def trim(self, trimming: Trimming | None, feeds: Sequence[Feed]) -> None:
+        """Cut padding off if the original's outputs on these feeds are the same without it."""
+        if trimming is None or self.mask is None:
+            return
+        for feed in feeds:
+            whole = as_tensors(feed)
+            cut = as_tensors(trimming.cut(feed, trimming.length(feed)))
+            with torch.no_grad():
+                found = [self.original(one) for one in (whole, cut)]
+            for name in self.original.outputs:
+                one, two = (
+                    self._shown(value[name], given) for value, given in zip(found, (whole, cut), strict=True)
+                )
+                if one.shape != two.shape or not torch.allclose(one, two, rtol=EXACT, atol=EXACT):
+                    return
+        self.trimming = trimming
+
+    def _shown(self, value: Tensor, feed: Mapping[str, Tensor]) -> Tensor:
+        """What is real of a value, [n]."""
+        which = real(self.mask, feed, value.shape)
+        return value.reshape(-1) if which is None else value[which]
+
     def draw(self, feeds: Feeds, held_out: Feeds, stretches: Sequence[Block], pins: Collection[str]) -> None:
         """Put samples in batches: as many, and as large, as the memory that values may take lets."""
         self.pins = tuple(name for name in pins if self.network.knows(name) and self.original.knows(name))
-        how = self.how
-        first = batches((next(iter(feeds)),), 1, how.seed, stackable=False)
+        how, trimming = self.how, self.trimming
+        usual = next(iter(feeds)) if trimming is None else trimming.typical(tuple(feeds))
+        first = batches((usual,), 1, how.seed, stackable=False)
         pin(first, self.original, self.pins)
         held, made = self._sizes(first[0], stretches)
         size = max(1, min(how.batch, _STEP // max(made, 1)))
@@ -186,7 +212,15 @@ class _Run:
             (self.train, feeds, most - most // _APART),
             (self.held_out, held_out, most // _APART),
         ):
-            part.extend(batches(_spread(some, count), size, how.seed, stackable=some.stackable))
+            drawn = batches(
+                _spread(some, count),
+                size,
+                how.seed,
+                stackable=some.stackable,
+                trimming=trimming,
+                mask=self.mask,
+            )
+            part.extend(drawn)
             pin(part, self.original, self.pins)
 
     def _sizes(self, batch: Batch, stretches: Sequence[Block]) -> tuple[int, int]:
@@ -276,7 +310,7 @@ class _Run:
         shown = {name: which for name, which in found.items() if which is not None}
         wanted = {name: old[name] for name in names if name in block.leaves}
         hints = {name: old[name] for name in names if name not in block.leaves}
-        return Example(given, wanted, hints, shown, batch.count, positions(self.mask, batch.feed))
+        return Example(given, wanted, hints, shown, batch.weight, positions(self.mask, batch.feed))
 
     def error(self) -> float:
         """Relative L2 error of the worst output on the samples held out."""
