@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.calibration.activations import Observer, open_observer
+from onnxdecomp.calibration.bound_shapes import bound_shapes, is_long
 from onnxdecomp.calibration.reachability import place_of, shapes_read
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.random_inputs import bindings, trial_of
@@ -41,7 +42,8 @@ def with_seen_shapes(
     if not any(_asks(match, symbols) for match in matched):
         return list(matched)
     unknown = {match.nodes[0]: place_of(match) for match in matched if _observable(match) and _free(match)}
-    found = _in_a_run(model, unknown, shapes)
+    told = bound_shapes(model, unknown, shapes) if is_long(model) else None
+    found = _in_a_run(model, unknown, shapes) if told is None else told
     return [
         replace(match, layer=replace(match.layer, seen_shape=_canonical(match, found[match.nodes[0]])))
         if math.prod(found.get(match.nodes[0], (0,)))

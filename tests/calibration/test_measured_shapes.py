@@ -8,7 +8,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from models.encoder import encoder
 from onnxdecomp import compress, inspect
+from onnxdecomp.calibration import bound_shapes, measured_shapes
 from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.calibration.measured_shapes import largest_value, shapes_in_a_run, with_seen_shapes
 from onnxdecomp.cli.show import show_plan
@@ -235,3 +237,16 @@ def test_the_largest_value_is_that_of_the_inputs_own_size() -> None:
     model = ir.from_proto(make(nodes, [value("x", ["N", 3, "H", "W"])], [value("y", None)], weights))
     assert largest_value(model, {"x": normal(1, 3, 10, 20)}) == 4 * 30 * 60
     assert largest_value(model, {"x": normal(1, 5, 10, 20)}) == 0
+
+
+def test_long_graphs_have_the_sizes_of_a_run_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder lays a mask out and reads positions off its input's shape; the run is not there."""
+    model = encoder(layers=1, width=16, vocabulary=100)
+    infer_shapes(model)
+    found, _ = find(model)
+    seen = [match.layer.seen_shape for match in with_seen_shapes(model, found)]
+    monkeypatch.setattr(bound_shapes, "LONG", 3)
+    monkeypatch.setattr(measured_shapes, "_in_a_run", lambda *_: {})
+    told = [match.layer.seen_shape for match in with_seen_shapes(model, found)]
+    assert told == seen
+    assert all(shape is not None for shape in seen)

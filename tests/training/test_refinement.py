@@ -20,11 +20,13 @@ from onnxdecomp.errors import UsageError
 from onnxdecomp.layers.replace import LAYER
 from onnxdecomp.training.autograd.network import Network
 from onnxdecomp.training.refinement import refine as refinement
+from onnxdecomp.training.refinement.batches import batches, positions
 from onnxdecomp.training.refinement.blocks import blocks
+from onnxdecomp.training.refinement.trimming import Trimming
 from tests.builders import graphs
 from tests.builders.feeds import normal
 from tests.builders.graphs import node
-from tests.calibration.test_padding import LENGTHS, arrays, network
+from tests.calibration.test_padding import LENGTHS, MASK, arrays, network, padded
 
 HOW: dict[str, Any] = {
     "method": "svd",
@@ -271,3 +273,67 @@ def test_blocks_end_where_one_value_goes_on(name: str, layers: int, ends: list[s
     assert [block.leaves for block in found] == [(end,) for end in ends]
     assert sorted(name for block in found for name in block.weights) == sorted(weights)
     assert [block.enters for block in found] == [(), *((end,) for end in ends[:-1])]
+
+
+def test_what_reads_no_more_than_a_shape_does_not_keep_a_block_open() -> None:
+    """As masks do that are laid out for an activation."""
+    proto = perceptron()
+    more = [node("Shape", "r0", "s"), node("Expand", "zero s", "e")]
+    nodes = [*list(proto.graph.node)[:2], *more, *list(proto.graph.node)[2:-1]]
+    nodes += [node("Add", "r2 e", "t"), node("Gemm", "t w3 b3", "y", name="fc3", transB=1)]
+    weights = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    weights["zero"] = np.zeros((1, 16), np.float32)
+    model = ir.from_proto(graphs.model(nodes, {"x": ("N", 16)}, {"y": ("N", 16)}, weights))
+    wanted = [f"w{k}" for k in range(4)]
+    for one in model.graph:
+        if one.op_type == "Gemm":
+            one.metadata_props[LAYER] = one.name or ""
+    assert [block.leaves for block in blocks(model.graph, model.graph, wanted, 2)] == [("r1",), ("y",)]
+
+
+def test_whole_tables_of_embeddings_stay() -> None:
+    nodes = [node("Gather", "table ids", "h", name="words"), node("MatMul", "h w", "y", name="layer")]
+    weights = {"table": normal(4096, 4), "w": normal(4, 4)}
+    inputs = [graphs.value("ids", ["N", "S"], onnx.TensorProto.INT64)]
+    model = ir.from_proto(graphs.model(nodes, inputs, {"y": ("N", "S", 4)}, weights))
+    assert list(refinement._tables(model)) == ["table"]
+    model.graph[0].metadata_props[LAYER] = "words"
+    assert list(refinement._tables(model)) == []
+
+
+def summed() -> onnx.ModelProto:
+    """The sum over all positions, padding among them."""
+    nodes = [node("MatMul", "x w", "h", name="layer"), node("ReduceSum", "h axes", "y")]
+    inputs = [
+        graphs.value("x", ["N", "S", 8]),
+        graphs.value("attention_mask", ["N", "S"], onnx.TensorProto.INT64),
+    ]
+    weights = {"w": normal(8, 6), "axes": np.array([1])}
+    return graphs.model(nodes, inputs, {"y": ("N", 1, 6)}, weights)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_padding_is_cut_off_where_the_model_gives_the_same_without_it(cut: bool) -> None:
+    model = ir.from_proto(network() if cut else summed())
+    run = refinement._Run(Network(model), Network(model), {}, refinement.How(), MASK, None)
+    feeds = padded()
+    trimming = Trimming.of(model, MASK)
+    assert trimming is not None
+    run.trim(trimming, feeds)
+    assert (run.trimming is not None) == cut
+    assert [trimming.length(feed) for feed in feeds] == list(LENGTHS)
+    short = trimming.cut(feeds[1], 2)
+    assert {name: array.shape for name, array in short.items()} == {"x": (1, 2, 8), "attention_mask": (1, 2)}
+
+
+def test_samples_of_like_lengths_share_a_batch() -> None:
+    trimming = Trimming.of(ir.from_proto(network()), MASK)
+    found = batches(padded(), 3, 0, stackable=True, trimming=trimming, mask=MASK)
+    sizes = [tuple(batch.feed["attention_mask"].shape) for batch in found]
+    assert [batch.weight for batch in found] == [int(batch.feed["attention_mask"].sum()) for batch in found]
+    assert sum(batch.count for batch in found) == len(LENGTHS)
+    assert all(rows * longest <= 3 * sum(LENGTHS) / len(LENGTHS) for rows, longest in sizes)
+    assert len(found) < len(LENGTHS)
+    real = positions(MASK, {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])})
+    assert real is not None
+    assert real.tolist() == [True, True, False, True, False, False]

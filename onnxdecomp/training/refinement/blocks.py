@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxdecomp.graph.traversal import operands
 from onnxdecomp.layers.replace import LAYER
+from onnxdecomp.training.refinement.values import follows
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _downstream(nodes: Sequence[ir.Node], roots: Collection[ir.Value]) -> set[ir
     """What depends on some values, without these."""
     found: set[ir.Value] = set()
     for node in nodes:
-        if any(value in roots or value in found for value in operands(node)):
+        if follows(node, roots) or follows(node, found):
             found.update(out for out in node.outputs if out not in roots)
     return found
 

@@ -19,6 +19,9 @@ Tensor: TypeAlias = torch.Tensor
 Values: TypeAlias = Mapping[str, Tensor]
 
 
+_LESS = 0.3
+"""Share of the rates that is left where an epoch has ended above the beginning."""
+
 _OBSERVED = 8
 """Examples that tell what weights multiply."""
 
@@ -138,10 +141,17 @@ def descend(
         judged = _judged(passage, held_out, energy)
         if judged < best:
             best, epoch, kept = judged, number, _copies(parameters, roles)
+        elif judged > before:  # the steps were too large
+            _put(parameters, kept)
+            optimizer.again(_LESS)
+    _put(parameters, kept)
+    return Outcome(before, best, epoch)
+
+
+def _put(parameters: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in kept.items():
             parameters[name].copy_(tensor)
-    return Outcome(before, best, epoch)
 
 
 def _judged(passage: Passage, examples: Sequence[Example], energy: Mapping[str, float]) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeAlias
@@ -24,6 +24,9 @@ from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.errors import UsageError
 from onnxdecomp.graph.output_file import on_disk
+from onnxdecomp.graph.traversal import operands
+from onnxdecomp.layers.find import find
+from onnxdecomp.layers.replace import LAYER
 from onnxdecomp.runtime.memory_budget import KEPT
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.training.agreement import EXACT, check_agreement
@@ -108,6 +111,7 @@ def refine(
         ModelError: torch cannot run one of the models as ONNX Runtime does.
         UsageError: There are fewer than two samples.
     """
+    fixed = {*fixed, *_tables(model)}
     chosen = [role for role in roles(model) if role.name not in fixed]
     if not any(role.kind == "factor" for role in chosen):
         return None
@@ -133,6 +137,13 @@ def refine(
     samples, judged = (sum(batch.count for batch in part) for part in (run.train, run.held_out))
     seconds = time.perf_counter() - began
     return Refinement(tuple(found), samples, judged, before, after, kept, seconds)
+
+
+def _tables(model: ir.Model) -> Iterator[str]:
+    """Tables of embeddings that are whole: most rows are of words that no sample has."""
+    for match in find(model, freeze=True)[0]:
+        if match.layer.lookup and LAYER not in match.nodes[0].metadata_props:
+            yield from (str(v.name) for node in match.nodes for v in operands(node) if v.is_initializer())
 
 
 def _spread(feeds: Feeds, most: int) -> tuple[Feed, ...]:

@@ -55,6 +55,11 @@ class _Whitened:
         grad = self.weight.grad
         self.tensor.grad = None if grad is None else _matrix(grad, self.axis) @ self.inverse.T
 
+    def read(self) -> None:
+        """V of a weight that was put back to what it was."""
+        with torch.no_grad():
+            self.tensor.copy_(_matrix(self.weight.detach(), self.axis) @ self.root)
+
     def put(self) -> None:
         """The weight, after a step."""
         found = self.tensor.detach() @ self.inverse
@@ -95,6 +100,13 @@ class Steps:
             groups.append({"params": [parameters[name]], "lr": largest})
         self._adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
         self._largest = [float(group["lr"]) for group in self._adam.param_groups]
+
+    def again(self, share: float) -> None:
+        """Go on from what the weights are by now, at a share of the rates."""
+        for one in self._whitened:
+            one.read()
+        self._adam.state.clear()
+        self._largest = [share * largest for largest in self._largest]
 
     def clear(self) -> None:
         """Forget the gradients."""

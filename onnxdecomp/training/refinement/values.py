@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -14,6 +14,15 @@ from onnxdecomp.training.autograd.network import Network
 
 Tensor: TypeAlias = torch.Tensor
 Values: TypeAlias = Mapping[str, Tensor]
+
+
+_MEASURING = frozenset(("Shape", "Size"))
+"""Operators whose result no number of their operand changes."""
+
+
+def follows(node: ir.Node, moved: Collection[ir.Value]) -> bool:
+    """Whether what a node gives changes with the numbers of some values."""
+    return node.op_type not in _MEASURING and any(value in moved for value in operands(node))
 
 
 def compute(network: Network, names: Sequence[str], given: Values) -> dict[str, Tensor]:
@@ -63,7 +72,7 @@ class Passage:
         moved = {network.value(name) for name in (*enters, *weights)}
         nodes = []
         for node in _between(network, leaves, ends):
-            if any(value in moved for value in operands(node)):
+            if follows(node, moved):
                 moved.update(node.outputs)
                 nodes.append(node)
         return Passage(network, tuple(nodes), tuple(network.needs(nodes)), tuple(leaves))
