@@ -150,8 +150,8 @@ def judged_large(large: LargeCorpus, name: str, files: Sequence[Path]) -> dict[s
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A row per model."""
-    head = ("model", "target", "error", "refined", "off the error", "off the loss", "points", "refined")
-    head += ("with int8", "refined, with int8", "fit", "fit and refinement")
+    head = [*("model", "target", "error", "refined", "off the error", "off the loss", "points", "refined")]
+    head += ["with int8", "refined, with int8", "fit", "fit and refinement"]
     return markdown(
         head,
         [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.data.random_inputs import bindings
@@ -70,9 +71,14 @@ def bound_shapes(
 
 def _sizes(node: ir.Node, place: int) -> tuple[int, ...] | None:
     present = [value for value in node.inputs if value is not None]
-    shape = dims(present[place]) if place < len(present) else None
-    known = tuple(dim for dim in shape or () if isinstance(dim, int))
-    return known if shape is not None and len(known) == len(shape) else None
+    return _known(present[place]) if place < len(present) else None
+
+
+def _known(value: ir.Value) -> tuple[int, ...] | None:
+    """The shape of a value, if all of it is known."""
+    shape = dims(value)
+    sizes = tuple(dim for dim in shape or () if isinstance(dim, int))
+    return sizes if shape is not None and len(sizes) == len(shape) else None
 
 
 def _shapes_as_numbers(model: ir.Model) -> None:
@@ -81,9 +87,9 @@ def _shapes_as_numbers(model: ir.Model) -> None:
         operand = node.inputs[0] if node.inputs else None
         if node.op_type != "Shape" or node.domain or node.attributes or operand is None:
             continue
-        shape = dims(operand)
-        if shape is None or not all(isinstance(dim, int) for dim in shape):
+        shape = _known(operand)
+        if shape is None:
             continue
-        constant = ir.node("Constant", [], attributes={"value": ir.tensor(list(shape), ir.DataType.INT64)})
+        constant = ir.node("Constant", [], attributes={"value": ir.tensor(np.array(shape, np.int64))})
         model.graph.insert_before(node, constant)
         node.outputs[0].replace_all_uses_with(constant.outputs[0], replace_graph_outputs=False)
