@@ -37,7 +37,10 @@ from onnxdecomp.fitting.shared_factor import fit_first, fit_last, refit_last
 from onnxdecomp.layers.adapter import LayerMatch
 
 ROUNDS = 2
-"""Fits anew to what the activation behind a layer leaves to be wanted."""
+"""Fits anew to what the activation behind a layer leaves to be wanted; one where fits are only compared."""
+
+_AGAIN = 4
+"""Rounds of the alternation of each, at most."""
 
 
 _TRUSTED = 1.1
@@ -107,7 +110,7 @@ class Fitter:
             centred=centred(match),
             sweeps=self.calibration.sweeps,
         )
-        return self._rectified(match, look, found, _second(halves), pending, refit)
+        return self._rectified(match, look, found, _second(halves), pending, self._refit)
 
     def first_of(
         self,
@@ -162,7 +165,7 @@ class Fitter:
         )
         if found is None or not found.shrinkage:
             return found
-        return self._rectified(match, look, found, _second(halves), pending, refit)
+        return self._rectified(match, look, found, _second(halves), pending, self._refit)
 
     def observe(
         self, matched: Sequence[LayerMatch], pending: Collection[ir.Node], *, alone: bool = False
@@ -235,6 +238,10 @@ class Fitter:
         left = self.left.get(node)
         return new_statistics(node, self.now, self.original, pending, self.calibration, left)
 
+    def _refit(self, found: Fit, layer: Layer, moments: Moments, *, centred: bool) -> Fit:
+        sweeps = min(_AGAIN, self.calibration.sweeps)
+        return refit(found, layer, moments, centred=centred, sweeps=sweeps)
+
     def _rectified(
         self,
         match: LayerMatch,
@@ -250,7 +257,7 @@ class Fitter:
         trusted = found.held_out is None or found.held_out <= _TRUSTED * found.loss
         if act is None or not trusted or not self.calibration.rectified:
             return found
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if self.calibration.sweeps > 1 else 1):
             bias = found.chain.bias if centred(match) else None
             aim = Aim(act, dense_rows(found.chain, match.layer), bias)
             both = look.aimed(aim)

@@ -93,8 +93,8 @@ _MORE = 4
 """Times as much is spent where else there would be too few samples to tell one plan from another."""
 
 
-_FEWER_ROWS, _FEWER_PER_FEATURE = 2048, 8
-"""Rows of a layer where fits are only compared."""
+_FEWER_ROWS, _FEWER_PER_FEATURE, _FEWER = 2048, 8, 128
+"""Rows of a layer where fits are only compared, and samples where these give them."""
 
 _SPREAD = 4
 """A sample gives at most one row in so many positions."""
@@ -165,7 +165,7 @@ def hasty(calibration: Calibration, wanted: int = 0) -> Calibration:
         calibration: For fits that count.
         wanted: So many samples give layers enough rows; of more there are enough to vary only.
     """
-    count = max(_MANY, wanted)
+    count = max(_FEWER, wanted)
     if count < len(calibration.feeds):
         batch = min(calibration.batch, count // _BATCHES)
         calibration = replace(calibration, feeds=calibration.feeds.spread(count), batch=batch)

@@ -22,6 +22,7 @@ import numpy as np
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.core.steps import Convolve, Step
+from onnxdecomp.fitting.elimination import inverse_of
 from onnxdecomp.fitting.quadratic_loss import Problem
 
 _DAMPING = 1e-4
@@ -150,4 +151,4 @@ def _inverse(matrix: Array) -> Array:
     """Of a positive semidefinite matrix, damped."""
     n = len(matrix)
     damping = _DAMPING * float(np.trace(matrix)) / n or 1.0
-    return np.linalg.inv(matrix + damping * np.eye(n))
+    return inverse_of(matrix + damping * np.eye(n))

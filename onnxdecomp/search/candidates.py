@@ -22,6 +22,7 @@ from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.ranks.rounding import round_to_multiple
+from onnxdecomp.search.chain_costs import chain_cost
 from onnxdecomp.search.plan import Cost, cost_of
 from onnxdecomp.search.rank_curves import exact, filled_in, scaled, shape
 
@@ -109,9 +110,8 @@ def outlines(
     found = []
     for method in methods:
         seen: set[Ranks] = set()
-        known: dict[Ranks, Cost] = {}
         for reduction in reversed(REDUCTIONS):
-            ranks = ranks_at(method, layer, beside + dense / reduction, multiple, what, known)
+            ranks = ranks_at(method, layer, beside + dense / reduction, multiple, what)
             if ranks is None or ranks in seen:
                 continue
             seen.add(ranks)
@@ -123,23 +123,12 @@ def outlines(
 
 def outlined(match: LayerMatch, method: Decomposition, ranks: Ranks) -> Outline:
     """A method at some ranks in a layer's place."""
-    chain = outline(method, match.layer, ranks)
-    return Outline(method, ranks, chain, cost_of(chain, match.layer))
+    return Outline(method, ranks, outline(method, match.layer, ranks), chain_cost(method, match.layer, ranks))
 
 
-def ranks_at(
-    method: Decomposition,
-    layer: Layer,
-    cost: float,
-    multiple: int,
-    what: What,
-    known: dict[Ranks, Cost] | None = None,
-) -> Ranks | None:
-    """The largest ranks at a common fraction of the full ones whose chain costs `cost` at most, or None.
-
-    `known` holds what ranks of this method cost in this layer, and what is found out is added.
-    """
-    full, costs = method.full_ranks(layer), {} if known is None else known
+def ranks_at(method: Decomposition, layer: Layer, cost: float, multiple: int, what: What) -> Ranks | None:
+    """The largest ranks at a common fraction of the full ones whose chain costs `cost` at most, or None."""
+    full = method.full_ranks(layer)
 
     def ranks(fraction: float) -> Ranks:
         wanted = method.fraction_ranks(layer, fraction)
@@ -148,10 +137,7 @@ def ranks_at(
         return tuple(round_to_multiple(r, multiple, f) for r, f in zip(wanted, full, strict=True))
 
     def too_dear(fraction: float) -> bool:
-        wanted = ranks(fraction)
-        if wanted not in costs:
-            costs[wanted] = cost_of(outline(method, layer, wanted), layer)
-        return bool(getattr(costs[wanted], what) > cost)
+        return bool(getattr(chain_cost(method, layer, ranks(fraction)), what) > cost)
 
     low, high = 1.0 / max(full), 1.0
     if too_dear(low):

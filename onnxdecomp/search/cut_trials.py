@@ -40,6 +40,9 @@ _TIMES = (1.0, 1.6, 2.5, 4.0)
 _HOPELESS = 2 * _TIMES[-1]
 """A plan that is expected to lose more than so many times what another one loses is not tried."""
 
+_BEATEN = 2.0
+"""Times the least squared error that a plan would have even by the most favourable of the ratios found."""
+
 _EQUAL = 0.99
 """A plan with fewer cuts must have less than this share of the error of the others."""
 
@@ -86,6 +89,9 @@ def try_fewer_cuts(
 ) -> Tried:
     """The best of a plan and others, with fewer cuts or with nothing else.
 
+    By how much expected losses are too high for cuts and for chains is known as soon as a plan without cuts
+    was carried out as well. After that those are not tried which would lose far more than the best of them.
+
     Args:
         chosen: The plan; where it cuts nothing, nothing is tried.
         others: Pick the best plans within the same budgets where cuts count more, or they or chains are not
@@ -110,14 +116,20 @@ def try_fewer_cuts(
         return Tried(fast[0])
     tries: list[Mapping[str, float | None]] = []
     best, least, late = fast[0], math.inf, False
+    ratios: list[float] = []
+    known = False  # of both kinds
     with ahead([own.plan for own in fast]):
         for own in fast:
             if late := passed(deadline, SEARCH):
                 break
+            if known and min(ratios) * own.loss > _BEATEN * least**2:
+                continue
             if progress:
                 progress(f"try the plan with {len(own.plan.cuts)} cuts", len(tries), len(fast))
             value = error(own.plan)
             tries.append(_entry(own, value))
+            ratios.append(value**2 / own.loss if own.loss > 0 else 0.0)
+            known = known or not own.plan.cuts
             if value < (_EQUAL * least if tries[1:] else math.inf):
                 best, least = own, value
     return Tried(best, tuple(tries), late=late)

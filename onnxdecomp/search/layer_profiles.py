@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxdecomp.calibration.reachability import unreached
 from onnxdecomp.calibration.statistics import (
     Calibration,
+    hasty,
     observe_unchanged,
     packs,
     parted,
@@ -186,6 +187,7 @@ def profile_layers(
     kept = KeptSurvey(journal)
     weigher = ChannelWeigher(model, matched, asked, kept)
     tables = TableCandidates.of(model, matched, found_ties, options, fitting)
+    fitting = hasty(fitting, work.samples)  # what is weighed is only compared
     for index, halves in _moments(model, matched, sorted({*todo, *weigher.readers}), fitting, joint, kept):
         ahead = [later for later in todo if later >= index]
         if passed(deadline, SURVEY):

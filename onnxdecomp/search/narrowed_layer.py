@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer, Ranks, narrowed
-from onnxdecomp.decompositions.base import outline, refusal_of
+from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.search.candidates import Candidate
+from onnxdecomp.search.chain_costs import chain_cost
 from onnxdecomp.search.channel_costs import narrowed_by
 from onnxdecomp.search.channel_profiles import TIMED, ChannelProfile
 from onnxdecomp.search.elimination import Floats, Ints
 from onnxdecomp.search.held import Held, Numbers, held
 from onnxdecomp.search.layer_profiles import LayerProfile
-from onnxdecomp.search.plan import Cost, cost_after_first, cost_of
+from onnxdecomp.search.plan import Cost, cost_of
 from onnxdecomp.search.tied_layers import Pick
 
 Bools: TypeAlias = NDArray[np.bool_]
@@ -143,10 +144,10 @@ class NarrowedLayer:
             full = (layer.inputs,)  # what siblings have in common has more ranks than one of them may have
         if full is None or len(full) != len(option.ranks):
             return math.nan, math.nan
-        chain = outline(option.method, layer, tuple(map(min, option.ranks, full)))
         # Of siblings the first bears the cost of the factor that they have in common.
-        after = candidate.group and candidate.group[0] != self.place
-        return _numbers((cost_after_first if after else cost_of)(chain, layer))
+        after = bool(candidate.group) and candidate.group[0] != self.place
+        ranks = tuple(map(min, option.ranks, full))
+        return _numbers(chain_cost(option.method, layer, ranks, after_first=after))
 
     @cached_property
     def _time_left(self) -> Floats:

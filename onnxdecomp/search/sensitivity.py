@@ -41,7 +41,7 @@ _FEWEST, _MOST = 4, 512
 _FEWEST_OF_MANY = 2
 """The same of many looks, where one or two samples give layers enough rows: they are of many positions."""
 
-_LOOKED = 128
+_LOOKED = 64
 """Samples of a look at one of many changes: their effects differ by more than as many samples do."""
 
 _BROKEN = 1e6

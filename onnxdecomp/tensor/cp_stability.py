@@ -104,11 +104,10 @@ def _shortest(projected: Array, normal: Array, weights: Array, explained: float)
     Σ_k p_k² (s_k + 2 μ) / (s_k + μ)² = explained, whose left side falls with μ. None if not even the
     least-squares factor (μ = 0) explains so much, which only rounding can bring about.
     """
-    import scipy.linalg
     from scipy.optimize import brentq
 
     scale = 1 / np.sqrt(weights)
-    values, vectors = scipy.linalg.eigh(normal * np.outer(scale, scale), driver="evd", check_finite=False)
+    values, vectors = np.linalg.eigh(normal * np.outer(scale, scale))
     values = np.maximum(values, 0.0)
     rotated = (projected * scale) @ vectors
     squares = np.sum(np.square(rotated), axis=0)

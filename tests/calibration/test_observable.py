@@ -257,7 +257,7 @@ def test_hasty_fits_have_fewer_rows_and_rounds() -> None:
 
 
 def test_hasty_fits_run_on_as_many_samples_as_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "_MANY", 20)
+    monkeypatch.setattr(statistics, "_FEWER", 20)
     whole = calibration(images(40))
     assert [len(hasty(whole, wanted).feeds) for wanted in (0, 30, 50)] == [20, 30, 40]
     assert hasty(whole, 30).batch == 3

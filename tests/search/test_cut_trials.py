@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -30,6 +32,7 @@ from tests.search.test_select import search
 CHAINS = Plan((Choice("a", "", "Conv", method="svd", ranks=(4,), before=Cost(9, 9), after=Cost(4, 4)),))
 KEPT = Plan((Choice("a", "", "Conv", before=Cost(9, 9)),))
 CUTS = replace(CHAINS, channels=(Cut("a", "width", 4, 8, ("a",), ("b",)),))
+OTHER_CUTS = replace(CHAINS, channels=(Cut("a", "width", 2, 8, ("a",), ("b",)),))
 
 
 def tried(
@@ -98,6 +101,27 @@ def test_nothing_is_tried_where_there_is_no_choice() -> None:
     assert try_fewer_cuts(chains, [lambda: chains], error).chosen is chains
     cuts = replace(chains, plan=CUTS)
     assert try_fewer_cuts(cuts, [lambda: OutOfReach("no chain saves so much", ())], error).chosen is cuts
+
+
+@pytest.mark.parametrize(
+    ("second", "expected", "asked"),
+    [(CHAINS, 0.079, True), (CHAINS, 0.081, False), (OTHER_CUTS, 0.081, True)],
+)
+def test_what_would_lose_far_more_is_not_tried(second: Plan, expected: float, asked: bool) -> None:
+    """The squared errors are 0.02 and 0.01, a half and a quarter of what was expected."""
+    plans: list[Plan] = []
+    squared = [0.02, 0.01, 0.1]
+
+    def error(plan: Plan) -> float:
+        plans.append(plan)
+        return math.sqrt(squared[len(plans) - 1])
+
+    alone = replace(CUTS, choices=KEPT.choices)
+    first, *others = (
+        Chosen(plan, loss, 0.0, 0.0, None) for plan, loss in ((CUTS, 0.04), (second, 0.04), (alone, expected))
+    )
+    try_fewer_cuts(first, [partial(lambda found: found, own) for own in others], error)
+    assert (alone in plans) == asked
 
 
 def cheaper(with_cuts: Tried | UsageError, alone: Tried | UsageError, bold: float = 0.1) -> Tried:
