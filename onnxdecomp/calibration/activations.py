@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
 from onnxdecomp.core.layer import Array
+from onnxdecomp.errors import ModelError, ProviderError
 from onnxdecomp.runtime import session
+from onnxdecomp.runtime.providers import provider_of
 from onnxdecomp.runtime.session import Feed, TensorSpec
 from onnxdecomp.runtime.shared_weights import share_weights
 
@@ -31,14 +34,24 @@ class Observer:
     inputs: frozenset[str]
     _session: ort.InferenceSession
     _lent: dict[str, Array] = field(default_factory=dict)
+    _on_processor: Callable[[], ort.InferenceSession] | None = None
 
     def run(self, feed: Feed) -> list[Array]:
         """The values for one feed of the whole model, with the values that were said to be known.
 
+        What fails on a device, for want of its memory most of all, is done by the processor from then on.
+
         Raises:
             ModelError: ONNX Runtime fails on it.
         """
-        return session.run(self._session, {k: v for k, v in feed.items() if k in self.inputs})
+        own = {k: v for k, v in feed.items() if k in self.inputs}
+        try:
+            return session.run(self._session, own)
+        except ModelError:
+            if self._on_processor is None:
+                raise
+            self._session, self._on_processor = self._on_processor(), None
+            return session.run(self._session, own)
 
     def specs(self) -> tuple[TensorSpec, ...]:
         """The inputs that must be fed."""
@@ -65,7 +78,8 @@ def open_observer(
     Args:
         model: The model.
         names: Of the values.
-        provider, threads: Where it is computed.
+        provider, threads: Where it is computed: in single precision, and by the processor where the provider
+            does not take the model.
         known: Values of the main graph that will be fed; nothing before them is computed. The arrays only
             show their types and ranks.
         integers: As for `open_session`.
@@ -106,13 +120,23 @@ def open_observer(
         graph.initializers.pop(str(value.name), None)
     needed = frozenset(str(v.name) for v in graph.inputs if v.name not in graph.initializers)
     weights = share_weights(copy)
-    opened = session.open_session(
-        ir.to_proto(copy).SerializeToString(),
-        provider=provider,
-        threads=threads,
-        integers=integers,
-        idling="sleep",
-        low_memory=low_memory,
-        weights=weights,
-    )
-    return Observer(tuple(wanted), needed, opened, weights)
+    serialized = ir.to_proto(copy).SerializeToString()
+
+    def opened(on: str) -> ort.InferenceSession:
+        return session.open_session(
+            serialized,
+            provider=on,
+            options=dict(provider_of(on).precisions.get("fp32", ())),
+            threads=threads,
+            integers=integers,
+            idling="sleep",
+            low_memory=low_memory,
+            weights=weights,
+        )
+
+    if provider_of(provider).name == "cpu":
+        return Observer(tuple(wanted), needed, opened(provider), weights)
+    try:
+        return Observer(tuple(wanted), needed, opened(provider), weights, partial(opened, "cpu"))
+    except (ModelError, ProviderError):
+        return Observer(tuple(wanted), needed, opened("cpu"), weights)

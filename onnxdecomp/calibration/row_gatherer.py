@@ -37,6 +37,7 @@ class Draw:
         held_out: The share of the batches that is held out.
         seed: Of the positions.
         mask: Which positions are padding.
+        device: Of torch, where moments are added up; "" for the processor.
     """
 
     samples: int
@@ -46,6 +47,7 @@ class Draw:
     seed: int
     mask: Mask | None
     per_feature: int = 24
+    device: str = ""
 
     def wanted(self, features: int) -> int:
         """Rows that are drawn where there are as many.
@@ -85,7 +87,7 @@ class RowGatherer:
         self._per_feed = math.ceil(wanted / max(1, draw.samples))
         self._outputs = outputs
         sizes = (layer.groups, layer.outputs if outputs else 0, features(layer))
-        self._parts = [Gatherer(*sizes, second=second), Gatherer(*sizes, second=second)]
+        self._parts = [Gatherer(*sizes, second=second, device=draw.device) for _ in range(2)]
         self._order = None if layer.conv is None else kernel_first(layer)
         self._weight = self._as_seen(as_rows(layer.weight, layer).astype(layer.weight.dtype))
         self._bias = layer.bias if match.adapter.takes_bias(layer) else None

@@ -30,6 +30,7 @@ from onnxdecomp.fitting.moments import Moments, features, needed
 from onnxdecomp.fitting.strengths import SHRINKAGES
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.runtime.memory_budget import budget, gibibytes
+from onnxdecomp.runtime.providers import provider_of
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.tasks.values import digest
 
@@ -48,7 +49,7 @@ class Calibration:
         rectified: Spend nothing on what the activation behind a layer forgives.
         shrinkages: The strengths to choose among.
         sweeps: Of the alternation of a fit, at most.
-        provider, threads: Where the model is run.
+        provider, threads: Where the model is run; on CUDA moments are added up there, too, where torch is.
         seed: Of the positions.
         mask: Which positions are padding: no rows are drawn from there.
     """
@@ -391,4 +392,5 @@ def draw_of(calibration: Calibration) -> Draw:
         calibration.seed,
         calibration.mask,
         calibration.per_feature,
+        "cuda" if provider_of(calibration.provider).on_cuda else "",
     )

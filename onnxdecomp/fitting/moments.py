@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.tensor.blas_threads import threads_for
+from onnxdecomp.tensor.device_product import inner
 
 _COPIES = 12
 """How many times the moments are held at once, as measured (7 to 14)."""
@@ -91,13 +92,14 @@ def needed(layer: Layer) -> int:
 class Gatherer:
     """Adds rows up in place: memory is that of the moments, however many rows there are.
 
-    Without `second` the sum of x xT is left out.
+    Without `second` the sum of x xT is left out. Products are computed on torch's `device`, see `inner`.
     """
 
     groups: int
     outputs: int
     features: int
     second: bool = True
+    device: str = ""
 
     def __post_init__(self) -> None:
         g, d, t = self.groups, self.features, self.outputs
@@ -124,8 +126,8 @@ class Gatherer:
             y = wanted[:, group * (self.outputs // g) : (group + 1) * (self.outputs // g)]
             with threads_for(self.features):
                 if self.second:
-                    self._xx[group] += x.T @ x
-                self._yx[group] += y.T @ x
+                    self._xx[group] += inner(x, x, self.device)
+                self._yx[group] += inner(y, x, self.device)
             self._x[group] += x.sum(0, dtype=np.float64)
         self._y += wanted.sum(0, dtype=np.float64)
         self._yy += np.square(wanted, dtype=np.float64).sum(0)

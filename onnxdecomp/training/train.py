@@ -21,6 +21,7 @@ from onnxdecomp.training.agreement import check_agreement
 from onnxdecomp.training.autograd.network import Network
 from onnxdecomp.training.autograd.tensors import as_tensors
 from onnxdecomp.training.composed import composed
+from onnxdecomp.training.device import torch_device
 from onnxdecomp.training.loop import Course, Report, fit
 from onnxdecomp.training.objective import Values, objective, scored_output
 from onnxdecomp.training.padding import real
@@ -80,7 +81,7 @@ def train(
         ModelError, UsageError: See onnxdecomp.errors.
     """
     began = time.perf_counter()
-    where = _device(device)
+    where = torch_device(device)
     found = roles(student.model)
     trained = chosen(found, ("all",) if from_scratch else settings.trained)
     mask = preflight.mask(student.path, settings.mask)
@@ -144,14 +145,6 @@ def train(
         "best": result.best,
         "seconds": time.perf_counter() - began,
     }
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"device {name}: torch finds no CUDA here; --device cpu")
-    return name
 
 
 def _tensors(samples: Samples) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from onnxdecomp.graph.load import load, source
 from onnxdecomp.graph.output_file import size
 from onnxdecomp.pipeline.base import Pass, PassContext, Planner, Progress, Quantization, Quantizer
 from onnxdecomp.quantization.bounds import Memory
+from onnxdecomp.runtime.providers import provider_of
 from onnxdecomp.search.plan import Plan
 from onnxdecomp.search.targets import allowance, parse_budgets
 
@@ -141,12 +142,13 @@ def _judging(run: RunContext) -> Feeds | None:
 
 
 def _calibration(run: RunContext, feeds: Feeds | None) -> Calibration | None:
-    """The activations are looked at on the CPU: every provider computes the same."""
+    """The activations are looked at on CUDA where models run there, or on TensorRT; else on the CPU."""
     from onnxdecomp.calibration.statistics import Calibration
 
     if feeds is None:
         return None
-    return Calibration(feeds, threads=run.threads, seed=run.config.seed, mask=run.mask)
+    where = "cuda" if provider_of(run.config.provider).on_cuda else "cpu"
+    return Calibration(feeds, provider=where, threads=run.threads, seed=run.config.seed, mask=run.mask)
 
 
 def _ahead(quantizer: Quantizer, context: PassContext) -> Quantization:

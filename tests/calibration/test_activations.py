@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -11,9 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError
+from onnxdecomp.runtime import session
 from onnxdecomp.runtime.shared_weights import share_weights
 from tests.builders.graphs import model as make
 from tests.builders.graphs import value
+from tests.builders.models import thin_middle
 
 RNG = np.random.default_rng(0)
 
@@ -214,3 +218,31 @@ def test_an_initializer_that_is_an_output(size: int) -> None:
     y, w = open_observer(ir.from_proto(proto), ["y", "w"]).run(FEED)
     np.testing.assert_allclose(y, FEED["x"] @ weights["w"], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(w, weights["w"])
+
+
+def test_what_fails_on_a_device_is_done_by_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider that is not there, and one whose memory is too small for a run."""
+    model = ir.from_proto(thin_middle())
+    feed = {"x": np.ones((2, 8, 6, 6), np.float32)}
+    (output,) = (str(value.name) for value in model.graph.outputs)
+    expected = open_observer(model, [output]).run(feed)
+    missing = open_observer(model, [output], provider="cuda")
+    np.testing.assert_array_equal(missing.run(feed), expected)
+    real, tried = session.open_session, list[str]()
+
+    def opened(source: bytes, *, provider: str, **given: Any) -> Any:
+        tried.append(provider)
+        return real(source, **{**given, "options": None})
+
+    def run(opened: Any, fed: Any) -> Any:
+        if tried[-1] == "cuda":
+            raise ModelError("out of memory")
+        return real_run(opened, fed)
+
+    real_run = session.run
+    monkeypatch.setattr(session, "open_session", opened)
+    monkeypatch.setattr(session, "run", run)
+    small = open_observer(model, [output], provider="cuda")
+    np.testing.assert_array_equal(small.run(feed), expected)
+    np.testing.assert_array_equal(small.run(feed), expected)
+    assert tried == ["cuda", "cpu"]

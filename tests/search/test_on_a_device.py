@@ -100,6 +100,41 @@ def test_ranks_are_multiples_of_what_is_measured(tmp_path: Path, monkeypatch: py
     assert all(rank % 16 == 0 for rank in choice.ranks)
 
 
+def test_two_nodes_come_before_three(tmp_path: Path, fake: FakeDevice) -> None:
+    """Of a convolution that is narrow on both sides MACs choose three nodes; launches, of which each costs, two."""
+    rng = np.random.default_rng(0)
+    core = np.einsum("ta,abhw,bs->tshw", *(rng.standard_normal(s) for s in ((32, 8), (8, 8, 3, 3), (8, 32))))
+    weight = ((core + 3 * rng.standard_normal(core.shape)) / 100).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", pads=[1, 1, 1, 1])
+    net, sizes = tmp_path / "net.onnx", ("N", 32, SIZE, SIZE)
+    onnx.save(graphs.model([node], {"x": sizes}, {"y": sizes}, {"w": weight}), net)
+    x = rng.standard_normal((12, 32, SIZE, SIZE)).astype(np.float32)
+    asked: dict[str, Any] = {"calib": {"x": x}, "method": "auto"}
+    (few,) = compress(net, target="latency=1.35x", batch=8, **asked).plan.decomposed
+    assert few.method in ("svd", "spatial")
+    (many,) = compress(net, target="macs=6x", provider="cpu", allow_slower=True, **asked).plan.decomposed
+    assert many.method == "tucker"
+
+
+def test_siblings_share_their_first_factor(tmp_path: Path, fake: FakeDevice) -> None:
+    """Chains of their own would launch six kernels where there were three; with one in common it is four."""
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((64, 8))
+    weights = {
+        name: ((first @ rng.standard_normal((8, 64)) + 0.3 * rng.standard_normal((64, 64))) / 20).astype(
+            np.float32
+        )
+        for name in "qkv"
+    }
+    nodes = [helper.make_node("MatMul", ["x", name], [f"{name}_y"], name=f"to_{name}") for name in "qkv"]
+    outputs = {f"{name}_y": ["N", 64, 64] for name in "qkv"}
+    net = tmp_path / "net.onnx"
+    onnx.save(graphs.model(nodes, {"x": ["N", 64, 64]}, outputs, weights), net)
+    x = rng.standard_normal((12, 64, 64)).astype(np.float32)
+    done = compress(net, calib={"x": x}, method="auto", target="latency=1.25x", batch=16)
+    assert [choice.method for choice in done.plan.decomposed] == ["shared"] * 3
+
+
 def test_graphs_are_a_part_of_the_answer(tmp_path: Path, fake: FakeDevice) -> None:
     """Without a recorded graph launches take so much that the widths gain less."""
     net = network(tmp_path / "net.onnx", 3)

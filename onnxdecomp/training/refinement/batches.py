@@ -96,7 +96,7 @@ def real(mask: Mask | None, feed: Mapping[str, Tensor], shape: Sequence[int]) ->
     """Which numbers of a value are real, [*shape] of booleans; None for all."""
     if mask is None:
         return None
-    told = {spec.name: feed[spec.name].numpy() for spec in mask.inputs}
+    told = {spec.name: feed[spec.name].cpu().numpy() for spec in mask.inputs}
     which = mask.values(told, tuple(shape))
     return None if which is None else torch.from_numpy(which.copy())
 

@@ -32,6 +32,7 @@ from onnxdecomp.runtime.session import Feed
 from onnxdecomp.training.agreement import EXACT, check_agreement
 from onnxdecomp.training.autograd.network import Network
 from onnxdecomp.training.autograd.tensors import as_tensors
+from onnxdecomp.training.device import torch_device
 from onnxdecomp.training.refinement.batches import Batch, batches, pin, positions, real
 from onnxdecomp.training.refinement.blocks import Block, blocks
 from onnxdecomp.training.refinement.descent import Descent, Example, descend
@@ -91,7 +92,7 @@ def refine(
     threads: int | None = None,
     report: Callable[[str, int, int], None] | None = None,
 ) -> Refinement | None:
-    """Refine a model's initializers in place.
+    """Refine a model's initializers in place; on CUDA where torch finds it.
 
     Args:
         model: The compressed model.
@@ -117,23 +118,40 @@ def refine(
         return None
     if len(feeds) < 2:
         raise UsageError(f"refinement needs at least two samples, not {len(feeds)}")
+    judging = held_out
+    if judging is None:
+        feeds, judging = feeds.apart(min(_APART, len(feeds)))
+
+    def on(device: str) -> Refinement:
+        with torch_threads(threads):
+            network = Network(model, [role.name for role in chosen], device=device)
+            others = Network(original, device=device)
+            run = _Run(network, others, {role.name: role for role in chosen}, how, mask, report)
+            return _refined(model, run, feeds, judging)
+
+    device = torch_device()
+    try:
+        return on(device)
+    except RuntimeError:  # too little memory on a card, or what its kernels do not take
+        if device == "cpu":
+            raise
+        return on("cpu")
+
+
+def _refined(model: ir.Model, run: _Run, feeds: Feeds, held_out: Feeds) -> Refinement:
+    """The same once it is clear where; the model changes at the end."""
     began = time.perf_counter()
-    with torch_threads(threads):
-        network = Network(model, [role.name for role in chosen])
-        run = _Run(network, Network(original), {role.name: role for role in chosen}, how, mask, report)
-        if held_out is None:
-            feeds, held_out = feeds.apart(min(_APART, len(feeds)))
-        with on_disk(model) as path:
-            check_agreement(model, path, network, tuple(islice(feeds, _CHECKED)), mask)
-        stretches = run.stretches()
-        run.draw(feeds, held_out, stretches, pinned(model))
-        before = run.error()
-        found = run.all(stretches)
-        after = run.error()
-        kept = after < before
-        if kept:
-            done = {name for block in stretches for name in block.weights}
-            store(model, {name: network.parameters[name] for name in done})
+    with on_disk(model) as path:
+        check_agreement(model, path, run.network, tuple(islice(feeds, _CHECKED)), run.mask)
+    stretches = run.stretches()
+    run.draw(feeds, held_out, stretches, pinned(model))
+    before = run.error()
+    found = run.all(stretches)
+    after = run.error()
+    kept = after < before
+    if kept:
+        done = {name for block in stretches for name in block.weights}
+        store(model, {name: run.network.parameters[name] for name in done})
     samples, judged = (sum(batch.count for batch in part) for part in (run.train, run.held_out))
     seconds = time.perf_counter() - began
     return Refinement(tuple(found), samples, judged, before, after, kept, seconds)

@@ -44,9 +44,9 @@ class _Whitened:
 
     @staticmethod
     def of(weight: Tensor, moments: Tensor, axis: int) -> _Whitened:
-        damped = moments.double() + _DAMPING * moments.diagonal().mean() * torch.eye(len(moments))
-        root = torch.linalg.cholesky(damped)
-        inverse = torch.linalg.solve_triangular(root, torch.eye(len(root)).double(), upper=False)
+        eye = torch.eye(len(moments), dtype=torch.float64, device=moments.device)
+        root = torch.linalg.cholesky(moments.double() + _DAMPING * moments.diagonal().mean() * eye)
+        inverse = torch.linalg.solve_triangular(root, eye, upper=False)
         matrix = _matrix(weight.detach(), axis)
         return _Whitened(weight, root.float(), inverse.float(), axis, (matrix @ root.float()).contiguous())
 
