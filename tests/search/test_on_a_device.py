@@ -101,7 +101,7 @@ def test_ranks_are_multiples_of_what_is_measured(tmp_path: Path, monkeypatch: py
 
 
 def test_two_nodes_come_before_three(tmp_path: Path, fake: FakeDevice) -> None:
-    """Of a convolution that is narrow on both sides MACs choose three nodes; launches, of which each costs, two."""
+    """Of a convolution that is narrow on both sides MACs choose three nodes, launches two."""
     rng = np.random.default_rng(0)
     core = np.einsum("ta,abhw,bs->tshw", *(rng.standard_normal(s) for s in ((32, 8), (8, 8, 3, 3), (8, 32))))
     weight = ((core + 3 * rng.standard_normal(core.shape)) / 100).astype(np.float32)
@@ -127,7 +127,7 @@ def test_siblings_share_their_first_factor(tmp_path: Path, fake: FakeDevice) -> 
         for name in "qkv"
     }
     nodes = [helper.make_node("MatMul", ["x", name], [f"{name}_y"], name=f"to_{name}") for name in "qkv"]
-    outputs = {f"{name}_y": ["N", 64, 64] for name in "qkv"}
+    outputs = {f"{name}_y": ("N", 64, 64) for name in "qkv"}
     net = tmp_path / "net.onnx"
     onnx.save(graphs.model(nodes, {"x": ["N", 64, 64]}, outputs, weights), net)
     x = rng.standard_normal((12, 64, 64)).astype(np.float32)
