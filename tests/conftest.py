@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,21 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
-@pytest.fixture(autouse=True)
-def brief_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole models are timed for a moment: how fast one is on a busy machine no test can say."""
+@pytest.fixture(autouse=True, scope="session")
+def brief_timings() -> Iterator[None]:
+    """Models and chains are timed for a moment: how fast one is on a busy machine no test can say.
+
+    For the fixtures of whole sessions, too, which are made before those of a test.
+    """
     from onnxdecomp.runtime.timing import Timings, interleave
 
     def brief(*runs: Any, duration: float = 2.0, limit: float = 0.0, **options: Any) -> Timings:
         return interleave(*runs, duration=min(duration, 0.2), limit=min(limit, 1.0), **options)
 
-    monkeypatch.setattr("onnxdecomp.evaluate.benchmark.interleave", brief)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onnxdecomp.evaluate.benchmark.interleave", brief)
+        patch.setattr("onnxdecomp.latency.measure.MAX_ROUNDS", 30)
+        yield
 
 
 def corpus_root() -> Path:

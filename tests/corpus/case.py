@@ -50,6 +50,9 @@ ADDING = {
 }
 """Models, and what structure each adds to those before it. The others run with `-m corpus_all`."""
 
+ROUGHLY = {"cp": {"max_sweeps": 4, "starts": 1}}
+"""Options of methods that iterate: no test asks how near a fit of less than full rank comes."""
+
 PREPARE = {"pipeline": ["simplify", "normalise"]}
 REST = {"pipeline": ["decompose", "annotate", "check"]}
 
@@ -161,6 +164,8 @@ class Case:
 
     def _options(self, method: str, rank: str, **options: Any) -> dict[str, Any]:
         wanted = {"method": method, "rank": rank, "config": REST, **options}
+        if method in ROUGHLY:
+            wanted["options"] = {method: ROUGHLY[method]}
         return {**wanted, "freeze_initializers": True} if self.freeze else wanted
 
     @cached_property

@@ -17,7 +17,7 @@ from onnxdecomp.decompositions.registry import get
 from onnxdecomp.latency import measure
 from onnxdecomp.latency.cache import FILE, key_of, load, where
 from onnxdecomp.latency.context import Neighbours
-from onnxdecomp.latency.measure import MAX_ROUNDS, MIN_ROUNDS, Request, time_chains
+from onnxdecomp.latency.measure import MIN_ROUNDS, Request, time_chains
 from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.runtime.timing import ALONE_AFTER, Run, Timings
 from tests.builders.layers import hollow_conv, hollow_linear
@@ -188,4 +188,4 @@ def test_a_noisy_group_is_timed_longer(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(measure, "interleave", noisy)
     measure.typical_times([lambda: None] * 3, seconds=60)
-    assert sum(rounds) == 2 + MAX_ROUNDS
+    assert sum(rounds) == 2 + measure.MAX_ROUNDS

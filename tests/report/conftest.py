@@ -16,6 +16,7 @@ from onnxdecomp.report import together
 from onnxdecomp.runtime import jsonio
 from onnxdecomp.workflow.compare import compare
 from tests.builders.models import network
+from tests.builders.training import refine_briefly
 from tests.builders.vit import vit
 
 Record = dict[str, Any]
@@ -83,7 +84,9 @@ def quantized_record(models: tuple[Path, Path, Record]) -> Record:
 def finetuned_record(models: tuple[Path, Path, Record]) -> Record:
     """Of a run that trained what it had decomposed."""
     how = {"finetune": "epochs=2,batch=4,rate=1e-2", "refine": True}
-    return calibrated(models[0], 4, method="tucker", rank="8", **how)
+    with pytest.MonkeyPatch.context() as patch:
+        refine_briefly(patch, steps=20)
+        return calibrated(models[0], 4, method="tucker", rank="8", **how)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.result import Result
 from tests.builders import graphs
 from tests.builders.commands import files
+from tests.builders.training import refine_briefly
 
 SEARCHES = ("error=0.4", "params=1.1x", "drop=0.9")
 WAYS: dict[str, dict[str, Any]] = {
@@ -235,6 +236,8 @@ def test_what_goes_together(row: dict[str, Any], made: Path, monkeypatch: pytest
     monkeypatch.chdir(made)
     before = files()
     out = Path("out.onnx")
+    if row["refine"]:
+        refine_briefly(monkeypatch, steps=5)
     if row["overwrite"]:
         out.write_bytes(b"old")
     try:
