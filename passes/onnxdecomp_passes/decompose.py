@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,20 +15,15 @@ from onnxdecomp.apply.trials import Trials
 from onnxdecomp.calibration.input_shapes import input_shapes
 from onnxdecomp.calibration.measured_shapes import largest_value, with_seen_shapes
 from onnxdecomp.calibration.random_set import synthetic
-from onnxdecomp.calibration.reachability import unreached
 from onnxdecomp.calibration.statistics import VARIED, Calibration, bounded, sized
 from onnxdecomp.channels.channel import Channel, ChannelSkip
 from onnxdecomp.channels.find_channels import find_channels
-from onnxdecomp.core.names import some
 from onnxdecomp.decompositions.joint import CUTS
-from onnxdecomp.decompositions.registry import package_of
 from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.int8_weights import OLDEST_OPSET
 from onnxdecomp.layers.recurrence import with_recurrences
-from onnxdecomp.layers.registry import adapters
-from onnxdecomp.layers.replace import Rewritten
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline.base import (
     Need,
@@ -59,7 +53,7 @@ from onnxdecomp.search.stored_parameters import remaining
 from onnxdecomp.search.targets import about_speed, parse_budgets
 from onnxdecomp.tasks.course import Course
 from onnxdecomp.tasks.journal import Journal
-from onnxdecomp.tensor.linalg import sketched
+from onnxdecomp_passes._decompose_notes import in_fewer_bits, origins, sketches, stays, unfitted
 
 _LONGER = 2.0
 """Times that a plan takes longer than in a trial, on as many inputs."""
@@ -167,9 +161,9 @@ class Decompose(Planner):
         count = iter(range(total))
         report = context.progress
         opset = int(model.opset_imports.get("", 1))
-        dense, large = remaining(plan, matched), tuple(_sketched(matched, plan))
+        dense, large = remaining(plan, matched), tuple(sketches(matched, plan))
         costs = CutCosts.of(matched, self._found(model, matched)[0] if plan.cuts else ())
-        idle = () if calibration is None else tuple(_unfitted(model, matched, plan, calibration))
+        idle = () if calibration is None else tuple(unfitted(model, matched, plan, calibration))
         # Before the dense weights are let go of.
         spectra = spectra_of(matched, plan) if context.spectra else ()
         failed: dict[Key, str] = {}
@@ -203,10 +197,10 @@ class Decompose(Planner):
                 *searched.notes,
                 *large,
                 *hurried,
-                *_origins(plan),
-                *_stays(dense),
+                *origins(plan),
+                *stays(dense),
                 *idle,
-                *_notes(done.rewritten, self.requantize, opset),
+                *in_fewer_bits(done.rewritten, self.requantize, opset),
             ),
             rewritten=done.rewritten,
             cuts=done.cuts,
@@ -349,66 +343,3 @@ def _in_time(
         return calibration, ()
     note = f"fitted to {len(brief.feeds)} of the calibration inputs, and in fewer rounds, for the time limit"
     return brief, (note,)
-
-
-def _origins(plan: Plan) -> Iterator[str]:
-    """A note on every method and every kind of layer that comes from another package, and on broken ones."""
-    for name in sorted({choice.method for choice in plan.decomposed if choice.method is not None}):
-        if (package := package_of(name)) is not None:
-            yield f"{name} is a method of {package}"
-    found = adapters()
-    kinds = {choice.op_type for choice in plan.decomposed}
-    for (_, op_type), package in found.packages.items():
-        if op_type in kinds:
-            yield f"{op_type} is a kind of layer of {package}"
-    yield from found.problems
-
-
-def _stays(dense: Mapping[tuple[str, str], str]) -> Iterator[str]:
-    """A note for every reader that keeps the weight of decomposed layers in the file."""
-    for reader in dict.fromkeys(dense.values()):
-        layers = some([name for (_, name), other in dense.items() if other == reader])
-        yield f"the weight of {layers} stays beside the factors, for {reader} reads it too"
-
-
-def _sketched(matched: Sequence[LayerMatch], plan: Plan) -> Iterator[str]:
-    """A note on layers whose factors are an approximation of the best ones."""
-    wanted = {key_of(choice) for choice in plan.decomposed}
-    layers = [match.layer for match in matched if (match.layer.graph, match.layer.name) in wanted]
-    if names := [layer.name for layer in layers if sketched(layer)]:
-        yield f"so large that their singular vectors come from a randomized SVD: {some(names)}"
-
-
-def _unfitted(
-    model: ir.Model, matched: Sequence[LayerMatch], plan: Plan, calibration: Calibration
-) -> Iterator[str]:
-    """A note on the layers that are decomposed although no input reaches them, as a plan or ranks say."""
-    wanted = {(choice.graph, choice.layer) for choice in plan.decomposed}
-    own = [match for match in matched if (match.layer.graph, match.layer.name) in wanted]
-    idle = unreached(model, own, calibration.feeds, batch=calibration.batch)
-    if names := [match.layer.name for match, alone in zip(own, idle, strict=True) if alone]:
-        yield f"fitted to their weights alone, for no calibration input reaches them: {some(names)}"
-
-
-def _notes(rewritten: Sequence[Rewritten], requantize: bool, opset: int) -> tuple[str, ...]:
-    quantized = sum(done.match.quantized for done in rewritten)
-    names = [
-        done.match.storage.name if done.match.storage else "int8" for done in rewritten if done.quantized
-    ]
-    advice = "re-quantize with --requantize"
-    if requantize and opset < OLDEST_OPSET:
-        advice = f"--requantize needs opset {OLDEST_OPSET}, this model has {opset}"
-    elif requantize:
-        advice = "--requantize stores factors of float32 layers only"
-    notes = []
-    for name, count in sorted(Counter(names).items()):
-        notes.append(f"{_factors_of(count)} {name}, the activations between them floating point")
-    if quantized > len(names):
-        notes.append(f"{_factors_of(quantized - len(names))} floating point ({advice})")
-    return tuple(notes)
-
-
-def _factors_of(count: int) -> str:
-    if count == 1:
-        return "1 layer was quantized; its factors are"
-    return f"{count} layers were quantized; their factors are"
