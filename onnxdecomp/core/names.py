@@ -9,6 +9,9 @@ from collections.abc import Hashable, Iterable, Sequence
 MOST = 6
 """Names that are listed: a model may have hundreds, and the record has them all."""
 
+_LONG = 160
+"""Characters from which on a list is told by what its names have in common, however few they are."""
+
 _NUMBER = re.compile(r"\d+")
 _TOLD = re.compile(r"(?<![\w./:-])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?=x?(?:[\s,;:)%]|$))|\d+")
 """Numbers of a sentence; the group has those that are no part of a name: 192, 1.05x, 3 %."""
@@ -21,9 +24,9 @@ def some(names: Sequence[str], least: int = 2 * MOST) -> str:
         names: All of them.
         least: So many are told by what they have in common where that is short: "24 of layer.*/{query, key}".
     """
-    if len(names) >= least:
+    if len(names) >= least or (len(names) > 2 and len(", ".join(names)) > _LONG):
         families = [in_common(names[at] for at in places) for places in alike(names)]
-        if len(families) <= MOST:
+        if len(families) <= min(MOST, len(names) // 2):
             return f"{len(names)} of {braced(families)}"
     # One more takes no more room than to say so.
     if len(names) <= MOST + 1:

@@ -305,7 +305,7 @@ def test_passes_lists_the_default_pipeline(capsys: Capsys) -> None:
     done = command(capsys, "passes")
     assert (
         done.out.splitlines()[-1]
-        == "default pipeline: simplify, normalise, decompose, refine, quantize, annotate, check"
+        == "default pipeline: simplify, normalise, decompose, refine, merge, quantize, annotate, check"
     )
 
 

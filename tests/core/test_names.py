@@ -30,6 +30,14 @@ def test_names_of_blocks_by_what_they_have_in_common() -> None:
     assert some([letter * 3 for letter in "abcdefghijklm"]) == "aaa, bbb, ccc, ddd, eee, fff and 7 more"
 
 
+def test_few_long_names_are_told_by_what_they_have_in_common() -> None:
+    names = [f"/model/encoder/layer.{at}/attention/self/query/MatMul:blocks" for at in range(4)]
+    assert some(names) == "4 of /model/encoder/layer.*/attention/self/query/MatMul:blocks"
+    assert some(names[:2]) == ", ".join(names[:2])
+    different = [f"/model/{letter * 50}/MatMul" for letter in "abcd"]
+    assert some(different) == ", ".join(different)
+
+
 def test_numbers_that_do_not_differ_stay() -> None:
     names = ["resnet50/layer.1/conv1", "resnet50/layer.12/conv1", "resnet50/layer.2/conv2"]
     assert alike(names) == [[0, 1, 2]]
