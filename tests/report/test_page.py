@@ -339,3 +339,15 @@ def test_a_metric_stands_on_the_page_with_its_interval(cut_record: Record) -> No
     assert 'data-from="/verdict/metric/new"' in page
     assert f"`token-agreement` {found['original']:.4g} → {found['new']:.4g}" in text
     assert "95 % interval" in text
+
+
+@pytest.mark.parametrize(("high", "shown"), [(2.5, "2.40×"), (199.55, "undecided")])
+def test_a_speed_that_nobody_could_time_is_undecided(ranks_record: Record, high: float, shown: str) -> None:
+    record = copy.deepcopy(ranks_record)
+    record["verdict"]["speedup"] = {
+        **record["settings"][0]["models"][1]["speedup"],
+        **{"value": 2.4, "low": 2.3, "high": high, "provider": "cpu", "batch": 1, "threads": 1},
+    }
+    tile = re.search(r">Speed<b>(.*?)</b>", html(record))
+    assert tile is not None
+    assert re.sub(r"<[^>]+>", "", tile[1]) == shown
