@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import numbers
 import types
 import typing
@@ -75,6 +76,18 @@ def described(field: dataclasses.Field[object]) -> Described:
     """What is said of a field; of those without `option` no more than a help text."""
     known = field.metadata.get("described")
     return known if isinstance(known, Described) else Described(str(field.metadata.get("help", "")))
+
+
+def check_numbers(of: object, **least: float) -> None:
+    """Check that fields of a dataclass are finite, and none below its least.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name, bound in least.items():
+        value = getattr(of, name)
+        if not bound <= value < math.inf:
+            raise ValueError(f"{name}={value}: give a number of {bound:g} or more")
 
 
 def option_fields(of: type) -> tuple[dataclasses.Field[object], ...]:

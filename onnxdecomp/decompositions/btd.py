@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.core.options import check_numbers
 from onnxdecomp.core.steps import Convolve, pointwise
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.decompositions.svd import Svd
@@ -53,6 +54,9 @@ class Btd:
     blocks: int = 4
     tolerance: float = 1e-3
     max_sweeps: int = 10
+
+    def __post_init__(self) -> None:
+        check_numbers(self, blocks=1, tolerance=0, max_sweeps=0)
 
     def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if layer.conv is None or layer.is_matrix:

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, ConvSpec, Factors, Layer, Ranks, channels, common_refusal
+from onnxdecomp.core.options import check_numbers
 from onnxdecomp.core.steps import Convolve, pointwise
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.decompositions.svd import Svd
@@ -82,6 +83,9 @@ class Cp:
     max_sweeps: int = 50
     effort: float = 40.0
     starts: int = 4
+
+    def __post_init__(self) -> None:
+        check_numbers(self, tolerance=0, max_sweeps=0, effort=0, starts=1)
 
     def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if layer.conv is None or layer.is_matrix:

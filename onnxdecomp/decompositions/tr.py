@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Factors, Layer, Ranks
+from onnxdecomp.core.options import check_numbers
 from onnxdecomp.decompositions.base import Decomposition, Refusal
 from onnxdecomp.tensor.blas_threads import one_thread
 from onnxdecomp.tensor.cores import balanced, padded
@@ -84,6 +85,9 @@ class Tr:
 
     def __post_init__(self) -> None:
         check_options(self.name, self.order, self.shape)
+        check_numbers(self, starts=0, random_starts=0, tolerance=0, max_sweeps=0)
+        if self.starts + self.random_starts < 1:
+            raise ValueError("starts=0 and random_starts=0: the alternation needs one to begin with")
 
     def specialise(self, layer: Layer) -> Decomposition | Refusal:
         if (reason := sides_refusal(layer, self.shape)) is not None:

@@ -21,7 +21,7 @@ from onnxdecomp.tensor.cores import balanced
 from onnxdecomp.tensor.linalg import finite_groups, fraction_of, pooled, singular_values, stacked, tails
 from onnxdecomp.tensor.tensor_network import KERNEL, Node, cheapest, contract
 from onnxdecomp.tensor.tensor_train import ranks_within, tt_svd
-from onnxdecomp.tensor.tt_matrix_modes import Modes
+from onnxdecomp.tensor.tt_matrix_modes import MOST_MODES, Modes
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class Tt:
     def __post_init__(self) -> None:
         if self.form not in ("channel", "tensor"):
             raise UsageError(f"tt: form {self.form!r}: give channel or tensor")
-        if self.order < 0 or self.order == 1:
-            raise UsageError(f"tt: order {self.order}: give 2 or more cores, or 0 for automatic")
+        if self.order < 0 or self.order == 1 or self.order > MOST_MODES:
+            raise UsageError(f"tt: order {self.order}: give 2 to {MOST_MODES} cores, or 0 for automatic")
         if self.shape:
             matrix.parse_modes(self.shape)
 

@@ -103,7 +103,12 @@ def parse_rule(text: str, defaults: Defaults) -> Rule:
         )
     # A value may hold ":" and ",": an option starts where a name and "=" follow the colon.
     options = [part for part in re.split(r":(?=[a-z_]+=)", found["options"]) if part]
-    return make_rule(found["methods"], defaults, match, dict(part.split("=", 1) for part in options))
+    given: dict[str, str] = {}
+    for name, value in (part.split("=", 1) for part in options):
+        if name in given:
+            raise UsageError(f"{text!r} gives {name} twice")
+        given[name] = value
+    return make_rule(found["methods"], defaults, match, given)
 
 
 def _known(name: str, given: Mapping[str, str], *, single: bool) -> dict[str, str]:

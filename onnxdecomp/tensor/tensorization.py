@@ -9,7 +9,7 @@ from onnxdecomp.core.layer import Array, Layer, channels, common_refusal
 from onnxdecomp.errors import UsageError
 from onnxdecomp.tensor.linalg import finite_groups
 from onnxdecomp.tensor.tensor_network import KERNEL
-from onnxdecomp.tensor.tt_matrix_modes import balanced_factors
+from onnxdecomp.tensor.tt_matrix_modes import MOST_MODES, balanced_factors
 
 _UNBALANCED = 4
 """The largest ratio of two modes of one side at which splitting it so far is still worth it."""
@@ -76,7 +76,7 @@ def parse_sides(text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         ins, outs = (tuple(int(mode) for mode in side.split("x")) for side in text.lower().split(":"))
     except ValueError:
         ins, outs = (), ()
-    if not ins or min(*ins, *outs) < 1:
+    if not ins or max(len(ins), len(outs)) > MOST_MODES or min(*ins, *outs) < 1:
         raise UsageError(f'shape {text!r}: give the modes of inputs and outputs, as "16x32:8x8"')
     return ins, outs
 
@@ -87,8 +87,8 @@ def check_options(name: str, order: int, shape: str) -> None:
     Raises:
         UsageError: One of them has no meaning.
     """
-    if order < 0:
-        raise UsageError(f"{name}: order {order}: give 1 or more modes per side, or 0 for automatic")
+    if not 0 <= order <= MOST_MODES:
+        raise UsageError(f"{name}: order {order}: give 1 to {MOST_MODES} modes per side, or 0 for automatic")
     if shape:
         try:
             parse_sides(shape)

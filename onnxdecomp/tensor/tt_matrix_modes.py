@@ -7,6 +7,9 @@ from typing import TypeAlias
 
 from onnxdecomp.errors import UsageError
 
+MOST_MODES = 16
+"""Of a side: of 2^17 numbers more can only be modes of size 1, and NumPy has no array of 65 axes."""
+
 Modes: TypeAlias = tuple[tuple[int, int], ...]
 """(i_k, j_k): the k-th mode of the inputs and of the outputs."""
 
@@ -84,6 +87,6 @@ def parse_modes(text: str) -> Modes:
         ins, outs = ([int(mode) for mode in side.split("x")] for side in sides)
     except ValueError:
         ins, outs = [], []
-    if len(ins) != len(outs) or len(ins) < 2 or min(*ins, *outs) < 1:
+    if len(ins) != len(outs) or not 2 <= len(ins) <= MOST_MODES or min(*ins, *outs) < 1:
         raise UsageError(f'tt: shape {text!r}: give the modes of inputs and outputs, as "4x7x4x7:5x5x5x5"')
     return tuple(zip(ins, outs, strict=True))

@@ -36,7 +36,17 @@ def checked(config: CompressConfig) -> CompressConfig:
         duration(config.time_limit)
     parse_executor(config.executor)
     _ = config.setting  # it has its own error
-    problems = (_answered, _ranges, _nothing_done, _contradictions, _computed, _metric, _objective, _shared)
+    problems = (
+        _answered,
+        _ranges,
+        _nothing_done,
+        _unplanned,
+        _contradictions,
+        _computed,
+        _metric,
+        _objective,
+        _shared,
+    )
     for problem in chain.from_iterable(found(config) for found in problems):
         raise UsageError(problem)
     return config
@@ -160,6 +170,13 @@ def _nothing_done(config: CompressConfig) -> Iterator[str]:
         yield f"--method none and {_named(config, answered)} exclude each other: nothing is decomposed"
     if config.idle and not config.fewer_bits:
         yield "--method none decomposes nothing: give --quantize as well"
+
+
+def _unplanned(config: CompressConfig) -> Iterator[str]:
+    """What a pipeline without a planner would drop."""
+    asked = [name for name in (*IN_A_PLAN, "plan") if config.said(name)]
+    if asked and not config.idle and not config.plans:
+        yield f"the pipeline has no decompose pass: {_named(config, asked)} would do nothing"
 
 
 def _named(config: CompressConfig, names: Sequence[str]) -> str:

@@ -45,6 +45,9 @@ errors.higher_is_better = False
 def broken(outputs, data):
     raise ValueError("no such\\nkey")
 
+def forgetful(outputs, data):
+    outputs["scores"].mean()
+
 def nan(outputs, data):
     return float("nan")
 
@@ -120,6 +123,7 @@ def test_outputs_of_several_shapes_come_as_a_list(pair: tuple[Path, Path]) -> No
 @pytest.mark.parametrize(
     ("name", "says"),
     [
+        ("forgetful", "my_metrics.py:forgetful gave nothing: does it return its number?"),
         ("broken", "my_metrics.py:broken failed with ValueError: no such key"),
         ("nan", "gave nan for the original"),
         ("table", "gave an array of shape (12, 4); a number is wanted"),

@@ -252,3 +252,12 @@ def test_a_target_out_of_reach_is_told_as_it_was_asked_for(model: Path, capsys: 
     line = ("compress", model, *LINE, "--method", "svd", "--quantize", "fp16", "--dry-run")
     command(capsys, *line, "--max-error", "1e-9").is_error(2, "--max-error 1e-09 is out of reach")
     command(capsys, *line, "--target", "error=1e-9").is_error(2, "--target error=1e-09 is out of reach")
+
+
+def test_ranks_for_a_pipeline_that_decomposes_nothing(model: Path, capsys: Capsys) -> None:
+    Path("pipeline.toml").write_text('pipeline = ["simplify", "normalise", "check"]')
+    line = ("compress", model, *LINE, "--config", "pipeline.toml")
+    command(capsys, *line, "--rank", "4").is_error(2, "no decompose pass", "--rank")
+    with pytest.raises(UsageError, match="no decompose pass: --target"):
+        onnxdecomp.compress(model, config="pipeline.toml", target="macs=2x")
+    assert command(capsys, *line, "-o", "out.onnx").code == 0

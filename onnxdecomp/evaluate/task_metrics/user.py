@@ -102,12 +102,14 @@ class UserMetric(TaskMetric):
 
     def _read(self, found: object) -> Score:
         try:
-            array = np.asarray(found, np.float64)
+            array = np.asarray([] if found is None else found, np.float64)
         except (TypeError, ValueError):
             raise UsageError(
                 f"--metric {self.name} gave a {type(found).__name__}; a number is wanted, or an array of one "
                 "number for each sample"
             ) from None
+        if found is None:
+            raise UsageError(f"--metric {self.name} gave nothing: does it return its number?")
         if array.ndim > 1 or not array.size:
             raise UsageError(
                 f"--metric {self.name} gave an array of shape {array.shape}; a number is wanted, or an array "
