@@ -121,12 +121,17 @@ def command(
         raise GateError(reason)
 
 
+def _mebibytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 2**20:.0f}"
+
+
 def _show(setting: SettingTimings) -> None:
     from onnxdecomp.cli import console
 
     further = (setting.precision, setting.profile if setting.profile != "default" else "")
     title = f"{setting.provider}, threads {setting.threads or 'default'}, batch {setting.batch}"
     title = ", ".join(filter(None, (title, *further, "CUDA graph" if setting.graph else "", "ms")))
+    on_card = ("card MiB",) if any(each.device_bytes is not None for each in setting.models) else ()
     columns = (
         "model",
         "min",
@@ -138,6 +143,7 @@ def _show(setting: SettingTimings) -> None:
         "p99",
         "rows/s",
         "peak MiB",
+        *on_card,
         "ratio of p50",
     )
     rows = []
@@ -150,6 +156,7 @@ def _show(setting: SettingTimings) -> None:
                 *(f"{value:.3f}" for value in (s.min, s.mean, s.stdev, s.p50, s.p90, s.p95, s.p99)),
                 f"{timing.throughput:.1f}",
                 "-" if timing.peak_rss is None else f"{timing.peak_rss / 2**20:.1f}",
+                *(_mebibytes(timing.device_bytes) for _ in on_card),
                 "1" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
             )
         )

@@ -56,6 +56,7 @@ class ModelTiming:
         nodes: Nodes that each provider ran, as the session says.
         peak_rss: Bytes by which the peak resident set of a fresh process grew that loaded the model and
             ran it (see onnxdecomp.runtime.memory); None where not measured.
+        device_bytes: By which the memory in use on the card grew when it was loaded and run; None likewise.
     """
 
     model: str
@@ -66,6 +67,7 @@ class ModelTiming:
     ratio: Ratio | None
     nodes: Mapping[str, int]
     peak_rss: int | None
+    device_bytes: int | None = field(default=None, metadata={jsonio.LEFT_OUT: True})
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,11 @@ def bench_under(
             partial(feed_of, model=file, batch=setting.batch or 1, data=data, shapes=shapes, seed=seed)
             for file in files
         ]
-        loaded = [load(file, setting, maker) for file, maker in zip(files, makers, strict=True)]
+        watched = memory and ep.provider_of(setting.provider).on_cuda
+        loaded, used = [], [device.memory() if watched else None]
+        for file, maker in zip(files, makers, strict=True):
+            loaded.append(load(file, setting, maker))
+            used.append(device.memory() if watched else None)
         if len({each.graph for each in loaded}) > 1:  # all alike, or it is no comparison
             setting = setting.without_graph
             loaded = [load(file, setting, maker) for file, maker in zip(files, makers, strict=True)]
@@ -288,6 +294,7 @@ def bench_under(
                     peak_rss=peak_growth(file, feed, provider=setting.provider, threads=setting.threads)
                     if memory
                     else None,
+                    device_bytes=_grown(used[index], used[index + 1]),
                 )
             )
     return SettingTimings(
@@ -304,6 +311,10 @@ def bench_under(
         options=setting.options,
         graph=loaded[0].graph,
     )
+
+
+def _grown(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
 
 
 def feed_of(

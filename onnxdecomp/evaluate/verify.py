@@ -102,6 +102,7 @@ def verify(
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     provider: str = "cpu",
+    options: Mapping[str, str] | None = None,
     threads: int = 1,
     max_error: float | None = 0.05,
     samples: int | None = None,
@@ -126,6 +127,7 @@ def verify(
         shapes: Shapes of inputs by name, for random inputs.
         seed: Of the random inputs.
         provider: Where both run.
+        options: Of the provider, by ONNX Runtime's names.
         threads: Within an operator.
         max_error: The largest relative L2 error of an output that passes; None for any.
         samples: At most so many feeds of the data (all), or random ones per size (2, or 1 large one).
@@ -165,7 +167,7 @@ def verify(
             **fields,
         )
 
-    where: dict[str, Any] = {"provider": provider, "threads": threads, "advance": advance}
+    where: dict[str, Any] = {"provider": provider, "options": options, "threads": threads, "advance": advance}
     with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
         made = _record(
             original,
@@ -289,6 +291,7 @@ def _record(
     shapes: Mapping[str, Sequence[int]] | None,
     seed: int,
     provider: str,
+    options: Mapping[str, str] | None,
     threads: int,
     samples: int | None,
     batch: int,
@@ -296,7 +299,7 @@ def _record(
     advance: Callable[[], object],
 ) -> _Recorded | str:
     """Run the original, its outputs into `spool`; a reason where it runs on nothing."""
-    session = open_session(original, provider=provider, threads=threads, low_memory=True)
+    session = open_session(original, provider=provider, options=options, threads=threads, low_memory=True)
     inputs = inputs_of(session)
     names = [spec.name for spec in outputs_of(session)]
     masked = masked_inputs(inputs, mask)
@@ -343,10 +346,11 @@ def _compare(
     original: Model,
     *,
     provider: str,
+    options: Mapping[str, str] | None,
     threads: int,
     advance: Callable[[], object],
 ) -> tuple[Compared, Hits]:
-    session = open_session(new, provider=provider, threads=threads, low_memory=True)
+    session = open_session(new, provider=provider, options=options, threads=threads, low_memory=True)
     here = [spec.name for spec in outputs_of(session)]
     names = [port.name for port in ports]
     both = [name for name in names if name in here]

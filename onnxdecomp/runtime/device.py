@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.errors import ModelError
-from onnxdecomp.runtime import session
+from onnxdecomp.runtime import environment, session
 from onnxdecomp.runtime.messages import one_line
 from onnxdecomp.runtime.providers import provider_of
 from onnxdecomp.runtime.session import Feed, TensorSpec
@@ -105,6 +105,10 @@ class Device(Protocol):
         """What tells how long a run takes, see timing.clock_of."""
         ...
 
+    def memory(self) -> int | None:
+        """Bytes in use on it; None where that is not told."""
+        ...
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -170,6 +174,12 @@ class Runtime:
 
     def meter(self, setting: Setting) -> Clock:
         return clock_of(setting.provider, setting.threads)
+
+    def memory(self) -> int | None:
+        try:
+            return int(environment.nvidia("memory.used").split()[0]) << 20
+        except (ValueError, IndexError):
+            return None
 
 
 def device_of(setting: Setting) -> Device:

@@ -109,12 +109,17 @@ def device(provider: str | None) -> str:
         return cpu()
     if where != "nvidia":
         return _listed_devices(str(provider)) or f"{UNKNOWN} {provider} device"
+    return nvidia("name") or f"{UNKNOWN} NVIDIA device"
+
+
+def nvidia(what: str) -> str:
+    """A fact of the first NVIDIA card, by nvidia-smi's name ("memory.used" with its unit); "" without one."""
     try:
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return f"{UNKNOWN} NVIDIA device"
-    return next(iter(done.stdout.splitlines()), "").strip() or f"{UNKNOWN} NVIDIA device"
+        return ""
+    return next(iter(done.stdout.splitlines()), "").strip()
 
 
 def _listed_devices(provider: str) -> str:

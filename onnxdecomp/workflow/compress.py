@@ -284,6 +284,7 @@ def _compared(run: RunContext, new: Path) -> Verification:
         max_error=config.max_error,
         mask=config.mask,
         provider=config.provider,
+        options=config.setting.without_graph.options,
         threads=run.threads,
         seed=config.seed,
         shapes=config.input_shapes,

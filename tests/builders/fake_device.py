@@ -97,6 +97,9 @@ class FakeDevice:
     def clock(self) -> int:
         return self.now
 
+    def memory(self) -> int | None:
+        return self.loads << 20
+
     def meter(self, setting: Setting) -> Clock:
         return self.clock
 

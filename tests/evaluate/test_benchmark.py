@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from onnxdecomp.cli.main import cli
 from onnxdecomp.errors import ModelError, ProviderError, UsageError
+from onnxdecomp.evaluate import benchmark
 from onnxdecomp.evaluate.benchmark import bench, describe
 from onnxdecomp.runtime import device, provider_start
 from onnxdecomp.runtime.memory import peak, peak_growth
 from onnxdecomp.runtime.timing import Clock
+from tests.builders.fake_device import FakeDevice, install
 from tests.builders.graphs import saved
 from tests.builders.models import scores, stateful
 
@@ -142,3 +144,16 @@ def test_command_refuses_a_fallback(models: list[Path]) -> None:
     assert isinstance(result.exception, ProviderError)
     assert result.exception.exit_code == 4
     assert result.stdout == ""
+
+
+def test_memory_of_a_card_is_what_each_model_adds(
+    models: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told by the device before and behind each; where nothing is told the record lacks it."""
+    install(monkeypatch, FakeDevice())
+    monkeypatch.setattr(benchmark, "peak_growth", lambda *_, **__: 1)
+    found = bench(models, providers=("cuda",), iterations=5)
+    assert [model.device_bytes for model in found.settings[0].models] == [1 << 20, 1 << 20]
+    assert found.to_json()["settings"][0]["models"][0]["device_bytes"] == 1 << 20
+    plain = bench(models[:1], iterations=5, memory=False).to_json()
+    assert "device_bytes" not in plain["settings"][0]["models"][0]

@@ -16,6 +16,7 @@ from onnxdecomp.errors import ModelError, UsageError
 from onnxdecomp.evaluate import verify as verification
 from onnxdecomp.evaluate.task_metrics import measure
 from onnxdecomp.evaluate.verify import verify
+from onnxdecomp.runtime.session import open_session
 from tests.builders.graphs import model, saved, value
 from tests.builders.models import scores, stateful
 
@@ -295,3 +296,17 @@ def test_values_that_are_not_finite_in_the_original_are_said_to_be_left_out(tmp_
     nowhere = saved(scores(np.full((6, 4), np.nan)), tmp_path / "nowhere.onnx")
     result = verify(nowhere, nowhere)
     assert (result.status, result.reason) == ("skipped", "no value that the original gives is finite")
+
+
+def test_both_run_under_the_options_of_the_provider(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[object]()
+
+    def opened(model: Any, *, options: object, **given: Any) -> Any:
+        seen.append(options)
+        return open_session(model, **given)
+
+    monkeypatch.setattr(verification, "open_session", opened)
+    verify(*pair, options={"prefer_nhwc": "1"})
+    assert seen == [{"prefer_nhwc": "1"}] * 2

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias
 
-from onnxdecomp.record.schema.markers import Length
+from onnxdecomp.record.schema.markers import ABSENT, Length
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 """Of inputs, by name."""
@@ -96,6 +96,7 @@ class TimedModel:
         ratio: Latency over the first model's, ratio of the medians.
         nodes: How many each provider ran.
         peak_rss: Bytes of memory; null where not measured.
+        device_bytes: By which the memory in use on the card grew when it was loaded and run, likewise.
         speedup: One over ratio.
     """
 
@@ -108,6 +109,7 @@ class TimedModel:
     nodes: Mapping[str, int]
     peak_rss: int | None
     speedup: Interval | None
+    device_bytes: int | None = field(default=None, metadata=ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
