@@ -1,11 +1,12 @@
 """Whether halving the MACs by narrower channels alone halves the latency, on ResNet-50 and VGG-16.
 
-    python -m bench.width_speed [--models resnet50,…] [--work FOLDER] [--steps compress time]
+    python -m bench.width_speed [--models resnet50,…] [--images N] [--work FOLDER] [--steps compress time]
 
-Both networks have random weights (models/shapes.py): only speed is told, no accuracy, and nothing is fitted
-to any inputs. `--method width` with a target of half the MACs makes a file of each; original and result are
-then timed interleaved, on one thread at batch 1. "of the MAC gain" is how many times as fast the result is,
-over how many times fewer MACs it has. Nodes are those of the file as it is given, and of the result.
+Both networks have random weights (models/shapes.py): only speed is told, no accuracy. `--method width` with a
+target of half the MACs makes a file of each, by the weights alone or with N images of random numbers for
+calibration; original and result are then timed interleaved, on one thread at batch 1. "of the MAC gain" is
+how many times as fast the result is, over how many times fewer MACs it has. Nodes are those of the file as
+it is given, and of the result.
 `--steps time` measures the files that lie in the work folder again.
 """
 
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 import onnxdecomp
@@ -37,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", default=",".join(NETWORKS))
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "width_speed")
+    parser.add_argument("--images", type=int, default=0)
     steps = ("compress", "time")
     parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
     options = parser.parse_args()
@@ -45,19 +48,22 @@ def main() -> None:
     for name in options.models.split(","):
         source, result = (options.work / f"{name}{end}.onnx" for end in ("", ".width"))
         if "compress" in options.steps:
-            known[name] = compressed(name, source, result)
+            known[name] = compressed(name, source, result, options.images)
         if "time" in options.steps:
             known[name] = {**known.get(name, {}), **timed(source, result)}
         _keep(known)
 
 
-def compressed(name: str, source: Path, result: Path) -> Row:
+def compressed(name: str, source: Path, result: Path, images: int) -> Row:
     """Make both files, and say how they compare but for their speed."""
     save(MODELS[name](), source)
     start = time.process_time()
+    (given,) = onnx.load(source).graph.input
+    drawn = np.random.default_rng(0).standard_normal((images, 3, 224, 224), np.float32)
     made = onnxdecomp.compress(
         source,
         result,
+        calib={given.name: drawn} if images else None,
         target=TARGET,
         method="width",
         threads=1,
@@ -67,6 +73,7 @@ def compressed(name: str, source: Path, result: Path) -> Row:
     totals = made.record["totals"]
     return {
         "model": name,
+        "images": images,
         "nodes": [len(onnx.load(file).graph.node) for file in (source, result)],
         "fewer_macs": totals["macs"]["ratio"],
         "fewer_params": totals["params"]["ratio"],
