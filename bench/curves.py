@@ -8,6 +8,7 @@ the paired differences from the original. It follows the reader's light or dark.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ WAYS = ("chains", "widths", "both", "widths, then int8")
 
 _ACROSS, _WIDTH, _HEIGHT = 3, 300, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 34, 40
-_LEGEND = 30
+_LEGEND, _LINE = 30, 12
+_TICKS, _STEPS = 5, (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _STYLE = (
     "text{font:13px sans-serif;fill:#1f2937}.small{font-size:11px;fill:#6b7280}"
     "line{stroke:#d1d5db}path{fill:none;stroke-width:2}"
@@ -54,7 +56,7 @@ class Panel:
 def panels(rows: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:
     """Of each model with two goals or more that make fewer MACs, in the order of the rows."""
     for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
+        own = _of_one_kind([row for row in rows if row["model"] == model])
         macs = {(row["goal"], row["way"]): row["fewer_macs"] for row in own if row.get("fewer_macs")}
         found: dict[str, list[Point]] = {}
         for row in own:
@@ -65,6 +67,13 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:
         curves = {way: sorted(found[way], key=lambda one: one.fewer) for way in WAYS if way in found}
         if any(len(points) > 1 for points in curves.values()):
             yield Panel(model, _unit(own), curves)
+
+
+def _of_one_kind(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of the goals that there are most of: on latency, on MACs, or on the error."""
+    kinds = Counter(row["goal"].partition("=")[0] for row in rows if row["goal"])
+    kind = kinds.most_common(1)[0][0] if kinds else ""
+    return [row for row in rows if row["goal"].partition("=")[0] in ("", kind)]
 
 
 def svg(shown: Sequence[Panel]) -> str:
@@ -126,10 +135,13 @@ def _drawn(panel: Panel) -> Iterator[str]:
         return _TOP + (high - gain) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
     yield _text(_LEFT, 14, panel.model) + _text(_LEFT, 28, panel.unit, "small")
-    for gain in sorted({low, 0.0, high}):
+    apart = [gain for gain in (low, high) if abs(y(gain) - y(0.0)) > _LINE]
+    for gain in (0.0, *apart):
         yield f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(gain):.1f}" y2="{y(gain):.1f}"/>'
         yield _text(_LEFT - 6, y(gain) + 4, f"{gain:.2g}", "small", "end")
-    for fewer in sorted({round(point.fewer, 1) for point in points}):
+    step = next(step for step in _STEPS if (most - 1) / step <= _TICKS)
+    for number in range(int((most - 1) / step) + 1):
+        fewer = 1 + number * step
         yield _text(x(fewer), _HEIGHT - _BOTTOM + 18, f"{fewer:g}x", "small", "middle")
     for way, curve in panel.curves.items():
         kind = f"c{WAYS.index(way)}"
