@@ -2,7 +2,8 @@
 
     python -m bench.recipes [--only RECIPE …] [--work FOLDER]
 
-Needs the corpus (--corpus FOLDER, default: $ONNXDECOMP_CORPUS, else ../shared/corpus). Every run has the
+Needs the corpus (--corpus FOLDER, default: $ONNXDECOMP_CORPUS, else ../shared/corpus), and for transformers
+the one of larger models beside it. Every run has the
 corpus' calibration inputs, without labels, and one thread; the loss is that of the task's metric on its own
 samples, or of a task without a metric the distance of the outputs. Speed is what the run itself measured,
 interleaved with the original. Rows that a run does not make keep what an earlier run wrote.
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bench.corpus import Corpus, add_option
+from bench.corpus_large import LargeCorpus
 from bench.intervals import shown
 from bench.provenance import RESULTS, ROOT, markdown, provenance, write
 from onnxdecomp.workflow.recipes.registry import names, recipe
@@ -29,8 +31,12 @@ MODELS: Mapping[str, Sequence[str]] = {
     "cnn-cpu": ("mlperf_resnet8", "resnet20_cifar10"),
     "safest": ("mlperf_resnet8", "nsnet2"),
     "smallest": ("mlperf_resnet8", "nsnet2"),
+    "transformer-int8": ("minilm_l6", "whisper_tiny_en_encoder"),
 }
-"""Models that a recipe is for; those of the others are not in the corpus, or need another device."""
+"""Models that a recipe is for; gpu-fp16 needs another device."""
+
+_RATES = ("top1", "retrieval_top1", "wer")
+"""Metrics that are told in points."""
 
 
 def main() -> None:
@@ -49,13 +55,15 @@ def main() -> None:
 def measured(name: str, model: str, corpus: Corpus, work: Path) -> dict[str, Any]:
     """One row."""
     calib, output, record = (work / f"{model}.{name}.{end}" for end in ("npz", "onnx", "json"))
-    arrays: dict[str, Any] = corpus.calibration(model)
+    large = LargeCorpus(corpus.folder.with_name("corpus-large"), corpus.folder)
+    own: Corpus | LargeCorpus = corpus if corpus.has(model) else large
+    arrays: dict[str, Any] = own.calibration(model)
     np.savez(calib, **arrays)
-    line = [sys.executable, "-m", "onnxdecomp.cli.main", "compress", str(corpus.model(model))]
+    line = [sys.executable, "-m", "onnxdecomp.cli.main", "compress", str(own.model(model))]
     line += ["--recipe", name, "--calib", str(calib), "--threads", "1", "--overwrite"]
     subprocess.run([*line, "-o", str(output), "--json", str(record)], check=True, stdout=subprocess.DEVNULL)
     told = json.loads(record.read_text(encoding="utf-8"))
-    found = corpus.evaluate(model, output)
+    (found,) = large.evaluate(model, [output]) if own is large else [corpus.evaluate(model, output)]
     return {
         "version": recipe(name).version,
         "bytes": {key: told["totals"]["bytes"][key] for key in ("before", "after")},
@@ -111,7 +119,7 @@ def _loss(row: Mapping[str, Any]) -> str:
         return ""
     unit = next(iter(row["metric"]))
     return shown(
-        row["change"]["mean"], row["change"], scale=100, unit=" points" if unit == "top1" else f" {unit}"
+        row["change"]["mean"], row["change"], scale=100, unit=" points" if unit in _RATES else f" {unit}"
     )
 
 

@@ -1,10 +1,10 @@
 """The goal where none is named: what the outputs seem to be for decides what they may lose.
 
 A relative error of 0.05 is little for a classifier and very much to ask of a sentence encoder, which
-finds what it found at five times of that (bench/results/default_goals.md). Of a denoiser, whose output is its
-input with a correction, it is most of what the network does: there it is an error of the correction. Only a
-model with one output of floating-point numbers is taken for something, and where that is not clear it is the
-error of the outputs.
+finds what it found at five times of that (bench/results/default_goals.md). Of a denoiser, whose output is
+its input with a correction, it is a large part of what the network does: there it is one of the correction.
+Only a model with one output of floating-point numbers is taken for something, and where that is not clear it
+is the error of the outputs.
 """
 
 from __future__ import annotations
