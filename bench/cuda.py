@@ -4,10 +4,12 @@
     python -m bench.cuda --provider cpu --small        # the same way on the processor, with small networks
 
 First the numbers: networks of the corpus, decomposed, run on the provider and on the processor, and their
-outputs are compared. Then the cases: each is a fresh process that gets its share of the time and is ended
-after it ("not done"). It compresses for the provider with the profile for deployment, in half precision
-where the provider has it, and times both models in turns at the batch that was chosen for; on CUDA once
-more without CUDA graphs. The realised share is the gain in latency over the gain in MACs.
+outputs are compared. Then the kernels: the multiple of channels that products and convolutions work in, and a
+hundred chains timed as branches of few sessions and each in its own. Then the cases: each is a fresh process
+that gets its share of the time and is ended after it ("not done"). It compresses for the provider with the
+profile for deployment, in half precision where the provider has it, and times both models in turns at the
+batch that was chosen for; on CUDA once more without CUDA graphs. Of networks of the corpus the task's metric
+is measured on the processor, too. The realised share is the gain in latency over the gain in MACs.
 
 Weights of ResNet-50, VGG-16 and the encoder are random: their speed is what counts. Results are written to
 bench/results/cuda.json and .md (with --small to standard output alone), with device, driver, versions and
@@ -27,12 +29,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 from bench.corpus import Corpus, add_option
 from bench.provenance import ROOT, markdown, provenance, write
 from models import encoder, shapes
+
+_SAMPLES = 500
+"""Of the task's, by which a network's metric is measured."""
 
 MARGIN = 5.0
 """Seconds that are kept for the end."""
@@ -110,7 +116,7 @@ def main() -> None:
     end = time.monotonic() + options.seconds - MARGIN
     cases = [case for case in (SMALL if options.small else CASES) if case.name in (options.only or case.name)]
     cases = [case for case in cases if not case.corpus or options.corpus.has(case.name)]
-    work: list[tuple[str, dict[str, Any]]] = [("numbers", {"numbers": True})]
+    work: list[tuple[str, dict[str, Any]]] = [("numbers", {"numbers": True}), ("kernels", {"kernels": True})]
     work += [(case.title, {"case": vars(case)}) for case in cases]
     found = []
     for index, (title, asked) in enumerate(work):
@@ -145,6 +151,8 @@ def _child(asked: Mapping[str, Any], options: argparse.Namespace) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         if "numbers" in asked:
             return {"numbers": _numbers(options, Path(folder))}
+        if "kernels" in asked:
+            return {"kernels": _kernels(options)}
         return _measured(Case(**asked["case"]), options, Path(folder))
 
 
@@ -174,6 +182,46 @@ def _numbers(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         except Exception as error:  # one network must not cost the others
             found[name] = one_line(error)
     return found
+
+
+def _kernels(options: argparse.Namespace) -> dict[str, Any]:
+    """The multiples that kernels work in, by precision; what many chains cost in few sessions and in many."""
+    from onnxdecomp.core.layer import ConvSpec, Layer
+    from onnxdecomp.decompositions.base import outline
+    from onnxdecomp.decompositions.registry import get
+    from onnxdecomp.latency import opened
+    from onnxdecomp.latency.cache import where
+    from onnxdecomp.latency.chain_model import chain_model, frame_model
+    from onnxdecomp.latency.measure import typical_times
+    from onnxdecomp.latency.quantum import measured_quanta
+    from onnxdecomp.runtime.device import device_of
+    from onnxdecomp.runtime.providers import provider_of
+    from onnxdecomp.runtime.setting import setting_of
+
+    row, found = provider_of(options.provider), dict[str, Any]()
+    for precision in () if options.small else ("fp32", "tf32", "fp16"):
+        if precision in row.precisions:
+            under = setting_of(options.provider, 1, precision=precision)
+            began = time.monotonic()
+            multiples = measured_quanta(under.quick, under.converted or "float")
+            found[precision] = {"multiples": multiples, "seconds": round(time.monotonic() - began, 1)}
+    width, count = (32, 10) if options.small else (256, 100)
+    spec = ConvSpec((1, 1), (1, 1), (1, 1, 1, 1))
+    layer = Layer("conv", "Conv", np.zeros((width, width, 3, 3), np.float32), None, spec)
+    shape = (8, width, 14, 14)
+    ranks = np.linspace(width // count + 1, width - 1, count).round().astype(int)
+    chains = [outline(get("svd"), layer, (int(rank),)) for rank in ranks]
+    models = [frame_model(layer, shape), *(chain_model(chain, layer, shape) for chain in chains)]
+    on = where(setting_of(options.provider, 1).quick)
+    took, times = dict[str, float](), dict[str, Any]()
+    for name, together in {"branches": lambda _: True, "sessions": lambda _: False}.items():
+        began = time.monotonic()
+        with mock.patch.object(opened, "together", together):
+            runs = [run for run in opened.runnables(models, on) if not isinstance(run, str)]
+        ms = typical_times(runs, 10.0, clock=device_of(on.setting).meter(on.setting))
+        took[name], times[name] = round(time.monotonic() - began, 1), ms[1:] - ms[0]
+    apart = np.abs(times["branches"] / times["sessions"] - 1)
+    return {"multiples": found, "chains": count, "seconds": took, "apart": float(np.median(apart))}
 
 
 def _measured(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -227,8 +275,11 @@ def _measured(case: Case, options: argparse.Namespace, folder: Path) -> dict[str
             "original_ms": timed.models[0].latency.p50,
             "new_ms": timed.models[1].latency.p50,
             "speedup": [1 / ratio.value, 1 / ratio.high, 1 / ratio.low],
+            "nodes": [sum(model.nodes.values()) for model in timed.models],
             "realised": 1 / ratio.value / macs,
         }
+    if case.corpus:
+        result["metric"] = options.corpus.evaluate(case.name, new, most=_SAMPLES)
     return result
 
 
@@ -245,10 +296,11 @@ def _card(provider: str) -> dict[str, Any]:
 
 
 def _table(found: list[dict[str, Any]]) -> str:
+    said = [_said(case["kernels"]) for case in found if "kernels" in case]
     head = ("case", "MACs", "speedup [95 %]", "realised", "without graphs", "search, s")
     rows = []
     for case in found:
-        if "numbers" in case:
+        if "numbers" in case or "kernels" in case:
             continue
         if "failed" in case:
             rows.append((case["case"], "", case["failed"], "", "", ""))
@@ -264,7 +316,21 @@ def _table(found: list[dict[str, Any]]) -> str:
                 f"{case['search_s']:.0f}",
             )
         )
-    return markdown(head, rows)
+    return "\n\n".join((markdown(head, rows), *said))
+
+
+def _said(kernels: Mapping[str, Any]) -> str:
+    """A sentence on the kernels."""
+    multiples = "; ".join(
+        f"{precision}: " + ", ".join(f"{kind}s in multiples of {n}" for kind, n in own["multiples"].items())
+        for precision, own in kernels["multiples"].items()
+    )
+    took = kernels["seconds"]
+    return (
+        f"{multiples or 'No multiples were measured'}. {kernels['chains']} chains took {took['branches']} s "
+        f"as branches and {took['sessions']} s in sessions of their own; their times differ by "
+        f"{kernels['apart']:.0%} in the median."
+    )
 
 
 def _speed(timed: Mapping[str, Any]) -> str:
