@@ -2,7 +2,8 @@
 
     python -m bench.transformers [--models minilm_l6,…] [--rows "1.5x, int8" …] [--steps compress evaluate …]
 
-A row is a model compressed by one command, `compress MODEL --calib …` with the options in ROWS, or by a way
+A row is a model compressed by one command, `compress MODEL --calib …` with the options in ROWS (of the
+recogniser by a plan from some of its calibration inputs, with all of which a search takes long), or by a way
 of the literature (bench/svd_baselines.py). The metric is the corpus' own, on samples that nothing was fitted
 to or chosen by, with the 95 % interval of its paired difference; latency is that on one thread at batch 1,
 all files of a model interleaved in one run, beside the original and beside ONNX Runtime's `quantize_dynamic`
@@ -77,6 +78,7 @@ ROWS: Mapping[str, tuple[Way, ...]] = {
         Way("int8, tables of 4 bits", "int8 alone", _SMALL),
         Way("1.5x, int8", "widths", _widths("1.5x", **_SMALL)),
         Way("2x, int8", "widths", _widths("2x", **_SMALL)),
+        Way("2x, int8, refined", "widths", _widths("2x", refine=True, **_SMALL)),
         *_kept(0.8),
         *_kept(0.6),
     ),
@@ -87,12 +89,13 @@ ROWS: Mapping[str, tuple[Way, ...]] = {
     ),
     "whisper_tiny_en_decoder": (
         Way("int8", "int8 alone", _INT8),
+        Way("int4", "int4 alone", {"quantize": "int4"}),
         Way("1.25x, int8", "widths", _widths("1.25x", **_INT8)),
     ),
     "ppocrv5_rec": (
         Way("int8", "int8 alone", _INT8),
-        Way("latency=1.4x", "all methods", {"target": "latency=1.4x"}),
-        Way("1.5x, int8", "widths", _widths("1.5x", **_INT8)),
+        Way("1.4x, int8", "all methods", {"target": "macs=1.4x", "quantize": "int8-dynamic"}),
+        Way("1.5x, int8", "all methods", {"target": "macs=1.5x", "quantize": "int8-dynamic"}),
     ),
     "vit_s": (
         Way("int8", "int8 alone", _INT8),
@@ -233,7 +236,13 @@ def made(task: Task, way: Way) -> Row:
         if way.options is None:
             baseline(way.name, task.source, target, task.calibration(), way.kept)  # type: ignore[arg-type]
         else:
-            done = onnxdecomp.compress(task.source, target, calib=task.fitted_to(), **way.options)
+            options = dict(way.options)
+            if "target" in options and (few := task.searched_with()) is not None:
+                plain = {name: options[name] for name in ("target", "method") if name in options}
+                planned = onnxdecomp.compress(task.source, calib=few, threads=1, dry_run=True, **plain)
+                options = {name: value for name, value in options.items() if name not in plain}
+                options["plan"] = planned.record
+            done = onnxdecomp.compress(task.source, target, calib=task.fitted_to(), **options)
             totals = done.record["totals"]
             found = {"fewer_macs": totals["macs"]["ratio"], "notes": done.notes}
     except OnnxDecompError as error:
