@@ -182,7 +182,7 @@ def _timed(kinds: Sequence[_Kind], model: ir.Model, context: PassContext, meter:
                 found.append(replace(kind, reason=str(error)))
                 continue
             if not is_quantized(rough):
-                found.append(replace(kind, reason="nothing is faster so than in floating point"))
+                found.append(replace(kind, reason="makes no layer faster than floating point"))
                 continue
             files[kind.name] = save(rough, folder / f"{kind.name}.onnx")
             found.append(kind)
