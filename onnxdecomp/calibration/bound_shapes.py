@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxdecomp.data.random_inputs import bindings
+from onnxdecomp.errors import OnnxDecompError
 from onnxdecomp.graph.attributes import dims
 from onnxdecomp.graph.traversal import places
 from onnxdecomp.layers.shapes import infer_shapes
@@ -47,10 +48,13 @@ def bound_shapes(
     counterparts = dict(zip(model.graph, copy.graph, strict=True))
     stored = copy.graph.initializers
     inputs = [value for value in copy.graph.inputs if value.name not in stored]
-    specs = [TensorSpec(str(v.name), dims(v) or (), v.dtype.numpy().name if v.dtype else "") for v in inputs]
-    if any(value.shape is None or value.dtype is None for value in inputs):
+    if any(value.shape is None or value.dtype in (None, ir.DataType.STRING) for value in inputs):
         return None
-    found = bindings(specs, lambda feed: None, count=1, shapes=shapes)
+    specs = [TensorSpec(str(v.name), dims(v) or (), v.dtype.numpy().name if v.dtype else "") for v in inputs]
+    try:
+        found = bindings(specs, lambda feed: None, count=1, shapes=shapes)
+    except OnnxDecompError:  # judged elsewhere
+        return None
     if isinstance(found, str):
         return None
     feed = found[0].feed(specs, (0,))
