@@ -22,7 +22,7 @@ from onnxdecomp.fitting.moments import Moments
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.ranks.rounding import round_to_multiple
-from onnxdecomp.search.chain_costs import chain_cost
+from onnxdecomp.search.chain_costs import Form, chain_cost
 from onnxdecomp.search.plan import Cost, cost_of
 from onnxdecomp.search.rank_curves import exact, filled_in, scaled, shape
 
@@ -123,12 +123,13 @@ def outlines(
 
 def outlined(match: LayerMatch, method: Decomposition, ranks: Ranks) -> Outline:
     """A method at some ranks in a layer's place."""
-    return Outline(method, ranks, outline(method, match.layer, ranks), chain_cost(method, match.layer, ranks))
+    cost = chain_cost(method, Form.of(match.layer), ranks)
+    return Outline(method, ranks, outline(method, match.layer, ranks), cost)
 
 
 def ranks_at(method: Decomposition, layer: Layer, cost: float, multiple: int, what: What) -> Ranks | None:
     """The largest ranks at a common fraction of the full ones whose chain costs `cost` at most, or None."""
-    full = method.full_ranks(layer)
+    full, form = method.full_ranks(layer), Form.of(layer)
 
     def ranks(fraction: float) -> Ranks:
         wanted = method.fraction_ranks(layer, fraction)
@@ -136,18 +137,23 @@ def ranks_at(method: Decomposition, layer: Layer, cost: float, multiple: int, wh
             return wanted
         return tuple(round_to_multiple(r, multiple, f) for r, f in zip(wanted, full, strict=True))
 
-    def too_dear(fraction: float) -> bool:
-        return bool(getattr(chain_cost(method, layer, ranks(fraction)), what) > cost)
+    def too_dear(own: Ranks) -> bool:
+        return bool(getattr(chain_cost(method, form, own), what) > cost)
 
     low, high = 1.0 / max(full), 1.0
-    if too_dear(low):
+    least, most = ranks(low), ranks(high)
+    if too_dear(least):
         return None
     for _ in range(16):
-        middle = (low + high) / 2
-        if ranks(low) == ranks(high):
+        if least == most:
             break
-        low, high = (low, middle) if too_dear(middle) else (middle, high)
-    return ranks(low)
+        middle = (low + high) / 2
+        between = ranks(middle)
+        if too_dear(between):
+            high, most = middle, between
+        else:
+            low, least = middle, between
+    return least
 
 
 def candidates(

@@ -15,7 +15,7 @@ from onnxdecomp.core.dense import dense_chain
 from onnxdecomp.core.layer import Layer, Ranks, narrowed
 from onnxdecomp.decompositions.base import refusal_of
 from onnxdecomp.search.candidates import Candidate
-from onnxdecomp.search.chain_costs import chain_cost
+from onnxdecomp.search.chain_costs import Form, chain_cost
 from onnxdecomp.search.channel_costs import narrowed_by
 from onnxdecomp.search.channel_profiles import TIMED, ChannelProfile
 from onnxdecomp.search.elimination import Floats, Ints
@@ -127,7 +127,8 @@ class NarrowedLayer:
             key: None if refusal_of(method, layer) else method.full_ranks(layer)
             for key, method in methods.items()
         }
-        chains = [self._chain_cost(own, layer, full[id(own.outline.method)]) for own in self.entry.candidates]
+        form = Form.of(layer)
+        chains = [self._chain_cost(own, form, full[id(own.outline.method)]) for own in self.entry.candidates]
         return [_numbers(cost_of(dense_chain(layer), layer)), *chains]
 
     def _counted(self, candidate: int | None, layer: Layer) -> tuple[float, float]:
@@ -136,18 +137,19 @@ class NarrowedLayer:
             return _numbers(cost_of(dense_chain(layer), layer))
         method = (own := self.entry.candidates[candidate]).outline.method
         full = None if refusal_of(method, layer) else method.full_ranks(layer)
-        return self._chain_cost(own, layer, full)
+        return self._chain_cost(own, Form.of(layer), full)
 
-    def _chain_cost(self, candidate: Candidate, layer: Layer, full: Ranks | None) -> tuple[float, float]:
+    def _chain_cost(self, candidate: Candidate, form: Form, full: Ranks | None) -> tuple[float, float]:
         option = candidate.outline
         if full is not None and candidate.group:
-            full = (layer.inputs,)  # what siblings have in common has more ranks than one of them may have
+            # What siblings have in common has more ranks than one of them may have.
+            full = (form.layer.inputs,)
         if full is None or len(full) != len(option.ranks):
             return math.nan, math.nan
         # Of siblings the first bears the cost of the factor that they have in common.
         after = bool(candidate.group) and candidate.group[0] != self.place
         ranks = tuple(map(min, option.ranks, full))
-        return _numbers(chain_cost(option.method, layer, ranks, after_first=after))
+        return _numbers(chain_cost(option.method, form, ranks, after_first=after))
 
     @cached_property
     def _time_left(self) -> Floats:

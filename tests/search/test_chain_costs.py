@@ -11,7 +11,7 @@ from onnxdecomp.core.layer import ConvSpec, Layer
 from onnxdecomp.decompositions.base import outline
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.search import chain_costs
-from onnxdecomp.search.chain_costs import chain_cost
+from onnxdecomp.search.chain_costs import Form, chain_cost
 from onnxdecomp.search.plan import Cost, cost_after_first, cost_of
 
 CONV = ConvSpec((1, 1), (1, 1), (1, 1, 1, 1))
@@ -35,8 +35,8 @@ def test_a_chain_costs_what_its_outline_says(layer: Layer) -> None:
     """Whatever was asked for before: all that a cost depends on tells layers apart."""
     method = get("svd").specialise(layer)
     chain = outline(method, layer, (3,))  # type: ignore[arg-type]
-    assert chain_cost(method, layer, (3,)) == cost_of(chain, layer)  # type: ignore[arg-type]
-    after = chain_cost(method, layer, (3,), after_first=True)  # type: ignore[arg-type]
+    assert chain_cost(method, Form.of(layer), (3,)) == cost_of(chain, layer)  # type: ignore[arg-type]
+    after = chain_cost(method, Form.of(layer), (3,), after_first=True)  # type: ignore[arg-type]
     assert after == cost_after_first(chain, layer) != cost_of(chain, layer)
 
 
@@ -50,6 +50,6 @@ def test_layers_of_one_form_are_counted_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(chain_costs, "cost_of", count)
     layer = replace(LAYER, input_shape=(None, 6, 11, 13))
     other = replace(layer, name="b", graph="If_1/then_branch", weight=2 * layer.weight)
-    costs = [chain_cost(get("svd"), own, (2,)) for own in (layer, other, layer)]
+    costs = [chain_cost(get("svd"), Form.of(own), (2,)) for own in (layer, other, layer)]
     assert costs == [Cost(1, 1)] * 3
     assert not any(counted[0].weight.strides)  # no numbers are kept

@@ -22,6 +22,9 @@ from onnxdecomp.workflow.config import CompressConfig
 from tests.workflow.test_targets import filled, wide
 from tests.workflow.test_workdir import OPTIONS, entries, made
 
+TARGET = "macs=3x"
+"""More than one plan is tried for it."""
+
 
 @pytest.mark.parametrize(
     ("text", "kind", "count", "where"),
@@ -68,7 +71,7 @@ def test_what_a_callable_gives_must_be_an_executor(tmp_path: Path, monkeypatch: 
 def serial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder with a model, and the hash of what a serial run makes of it."""
     folder = filled(tmp_path_factory.mktemp("serial"), wide)
-    return folder, made(folder)
+    return folder, made(folder, TARGET)
 
 
 def test_tasks_are_done_elsewhere_and_the_bytes_are_those_of_a_serial_run(
@@ -110,7 +113,7 @@ def test_a_task_that_fails_is_done_here(
 def test_processes_give_the_bytes_of_a_serial_run(serial: tuple[Path, str]) -> None:
     pytest.importorskip("loky", reason="needs the extra 'cluster'")
     folder, plain = serial
-    assert made(folder, executor="processes:1") == plain
+    assert made(folder, TARGET, executor="processes:1") == plain
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
@@ -125,7 +128,7 @@ def test_a_dask_cluster_of_which_a_worker_is_killed(
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None
     ) as cluster:
-        assert made(folder, workdir=work, executor=f"dask:{cluster.scheduler_address}") == plain
+        assert made(folder, TARGET, workdir=work, executor=f"dask:{cluster.scheduler_address}") == plain
     killed = (work / "killed").read_text()
     assert killed.isdecimal()
 
@@ -144,6 +147,6 @@ def _killing(task: StagesTask) -> None:
 
 def _by(pool: Any, folder: Path, work: Path) -> str:
     """The hash of what a run with this executor writes."""
-    options = {**OPTIONS, "calib": str(folder / "calib.npz"), "workdir": work, "target": "macs=2x"}
+    options = {**OPTIONS, "calib": str(folder / "calib.npz"), "workdir": work, "target": TARGET}
     result = compress_by(pool, folder / "net.onnx", folder / "by.onnx", CompressConfig.of(None, options))
     return str(result.record["output"]["sha256"])
