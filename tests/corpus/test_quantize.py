@@ -15,7 +15,7 @@ from onnxdecomp.quantization.int8 import Reader, int8
 from onnxdecomp.quantization.scheme import scheme_for
 from onnxdecomp.runtime.session import inputs_of, open_session, run
 from onnxdecomp.workflow import compress
-from tests.corpus.case import Case, each
+from tests.corpus.case import REST, Case, each
 
 REFUSED = {
     "resnet20_qdq_int8": "quantized already",
@@ -29,7 +29,13 @@ REFUSED = {
 OVERRIDABLE = ("nanodet_m",)
 """Its weights are inputs that callers may override; the quantizer alone takes them for constants."""
 
-RANKS: dict[str, Any] = {"method": "tucker,svd", "rank": "0.3", "verify": False, "bench": False}
+RANKS: dict[str, Any] = {
+    "method": "tucker,svd",
+    "rank": "0.3",
+    "verify": False,
+    "bench": False,
+    "config": REST,
+}
 
 
 def feeds_for(path: Any) -> Any:
@@ -55,7 +61,7 @@ def test_what_is_written_can_be_quantized(case: Case) -> None:
 
     case.folder.mkdir(exist_ok=True)
     written, quantized = case.folder / "small.onnx", case.folder / "int8.onnx"
-    compress.compress(case.original, written, **RANKS)
+    compress.compress(case.prepared, written, **RANKS)
     feeds, model = feeds_for(written), load(written)
     if case.name in REFUSED:
         with pytest.raises(ModelError, match=REFUSED[case.name]):
