@@ -298,7 +298,9 @@ class _Run:
         made = None
         if own and train[0].wanted:
             last = set(block.leaves) >= set(self.network.outputs)
-            how = Descent(epochs, self.how.rate * (_LAST if last else 1.0), seed=self.how.seed)
+            share = math.sqrt(min(1.0, self.how.layers / max(1, len(block.layers))))  # their steps add up
+            rate = self.how.rate * share * (_LAST if last else 1.0)
+            how = Descent(epochs, rate, seed=self.how.seed)
             made = descend(passage, own, train, held_out, how, self._step)
         with torch.no_grad():
             for batch, example in zip((*self.train, *self.held_out), (*train, *held_out), strict=True):
