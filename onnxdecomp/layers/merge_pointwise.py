@@ -1,8 +1,8 @@
 """Two layers that mix channels only, one right after the other, are one: their product.
 
 Where nothing stands between a chain's last factor and the layer behind it, or the first factor of its chain,
-one kernel does the work of two. It is done where it takes no more multiplications: two factors around a
-narrow rank stay two.
+one kernel does the work of two. It is done where that takes no more numbers, and so no more multiplications:
+two factors around a narrow rank stay two.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.traversal import unique_name, value_names
 
 _FLOATS = frozenset((ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE))
+
+
+def mergeable(model: ir.Model, may: Callable[[ir.Node, ir.Node], bool] = lambda a, b: True) -> bool:
+    """Whether there is anything to merge; as for `merge_pointwise`."""
+    return any(_pair(node, may) is not None for node in model.graph)
 
 
 def merge_pointwise(model: ir.Model, may: Callable[[ir.Node, ir.Node], bool] = lambda a, b: True) -> int:
@@ -78,8 +83,8 @@ def _pair(second: ir.Node, may: Callable[[ir.Node, ir.Node], bool]) -> tuple[_Mi
         return None
     groups = math.gcd(one.groups, two.groups)
     wide = one.weight.shape[2] * one.groups, two.weight.shape[1] * two.groups
-    before = one.weight.size * math.prod(two.strides) + two.weight.size
-    return (one, two, groups) if wide[0] * wide[1] // groups <= before else None
+    fewer = wide[0] * wide[1] // groups <= one.weight.size + two.weight.size  # then MACs are, too
+    return (one, two, groups) if fewer else None
 
 
 def _mixing(node: ir.Node) -> _Mixing | None:
@@ -109,7 +114,7 @@ def _constant(value: ir.Value | None) -> Array | None:
     tensor = value.const_value
     if tensor is None or tensor.dtype not in _FLOATS or len(list(value.uses())) != 1:
         return None
-    return np.asarray(tensor.numpy(), np.float64)
+    return np.asarray(tensor.numpy())
 
 
 def _merge(graph: ir.Graph, one: _Mixing, two: _Mixing, groups: int, taken: set[str]) -> None:

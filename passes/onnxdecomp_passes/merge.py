@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.merge_pointwise import merge_pointwise
+from onnxdecomp.layers.merge_pointwise import merge_pointwise, mergeable
 from onnxdecomp.layers.replace import LAYER
 from onnxdecomp.pipeline.base import Need, Pass, PassContext, PassResult, option
 
@@ -19,7 +19,7 @@ class Merge(Pass):
     """Merge factors into neighbours that mix channels only, where nothing stands between them.
 
     A 1x1 convolution behind a 1x1 convolution, and a product behind a product, are one, if that takes no more
-    multiplications: one kernel less, and one activation less that is written and read. One of the two is a
+    numbers: one kernel less, and one activation less that is written and read. One of the two is a
     factor of a decomposed layer; layers that were asked to stay do.
     """
 
@@ -40,7 +40,7 @@ class Merge(Pass):
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Put a merged graph in the place of the model's, where there is anything to merge."""
-        if not self.enabled or context.decided is None or not context.decided.changes:
+        if not self.enabled or context.decided is None or not mergeable(model, _one_is_a_factor):
             return PassResult(model, modified=False)
         fixed = {(choice.graph, choice.layer) for choice in context.decided.choices if choice.fixed}
         # The layers are checked against their chains afterwards: what stands in the model must stay.
@@ -53,11 +53,14 @@ class Merge(Pass):
         }
 
         def may(first: ir.Node, second: ir.Node) -> bool:
-            made = LAYER in first.metadata_props or LAYER in second.metadata_props
-            return made and not {first, second} & stays
+            return _one_is_a_factor(first, second) and not {first, second} & stays
 
         merged = merge_pointwise(copy, may)
         if merged:
             model.graph = copy.graph
         notes = (f"{merged} pairs of layers that mix channels only were merged",) if merged else ()
         return PassResult(model, modified=bool(merged), notes=notes, record={"merged": merged})
+
+
+def _one_is_a_factor(first: ir.Node, second: ir.Node) -> bool:
+    return LAYER in first.metadata_props or LAYER in second.metadata_props

@@ -89,7 +89,7 @@ def test_progress_says_what_is_done(model: Path) -> None:
     onnxdecomp.compress(model, progress=lambda *step: seen.append(step), **QUICK)
     assert [what for what, _, _ in seen] == [
         *("load", "simplify", "normalise", "decompose", "decompose c1", "decompose c2"),
-        *("annotate", "check", "check layers", "verify", "save"),
+        *("merge", "annotate", "check", "check layers", "verify", "save"),
     ]
     assert [step[1:] for step in seen if step[0].startswith("decompose c")] == [(0, 2), (1, 2)]
 
