@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,11 +16,9 @@ from onnxdecomp.core.layer import Array
 from onnxdecomp.data.comparable_outputs import Compared, unsteady
 from onnxdecomp.data.mask import Mask
 from onnxdecomp.graph.attributes import dims
-from onnxdecomp.graph.save import save
 from onnxdecomp.quantization.int8 import Reader
-from onnxdecomp.runtime import temporary_files
 from onnxdecomp.runtime.metrics import Comparison, ratio
-from onnxdecomp.runtime.session import Feed, open_session, run
+from onnxdecomp.runtime.session import Feed
 
 if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
@@ -45,16 +42,16 @@ def distance(model: ir.Model, other: ir.Model, feeds: Feeds, mask: Mask | None =
     names = [str(value.name) for value in model.graph.outputs]
     declared = {str(value.name): dims(value) for value in model.graph.outputs}
     compared: Compared | None = None
-    with _runs(model, other, names) as both:
-        reader = Reader(feeds.first(_JUDGED))
-        while (feed := reader.get_next()) is not None:
-            original, news = both(feed)
-            originals = original()
-            if compared is None:
-                left_out = unsteady(names, originals, original())
-                compared = Compared(names, declared=declared, mask=mask, left_out=left_out)
-            if any(_breaks(*pair) for pair in compared.add(feed, originals, news()).values()):
-                return math.inf
+    both = _runs(model, other, names)
+    reader = Reader(feeds.first(_JUDGED))
+    while (feed := reader.get_next()) is not None:
+        original, news = both(feed)
+        originals = original()
+        if compared is None:
+            left_out = unsteady(names, originals, original())
+            compared = Compared(names, declared=declared, mask=mask, left_out=left_out)
+        if any(_breaks(*pair) for pair in compared.add(feed, originals, news()).values()):
+            return math.inf
     comparisons = [] if compared is None else compared.comparisons
     floats = [comparison for comparison in comparisons if not comparison.discrete]
     energy = sum(comparison.energy for comparison in floats)
@@ -79,10 +76,7 @@ def _error(comparison: Comparison, energy: float) -> float:
 _Run: TypeAlias = Callable[[], list[Array]]
 
 
-@contextmanager
-def _runs(
-    model: ir.Model, other: ir.Model, names: Sequence[str]
-) -> Iterator[Callable[[Feed], tuple[_Run, _Run]]]:
+def _runs(model: ir.Model, other: ir.Model, names: Sequence[str]) -> Callable[[Feed], tuple[_Run, _Run]]:
     """For an input what runs the two models on it, with the kernels that they will run on."""
     models = model, other
     choices = pinned(model)
@@ -101,11 +95,6 @@ def _runs(
             first, second = (partial(t.run, feed | known) for t, known in zip(opened, given, strict=True))
             return first, second
 
-        yield on_choices
-        return
-    with temporary_files.folder() as folder:
-        files = [folder / name for name in ("a.onnx", "b.onnx")]
-        for file, content in zip(files, models, strict=True):
-            save(content.clone(), file)
-        first, second = (open_session(file) for file in files)
-        yield lambda feed: (partial(run, first, feed), partial(run, second, feed))
+        return on_choices
+    old, new = (open_observer(one, names, integers=True) for one in models)
+    return lambda feed: (partial(old.run, feed), partial(new.run, feed))

@@ -313,3 +313,13 @@ def test_labels_decide_how_much_is_in_8_bits() -> None:
         assert found.model is not None
         assert found.kept == kept
     assert "the metric fell by 0.3, now by 0" in found.note
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8-dynamic", "int4"])
+def test_random_inputs_do_where_an_input_is_read_by_nothing(kind: Any) -> None:
+    weight = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], "m")
+    proto = make([node], [value("x", ["N", 32]), value("bare", ["K"])], {"y": ["N", 32]}, {"w": weight})
+    made = Quantize(kind=kind).run(ir.from_proto(proto), PassContext())
+    assert made.modified
+    assert [port.name for port in made.model.graph.inputs] == ["x", "bare"]
