@@ -178,6 +178,7 @@ def _check_writable(path: Path, option: str) -> None:
 
     if not is_special(path):  # a pipe or a device is written through
         check_folder(path)
-    if path.suffix == ".onnx":
+    if path.suffix in (".onnx", ".npz", ".npy"):
+        kind = "a model" if path.suffix == ".onnx" else "arrays"
         what = {"--json": "JSON", "--markdown": "Markdown"}.get(option, "a page")
-        raise UsageError(f"{path}: {option} writes {what}, not a model; name another file")
+        raise UsageError(f"{path}: {option} writes {what}, not {kind}; name another file")

@@ -129,6 +129,7 @@ BAD_REQUESTS = [
     (["--config", "nothing.toml"], "nothing.toml"),
     (["--json", "missing/run.json"], "missing"),
     (["--json", "net.onnx"], "--json writes JSON"),
+    (["--json", "inputs.npz"], "--json writes JSON, not arrays"),
     (["-o", "missing/out.onnx"], "missing"),
     (["-o", "."], "folder"),
     (["-o", "net.onnx"], "--overwrite"),
