@@ -194,8 +194,11 @@ def _check_header(proto: onnx.ModelProto, path: Path) -> None:
                 f"{path}: the output {output.name!r} is the input of that name, and declared with another "
                 "type or shape; give it the input's"
             )
-    if proto.graph.sparse_initializer:
-        raise ModelError(f"{path}: sparse initializers are not supported; convert them to dense ones")
+    sparse = any(a.HasField("sparse_tensor") for node in proto.graph.node for a in node.attribute)
+    if sparse or proto.graph.sparse_initializer:
+        raise ModelError(
+            f"{path}: sparse weights and constants are not supported; convert them to dense"
+        )
     if (reason := fatal(proto)) is not None:
         raise ModelError(f"{path}: {reason}")
     if (reason := unreadable(proto.ir_version, imports)) is not None:
