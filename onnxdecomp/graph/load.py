@@ -197,7 +197,7 @@ def _check_header(proto: onnx.ModelProto, path: Path) -> None:
     sparse = any(a.HasField("sparse_tensor") for node in proto.graph.node for a in node.attribute)
     if sparse or proto.graph.sparse_initializer:
         raise ModelError(
-            f"{path}: sparse weights and constants are not supported; convert them to dense"
+            f"{path}: sparse initializers are not supported, nor sparse constants; convert them to dense ones"
         )
     if (reason := fatal(proto)) is not None:
         raise ModelError(f"{path}: {reason}")

@@ -106,7 +106,7 @@ def parse_rule(text: str, defaults: Defaults) -> Rule:
     given: dict[str, str] = {}
     for name, value in (part.split("=", 1) for part in options):
         if name in given:
-            raise UsageError(f"{text!r} gives {name} twice")
+            raise UsageError(f"{text!r} gives {name}, an option of one rule twice")
         given[name] = value
     return make_rule(found["methods"], defaults, match, given)
 

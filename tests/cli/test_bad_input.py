@@ -140,7 +140,7 @@ BAD_REQUESTS = [
     (["--method", "tr", "--tr-starts", "0", "--tr-random-starts", "0"], "needs one to begin with"),
     (["--method", "tt", "--tt-order", "99"], "order 99"),
     (["--method", "ht", "--ht-order", "99"], "order 99"),
-    (["--layer", "c*=svd:rank=4:rank=5"], "gives rank twice"),
+    (["--layer", "c*=svd:rank=4:rank=5"], "gives rank, an option of one rule twice"),
     (["--target", ""], "--target is given an empty value"),
     (["--rank="], "--rank is given an empty value"),
     ([""], "an argument is empty"),
