@@ -63,8 +63,6 @@ class Btd:
             return Svd().specialise(layer)
         if (common := common_refusal(layer)) is not None:
             return Refusal(common)
-        if self.blocks < 1:
-            return Refusal(f"{self.blocks} blocks: give 1 or more")
         return self if self._count(layer) > 1 else Tucker().specialise(layer)
 
     def full_ranks(self, layer: Layer) -> Ranks:

@@ -100,7 +100,8 @@ def test_what_stands_in_for_it() -> None:
     assert isinstance(Btd().specialise(conv_layer(24, 36, (1, 1))), Svd)
     assert isinstance(Btd(1).specialise(conv_layer(8, 8, (3, 3))), Tucker)
     assert isinstance(Btd().specialise(conv_layer(8, 1, (3, 3))), Tucker)
-    assert Btd(0).specialise(conv_layer(8, 8, (3, 3))) == Refusal("0 blocks: give 1 or more")
+    with pytest.raises(ValueError, match="blocks=0"):
+        Btd(0)
     depthwise = conv_layer(8, 8, (3, 3), groups=8)
     assert isinstance(Btd().specialise(depthwise), Refusal)
 
