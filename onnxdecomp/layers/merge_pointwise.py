@@ -27,8 +27,24 @@ def mergeable(model: ir.Model, may: Callable[[ir.Node, ir.Node], bool] = lambda 
     return any(_pair(node, may) is not None for node in model.graph)
 
 
-def merge_pointwise(model: ir.Model, may: Callable[[ir.Node, ir.Node], bool] = lambda a, b: True) -> int:
-    """Merge what can be merged in the main graph; how many pairs there were.
+@dataclass(frozen=True)
+class Merged:
+    """A pair that became one.
+
+    Attributes:
+        first: The node that is gone.
+        weights, biases: Numbers that are stored no more; fewer biases than before, or as many.
+    """
+
+    first: ir.Node
+    weights: int
+    biases: int
+
+
+def merge_pointwise(
+    model: ir.Model, may: Callable[[ir.Node, ir.Node], bool] = lambda a, b: True
+) -> tuple[Merged, ...]:
+    """Merge what can be merged in the main graph; the pairs.
 
     Convolutions of one position, with any strides and groups, and products of an activation and a constant
     matrix. The first is gone, the second stays with its name and output. Computed in float64 and stored in
@@ -39,12 +55,11 @@ def merge_pointwise(model: ir.Model, may: Callable[[ir.Node, ir.Node], bool] = l
         may: Whether two nodes, the first and the one behind it, may be merged.
     """
     taken = value_names(model)
-    done = 0
+    done = []
     for second in list(model.graph):
         while (pair := _pair(second, may)) is not None:
-            _merge(model.graph, *pair, taken)
-            done += 1
-    return done
+            done.append(_merge(model.graph, *pair, taken))
+    return tuple(done)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +132,7 @@ def _constant(value: ir.Value | None) -> Array | None:
     return np.asarray(tensor.numpy())
 
 
-def _merge(graph: ir.Graph, one: _Mixing, two: _Mixing, groups: int, taken: set[str]) -> None:
+def _merge(graph: ir.Graph, one: _Mixing, two: _Mixing, groups: int, taken: set[str]) -> Merged:
     """Put the product into the second node, and take the first one out."""
     first, second = one.node, two.node
     product = _blocks(two.weight, groups) @ _blocks(one.weight, groups)
@@ -149,6 +164,8 @@ def _merge(graph: ir.Graph, one: _Mixing, two: _Mixing, groups: int, taken: set[
     for value in old:
         if value is not None:
             discard(value)
+    stored = [0 if b is None else b.size for b in (one.bias, two.bias, bias)]
+    return Merged(first, one.weight.size + two.weight.size - product.size, stored[0] + stored[1] - stored[2])
 
 
 def _blocks(weight: Array, groups: int) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import onnx_ir as ir
 
@@ -30,7 +30,7 @@ from onnxdecomp.record.schema.training import RefinementRecord, Training
 from onnxdecomp.record.targets import target_results
 from onnxdecomp.record.verdict import verdict_on_run
 from onnxdecomp.runtime import environment, jsonio
-from onnxdecomp.search.plan import Plan
+from onnxdecomp.search.plan import Cost, Plan
 from onnxdecomp.search.search_record import SearchRecord
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ def run_record(
 ) -> RunRecord:
     """The record; what does not apply to a run is None."""
     details = details or Details()
-    sums = totals(layers, None if output is None else (model.bytes, output.bytes), channels)
+    merged = passes.get("merge", {})
+    saved = Cost(*(cast(int, merged.get(what, 0)) for what in ("params", "macs")))
+    sums = totals(layers, None if output is None else (model.bytes, output.bytes), channels, saved)
     files = (model.path, None if output is None else output.path)
     checked = None if verified is None else verification(verified, *files)
     settings = None if timed is None else timings(timed, files)

@@ -20,6 +20,8 @@ from onnxdecomp.record.schema.layers import (
 )
 from onnxdecomp.search.plan import Choice, Cost, Cut, Plan
 
+NOTHING = Cost(0, 0)
+
 
 def layer_records(
     plan: Plan,
@@ -138,11 +140,15 @@ def totals(
     layers: Sequence[LayerRecord],
     files: tuple[int, int] | None = None,
     channels: Sequence[ChannelRecord] | None = None,
+    merged: Cost = NOTHING,
 ) -> Totals:
-    """All layers whose cost is known together, and the bytes of the files, before and after."""
+    """All layers whose cost is known together, and the bytes of the files, before and after.
+
+    What is merged between layers is no layer's own, and taken from what all have together.
+    """
     return Totals(
-        params=_sum(layer.params for layer in layers),
-        macs=_sum(layer.macs for layer in layers),
+        params=_sum((layer.params for layer in layers), merged.params),
+        macs=_sum((layer.macs for layer in layers), merged.macs),
         bytes=None if files is None else _total(*files),
         layers=LayerCount(
             all=len(layers),
@@ -161,9 +167,9 @@ def _counted(channels: Sequence[ChannelRecord]) -> ChannelCount:
     )
 
 
-def _sum(changes: Iterable[Change]) -> Total:
+def _sum(changes: Iterable[Change], merged: int) -> Total:
     known = [(change.before or 0, change.after or 0) for change in changes]
-    return _total(sum(before for before, _ in known), sum(after for _, after in known))
+    return _total(sum(before for before, _ in known), sum(after for _, after in known) - merged)
 
 
 def _total(before: int, after: int) -> Total:

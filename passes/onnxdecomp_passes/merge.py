@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from onnxdecomp.graph.attributes import attribute
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.merge_pointwise import merge_pointwise, mergeable
+from onnxdecomp.layers.merge_pointwise import Merged, merge_pointwise, mergeable
 from onnxdecomp.layers.replace import LAYER
 from onnxdecomp.pipeline.base import Need, Pass, PassContext, PassResult, option
+from onnxdecomp.search.plan import Cost
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from onnxdecomp.search.plan import Choice
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Merge(Pass):
 
     def run(self, model: ir.Model, context: PassContext) -> PassResult:
         """Put a merged graph in the place of the model's, where there is anything to merge."""
-        if not self.enabled or context.decided is None or not mergeable(model, _one_is_a_factor):
+        if not self.enabled or context.decided is None or not mergeable(model, _counted):
             return PassResult(model, modified=False)
         fixed = {(choice.graph, choice.layer) for choice in context.decided.choices if choice.fixed}
         # The layers are checked against their chains afterwards: what stands in the model must stay.
@@ -53,14 +59,30 @@ class Merge(Pass):
         }
 
         def may(first: ir.Node, second: ir.Node) -> bool:
-            return _one_is_a_factor(first, second) and not {first, second} & stays
+            return _counted(first, second) and not {first, second} & stays
 
         merged = merge_pointwise(copy, may)
         if merged:
             model.graph = copy.graph
-        notes = (f"{merged} pairs of layers that mix channels only were merged",) if merged else ()
-        return PassResult(model, modified=bool(merged), notes=notes, record={"merged": merged})
+        notes = (f"{len(merged)} pairs of layers that mix channels only were merged",) if merged else ()
+        saved = _saved(merged, context.decided.choices)
+        record = {"merged": len(merged), "params": saved.params, "macs": saved.macs}
+        return PassResult(model, modified=bool(merged), notes=notes, record=record)
 
 
-def _one_is_a_factor(first: ir.Node, second: ir.Node) -> bool:
-    return LAYER in first.metadata_props or LAYER in second.metadata_props
+def _counted(first: ir.Node, second: ir.Node) -> bool:
+    """Whether one is a factor, and both work on the same positions, so that what is saved is known."""
+    factor = LAYER in first.metadata_props or LAYER in second.metadata_props
+    return factor and all(stride == 1 for stride in attribute(second, "strides", ()))
+
+
+def _saved(merged: Sequence[Merged], choices: Sequence[Choice]) -> Cost:
+    """What the layers' chains have and the model has no more."""
+    known = {choice.layer: choice for choice in choices if not choice.graph}
+    macs = 0
+    for pair in merged:
+        choice = known.get(pair.first.metadata_props.get(LAYER) or pair.first.name or "")
+        if choice is not None and choice.before is not None and choice.sized:
+            positions = choice.before.macs // math.prod(choice.weight)
+            macs += pair.weights * positions
+    return Cost(sum(pair.weights + pair.biases for pair in merged), macs)

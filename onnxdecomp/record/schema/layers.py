@@ -193,7 +193,7 @@ class Totals:
     """All layers whose cost is known together, and the files.
 
     Attributes:
-        params, macs: Of the layers.
+        params, macs: Of the layers, less what was saved by merging factors of two of them (see passes).
         bytes: Of the files; not there in a dry run.
         layers: Their number.
         channels: The number of channels; not there where none was looked at.
