@@ -66,7 +66,7 @@ class Merge(Pass):
             model.graph = copy.graph
         notes = (f"{len(merged)} pairs of layers that mix channels only were merged",) if merged else ()
         saved = _saved(merged, context.decided.choices)
-        record = {"merged": len(merged), "params": saved.params, "macs": saved.macs}
+        record: dict[str, object] = {"merged": len(merged), "params": saved.params, "macs": saved.macs}
         return PassResult(model, modified=bool(merged), notes=notes, record=record)
 
 
