@@ -19,6 +19,9 @@ from onnxdecomp.graph.attributes import attribute
 from onnxdecomp.graph.constants import discard, initializer
 from onnxdecomp.graph.traversal import unique_name, value_names
 
+MERGED = "pkg.onnxdecomp.merged"
+"""The key of a merged node's metadata: the node that is gone."""
+
 _FLOATS = frozenset((ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.DOUBLE))
 
 
@@ -161,6 +164,7 @@ def _merge(graph: ir.Graph, one: _Mixing, two: _Mixing, groups: int, taken: set[
             second.resize_inputs(3)
         put(2, bias, second.inputs[2] or first.inputs[2])
     second.replace_input_with(0, first.inputs[0])
+    second.metadata_props[MERGED] = first.name or ""
     for value in old:
         if value is not None:
             discard(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from onnxdecomp.graph.attributes import attribute
 from onnxdecomp.layers.find import find
-from onnxdecomp.layers.merge_pointwise import Merged, merge_pointwise, mergeable
+from onnxdecomp.layers.merge_pointwise import MERGED, Merged, merge_pointwise, mergeable
 from onnxdecomp.layers.replace import LAYER
 from onnxdecomp.pipeline.base import Need, Pass, PassContext, PassResult, option
 from onnxdecomp.search.plan import Cost
@@ -64,16 +64,31 @@ class Merge(Pass):
         merged = merge_pointwise(copy, may)
         if merged:
             model.graph = copy.graph
-        notes = (f"{len(merged)} pairs of layers that mix channels only were merged",) if merged else ()
+        notes = (_told(len(merged)),) if merged else ()
         saved = _saved(merged, context.decided.choices)
         record: dict[str, object] = {"merged": len(merged), "params": saved.params, "macs": saved.macs}
         return PassResult(model, modified=bool(merged), notes=notes, record=record)
 
 
 def _counted(first: ir.Node, second: ir.Node) -> bool:
-    """Whether one is a factor, and both work on the same positions, so that what is saved is known."""
-    factor = LAYER in first.metadata_props or LAYER in second.metadata_props
-    return factor and all(stride == 1 for stride in attribute(second, "strides", ()))
+    """Whether one is a factor of a layer that the other is none of, and what is saved is known.
+
+    A chain by itself stays a chain: its ranks are what was asked for. Strides behind change the positions.
+    """
+    layers = {node.metadata_props.get(LAYER) for node in (first, second)}
+    apart = layers != {None} and (
+        len(layers) == 2 or any(MERGED in n.metadata_props for n in (first, second))
+    )
+    return apart and all(stride == 1 for stride in attribute(second, "strides", ()))
+
+
+def _told(pairs: int) -> str:
+    what = (
+        "a pair of layers that mix channels only was"
+        if pairs == 1
+        else f"{pairs} pairs of layers that mix channels only were"
+    )
+    return f"{what} merged"
 
 
 def _saved(merged: Sequence[Merged], choices: Sequence[Choice]) -> Cost:

@@ -133,3 +133,12 @@ def test_chains_one_behind_the_other(tmp_path: Path, exclude: tuple[str, ...], l
     totals = done.record["totals"]
     assert totals["params"]["after"] == sum(array.size for array in stored)
     assert totals["macs"]["after"] == 36 * sum(array.size for array in stored if array.ndim == 4)
+
+
+def test_a_chain_is_not_merged_with_itself(tmp_path: Path) -> None:
+    """Full rank was asked for, which is more numbers than the layer has."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="only")]
+    proto = graphs.model(nodes, {"x": ["N", 8]}, {"y": ["N", 6]}, {"w": normal(8, 6)})
+    new = tmp_path / "new.onnx"
+    onnxdecomp.compress(proto, new, method="svd", rank="6", must_save="none", bench=False, skip_below=0.0)
+    assert [node.op_type for node in onnx.load(new).graph.node] == ["MatMul", "MatMul"]
