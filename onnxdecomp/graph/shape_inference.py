@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxdecomp.graph import maps
 from onnxdecomp.graph.constants import Memo, resolve
 from onnxdecomp.graph.external_data import reference
+from onnxdecomp.graph.inferred import forget_inferred
 from onnxdecomp.graph.stand_ins import UNKNOWN, StandIns, put_stand_in
 from onnxdecomp.graph.traversal import node_graphs, places, slots
 from onnxdecomp.runtime.fatal import impossible_slice
@@ -49,6 +50,7 @@ def as_declared(model: ir.Model) -> None:
 
     A saved model so declares what the original did: an inference that is wrong does no harm there.
     """
+    forget_inferred(model)
     for place in places(model):
         for value in _values(place.graph):
             if _DECLARED in value.meta:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxdecomp.core.options import option
 from onnxdecomp.errors import DefectError
+from onnxdecomp.graph.inferred import forget_inferred
 from onnxdecomp.search.plan_options import PlanOptions
 
 if TYPE_CHECKING:
@@ -271,6 +272,8 @@ class _InContext(ir.passes.InPlacePass):
         if not isinstance(done, PassResult):
             kind = f"{type(done).__name__} of {type(done).__module__.partition('.')[0]}"
             raise TypeError(f"{type(self.inner).__name__}.run returns a {kind}, no PassResult of onnxdecomp")
+        if done.modified:
+            forget_inferred(done.model)
         return done
 
     def ensures(self, model: ir.Model) -> None:

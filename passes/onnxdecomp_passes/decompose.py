@@ -20,6 +20,7 @@ from onnxdecomp.channels.channel import Channel, ChannelSkip
 from onnxdecomp.channels.find_channels import find_channels
 from onnxdecomp.decompositions.joint import CUTS
 from onnxdecomp.errors import ModelError, UsageError
+from onnxdecomp.graph.inferred import is_inferred
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.layers.find import find
 from onnxdecomp.layers.int8_weights import OLDEST_OPSET
@@ -98,7 +99,8 @@ class Decompose(Planner):
     ) -> tuple[SearchResult, list[LayerMatch]]:
         """What would be done, without doing it (activation shapes are filled in)."""
         context = context or PassContext()
-        infer_shapes(model)
+        if not is_inferred(model):
+            infer_shapes(model)
         if self.idle:
             return SearchResult(Plan(())), []
         matched, skips = find(model, freeze=self.freeze_initializers)

@@ -15,6 +15,8 @@ from onnx import helper
 
 from onnxdecomp.cli.passes import command
 from onnxdecomp.errors import GateError, ModelError, OnnxDecompError, UsageError
+from onnxdecomp.graph.inferred import is_inferred
+from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline import configuration, installed, pipeline
 from onnxdecomp.pipeline.base import Need, Pass, PassContext, PassResult, option
 from onnxdecomp.quantization.bounds import Memory
@@ -276,6 +278,15 @@ def test_a_pass_gets_what_it_asks_for_and_what_it_says_reaches_the_result() -> N
     assert seen[0].interface is not None
     assert seen[0].interface.opsets == {"": 18}
     assert Curious().run(empty_model(), PassContext()).record == {"given": ["provider", "seed", "spectra"]}
+
+
+def test_shapes_are_inferred_again_where_a_pass_changed_the_model() -> None:
+    model = empty_model()
+    infer_shapes(model)
+    pipeline.run(model, [Probe()])
+    assert is_inferred(model)
+    pipeline.run(model, [Probe(flag=True)])
+    assert not is_inferred(model)
 
 
 def test_every_need_is_a_field_of_the_context() -> None:
