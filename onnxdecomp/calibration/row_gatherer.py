@@ -37,7 +37,7 @@ class Draw:
         held_out: The share of the batches that is held out.
         seed: Of the positions.
         mask: Which positions are padding.
-        device: Of torch, where moments are added up; "" for the processor.
+        device: Of torch, where moments are added up; "cpu" for the processor.
     """
 
     samples: int
@@ -47,7 +47,7 @@ class Draw:
     seed: int
     mask: Mask | None
     per_feature: int = 24
-    device: str = ""
+    device: str = "cpu"
 
     def wanted(self, features: int) -> int:
         """Rows that are drawn where there are as many.

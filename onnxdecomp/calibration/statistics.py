@@ -392,5 +392,5 @@ def draw_of(calibration: Calibration) -> Draw:
         calibration.seed,
         calibration.mask,
         calibration.per_feature,
-        "cuda" if provider_of(calibration.provider).on_cuda else "",
+        provider_of(calibration.provider).tensors_on,
     )

@@ -99,7 +99,7 @@ class Gatherer:
     outputs: int
     features: int
     second: bool = True
-    device: str = ""
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         g, d, t = self.groups, self.features, self.outputs

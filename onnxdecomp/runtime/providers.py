@@ -66,6 +66,11 @@ class Provider:
     needs: str = ""
     install: str | None = None
 
+    @property
+    def tensors_on(self) -> str:
+        """Where tensors stay between runs, as torch and providers are called: "cuda" or "cpu"."""
+        return "cuda" if self.on_cuda else "cpu"
+
 
 _CUDA_DEPLOY: Options = (
     ("prefer_nhwc", "1"),

@@ -12,15 +12,15 @@ _WORTH = 1 << 28
 """Multiplications from which on copying to a card is worth it: there and back takes about a millisecond."""
 
 
-def inner(x: Array, y: Array, device: str = "") -> Array:
+def inner(x: Array, y: Array, device: str = "cpu") -> Array:
     """x.T @ y of matrices of equally many rows, in their own type.
 
     Args:
         x, y: [n, a] and [n, b].
-        device: As torch names it ("cuda"); "" is the processor. Where torch is missing, has no such device or
-            too little memory, the processor does it.
+        device: As torch names it; "cpu" is the processor. Where torch is missing, has no such device or too
+            little memory, the processor does it.
     """
-    if device and x.shape[0] * x.shape[1] * y.shape[1] >= _WORTH:
+    if device != "cpu" and x.shape[0] * x.shape[1] * y.shape[1] >= _WORTH:
         try:
             import torch
 

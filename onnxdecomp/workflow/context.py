@@ -147,7 +147,7 @@ def _calibration(run: RunContext, feeds: Feeds | None) -> Calibration | None:
 
     if feeds is None:
         return None
-    where = "cuda" if provider_of(run.config.provider).on_cuda else "cpu"
+    where = provider_of(run.config.provider).tensors_on
     return Calibration(feeds, provider=where, threads=run.threads, seed=run.config.seed, mask=run.mask)
 
 

@@ -29,12 +29,16 @@ Capsys = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Layers [16, 16] of these names, one after the other."""
+    """Layers [16, 16] of these names, one after the other, with Relu between."""
     monkeypatch.chdir(tmp_path)
     values = ["x", *(f"v{index}" for index in range(1, len(NAMES))), "y"]
     nodes = [
-        helper.make_node("MatMul", [values[index], f"w{index}"], [values[index + 1]], name=name)
+        node
         for index, name in enumerate(NAMES)
+        for node in (
+            helper.make_node("MatMul", [values[index], f"w{index}"], [f"u{index}"], name=name),
+            helper.make_node("Relu", [f"u{index}"], [values[index + 1]], name=f"relu {index}"),
+        )
     ]
     weights = {f"w{index}": normal(16, 16, seed=index) / 4 for index in range(len(NAMES))}
     proto = model(nodes, {"x": ["N", 16]}, {"y": ["N", 16]}, weights)

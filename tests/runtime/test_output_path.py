@@ -233,7 +233,7 @@ def test_a_file_in_shared_memory_is_a_file() -> None:
         (("-o", "calib.npz", "--calib", "calib.npz"), ("--output", "--calib")),
         (("-o", "link.npz", "--calib", "calib.npz"), ("--output", "--calib")),
         (("-o", "hard.npz", "--eval", "calib.npz"), ("--output", "--eval")),
-        (("-o", "x", "--eval", "calib.npz", "--json", "calib.npz"), ("--json", "--eval")),
+        (("-o", "x", "--eval", "calib.npz", "--json", "calib.npz"), ("--json", "arrays")),
         (("-o", "plan.json", "--plan", "plan.json"), ("--output", "--plan")),
         (("-o", "x", "--config", "pipeline.toml", "--json", "pipeline.toml"), ("--json", "--config")),
         (("-o", "x", "--json", "model"), ("--json", "MODEL")),

@@ -22,7 +22,7 @@ from onnxdecomp.runtime.providers import (
 _SOURCES = Path(onnxdecomp.__file__).parent
 _TABLE = _SOURCES / "runtime" / "providers.py"
 _OTHER_SUBJECTS = {
-    _SOURCES / "training" / "train.py",  # torch's device
+    _SOURCES / "training" / "device.py",  # torch's device
     _SOURCES / "runtime" / "device.py",  # the device of a tensor in ONNX Runtime
     _SOURCES / "cli" / "diagnose.py",  # a library of CUDA's
 }
