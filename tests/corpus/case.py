@@ -88,7 +88,7 @@ class Case:
     root: Path
     folder: Path
     _results: dict[tuple[str, str], Result] = field(default_factory=dict)
-    _expected: dict[tuple[int, bool], list[Array]] = field(default_factory=dict)
+    _expected: dict[bool, list[Array]] = field(default_factory=dict)
 
     @property
     def freeze(self) -> bool:
@@ -176,17 +176,16 @@ class Case:
         inputs = self.entry["inputs"]
         return tuple({spec["name"]: _fed(arrays[spec["name"]][k], spec) for spec in inputs} for k in range(2))
 
-    def outputs(self, path: Path, sample: int = 0, *, optimised: bool = True) -> list[Array]:
-        """What ONNX Runtime makes of a calibration sample, on one thread."""
+    def outputs(self, path: Path, *, optimised: bool = True) -> list[Array]:
+        """What ONNX Runtime makes of the first calibration sample, on one thread."""
         found = session(path, optimised=optimised)
-        return [np.asarray(value) for value in found.run(None, self.feeds[sample])]
+        return [np.asarray(value) for value in found.run(None, self.feeds[0])]
 
-    def expected(self, sample: int, *, optimised: bool = True) -> list[Array]:
+    def expected(self, *, optimised: bool = True) -> list[Array]:
         """What the original makes of it; run once."""
-        key = sample, optimised
-        if key not in self._expected:
-            self._expected[key] = self.outputs(self.original, sample, optimised=optimised)
-        return self._expected[key]
+        if optimised not in self._expected:
+            self._expected[optimised] = self.outputs(self.original, optimised=optimised)
+        return self._expected[optimised]
 
     @cached_property
     def ports(self) -> list[tuple[str, str, list[Any]]]:

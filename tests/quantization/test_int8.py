@@ -104,7 +104,14 @@ def test_what_compress_writes_can_be_quantized_by_anybody(file: Path, kind: Case
 
     written, target, dynamic = (tmp_path / f"{name}.onnx" for name in ("small", "static", "dynamic"))
     onnxdecomp.compress(
-        file, written, method="tucker,svd", rank="0.5", skip_below=0.0, must_save="none", bench=False
+        file,
+        written,
+        method="tucker,svd",
+        rank="0.5",
+        skip_below=0.0,
+        must_save="none",
+        bench=False,
+        simplify="none",
     )
     opset = load(written).opset_imports[""]
     quantize_static(
