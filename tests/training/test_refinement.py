@@ -326,6 +326,23 @@ def test_padding_is_cut_off_where_the_model_gives_the_same_without_it(cut: bool)
     assert {name: array.shape for name, array in short.items()} == {"x": (1, 2, 8), "attention_mask": (1, 2)}
 
 
+def test_a_refined_run_is_without_its_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Trimming | None] = []
+
+    def spied(*given: Any, **named: Any) -> Any:
+        drawn.append(named.get("trimming"))
+        return batches(*given, **named)
+
+    monkeypatch.setattr(refinement, "batches", spied)
+    file = graphs.saved(network(), tmp_path / "net.onnx")
+    how: dict[str, Any] = {"method": "svd", "rank": "3", "must_save": "none", "skip_below": 0.0}
+    onnxdecomp.compress(
+        file, tmp_path / "new.onnx", calib=arrays(), refine=True, simplify="none", bench=False, **how
+    )
+    assert drawn[1:]
+    assert all(trimming is not None for trimming in drawn[1:])  # the first is one sample, cut before
+
+
 def test_samples_of_like_lengths_share_a_batch() -> None:
     trimming = Trimming.of(ir.from_proto(network()), MASK)
     found = batches(padded(), 3, 0, stackable=True, trimming=trimming, mask=MASK)

@@ -141,8 +141,10 @@ def refine(
 def _refined(model: ir.Model, run: _Run, feeds: Feeds, held_out: Feeds) -> Refinement:
     """The same once it is clear where; the model changes at the end."""
     began = time.perf_counter()
+    checked = tuple(islice(feeds, _CHECKED))
     with on_disk(model) as path:
-        check_agreement(model, path, run.network, tuple(islice(feeds, _CHECKED)), run.mask)
+        check_agreement(model, path, run.network, checked, run.mask)
+    run.trim(Trimming.of(model, run.mask), checked)
     stretches = run.stretches()
     run.draw(feeds, held_out, stretches, pinned(model))
     before = run.error()
