@@ -12,8 +12,8 @@ from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Array, Layer, Ranks
 from onnxdecomp.decompositions.base import Decomposition, outline, quick
 from onnxdecomp.fitting.als import ITERATIONS, alternate
-from onnxdecomp.fitting.initialization import plain_start, reduced_start, whitened_start
-from onnxdecomp.fitting.moments import Moments, merged
+from onnxdecomp.fitting.initialization import pair_of, plain_start, reduced_start, whitened_start
+from onnxdecomp.fitting.moments import Moments, features, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
 from onnxdecomp.fitting.strengths import SHRINKAGES, tried
 from onnxdecomp.tensor.blas_threads import one_thread
@@ -197,4 +197,7 @@ def _start(
 
 def dense_rows(chain: Chain, layer: Layer) -> Array:
     """The chain's dense weight as [g, T/g, D]."""
+    if (pair := pair_of(chain, layer.groups, features(layer))) is not None:
+        first, last = pair  # their product, at less than unit impulses through both
+        return np.asarray(last.astype(np.float64) @ first)
     return as_rows(chain.dense(), layer)

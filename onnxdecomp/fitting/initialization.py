@@ -93,7 +93,7 @@ def reduced_start(like: Chain, layer: Layer, problem: Problem) -> Chain | None:
     rank = _reduced_rank(like, problem)
     if rank is None:
         return None
-    basis = problem.modes[:, :, :rank]  # [g, T/g, r]
+    basis = problem.modes(rank)  # [g, T/g, r]
     inner = basis.swapaxes(1, 2) @ problem.best
     first, last = like.weighted
     if basis.shape[2] < rank:  # more than the outputs: nothing is gained by the rest
@@ -110,7 +110,7 @@ def reduced_losses(like: Chain, problem: Problem) -> Array | None:
         return None
     best = problem.best
     products = best @ problem.second
-    inner = problem.modes.swapaxes(1, 2) @ best
+    inner = problem.modes().swapaxes(1, 2) @ best
     seen = np.sum((inner @ problem.second) * inner, axis=2).sum(axis=0)  # of each mode, over the groups
     left = float(np.sum(products * best)) - np.concatenate([[0.0], np.cumsum(seen)])
     whole = problem.energy or problem.pull
@@ -120,12 +120,17 @@ def reduced_losses(like: Chain, problem: Problem) -> Array | None:
 
 def _reduced_rank(like: Chain, problem: Problem) -> int | None:
     """The rank of a chain of the form of `reduced_start`, or None where it is of another."""
-    groups, per_group, d = problem.cross.shape
-    pair = [step.rows() for step in like.weighted]
-    if len(like.steps) != 2 or len(pair) != 2:
+    groups, _, d = problem.cross.shape
+    pair = pair_of(like, groups, d)
+    return None if pair is None else int(pair[0].shape[1])
+
+
+def pair_of(chain: Chain, groups: int, d: int) -> tuple[Array, Array] | None:
+    """The rows [g, r, D] and [g, T/g, r] of two factors whose product is the dense weight, or None."""
+    pair = [step.rows() for step in chain.weighted]
+    if len(chain.steps) != 2 or len(pair) != 2:
         return None
     first, last = pair
     if first is None or last is None or first.shape[::2] != (groups, d):
         return None
-    rank = int(first.shape[1])
-    return rank if last.shape == (groups, per_group, rank) else None
+    return (first, last) if last.shape[::2] == (groups, first.shape[1]) else None

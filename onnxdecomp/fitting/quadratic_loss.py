@@ -94,10 +94,21 @@ class Problem:
         """The weight [g, T/g, D] of least loss: C G^-1."""
         return np.stack([_solved(g, c) for g, c in zip(self.second, self.cross, strict=True)])
 
+    def modes(self, most: int | None = None) -> Array:
+        """The directions [g, T/g, modes] in which the best outputs vary, as columns, that of the most first.
+
+        `most` of them, orthonormal; min(T/g, D) where none is said, or there are fewer.
+        """
+        leading = self._modes[:, :, :most]
+        if leading.shape[1] <= self.second.shape[1]:
+            return leading
+        return np.stack([np.linalg.qr(group)[0] for group in leading])
+
     @cached_property
-    def modes(self) -> Array:
-        """The directions [g, T/g, min(T/g, D)] in which the best outputs vary, as columns, the most first."""
-        return np.stack([_modes(best, g) for best, g in zip(self.best, self.second, strict=True)])
+    def _modes(self) -> Array:
+        """All modes; with more outputs than features not of length 1, nor orthogonal to the last digit."""
+        groups = zip(self.best, self.cross, self.second, strict=True)
+        return np.stack([_modes(best, cross, second) for best, cross, second in groups])
 
 
 def problem(moments: Moments, weight: Array, shrinkage: float = 0.0, *, centred: bool = True) -> Problem:
@@ -175,15 +186,23 @@ def solved_positive(matrix: Array, right: Array) -> Array:
         return solved
 
 
-def _modes(best: Array, second: Array) -> Array:
-    """The eigenvectors of L G LT, of the smaller side: of RT LT L R with G = R RT where T > D."""
+def _modes(best: Array, cross: Array, second: Array) -> Array:
+    """Eigenvectors of L G LT = C LT; where T > D by those of RT LT L R, which is smaller, with G = R RT."""
     if best.shape[0] <= best.shape[1]:
-        spread = best @ second @ best.T
+        spread = cross @ best.T
         return _eigenvectors((spread + spread.T) / 2)
-    values, vectors = _eigh(second)
-    spread = best @ (vectors * np.sqrt(np.maximum(values, 0)))  # [T, D]
-    spread = spread @ _eigenvectors(spread.T @ spread)
-    return np.asarray(np.linalg.qr(spread)[0])
+    spread = best @ _root(second)  # [T, D]
+    return np.asarray(spread @ _eigenvectors(spread.T @ spread))
+
+
+def _root(second: Array) -> Array:
+    """R with R RT = G; of a G that rounding left indefinite without what lies below zero."""
+    try:
+        with threads_for(len(second)):
+            return np.linalg.cholesky(second)
+    except np.linalg.LinAlgError:
+        values, vectors = _eigh(second)
+        return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
 def _eigenvectors(matrix: Array) -> Array:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Layer, Ranks
-from onnxdecomp.decompositions.base import Decomposition
+from onnxdecomp.decompositions.base import Decomposition, refusal_of
 from onnxdecomp.decompositions.registry import get
 from onnxdecomp.fitting.als import alternate
-from onnxdecomp.fitting.initialization import plain_start, reduced_start, whitened_start
+from onnxdecomp.fitting.initialization import pair_of, plain_start, reduced_start, whitened_start
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
 from tests.builders.layers import fitted
 from tests.builders.moments import LAYERS, asymmetric, correlated, gathered, taking, third
@@ -50,6 +50,22 @@ def test_two_factors_lose_the_tail_of_the_eigenvalues(layer: Layer, seed: int, s
         assert chain is not None
         expected = posed.loss(posed.best) + tail(posed, rank)
         assert loss_of(chain, layer, posed) == pytest.approx(expected, rel=1e-9, abs=1e-9 * posed.energy)
+
+
+@pytest.mark.parametrize(
+    "method", [KERNEL_FIRST, get("svd", order="channel-first"), get("tucker"), get("cp")]
+)
+@EACH
+def test_a_pair_of_factors_is_told_from_other_chains(layer: Layer, method: Decomposition) -> None:
+    """Whatever is taken for a pair has the product of its rows for its weight."""
+    if refusal_of(method, layer):
+        pytest.skip("not of this method")
+    chain = fitted(method, layer, tuple(1 for _ in method.full_ranks(layer)))
+    dense = as_rows(chain.dense(), layer)
+    pair = pair_of(chain, *dense.shape[::2])
+    assert (pair is not None) or method is not KERNEL_FIRST
+    if pair is not None:
+        np.testing.assert_allclose(pair[1] @ pair[0], dense, rtol=1e-6, atol=1e-6)
 
 
 @EACH

@@ -159,8 +159,8 @@ def test_fewer_rows_than_features_in_float32(shift: float, shrinkage: float) -> 
 )
 def test_modes_are_the_principal_directions_of_the_best_outputs(layer: Layer) -> None:
     posed = problem(gathered(layer, *asymmetric(layer, 60)), as_rows(layer.weight, layer), 1e-3)
-    assert len(posed.modes) == layer.groups
-    for modes, best, second in zip(posed.modes, posed.best, posed.second, strict=True):
+    assert len(posed.modes()) == layer.groups
+    for modes, best, second in zip(posed.modes(), posed.best, posed.second, strict=True):
         outer, inner = best.shape
         assert modes.shape == (outer, min(outer, inner))
         spread = best @ second @ best.T
@@ -168,12 +168,14 @@ def test_modes_are_the_principal_directions_of_the_best_outputs(layer: Layer) ->
         # Orthonormal, uncorrelated, and the one of most variance first.
         np.testing.assert_allclose(modes.T @ modes, np.eye(modes.shape[1]), atol=1e-9)
         np.testing.assert_allclose(modes.T @ spread @ modes, np.diag(variances), atol=1e-8 * variances[0])
+    few, own = posed.modes(2), posed.modes()[:, :, :2]
+    np.testing.assert_allclose(few @ few.swapaxes(1, 2), own @ own.swapaxes(1, 2), atol=1e-9)
 
 
 def test_what_rounding_left_below_zero_is_no_mode() -> None:
     cross = np.array([[[3.0, 0.0], [4.0, 0.0], [0.0, 0.0]]])
     posed = Problem(np.diag([1.0, -1e-12])[None], cross, 25.0, np.zeros((1, 2)), np.zeros(3), 0.0)
-    np.testing.assert_allclose(np.abs(posed.modes[0, :, 0]), [0.6, 0.8, 0.0], atol=1e-9)
+    np.testing.assert_allclose(np.abs(posed.modes()[0, :, 0]), [0.6, 0.8, 0.0], atol=1e-9)
 
 
 @pytest.mark.parametrize("rounding", [-1e-13, 0.0, 1e-13])
