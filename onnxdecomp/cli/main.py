@@ -81,7 +81,12 @@ def main(args: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if args is None else args
     debug = "--debug" in arguments
     try:
-        with process.streams(), process.signals(), process.quiet(enabled=not debug):
+        with (
+            process.streams(),
+            process.signals(),
+            process.few_collections(),
+            process.quiet(enabled=not debug),
+        ):
             _invoke(arguments or ["--help"])
         sys.exit(0)
     except click.exceptions.Exit as done:

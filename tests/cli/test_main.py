@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,16 @@ def test_help_of_every_command(name: str, capsys: Capsys) -> None:
     assert "--debug" in short.out
     assert short == command(capsys, name, "--help")
     assert max(map(len, short.out.splitlines())) <= 100
+
+
+def test_what_a_command_changes_of_the_process_ends_with_it(
+    capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = gc.get_threshold(), []
+    monkeypatch.setattr(cli, "invoke", lambda _context: seen.append(gc.get_threshold()))
+    assert command(capsys, "doctor").code == 0
+    assert seen[0][0] > before[0]
+    assert gc.get_threshold() == before
 
 
 def test_version_and_help(capsys: Capsys) -> None:
