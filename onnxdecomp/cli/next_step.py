@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from onnxdecomp.record.text import visible
+
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from onnxdecomp.workflow.config import CompressConfig
     from onnxdecomp.workflow.result import Result
 
@@ -15,6 +19,9 @@ _CARRIED = ("calib", "data", "preprocess", "metric", "mask", "provider", "thread
 """Options that say what the model is fed with and where: they belong into any further command."""
 
 _INPUTS = "--calib INPUTS.npz"
+
+_MOST = 4
+"""Inputs whose arrays are named."""
 
 
 def next_step(context: click.Context, result: Result, asked: CompressConfig) -> str:
@@ -32,7 +39,10 @@ def next_step(context: click.Context, result: Result, asked: CompressConfig) -> 
         carried_out = f"--plan {shlex.quote(plan)}" if plan and plan != "-" else "without --dry-run"
         return f"{again} {carried_out}: carry it out"
     if asked.calib is None:
-        what = "fit it to inputs, which loses less" if result.changed else "search with inputs"
+        arrays = _arrays(result.model)
+        what = (
+            f"fit it to inputs{arrays}, which loses less" if result.changed else f"search with inputs{arrays}"
+        )
         return f"{again} {_INPUTS}: {what}"
     if not asked.fewer_bits:
         only, kind = "" if result.changed else " --method none", "int8" if asked.provider == "cpu" else "fp16"
@@ -43,6 +53,22 @@ def next_step(context: click.Context, result: Result, asked: CompressConfig) -> 
         return f"{again} --report report.html: a page with all of it"
     small = shlex.quote(str(result.path))
     return f"onnxdecomp verify {model} {small} --data TEST.npz: judge it by data of your own"
+
+
+def _arrays(model: ir.Model) -> str:
+    """What the file of inputs holds: " (image float32[N, 1, 8, 8])"; "" where they are many or unclear."""
+    from onnxdecomp.graph.attributes import dims
+    from onnxdecomp.runtime.session import TensorSpec
+
+    found = []
+    for port in model.graph.inputs:
+        if port.name in model.graph.initializers:
+            continue
+        if (shape := dims(port)) is None or port.dtype is None:
+            return ""
+        dtype = port.dtype.numpy().name
+        found.append(str(TensorSpec(str(port.name), shape, "str" if dtype == "object" else dtype)))
+    return f" ({visible(', '.join(found))})" if 0 < len(found) <= _MOST else ""
 
 
 def _given(context: click.Context) -> list[str]:

@@ -35,6 +35,7 @@ def npz_part(path: Path, inputs: Sequence[TensorSpec]) -> tuple[Part, bool]:
             rest: NaN, integers out of range, damaged numbers.
     """
     require_regular(path, "a .npz file", UsageError)
+    _refuse_npy(path, inputs)
     with _reading(path), zipfile.ZipFile(path) as archive:
         members = _members(archive)
         headers = {}
@@ -54,6 +55,24 @@ def npz_part(path: Path, inputs: Sequence[TensorSpec]) -> tuple[Part, bool]:
             str(path),
         ),
         layout.stackable,
+    )
+
+
+def _refuse_npy(path: Path, inputs: Sequence[TensorSpec]) -> None:
+    """One array without a name: the line that makes a .npz file of it.
+
+    Raises:
+        UsageError: The file is one.
+    """
+    with _reading(path), path.open("rb") as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            return
+    named = {inputs[0].name: None} if inputs else {}
+    arrays = ", ".join(f"{name!r}: numpy.load({str(path)!r})" for name in named)
+    others = f", and the same for {', '.join(spec.name for spec in inputs[1:])}" if inputs[1:] else ""
+    raise UsageError(
+        f"{path}: a .npy file has no names for its arrays: "
+        f"numpy.savez({str(path.with_suffix('.npz'))!r}, **{{{arrays}}}){others}"
     )
 
 

@@ -6,12 +6,16 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnxdecomp.errors import UsageError
 
 SURVEY, SEARCH, APPLY = 0.35, 0.5, 0.75
-"""Shares of the time by which layers are weighed, plans are tried, and the plan is carried out."""
+"""Shares of the time by which layers are weighed, plans are tried, and the plan is carried out.
+
+The first two are of what is left when layers have been timed (see `Deadline.shared_anew`): else timing alone
+could use them up, and then nothing was weighed with half of the time to go.
+"""
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
@@ -24,11 +28,13 @@ class Deadline:
     Attributes:
         seconds: That it may take.
         started: When it began, by `clock`.
+        spent: Seconds of it that no share is taken of.
         clock: Tells the time in seconds.
     """
 
     seconds: float
     started: float
+    spent: float = field(default=0.0, kw_only=True)
     clock: Callable[[], float] = field(default=time.monotonic, compare=False, repr=False)
 
     @staticmethod
@@ -36,9 +42,13 @@ class Deadline:
         """The deadline of a run that begins now."""
         return Deadline(seconds, time.monotonic())
 
+    def shared_anew(self) -> Deadline:
+        """The same end, with shares of the time that is left now."""
+        return replace(self, spent=min(self.seconds, max(0.0, self.clock() - self.started)))
+
     def left(self, share: float = 1.0) -> float:
         """Seconds until this share of the time is over; 0 where it is."""
-        return max(0.0, self.started + share * self.seconds - self.clock())
+        return max(0.0, self.started + self.spent + share * (self.seconds - self.spent) - self.clock())
 
     def passed(self, share: float = 1.0) -> bool:
         """Whether this share of the time is over."""

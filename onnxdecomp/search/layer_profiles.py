@@ -107,6 +107,7 @@ class LayerProfiles:
         notes: What a user should know of it.
         channels: The channels between layers that were asked for.
         beyond: What operators cost that are no layers.
+        deadline: The run's, with shares of the time that was left when layers had been timed.
     """
 
     layers: tuple[LayerProfile, ...]
@@ -119,6 +120,7 @@ class LayerProfiles:
     notes: tuple[str, ...] = ()
     channels: tuple[ChannelProfile, ...] = ()
     beyond: Cost = field(default_factory=lambda: Cost(0, 0))
+    deadline: Deadline | None = None
 
     @property
     def late(self) -> bool:
@@ -153,7 +155,7 @@ def profile_layers(
         channels: Those whose widths are weighed, too.
         stopwatch: Measures the latency of outlines; those that take as long as the layer are dropped.
         progress: Called as the work goes on.
-        deadline: What was not weighed by its share of the time stays as it is.
+        deadline: What was not weighed by its share of the time that timing leaves stays as it is.
         journal: Keeps what is found out, for a survey of just this model, scope and calibration.
     """
     scope = scope.of_layers([match.layer for match in matched])
@@ -175,7 +177,7 @@ def profile_layers(
     timed, takes, asked = _timed(stopwatch, model, matched, options, related, reasons, asked, report)
     related.explain(options, reasons)
     own_parts = [0.0 if timed is None else timed.own.get(place, 0.0) for place in range(len(matched))]
-    work = sample_work(model, matched, calibration)
+    work, deadline = sample_work(model, matched, calibration), deadline and deadline.shared_anew()
     outputs, seen, fitting = _original(model, calibration, work, [*filter(None, options), *asked])
     found = [
         LayerProfile(s, c, reason=r, part=p, fixed=not scope.holds(s.layer), stored=n)
@@ -226,6 +228,7 @@ def profile_layers(
         related.groups(),
         said,
         weigher.profiles,
+        deadline=deadline,
     )
 
 

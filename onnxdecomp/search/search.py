@@ -147,7 +147,7 @@ def search_plan(
         *(model, skips, weighed, [budget for budget in budgets if not budget.on_loss]),
         *(carried_out, Sizes(size, size, bytes_of(precision)), precision, stopwatch),
         objective=objective,
-        deadline=deadline,
+        deadline=weighed.deadline,
         ahead=nullcontext if ahead is None else lambda plans: ahead(plans, brief),
     ).with_sizes()
     judging = weighed.outputs

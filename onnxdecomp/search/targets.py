@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal, TypeAlias
 
 from onnxdecomp.errors import UsageError
@@ -17,6 +18,9 @@ Sign: TypeAlias = Literal["=", ">=", "<="]
 
 _TARGET = re.compile(r"(?P<name>[^<>=]*)(?P<sign>[<>]?=)(?P<value>.*)", re.DOTALL)
 _VALUE = re.compile(r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?) *(?P<unit>[a-z%]*)")
+
+_A_FACTOR = 50.0
+"""No model costs less than so many, whatever is counted: such a number was meant as a factor."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,9 @@ def parse_budget(text: str) -> Budget:
     name, value = name.strip().lower(), value.strip().lower()
     metric = METRICS.get(name)
     if metric is None:
-        raise UsageError(f"--target {text.strip()!r} is no budget: give {forms()}")
+        close = get_close_matches(name, METRICS, n=1) if parts else []
+        hint = f"; did you mean {close[0] + text.strip()[len(name) :]!r}?" if close else f": give {forms()}"
+        raise UsageError(f"--target {text.strip()!r} is no budget{hint}")
     found = _VALUE.fullmatch(value) if sign in metric.signs else None
     unit = found["unit"] if found else ""
     if not found or (unit != "x" and unit not in metric.units):
@@ -118,6 +124,11 @@ def parse_budget(text: str) -> Budget:
         )
     if unit == "x":
         return Budget(name, float(found["number"]), relative=True)
+    if not unit and isinstance(metric, CostMetric) and 1 <= float(found["number"]) < _A_FACTOR:
+        raise UsageError(
+            f"--target {text.strip()!r} is no limit on {name}, but for all of a model: "
+            f"did you mean '{name}={value}x'?"
+        )
     limit, percent = float(found["number"]) * metric.units[unit], unit == "%" and metric.in_percent
     return Budget(name, limit, percent=percent, sign=_sign(sign))
 

@@ -12,7 +12,7 @@ from itertools import chain
 
 from onnxdecomp.core.options import described, option_fields, spelled
 from onnxdecomp.errors import UsageError
-from onnxdecomp.quantization.kinds import DYNAMIC, STATIC
+from onnxdecomp.quantization.kinds import BLOCKS, CHOSEN, DYNAMIC, INT4, STATIC
 from onnxdecomp.runtime.deadline import duration
 from onnxdecomp.runtime.environment import check_threads
 from onnxdecomp.tasks.executors import parse_executor
@@ -45,6 +45,7 @@ def checked(config: CompressConfig) -> CompressConfig:
         _computed,
         _metric,
         _objective,
+        _bits,
         _shared,
     )
     for problem in chain.from_iterable(found(config) for found in problems):
@@ -147,6 +148,15 @@ def _objective(config: CompressConfig) -> Iterator[str]:
             f"--objective {config.objective} goes with a target that limits a loss, such as error=0.05: what "
             "is least within it"
         )
+
+
+def _bits(config: CompressConfig) -> Iterator[str]:
+    """Details of kinds of fewer bits, where no such kind is asked for."""
+    of_blocks, of_tables = (INT4, BLOCKS, CHOSEN), (CHOSEN, STATIC, DYNAMIC, BLOCKS, INT4)
+    for name, kinds in (("block_size", of_blocks), ("table_bits", of_tables)):
+        if config.said(name) and config.fewer_bits not in kinds:
+            known = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
+            yield f"{_named(config, [name])} goes with --quantize {known} alone: nothing else would heed it"
 
 
 def _metric(config: CompressConfig) -> Iterator[str]:

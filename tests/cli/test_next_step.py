@@ -7,8 +7,10 @@ import shlex
 from pathlib import Path
 
 import click
+import onnx_ir as ir
 import pytest
 
+from onnxdecomp.cli import next_step
 from onnxdecomp.cli.compress import command as compress
 from tests.builders.commands import QUICK, command
 from tests.builders.feeds import samples
@@ -48,3 +50,19 @@ def test_the_next_command_is_one(
         assert ("--calib", "data set.npz") in itertools.pairwise(words)
     if words[1] == "compress":
         assert isinstance(compress.make_context("compress", words[2:]), click.Context)
+
+
+def test_without_inputs_the_arrays_that_they_hold_are_named(model: Path, capsys: Capsys) -> None:
+    done = command(capsys, "compress", model.name, *QUICK)
+    assert told(done.out)[1] == "fit it to inputs (x float32[N, 8, 8, 8]), which loses less"
+
+
+def test_arrays_of_many_inputs_or_unknown_shapes_are_not_named() -> None:
+    def told(*ports: ir.Value) -> str:
+        return next_step._arrays(ir.Model(ir.Graph(ports, [], nodes=[]), ir_version=9))
+
+    kind = ir.TensorType(ir.DataType.STRING)
+    text = ir.Value(name="words", shape=ir.Shape(["N", None]), type=kind)
+    assert told(text) == " (words str[N, ?])"
+    assert told(ir.Value(name="words", type=kind)) == ""
+    assert told(*(ir.Value(name=f"x{n}", shape=ir.Shape([1]), type=kind) for n in range(5))) == ""

@@ -146,7 +146,7 @@ def test_arrays_that_are_not_read(tmp_path: Path) -> None:
         read_feeds(path, IMAGE)
     np.save(tmp_path / "b.npy", counted(1))
     (tmp_path / "b.npy").rename(path)
-    with pytest.raises(UsageError, match="is no readable"):
+    with pytest.raises(UsageError, match="has no names for its arrays"):
         read_feeds(path, IMAGE)
 
 
@@ -155,3 +155,21 @@ def test_an_input_may_be_called_labels(tmp_path: Path) -> None:
     feeds = read_feeds(npz(tmp_path / "a.npz", labels=np.ones((3, 2), np.float32)), specs)
     assert len(feeds) == 3
     assert feeds.labels is None
+
+
+@pytest.mark.parametrize(("names", "further"), [(("x",), ""), (("x", "it's", "z"), "it's, z")])
+def test_an_array_without_a_name_is_told_how_to_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], further: str
+) -> None:
+    """The line in the message makes a file that is read."""
+    monkeypatch.chdir(tmp_path)
+    array = np.arange(8, dtype=np.float32).reshape(4, 2)
+    np.save("a b.npy", array)
+    specs = [TensorSpec(name, ("N", 2), "float32") for name in names]
+    with pytest.raises(UsageError, match="has no names for its arrays") as caught:
+        npz_part(Path("a b.npy"), specs)
+    line = str(caught.value).partition("numpy.savez")[2].partition(", and the same for ")
+    assert line[2] == further
+    eval(f"numpy.savez{line[0]}", {"numpy": np})
+    feeds = read_feeds(Path("a b.npz"), specs[:1])
+    np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in feeds]), array)

@@ -40,3 +40,12 @@ def test_shares_pass_one_after_the_other() -> None:
     assert passed(deadline, 0.5)
     assert not passed(deadline, 0.75)
     assert not passed(None, 0.0)
+
+
+@given(st.floats(0, 150), st.floats(0, 1))
+def test_shares_are_of_what_is_left_and_the_end_is_the_same(now: float, share: float) -> None:
+    deadline = Deadline(100.0, 10.0, lambda: 10.0 + now)
+    anew = deadline.shared_anew()
+    assert anew.left() == pytest.approx(deadline.left())
+    assert anew.left(share) == pytest.approx(share * deadline.left())
+    assert anew.seconds == 100.0

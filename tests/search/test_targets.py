@@ -139,3 +139,26 @@ def test_what_messages_tell_people_to_give_can_be_read(name: str) -> None:
 @pytest.mark.parametrize("text", ["drop=0.5%", "drop=12.5%", "drop=0.005", "metric>=81.5", "metric<=0.3"])
 def test_text_as_it_was_given(text: str) -> None:
     assert str(parse_budget(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("macs=2", "macs=2x"),
+        ("params=4.5", "params=4.5x"),
+        ("size=3", "size=3x"),
+        ("mac=2x", "macs=2x"),
+        ("latencies=1.5x", "latency=1.5x"),
+        ("Sise=3x", "size=3x"),
+    ],
+)
+def test_a_slip_is_told_with_what_was_meant(said: str, meant: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_budgets(said)
+    assert repr(said) in str(caught.value)
+    assert str(caught.value).endswith(f"did you mean {meant!r}?")
+
+
+@pytest.mark.parametrize("said", ["macs=99", "params=2k", "size=500kb", "error=0.5", "macs=2000000"])
+def test_numbers_that_a_model_can_have_are_limits(said: str) -> None:
+    assert not parse_budgets(said)[0].relative

@@ -12,6 +12,8 @@ import onnxdecomp
 from onnxdecomp.errors import UnchangedError, UsageError
 from onnxdecomp.evaluate import verify
 from onnxdecomp.workflow import finish_result
+from onnxdecomp.workflow.config import CompressConfig
+from onnxdecomp.workflow.config_checks import checked
 from tests.builders.commands import command, files
 from tests.builders.feeds import samples
 from tests.builders.models import network
@@ -59,6 +61,18 @@ CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, ...], tuple[str, str]]] = 
         ("--target", "macs=2x", "--objective", "size"),
         ("--objective size", "target that limits a loss"),
     ),
+    ({"rank": "4", "block_size": 64}, ("--rank", "4", "--block-size", "64"), ("--block-size", "int4")),
+    (
+        {"rank": "4", "block_size": 64, "quantize": "int8-dynamic"},
+        ("--rank", "4", "--block-size", "64", "--quantize", "int8-dynamic"),
+        ("--block-size", "int8-block"),
+    ),
+    ({"rank": "4", "table_bits": "4"}, ("--rank", "4", "--table-bits", "4"), ("--table-bits", "int8")),
+    (
+        {"rank": "4", "table_bits": "4", "quantize": "fp16"},
+        ("--rank", "4", "--table-bits", "4", "--quantize", "fp16"),
+        ("--table-bits", "int8"),
+    ),
     (
         {"target": "macs=2x", "must_save": "params"},
         ("--target", "macs=2x", "--must-save", "params"),
@@ -84,6 +98,12 @@ def test_contradictions(
     assert "--target" not in str(caught.value) or "target" in options
     command(capsys, "compress", model, *LINE, *line, "-o", "out.onnx").is_error(2, *named)
     assert files() == ["net.onnx"]
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8-block", "int4"])
+def test_details_of_fewer_bits_go_with_their_kinds(kind: str) -> None:
+    config = {"quantize": kind, "block_size": 64, "table_bits": "8"}
+    assert checked(CompressConfig.of(None, config)).fewer_bits == kind
 
 
 PLANNED: list[tuple[dict[str, Any], tuple[str, ...]]] = [

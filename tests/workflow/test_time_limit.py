@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import onnxdecomp
 from onnxdecomp.runtime.deadline import Deadline
+from onnxdecomp.search import layer_profiles
 from onnxdecomp.workflow import time_limit
 from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.result import Result
@@ -51,7 +53,7 @@ def test_without_time_every_layer_stays_and_the_reason_is_told(tmp_path: Path) -
 def test_what_was_weighed_in_time_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline comes between the two layers: the first is decomposed, the second not."""
     filled(tmp_path)
-    clocked(monkeypatch, 2.5)
+    clocked(monkeypatch, 4.0)
     result = compressed(tmp_path, "macs=1.05x", time_limit=1)
     reasons = [layer.reason for layer in result.layers]
     assert reasons[1] == "the time limit came before it was weighed"
@@ -63,7 +65,7 @@ def test_what_was_weighed_in_time_is_used(tmp_path: Path, monkeypatch: pytest.Mo
 def test_plans_are_tried_as_long_as_there_is_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path)
     free = compressed(tmp_path, "error=0.05")
-    clocked(monkeypatch, 5.0)
+    clocked(monkeypatch, 7.0)
     limited = compressed(tmp_path, "error=0.05", time_limit=1)
     tries = limited.record["search"]["tries"]
     assert len(tries) < len(free.record["search"]["tries"])
@@ -95,3 +97,22 @@ def test_a_first_run_has_a_minute(options: dict[str, object], seconds: float | N
     deadline, notes = time_limit.deadline_of(CompressConfig.of(None, options))
     assert (None if deadline is None else deadline.seconds) == seconds
     assert bool(notes) == (not options)
+
+
+def test_layers_are_weighed_when_timing_has_taken_half_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine: 26 of 50 seconds are over before the first layer is looked at."""
+    filled(tmp_path)
+    now = [0.0]
+    monkeypatch.setattr(Deadline, "after", staticmethod(lambda _: Deadline(50.0, 0.0, lambda: now[0])))
+    timed = layer_profiles._timed
+
+    def slowly(*args: Any) -> Any:
+        now[0] = 26.0
+        return timed(*args)
+
+    monkeypatch.setattr(layer_profiles, "_timed", slowly)
+    result = compressed(tmp_path, "macs=1.5x", time_limit=50)
+    assert result.changed
+    assert "limited" not in result.record["search"]
