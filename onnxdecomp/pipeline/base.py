@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxdecomp.core.options import option
 from onnxdecomp.errors import DefectError
 from onnxdecomp.graph.inferred import forget_inferred
+from onnxdecomp.search.plan import FREE, Cost
 from onnxdecomp.search.plan_options import PlanOptions
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ class PassResult(ir.passes.PassResult):
         search: How that plan was found, where it was searched for.
         search_notes: What the search has said, for later runs with a plan of its.
         spectra: Of the layers that were decomposed, where they were asked for.
+        saved: What the model has less than its layers' chains say.
         precision: The kind of fewer bits that the model has got, such as "int4"; "" for none.
         refinement: What became of the blocks that were refined together, or None.
         opset: The opset that it had to be raised to, or None.
@@ -198,6 +200,7 @@ class PassResult(ir.passes.PassResult):
     search: SearchRecord | None = None
     search_notes: tuple[str, ...] = ()
     spectra: Sequence[LayerSpectra] = ()
+    saved: Cost = FREE
     precision: str = ""
     refinement: Refinement | None = None
     opset: int | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from onnxdecomp.core.plugins import line
 from onnxdecomp.errors import DefectError, OnnxDecompError
+from onnxdecomp.search.plan import FREE, Cost
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,6 +38,7 @@ class PipelineResult:
         plan: The decision for every layer as it was carried out; None where no pass plans.
         search, search_notes: How it was found, and what was said of that; None where it was given.
         spectra: Of the layers that were decomposed, where they were asked for.
+        saved: What the model has less than its layers' chains say.
         precisions: What the model was quantized to, by the pass that did it.
         unquantized: What a quantizer that has left the model as it is has said.
         refinement: What became of the blocks that were refined together, or None.
@@ -53,6 +55,7 @@ class PipelineResult:
     search: SearchRecord | None = None
     search_notes: tuple[str, ...] = ()
     spectra: Sequence[LayerSpectra] = ()
+    saved: Cost = FREE
     precisions: Mapping[str, str] = field(default_factory=dict)
     unquantized: tuple[str, ...] = ()
     refinement: Refinement | None = None
@@ -138,6 +141,7 @@ def _with(done: PipelineResult, name: str, result: PassResult) -> PipelineResult
         rewritten=(*done.rewritten, *result.rewritten),
         cuts=(*done.cuts, *result.cuts),
         record=record,
+        saved=done.saved + result.saved,
         modified=(*done.modified, name) if result.modified else done.modified,
         precisions={**done.precisions, name: result.precision} if result.precision else done.precisions,
         refinement=result.refinement or done.refinement,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -129,6 +129,7 @@ def run_record(
     channels: tuple[ChannelRecord, ...] | None = None,
     notes: Sequence[str],
     passes: Mapping[str, Mapping[str, object]],
+    saved: Cost,
     origin: Origin,
     search: SearchRecord | None = None,
     where: Environment | None = None,
@@ -142,8 +143,6 @@ def run_record(
 ) -> RunRecord:
     """The record; what does not apply to a run is None."""
     details = details or Details()
-    merged = passes.get("merge", {})
-    saved = Cost(*(cast(int, merged.get(what, 0)) for what in ("params", "macs")))
     sums = totals(layers, None if output is None else (model.bytes, output.bytes), channels, saved)
     files = (model.path, None if output is None else output.path)
     checked = None if verified is None else verification(verified, *files)

@@ -23,6 +23,13 @@ class Cost:
     params: int
     macs: int
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.params + other.params, self.macs + other.macs)
+
+
+FREE = Cost(0, 0)
+"""Nothing."""
+
 
 @dataclass(frozen=True)
 class Choice:

@@ -337,6 +337,7 @@ def _written(
             looks=chosen.looks if made.faster else None,
             search=chosen.search,
             passes=ran.record,
+            saved=ran.saved,
             origin=origin.ended(None if run.data is run.calib else describe_data(run.data)),
             training=made.learnt,
             refinement=ran.refinement,

@@ -66,6 +66,7 @@ def dry_run(
         channels=channels,
         notes=notes,
         passes=ran.record,
+        saved=ran.saved,
         search=found.record,
         origin=origin.ended(),
     )

@@ -67,7 +67,7 @@ class Merge(Pass):
         notes = (_told(len(merged)),) if merged else ()
         saved = _saved(merged, context.decided.choices)
         record: dict[str, object] = {"merged": len(merged), "params": saved.params, "macs": saved.macs}
-        return PassResult(model, modified=bool(merged), notes=notes, record=record)
+        return PassResult(model, modified=bool(merged), notes=notes, saved=saved, record=record)
 
 
 def _counted(first: ir.Node, second: ir.Node) -> bool:
