@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from onnxdecomp.evaluate import preflight
-from onnxdecomp.evaluate import verify as verification
 from onnxdecomp.graph.load import load
-from onnxdecomp.graph.output_file import claim, on_disk, staged
+from onnxdecomp.graph.output_file import claim, on_disk
 from onnxdecomp.graph.save import check_target
 from onnxdecomp.latency.as_run import as_run
 from onnxdecomp.latency.meter import LatencyMeter, timed_input
-from onnxdecomp.record.build import (
-    Origin,
-    describe_data,
-    describe_environment,
-    describe_model,
-    describe_output,
-    run_record,
-)
-from onnxdecomp.record.details import Details, details_of
-from onnxdecomp.record.layers import channel_records, layer_records
-from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord
-from onnxdecomp.record.schema.origin import ModelFile
+from onnxdecomp.record.build import Origin, describe_data, describe_model
 from onnxdecomp.runtime import environment, temporary_files
-from onnxdecomp.search.layer_errors import error_notes
 from onnxdecomp.tasks.executors import opened, parse_executor
 from onnxdecomp.tensor.blas_threads import one_thread
 from onnxdecomp.workflow.choose_quantization import choose_kind, with_candidates
@@ -40,23 +26,20 @@ from onnxdecomp.workflow.context import RunContext
 from onnxdecomp.workflow.default_goal import default_goal
 from onnxdecomp.workflow.dry_run import dry_run
 from onnxdecomp.workflow.error_guard import first_run, guard_error
-from onnxdecomp.workflow.final_timing import demands, profiles, timed_elsewhere
 from onnxdecomp.workflow.finish_result import FinishedResult, Finisher, runner
-from onnxdecomp.workflow.judging import judging, said_of_goal
-from onnxdecomp.workflow.loss_note import said_of_few, said_of_loss, said_of_training
+from onnxdecomp.workflow.judging import judging
 from onnxdecomp.workflow.quantize_alone import NOTE, alone, quantizes_alone
 from onnxdecomp.workflow.request import plan_of, request_of, training_of
-from onnxdecomp.workflow.result import Result, require_changed, require_verified
+from onnxdecomp.workflow.result import Result
 from onnxdecomp.workflow.time_limit import deadline_of
 from onnxdecomp.workflow.workdir import course_of, work_folder
+from onnxdecomp.workflow.write_result import compared, write_result
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     import onnx_ir as ir
 
-    from onnxdecomp.evaluate.benchmark import BenchResult
-    from onnxdecomp.evaluate.verify import Verification
     from onnxdecomp.graph.output_file import ModelSource
     from onnxdecomp.pipeline.base import Progress
     from onnxdecomp.pipeline.configuration import PipelineSource
@@ -160,7 +143,7 @@ def compress_by(
             return dry_run(run, loaded, before, origin, told)
         made, given_up = _made(run, loaded, meter, training, kind.took)
         del loaded
-        return _written(run, file, before, origin, with_candidates(made, kind), meter, (*told, *given_up))
+        return write_result(run, file, before, origin, with_candidates(made, kind), meter, (*told, *given_up))
 
 
 def inspect(
@@ -259,7 +242,7 @@ def _made(
         again,
         meter,
         config.bench and not allow,
-        verify=(lambda new: _compared(run, new)) if holds else None,
+        verify=(lambda new: compared(run, new)) if holds else None,
         calib=run.calib,
         training=training,
         threads=config.threads,
@@ -271,132 +254,3 @@ def _made(
 
 def _may_be_slower(config: CompressConfig) -> bool:
     return config.about_size if config.allow_slower is None else config.allow_slower
-
-
-def _compared(run: RunContext, new: Path) -> Verification:
-    run.report("verify")
-    config = run.config
-    found = verification.verify(
-        run.original,
-        new,
-        data=run.data,
-        samples=config.samples,
-        max_error=config.max_error,
-        mask=config.mask,
-        provider=config.provider,
-        options=config.setting.without_graph.options,
-        threads=run.threads,
-        seed=config.seed,
-        shapes=config.input_shapes,
-    )
-    return verification.measured(found, run.report_task, new)
-
-
-def _written(
-    run: RunContext,
-    file: Path | None,
-    before: ModelFile,
-    origin: Origin,
-    made: FinishedResult,
-    meter: LatencyMeter,
-    told: Sequence[str],
-) -> Result:
-    """The result compared, timed, put in place and recorded."""
-    config, chosen, changed, verified = run.config, made.chosen, made.changed, None
-    ran, plan = chosen.ran, chosen.plan
-    layers = layer_records(plan, ran.rewritten, made.lowering, ran.cuts)
-    channels = channel_records(plan, ran.cuts)
-    require_changed(plan, changed or not config.fail_if_unchanged)
-    result = ran.model if changed else load(run.original)
-    with staged(result, file, original=None if changed else run.original) as written:
-        if config.verify:
-            verified = made.compared(written) or _compared(run, written)
-            require_verified(verified)
-        timed, remarks = _timed(run, made, written, meter) if config.bench and changed else (None, ())
-        fits: tuple[LayerRecord | ChannelRecord, ...] = (*layers, *(channels or ()))
-        seen = _said_of_check(verified, fits, fitted=run.data is run.calib, trained=made.learnt is not None)
-        taught = said_of_training(made.learnt)
-        dear = (
-            *said_of_loss(config.sought, config.max_error, verified, chosen.search),
-            *said_of_few(ran.cuts),
-        )
-        missed = said_of_goal(config, verified.metric if verified else None)
-        notes = _together(
-            told, chosen.said, ran.notes, chosen.notes, error_notes(plan), taught, remarks, dear, seen, missed
-        )
-        record = run_record(
-            before,
-            plan=plan,
-            layers=layers,
-            channels=channels,
-            notes=notes,
-            where=describe_environment(config.provider, run.threads, ran=bool(config.verify or timed)),
-            output=describe_output(written, file),
-            verified=verified,
-            timed=timed,
-            looks=chosen.looks if made.faster else None,
-            search=chosen.search,
-            passes=ran.record,
-            saved=ran.saved,
-            origin=origin.ended(None if run.data is run.calib else describe_data(run.data)),
-            training=made.learnt,
-            refinement=ran.refinement,
-            details=_details(ran, layers, written, meter, timed is not None) if config.details else None,
-        )
-        run.report("save")
-    return Result(
-        result,
-        plan,
-        layers,
-        channels or (),
-        made.lowering,
-        notes,
-        changed,
-        file,
-        verified,
-        timed,
-        record.to_json(),
-    )
-
-
-_SEEN = (
-    "the error is that on the calibration inputs, which the numbers were fitted to: on others it is larger, "
-    "give some with --eval to know it"
-)
-
-
-def _said_of_check(
-    checked: Verification | None,
-    fits: Sequence[LayerRecord | ChannelRecord],
-    *,
-    fitted: bool,
-    trained: bool,
-) -> tuple[str, ...]:
-    """What a verification says, and that it was done on what the layers were fitted to, where it was."""
-    if checked is None:
-        return ()
-    own = fitted and (trained or any(fit.loss is not None for fit in fits))
-    return (*checked.notes, _SEEN) if own else checked.notes
-
-
-def _together(*notes: Sequence[str]) -> tuple[str, ...]:
-    """All notes in order, none of them twice."""
-    return tuple(dict.fromkeys(note for some in notes for note in some))
-
-
-def _timed(
-    run: RunContext, made: FinishedResult, written: Path, meter: LatencyMeter
-) -> tuple[BenchResult, tuple[str, ...]]:
-    run.report("time")
-    config = run.config
-    batches = config.bench_batches if "bench_batches" in config.origins else ()  # else what decides is all
-    return timed_elsewhere(
-        made.chosen.timed, written, meter, batches, config.bench_threads, decide=made.faster
-    )
-
-
-def _details(
-    ran: PipelineResult, layers: Sequence[LayerRecord], written: Path, meter: LatencyMeter, timed: bool
-) -> Details:
-    spent = profiles(written, [layer.name for layer in layers], meter) if timed else None
-    return details_of(ran.rewritten, ran.spectra, layers, spent, demands(written, meter) if timed else None)
