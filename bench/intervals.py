@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from onnxdecomp.core.layer import Array
 
@@ -67,6 +66,8 @@ def paired_difference(before: Array, after: Array) -> Difference:
     change = after.astype(np.float64) - before
     if np.ptp(change) == 0:  # every resample is the same
         return Difference(float(change[0]), float(change[0]), float(change[0]), len(change))
+    import scipy.stats  # a second, which most of bench/ does not need
+
     found = scipy.stats.bootstrap(
         (change,), np.mean, n_resamples=_RESAMPLES, method="percentile", batch=100, rng=0
     ).confidence_interval

@@ -39,7 +39,7 @@ from onnxdecomp.layers.adapter import LayerMatch
 ROUNDS = 2
 """Fits anew to what the activation behind a layer leaves to be wanted; one where fits are only compared."""
 
-_AGAIN = 4
+_AGAIN = 2
 """Rounds of the alternation of each, at most."""
 
 

@@ -32,7 +32,8 @@ class Activation:
     high: float = float("inf")
 
     def __call__(self, z: Array) -> Array:
-        return np.asarray(np.minimum(np.where(z < 0, self.slope * z, z), self.high))
+        found = np.maximum(z, self.slope * z if self.slope else 0.0)
+        return np.asarray(found if self.high == float("inf") else np.minimum(found, self.high))
 
 
 def activation(match: LayerMatch) -> Activation | None:
@@ -82,11 +83,15 @@ class Aim:
             meant: The outputs that were wanted, [n, T].
             added: What is added before the activation, [n, T] or None.
         """
-        act, offset = self.activation, 0.0 if added is None else added
-        p, t = fitted + offset, meant + offset
-        far = np.abs(p - t) > 1e-6 * np.abs(t)
-        secant = np.divide(act(p) - act(t), p - t, out=np.ones_like(p), where=far)
-        return np.asarray(fitted + np.square(secant) * (meant - fitted))
+        act = self.activation
+        p, t = (fitted, meant) if added is None else (fitted + added, meant + added)
+        off = p - t
+        far = np.abs(off) > 1e-6 * np.abs(t)
+        forgiven = act(p)
+        forgiven -= act(t)
+        np.square(forgiven, out=forgiven)
+        np.divide(forgiven, off, out=off, where=far)  # s² (p - t)
+        return np.asarray(fitted - off)
 
 
 def _bound(node: ir.Node, index: int, name: str) -> float | None:

@@ -174,7 +174,8 @@ def hasty(calibration: Calibration, wanted: int = 0) -> Calibration:
         calibration,
         rows=min(calibration.rows, _FEWER_ROWS),
         per_feature=min(calibration.per_feature, _FEWER_PER_FEATURE),
-        shrinkages=calibration.shrinkages[1:-1] or calibration.shrinkages,
+        shrinkages=calibration.shrinkages[-3:-1] or calibration.shrinkages,
+        rectified=False,
         sweeps=1,
     )
 

@@ -109,12 +109,15 @@ class Part:
         """Drops the features of these units, and says which features were left, bool [n]."""
         left = ~np.isin(self.units, chosen)
         if not left.all():
+            stays, goes = np.flatnonzero(left), np.flatnonzero(~left)
             with threads_for(len(left)):
-                across = self.inverse[np.ix_(~left, left)]
-                moved = np.linalg.solve(self.inverse[np.ix_(~left, ~left)], across)
-                self.inverse = self.inverse[np.ix_(left, left)]
+                rows = self.inverse[goes]
+                across = rows[:, stays]
+                moved = np.linalg.solve(rows[:, goes], across)
+                # Rows, then columns: both at once, number by number, takes several times as long.
+                self.inverse = self.inverse[stays].take(stays, axis=1)
                 self.inverse -= across.T @ moved
-                self.weight = self.weight[:, left] - self.weight[:, ~left] @ moved
+                self.weight = self.weight[:, stays] - self.weight[:, goes] @ moved
             self.units = self.units[left]
         return left
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from onnxdecomp.tensor.device_product import inner
 
 _COPIES = 12
 """How many times the moments are held at once, as measured (7 to 14)."""
+
+_ROWS = 32
+"""Of a matrix of sums, moved to another origin at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +132,8 @@ class Gatherer:
                 if self.second:
                     self._xx[group] += inner(x, x, self.device)
                 self._yx[group] += inner(y, x, self.device)
-            self._x[group] += x.sum(0, dtype=np.float64)
+            # As exact as the products above: around the mean, in the rows' own type within a batch.
+            self._x[group] += np.ones(n, x.dtype) @ x
         self._y += wanted.sum(0, dtype=np.float64)
         self._yy += np.square(wanted, dtype=np.float64).sum(0)
 
@@ -140,16 +145,20 @@ class Gatherer:
         return Moments(self._count, self._xx, self._yx, self._x, self._y, self._yy)
 
     def _around_zero(self, at_x: Array, at_y: Array) -> None:
-        """The sums of x + at_x and y + at_y, in place and row by row: they may be large."""
+        """The sums of x + at_x and y + at_y, in place and some rows at a time: they may be large."""
         n = self._count
         self._yy += 2 * at_y * self._y + n * at_y**2
         outputs, means = self._y.reshape(self.groups, -1), at_y.reshape(self.groups, -1)
         for group, a in enumerate(at_x):
             x = self._x[group].copy()
             total = x + n * a
-            for row in range(self.features if self.second else 0):
-                self._xx[group, row] += x[row] * a + a[row] * total
-            for row, (y, mean) in enumerate(zip(outputs[group], means[group], strict=True)):
-                self._yx[group, row] += y * a + mean * total
+            for rows in _parts(self.features if self.second else 0):
+                self._xx[group, rows] += x[rows, None] * a + a[rows, None] * total
+            for rows in _parts(len(means[group])):
+                self._yx[group, rows] += outputs[group, rows, None] * a + means[group, rows, None] * total
             self._x[group] = total
         self._y += n * at_y
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(start, start + _ROWS) for start in range(0, count, _ROWS))

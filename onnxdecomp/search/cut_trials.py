@@ -43,6 +43,10 @@ _HOPELESS = 2 * _TIMES[-1]
 _BEATEN = 2.0
 """Times the least squared error that a plan would have even by the most favourable of the ratios found."""
 
+_ALIKE = 1.05
+"""Up to so many times the least expected loss a plan without cuts is taken, and nothing is tried: cuts that
+gain less than that are worth neither the trials nor the doubt."""
+
 _EQUAL = 0.99
 """A plan with fewer cuts must have less than this share of the error of the others."""
 
@@ -89,8 +93,9 @@ def try_fewer_cuts(
 ) -> Tried:
     """The best of a plan and others, with fewer cuts or with nothing else.
 
-    By how much expected losses are too high for cuts and for chains is known as soon as a plan without cuts
-    was carried out as well. After that those are not tried which would lose far more than the best of them.
+    Where a plan without cuts is expected to lose as little, it is taken, and nothing is tried. By how much
+    expected losses are too high for cuts and for chains is known as soon as a plan without cuts was carried
+    out as well. After that those are not tried which would lose far more than the best of them.
 
     Args:
         chosen: The plan; where it cuts nothing, nothing is tried.
@@ -114,6 +119,10 @@ def try_fewer_cuts(
     fast = [own for own in fast if own.loss <= _HOPELESS * min(other.loss for other in fast)]
     if len(fast) == 1:
         return Tried(fast[0])
+    least_expected = min(own.loss for own in fast)
+    for own in fast:
+        if not own.plan.cuts and own.loss <= _ALIKE * least_expected:
+            return Tried(own)
     tries: list[Mapping[str, float | None]] = []
     best, least, late = fast[0], math.inf, False
     ratios: list[float] = []

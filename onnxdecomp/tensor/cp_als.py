@@ -31,9 +31,9 @@ def alternate(w: Array, factors: list[Array], tolerance: float, max_sweeps: int)
     w = as_double(w)
     factors = balanced([f.astype(np.float64) for f in factors])
     best, least = factors, distance(w, factors)
-    error = least
+    error, size = least, norm(w)
     for _ in range(max_sweeps):
-        factors, squared = sweep(w, factors, _least_squares, inner=2)
+        factors, squared = sweep(w, factors, _least_squares, inner=2, size=size)
         factors = balanced(factors)
         previous, error = error, math.sqrt(max(0.0, squared))
         if error < least:
@@ -48,10 +48,13 @@ def as_double(w: Array) -> Array:
     return w.astype(np.float64) if w.size <= _DOUBLE else w
 
 
-def sweep(w: Array, factors: list[Array], update: Update, inner: int = 1) -> tuple[list[Array], float]:
+def sweep(
+    w: Array, factors: list[Array], update: Update, inner: int = 1, *, size: float | None = None
+) -> tuple[list[Array], float]:
     """Update all modes, the first one last, the others `inner` times; the factors and the squared error.
 
     The squared error comes from the norms of what is there already, so it carries the rounding of |w|^2.
+    `size` is |w|, where it is known.
     """
     flat = w.reshape(w.shape[0], -1)
     rank = factors[0].shape[1]
@@ -63,12 +66,13 @@ def sweep(w: Array, factors: list[Array], update: Update, inner: int = 1) -> tup
         projected = _contracted(seen, factors[1:], mode - 1)
         factors[mode] = update(mode, factors, projected, _normal(grams, mode))
         grams[mode] = factors[mode].T @ factors[mode]
-    right = khatri_rao([f.astype(w.dtype, copy=False) for f in factors[1:]])
-    projected = (flat @ right).astype(np.float64)
+    right = _products([f.astype(w.dtype, copy=False) for f in factors[1:]])
+    projected = (flat @ right).astype(np.float64, copy=False)
     normal = _normal(grams, 0)
     a = factors[0] = update(0, factors, projected, normal)
     model = float(np.vdot(normal, a.T @ a))
-    return factors, norm(w) ** 2 - 2 * float(np.vdot(projected, a)) + model
+    size = norm(w) if size is None else size
+    return factors, size**2 - 2 * float(np.vdot(projected, a)) + model
 
 
 def norm(w: Array) -> float:
@@ -89,21 +93,37 @@ def distance(w: Array, factors: list[Array]) -> float:
 
 def balanced(factors: list[Array], shares: Array | None = None) -> list[Array]:
     """The same components, their norms shared evenly by the factors, or in the proportions `shares`."""
-    norms = np.stack([np.linalg.norm(f, axis=0) for f in factors])
-    norms = np.where(norms > 0, norms, 1.0)
-    mean = np.exp(np.mean(np.log(norms), axis=0))
+    norms = np.sqrt(squares(factors))
+    norms[norms == 0] = 1.0
+    mean = np.exp(np.log(norms).mean(axis=0))
     if shares is None:
-        shares = np.ones(len(factors))
-    shares = shares / np.exp(np.mean(np.log(shares)))
+        return [f * (mean / n) for f, n in zip(factors, norms, strict=True)]
+    shares = shares / np.exp(np.log(shares).mean())
     return [f * (share * mean / n) for f, share, n in zip(factors, shares, norms, strict=True)]
+
+
+def squares(factors: list[Array]) -> Array:
+    """The squared norms [modes, R] of the columns."""
+    return np.stack([np.einsum("nr,nr->r", f, f) for f in factors])
+
+
+def _products(factors: list[Array]) -> Array:
+    """The column-wise products [Π n_m, R]; small ones by the thousand, so none of TensorLy's checks."""
+    first, *rest = factors
+    for factor in rest:
+        first = (first[:, None, :] * factor).reshape(-1, first.shape[1])
+    return first
 
 
 def _contracted(seen: Array, others: list[Array], mode: int) -> Array:
     """`seen` [R, n_1, n_2…] times all `others` [n_m, R] but one: [n_mode, R]."""
-    for m in reversed(range(len(others))):
-        if m != mode:
-            seen = np.einsum("r...n,nr->r...", np.moveaxis(seen, m + 1, -1), others[m].astype(seen.dtype))
-    return seen.T.astype(np.float64)
+    rank = len(seen)
+    columns = [f.astype(seen.dtype, copy=False).T for f in others]
+    for own in reversed(columns[mode + 1 :]):
+        seen = np.matmul(seen.reshape(rank, -1, own.shape[1]), own[:, :, None])
+    for own in columns[:mode]:
+        seen = np.matmul(own[:, None, :], seen.reshape(rank, own.shape[1], -1))
+    return seen.reshape(rank, -1).T.astype(np.float64, copy=False)
 
 
 def _normal(grams: list[Array], mode: int) -> Array:
@@ -116,8 +136,9 @@ def _least_squares(mode: int, factors: list[Array], projected: Array, normal: Ar
     """The least-squares factor [n, R], held to the present one where the equations say nothing."""
     from scipy.linalg import lapack
 
-    ridge = _RIDGE * max(float(np.trace(normal)) / len(normal), float(np.finfo(np.float64).tiny))
-    held = normal + ridge * np.eye(len(normal))
+    ridge = _RIDGE * max(float(normal.trace()) / len(normal), float(np.finfo(np.float64).tiny))
+    held = normal.copy()
+    held.flat[:: len(held) + 1] += ridge
     right = (projected + ridge * factors[mode]).T
     _, solved, refused = lapack.dposv(held, right)  # what SciPy's own solve asks besides takes longer
     if refused:

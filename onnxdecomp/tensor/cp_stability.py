@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.tensor.cp_als import balanced, distance, norm, sweep
+from onnxdecomp.tensor.cp_als import balanced, distance, norm, squares, sweep
 from onnxdecomp.tensor.tenalg import cp_weights
 
 _SLACK = 0.01
@@ -28,8 +28,9 @@ It is at most 1 where the components are orthogonal, and has no bound where they
 _WIDER = 1.5
 """By how much the bound on the error grows while the components cancel each other above that."""
 _STALLED = 1e-3
-_NEAR = 1e-4
-"""Of the multiplier: how far below its root it is."""
+_GRIDS, _POINTS = 3, 80
+"""The multiplier is looked for on so many grids, each between two points of the one before: it is at most a
+ten thousandth below its root then, and all points of a grid take little more time than one."""
 
 
 def stabilise(w: Array, factors: list[Array], max_sweeps: int) -> list[Array]:
@@ -54,9 +55,8 @@ def stabilise(w: Array, factors: list[Array], max_sweeps: int) -> list[Array]:
 
 def sensitivity(factors: list[Array]) -> float:
     """Σ_m n_m Σ_r Π_{l≠m} |f_l,r|²; with three modes K tr(AᵀA∗BᵀB) + I tr(BᵀB∗CᵀC) + J tr(AᵀA∗CᵀC)."""
-    sizes = np.array([f.shape[0] for f in factors], float)
-    squares = np.stack([np.sum(np.square(f), axis=0) for f in factors])
-    return float(sum(size * _others(squares, (m,)).sum() for m, size in enumerate(sizes)))
+    each = squares(factors)
+    return float(sum(len(f) * _others(each, m).sum() for m, f in enumerate(factors)))
 
 
 def correct(w: Array, factors: list[Array], bound: float, max_sweeps: int, tolerance: float) -> list[Array]:
@@ -64,19 +64,19 @@ def correct(w: Array, factors: list[Array], bound: float, max_sweeps: int, toler
 
     Ends when a sweep lowers the sensitivity by less than the part `tolerance` of it.
     """
-    total = norm(w) ** 2
+    size = norm(w)
     # Of all scalings of a component the least sensitive has the same mean square in every factor.
     shares = np.sqrt([float(size) for size in w.shape])
 
     def update(mode: int, factors: list[Array], projected: Array, normal: Array) -> Array:
         weights = _weights(factors, mode)
-        shortest = _shortest(projected, normal, weights, total - bound**2)
+        shortest = _shortest(projected, normal, weights, size**2 - bound**2)
         return factors[mode] if shortest is None else shortest
 
     given, factors = factors, balanced(factors, shares)
     initial = present = sensitivity(factors)
     for _ in range(max_sweeps):
-        factors = balanced(sweep(w, factors, update)[0], shares)
+        factors = balanced(sweep(w, factors, update, size=size)[0], shares)
         previous, present = present, sensitivity(factors)
         if not present < previous * (1 - tolerance):
             break
@@ -86,14 +86,15 @@ def correct(w: Array, factors: list[Array], bound: float, max_sweeps: int, toler
 
 def _weights(factors: list[Array], mode: int) -> Array:
     """The sensitivity as Σ_r weights_r |f_r|² of one mode's columns, and a constant."""
-    squares = np.stack([np.sum(np.square(f), axis=0) for f in factors])
+    each = squares(factors)
     others = [n for n in range(len(factors)) if n != mode]
-    weights = np.sum([factors[n].shape[0] * _others(squares, (mode, n)) for n in others], axis=0)
+    weights = sum((len(factors[n]) * _others(each, mode, n) for n in others), np.zeros(each.shape[1]))
     return np.asarray(np.maximum(weights, 1e-12 * weights.max(initial=0.0) + np.finfo(np.float64).tiny))
 
 
-def _others(squares: Array, left_out: tuple[int, ...]) -> Array:
-    return np.asarray(np.prod([row for m, row in enumerate(squares) if m not in left_out], axis=0))
+def _others(each: Array, *left_out: int) -> Array:
+    rest = [row for m, row in enumerate(each) if m not in left_out]
+    return np.asarray(math.prod(rest[1:], start=rest[0])) if rest else np.ones(each.shape[1])
 
 
 def _shortest(projected: Array, normal: Array, weights: Array, explained: float) -> Array | None:
@@ -104,25 +105,22 @@ def _shortest(projected: Array, normal: Array, weights: Array, explained: float)
     Σ_k p_k² (s_k + 2 μ) / (s_k + μ)² = explained, whose left side falls with μ. None if not even the
     least-squares factor (μ = 0) explains so much, which only rounding can bring about.
     """
-    from scipy.optimize import brentq
-
     scale = 1 / np.sqrt(weights)
-    values, vectors = np.linalg.eigh(normal * np.outer(scale, scale))
+    values, vectors = np.linalg.eigh(normal * (scale[:, None] * scale))
     values = np.maximum(values, 0.0)
     rotated = (projected * scale) @ vectors
-    squares = np.sum(np.square(rotated), axis=0)
+    energies = np.einsum("nr,nr->r", rotated, rotated)
 
-    def surplus(multiplier: float) -> float:
-        return float(squares @ ((values + 2 * multiplier) / (values + multiplier) ** 2)) - explained
+    def explains(multipliers: Array) -> Array:
+        shifted = values + multipliers[:, None]
+        return np.asarray(((shifted + multipliers[:, None]) / np.square(shifted)) @ energies > explained)
 
-    low, high = 1e-12 * values[-1], 1e6 * values[-1]
-    if not surplus(low) > 0:
-        return None
-    if surplus(high) > 0:
-        low = high
-    else:
-        low = math.exp(brentq(lambda x: surplus(math.exp(x)), math.log(low), math.log(high), xtol=_NEAR))
-        while not surplus(low) > 0:
-            low *= 1 - _NEAR
-    corrected: Array = ((rotated / (values + low)) @ vectors.T) * scale
+    low, high = math.log(1e-12 * values[-1]), math.log(1e6 * values[-1])
+    for _ in range(_GRIDS):
+        grid = np.linspace(low, high, _POINTS)
+        enough = int(np.count_nonzero(explains(np.exp(grid))))
+        if not enough:
+            return None
+        low, high = grid[enough - 1], grid[min(enough, _POINTS - 1)]
+    corrected: Array = ((rotated / (values + math.exp(low))) @ vectors.T) * scale
     return corrected

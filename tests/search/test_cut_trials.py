@@ -41,8 +41,8 @@ def tried(
     """What is chosen where plans have these errors and measured latencies, and the plans that were tried."""
     asked: list[Plan] = []
     first, second = (
-        Chosen(plan, 0.1, 0.0, 0.0, None, measured)
-        for plan, measured in zip((CUTS, CHAINS), speeds, strict=True)
+        Chosen(plan, loss, 0.0, 0.0, None, measured)
+        for plan, loss, measured in zip((CUTS, CHAINS), (0.1, 0.2), speeds, strict=True)
     )
 
     def error(plan: Plan) -> float:
@@ -93,6 +93,20 @@ def test_what_is_expected_to_lose_far_more_is_not_tried() -> None:
     assert asked == [CUTS, CHAINS]
 
 
+@pytest.mark.parametrize(("without", "plan"), [(0.104, CHAINS), (0.09, CHAINS), (0.106, CUTS)])
+def test_cuts_that_gain_next_to_nothing_are_not_worth_a_trial(without: float, plan: Plan) -> None:
+    asked: list[Plan] = []
+
+    def error(plan: Plan) -> float:
+        asked.append(plan)
+        return 0.1 if plan is CUTS else 0.2
+
+    cuts = Chosen(CUTS, 0.1, 0.0, 0.0, None)
+    found = try_fewer_cuts(cuts, [lambda: replace(cuts, plan=CHAINS, loss=without)], error)
+    assert found.chosen.plan is plan
+    assert asked == ([] if plan is CHAINS else [CUTS, CHAINS])
+
+
 def test_nothing_is_tried_where_there_is_no_choice() -> None:
     def error(plan: Plan) -> float:
         raise AssertionError(plan)
@@ -105,10 +119,10 @@ def test_nothing_is_tried_where_there_is_no_choice() -> None:
 
 @pytest.mark.parametrize(
     ("second", "expected", "asked"),
-    [(CHAINS, 0.079, True), (CHAINS, 0.081, False), (OTHER_CUTS, 0.081, True)],
+    [(CHAINS, 0.079, True), (CHAINS, 0.089, False), (OTHER_CUTS, 0.081, True)],
 )
 def test_what_would_lose_far_more_is_not_tried(second: Plan, expected: float, asked: bool) -> None:
-    """The squared errors are 0.02 and 0.01, a half and a quarter of what was expected."""
+    """The squared errors are 0.02 and 0.01, a half and about a quarter of what was expected."""
     plans: list[Plan] = []
     squared = [0.02, 0.01, 0.1]
 
@@ -118,7 +132,8 @@ def test_what_would_lose_far_more_is_not_tried(second: Plan, expected: float, as
 
     alone = replace(CUTS, choices=KEPT.choices)
     first, *others = (
-        Chosen(plan, loss, 0.0, 0.0, None) for plan, loss in ((CUTS, 0.04), (second, 0.04), (alone, expected))
+        Chosen(plan, loss, 0.0, 0.0, None)
+        for plan, loss in ((CUTS, 0.04), (second, 0.043), (alone, expected))
     )
     try_fewer_cuts(first, [partial(lambda found: found, own) for own in others], error)
     assert (alone in plans) == asked
