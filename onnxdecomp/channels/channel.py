@@ -8,6 +8,7 @@ et al. 2023, "DepGraph: Towards Any Structural Pruning").
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,6 +119,12 @@ class Channel:
     layers: Mapping[ir.Node, LayerMatch]
     nodes: tuple[ir.Node, ...]
     linear: bool
+
+    @property
+    def features(self) -> int:
+        """Those that a unit has in every layer that makes or reads it: of a head all, where it is one."""
+        units = [*(end.units for end in self.producers), *(end.units for end in self.readers)]
+        return max(1, math.gcd(*(int((own >= 0).sum()) for own in units)) // self.width)
 
     @property
     def fewest(self) -> int:

@@ -205,6 +205,6 @@ def default_of(option: dataclasses.Field[object]) -> object:
 def suggest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the closest one, and all."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1) or [one for one in known if one == name.lower()]
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint} (known: {', '.join(known) or 'none'})"

@@ -25,6 +25,7 @@ from onnxdecomp.latency.context import ALONE, Neighbours
 from onnxdecomp.latency.few_timings import MOST, FewTimings
 from onnxdecomp.latency.kernels import Kernel, chain_kernels
 from onnxdecomp.latency.opened import runnables, together
+from onnxdecomp.latency.room import fitting, room
 from onnxdecomp.runtime import device as devices
 from onnxdecomp.runtime.environment import UNKNOWN
 from onnxdecomp.runtime.providers import provider_of
@@ -117,6 +118,18 @@ class _Job:
         """Those of the chain alone."""
         return chain_kernels(self.request.chain, self.request.input_shape)
 
+    @property
+    def chain(self) -> Chain:
+        return self.request.chain
+
+    @property
+    def input_shape(self) -> Shape:
+        return self.request.input_shape
+
+    @property
+    def dtype(self) -> str:
+        return self.request.layer.dtype
+
     @cached_property
     def own(self) -> tuple[Kernel, ...]:
         """Those of the dense layer alone."""
@@ -172,7 +185,7 @@ def time_chains(
         if few is not None and done and not remain:
             break
         asked = pack if few is None else [few.worth(group) for group in pack]
-        timed = _time_groups(asked, on, remain * sum(map(len, pack)) / (total - done))
+        timed = _time_in_parts(asked, on, remain * sum(map(len, pack)) / (total - done))
         known |= timed
         kept = {key: value for key, value in timed.items() if isinstance(value, Stored)}
         if few is not None:
@@ -252,6 +265,18 @@ def _packs(groups: Sequence[list[_Job]], several: bool) -> Iterator[list[list[_J
         pack.append(group)
     if pack:
         yield pack
+
+
+def _time_in_parts(groups: Sequence[Sequence[_Job]], on: Where, seconds: float) -> dict[str, Stored | str]:
+    """As `_time_groups`, of as many at a time as the card has room for."""
+    if not provider_of(on.provider).on_cuda:
+        return _time_groups(groups, on, seconds)
+    most = room(devices.device_of(on.setting).free())
+    known: dict[str, Stored | str] = {}
+    total = sum(map(len, groups))
+    for part in fitting(groups, most, joint=together(on)):
+        known |= _time_groups(part, on, seconds * sum(map(len, part)) / total)
+    return known
 
 
 def _time_groups(groups: Sequence[Sequence[_Job]], on: Where, seconds: float) -> dict[str, Stored | str]:

@@ -17,8 +17,8 @@ The first two are of what is left when layers have been timed (see `Deadline.sha
 could use them up, and then nothing was weighed with half of the time to go.
 """
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|)")
 
 
 @dataclass(frozen=True)

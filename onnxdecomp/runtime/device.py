@@ -109,6 +109,10 @@ class Device(Protocol):
         """Bytes in use on it; None where that is not told."""
         ...
 
+    def free(self) -> int | None:
+        """Bytes that are free on it; None where that is not told."""
+        ...
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -176,15 +180,23 @@ class Runtime:
         return clock_of(setting.provider, setting.threads)
 
     def memory(self) -> int | None:
-        try:
-            return int(environment.nvidia("memory.used").split()[0]) << 20
-        except (ValueError, IndexError):
-            return None
+        return _mebibytes("memory.used")
+
+    def free(self) -> int | None:
+        return _mebibytes("memory.free")
 
 
 def device_of(setting: Setting) -> Device:
     """The device of a setting: ONNX Runtime on this machine for all of them."""
     return Runtime()
+
+
+def _mebibytes(what: str) -> int | None:
+    """Bytes of what nvidia-smi tells in MiB; None without a card."""
+    try:
+        return int(environment.nvidia(what).split()[0]) << 20
+    except (ValueError, IndexError):
+        return None
 
 
 def _kept(run: Run, _: object) -> object:

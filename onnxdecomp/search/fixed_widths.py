@@ -50,7 +50,8 @@ def width_multiple(channel: Channel, multiple: int, quantum: int) -> int:
 
     A width is rounded to what kernels work in where there is a choice left, whatever the target is on: a
     layer that fills its last block in part takes as long as with all of it. Convolutions compute their
-    groups one by one; products of matrices compute all heads together.
+    groups one by one; products of matrices compute all heads together. What is blocked are features: where a
+    unit is a whole head, heads are left that have such a multiple of features.
 
     Args:
         channel: The channel.
@@ -60,6 +61,8 @@ def width_multiple(channel: Channel, multiple: int, quantum: int) -> int:
     ends = [*(own.match for own in channel.producers), *(own.match for own in channel.readers)]
     if all(match.layer.conv is None for match in ends):
         quantum //= math.gcd(quantum, channel.blocks)
+    features = channel.features
+    multiple, quantum = (number // math.gcd(number, features) for number in (multiple, quantum))
     rounds = multiple == 1 and channel.width // channel.blocks >= _QUANTA * quantum
     return quantum if rounds else multiple
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,6 +47,8 @@ class FakeDevice:
         now: Nanoseconds so far.
         loads: How many sessions were opened.
         branches: How many models were branches of one.
+        spare: Bytes that are free on it; None where it does not tell.
+        largest: Bytes of the weights of the session of branches that has most.
     """
 
     line: Roofline = LAUNCH_BOUND
@@ -53,6 +56,8 @@ class FakeDevice:
     now: int = 0
     loads: int = 0
     branches: int = 0
+    spare: int | None = None
+    largest: int = 0
     seen: list[Setting] = field(default_factory=list)
 
     def load(
@@ -83,7 +88,12 @@ class FakeDevice:
         self.branches += len(feeds)
         self.seen.append(setting)
         proto = onnx.load_model_from_string(model)
-        return [partial(self._pass, self._takes(taken(proto, feed), feed, setting)) for feed in feeds]
+        ways = [taken(proto, feed) for feed in feeds]
+        self.largest = max(self.largest, sum(map(_weights, ways)))
+        return [
+            partial(self._pass, self._takes(way, feed, setting))
+            for way, feed in zip(ways, feeds, strict=True)
+        ]
 
     def _takes(self, proto: onnx.ModelProto, feed: Feed, setting: Setting) -> int:
         """Nanoseconds of a run."""
@@ -100,8 +110,16 @@ class FakeDevice:
     def memory(self) -> int | None:
         return self.loads << 20
 
+    def free(self) -> int | None:
+        return self.spare
+
     def meter(self, setting: Setting) -> Clock:
         return self.clock
+
+
+def _weights(model: onnx.ModelProto) -> int:
+    """Bytes of the weights, all in float32."""
+    return sum(4 * int(math.prod(tensor.dims)) for tensor in model.graph.initializer)
 
 
 def taken(model: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:

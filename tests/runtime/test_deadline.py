@@ -12,7 +12,16 @@ from onnxdecomp.runtime.deadline import Deadline, duration, passed, spoken
 
 @pytest.mark.parametrize(
     ("said", "seconds"),
-    [("90s", 90.0), ("90", 90.0), ("5m", 300.0), ("1.5h", 5400.0), (" 2 m ", 120.0), (7, 7.0), (0.5, 0.5)],
+    [
+        ("90s", 90.0),
+        ("90", 90.0),
+        ("5m", 300.0),
+        ("5 min", 300.0),
+        ("1.5h", 5400.0),
+        (" 2 m ", 120.0),
+        (7, 7.0),
+        (0.5, 0.5),
+    ],
 )
 def test_durations_as_people_write_them(said: str | float, seconds: float) -> None:
     assert duration(said) == seconds

@@ -403,3 +403,19 @@ def test_a_search_for_macs_weighs_whole_blocks(tmp_path: Path, asked: str) -> No
     assert len(kept) > 3
     assert all(own % block == 0 for own in kept)
     assert asked != "1" or any(own % quantum("cpu") for own in kept)
+
+
+@pytest.mark.parametrize(("multiple", "step"), [(8, 1), (16, 2), (24, 3)])
+def test_whole_heads_are_counted_by_their_features(multiple: int, step: int) -> None:
+    """A head of 8 features is a whole block of 8, and two are one of 16."""
+    graph = ir.from_proto(vit(1, 96, 12))
+    infer_shapes(graph)
+    channels = find_channels(graph, find(graph)[0])[0]
+    (whole,) = (channel for channel in channels if channel.name.endswith(":blocks"))
+    assert (whole.width, whole.features) == (12, 8)
+    found = widths(whole, multiple)
+    assert len(found) > 3
+    assert all(number % step == 0 for number in found)
+    if step == 1:
+        assert found == widths(whole, 1)
+    assert all(channel.features == 1 for channel in channels if channel is not whole)

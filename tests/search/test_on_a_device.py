@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
 import onnxdecomp
+from models.encoder import encoder
 from onnxdecomp.errors import UsageError
 from onnxdecomp.latency.roofline import Roof, Roofline
 from onnxdecomp.workflow.result import Result
@@ -133,6 +135,34 @@ def test_siblings_share_their_first_factor(tmp_path: Path, fake: FakeDevice) -> 
     x = rng.standard_normal((12, 64, 64)).astype(np.float32)
     done = compress(net, calib={"x": x}, method="auto", target="latency=1.25x", batch=16)
     assert [choice.method for choice in done.plan.decomposed] == ["shared"] * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "faster", "cuts"), [("attention", 1.02, {"attention"}), ("auto", 1.06, {"attention", "width"})]
+)
+def test_an_encoder_of_one_sample_gets_fewer_features_and_no_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, faster: float, cuts: set[str]
+) -> None:
+    """A launch takes as long as half of its largest product: heads and widths are cut, on whole blocks."""
+    monkeypatch.setenv("ONNXDECOMP_CACHE", str(tmp_path))
+    roofs = {**LAUNCH_BOUND.roofs, "product": Roof(1e-4, 1 / 10e3, 8)}
+    install(monkeypatch, FakeDevice(Roofline(100.0, roofs)))
+    net = tmp_path / "net.onnx"
+    ir.save(encoder(layers=1, width=64, heads=4, vocabulary=20, longest=16), net)
+    x = {
+        "input_ids": np.random.default_rng(0).integers(0, 20, (6, 16)),
+        "attention_mask": np.ones((6, 16), np.int64),
+    }
+    asked: dict[str, Any] = {"calib": x, "method": method, "target": f"latency={faster}x"}
+    done = compress(net, batch=1, profile="deploy", **asked)
+    assert done.plan.cuts
+    assert {cut.method for cut in done.plan.cuts} <= cuts
+    assert all(cut.kept * (16 if cut.channel.endswith(":blocks") else 1) % 8 == 0 for cut in done.plan.cuts)
+    assert not done.plan.decomposed
+    assert len(done.model.graph) == len(ir.load(net).graph)
+    assert done.latency is not None
+    assert done.latency.settings[0].models[1].ratio is not None
+    assert done.latency.settings[0].models[1].ratio.value < 1 / faster
 
 
 def test_graphs_are_a_part_of_the_answer(tmp_path: Path, fake: FakeDevice) -> None:
