@@ -45,10 +45,17 @@ _BEATEN = 2.0
 
 _ALIKE = 1.05
 """Up to so many times the least expected loss a plan without cuts is taken, and nothing is tried: cuts that
-gain less than that are worth neither the trials nor the doubt."""
+gain less than that are worth neither the trials nor the doubt. Not where cuts alone may be as good."""
+
+_OPEN = 2.0
+"""Up to so many times the least expected loss a plan of cuts alone may be as good as others."""
 
 _EQUAL = 0.99
 """A plan with fewer cuts must have less than this share of the error of the others."""
+
+_SIMPLER = 1.1
+"""So many times the error of others a plan of cuts alone may have: it adds no node, quantizes as the original
+does, and what hasty fits lose is no more exact than that."""
 
 
 def whole_channels(profiles: LayerProfiles, methods: Collection[str] = tuple(CUTS)) -> LayerProfiles:
@@ -119,9 +126,10 @@ def try_fewer_cuts(
     fast = [own for own in fast if own.loss <= _HOPELESS * min(other.loss for other in fast)]
     if len(fast) == 1:
         return Tried(fast[0])
-    least_expected = min(own.loss for own in fast)
-    for own in fast:
-        if not own.plan.cuts and own.loss <= _ALIKE * least_expected:
+    expected = min(own.loss for own in fast)
+    alone = any(not own.plan.decomposed and own.loss <= _OPEN * expected for own in fast)
+    for own in () if alone else fast:
+        if not own.plan.cuts and own.loss <= _ALIKE * expected:
             return Tried(own)
     tries: list[Mapping[str, float | None]] = []
     best, least, late = fast[0], math.inf, False
@@ -131,7 +139,8 @@ def try_fewer_cuts(
         for own in fast:
             if late := passed(deadline, SEARCH):
                 break
-            if known and min(ratios) * own.loss > _BEATEN * least**2:
+            allowed = 1.0 if own.plan.decomposed else _SIMPLER
+            if known and min(ratios) * own.loss > _BEATEN * (allowed * least) ** 2:
                 continue
             if progress:
                 progress(f"try the plan with {len(own.plan.cuts)} cuts", len(tries), len(fast))
@@ -139,8 +148,8 @@ def try_fewer_cuts(
             tries.append(_entry(own, value))
             ratios.append(value**2 / own.loss if own.loss > 0 else 0.0)
             known = known or not own.plan.cuts
-            if value < (_EQUAL * least if tries[1:] else math.inf):
-                best, least = own, value
+            if value < (_EQUAL * allowed * least if tries[1:] else math.inf):
+                best, least = own, value / allowed
     return Tried(best, tuple(tries), late=late)
 
 
