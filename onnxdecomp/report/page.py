@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from onnxdecomp.core.names import alike, in_common
 from onnxdecomp.record import text
 from onnxdecomp.report import charts
 from onnxdecomp.report.facts import Fact, known, raw, tagged
@@ -144,6 +145,7 @@ def _context(record: Mapping[str, Any]) -> dict[str, Any]:
     layers = list(facts["layers"]) if "layers" in record else []
     changed = [layer for layer in layers if raw(layer["nodes"]) or raw(layer["spectra"])]
     changed.sort(key=lambda layer: -(raw(layer["macs"])["before"] or 0))
+    drawn = _drawn(changed)
     return {
         "record": facts,
         "what": KINDS[record["kind"]],
@@ -153,8 +155,9 @@ def _context(record: Mapping[str, Any]) -> dict[str, Any]:
         "named": _named(facts, labels) if several else labels,
         "markdown_title": _title(record, labels, code),
         "markdown_labels": [code(label) for label in labels] if several else labels,
-        "changed": changed[:SHOWN_LAYERS],
-        "left_out": max(0, len(changed) - SHOWN_LAYERS),
+        "changed": drawn[:SHOWN_LAYERS],
+        "repeated": any(family for _, family in drawn),
+        "left_out": max(0, len(drawn) - SHOWN_LAYERS),
         "channels": list(facts["channels"]) if "channels" in record else [],
         "most_drawn": SHOWN_CHANNELS,
         "accuracies": any(
@@ -162,6 +165,21 @@ def _context(record: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "several_settings": len(record.get("settings") or ()) > 1 or len(labels) > 2,
     }
+
+
+def _drawn(changed: Sequence[Fact]) -> list[tuple[Fact, str]]:
+    """The layers that are drawn: of repeated blocks that with the largest error, and what all are called."""
+    found = [raw(layer) for layer in changed]
+    names = [one["name"] for one in found]
+    kinds = [(one["graph"], one["op"], str(one["weight"]), one["method"], len(one["ranks"])) for one in found]
+    groups = alike(names, kinds)
+    if len(changed) <= SHOWN_LAYERS or 2 * len(groups) > len(changed):
+        return [(layer, "") for layer in changed]
+    worst = [max(places, key=lambda at: found[at]["rel_error"] or 0.0) for places in groups]
+    return [
+        (changed[at], text.visible(in_common(names[place] for place in places)) if places[1:] else "")
+        for at, places in zip(worst, groups, strict=True)
+    ]
 
 
 def _models(facts: Fact) -> list[Fact]:

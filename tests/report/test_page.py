@@ -244,6 +244,27 @@ def hostile(record: Record) -> Record:
     return changed
 
 
+def test_of_repeated_layers_the_one_with_the_largest_error_is_drawn(ranks_record: Record) -> None:
+    """Of 20 blocks of two layers two drawings, in place of 24 that are alike; of 10 blocks all."""
+
+    def drawn(blocks: int) -> list[str]:
+        record = copy.deepcopy(ranks_record)
+        layers = [layer for layer in record["layers"] if layer["nodes"]]
+        record["layers"] = [
+            {**layer, "name": f"block{at}.{layer['name']}", "rel_error": 0.9 if at == 7 else 0.1}
+            for at in range(blocks)
+            for layer in layers
+        ]
+        return re.findall("<details[^>]*><summary><strong>(.*?)</summary>", html(record))
+
+    assert len(ranks_record["layers"]) == 2
+    whole = drawn(20)
+    assert len(whole) == 2
+    assert all("block7.c" in one and " of block*.c" in one for one in whole)
+    assert len(drawn(10)) == 20
+    assert not any(" of block" in one for one in drawn(10))
+
+
 @pytest.mark.parametrize("name", ["ranks_record", "cut_record"])
 def test_hostile_names_stay_text(name: str, request: pytest.FixtureRequest) -> None:
     plain: Record = request.getfixturevalue(name)
