@@ -14,6 +14,7 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.graph import maps
 from onnxdecomp.graph.external_data import attach
 from onnxdecomp.graph.opsets import DEFAULT_DOMAINS, unreadable
+from onnxdecomp.graph.sparse import densify
 from onnxdecomp.graph.tensors import own_memory
 from onnxdecomp.graph.traversal import operands, places, slots
 from onnxdecomp.runtime.fatal import fatal
@@ -59,7 +60,7 @@ def load(path: str | Path) -> ir.Model:
         ModelError: The file is missing, no ONNX model or truncated; its external data is missing or too
             short; its IR version or an opset is newer than the installed ONNX Runtime reads; it uses
             a value that nothing defines, lists an input twice, would end the process in ONNX Runtime, or
-            uses what cannot be kept (sparse initializers, inputs that are maps).
+            uses what cannot be kept (inputs that are maps), or has a damaged sparse tensor.
     """
     path = Path(path)
     proto = _parse(path)
@@ -194,11 +195,10 @@ def _check_header(proto: onnx.ModelProto, path: Path) -> None:
                 f"{path}: the output {output.name!r} is the input of that name, and declared with another "
                 "type or shape; give it the input's"
             )
-    sparse = any(a.HasField("sparse_tensor") for node in proto.graph.node for a in node.attribute)
-    if sparse or proto.graph.sparse_initializer:
-        raise ModelError(
-            f"{path}: sparse initializers are not supported, nor sparse constants; convert them to dense ones"
-        )
+    try:
+        densify(proto)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     if (reason := fatal(proto)) is not None:
         raise ModelError(f"{path}: {reason}")
     if (reason := unreadable(proto.ir_version, imports)) is not None:

@@ -197,21 +197,6 @@ def test_unsorted_nodes_are_put_in_order(tmp_path: Path) -> None:
     assert [node.op_type for node in model.graph] == ["Identity", "If"]
 
 
-def test_sparse_constant(tmp_path: Path) -> None:
-    values = numpy_helper.from_array(np.ones(1, np.float32))
-    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([2])), [4])
-    proto = graphs.model([helper.make_node("Constant", [], ["y"], sparse_value=sparse)], {}, {"y": [4]})
-    assert "nor sparse constants" in refusal(graphs.saved(proto, tmp_path / "m.onnx"))
-
-
-def test_sparse_initializer(tmp_path: Path) -> None:
-    proto = models.linear()
-    values = numpy_helper.from_array(np.ones(1, np.float32), "S")
-    places = numpy_helper.from_array(np.zeros(1, np.int64), "S_at")
-    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4]))
-    assert "sparse" in refusal(graphs.saved(proto, tmp_path / "m.onnx"))
-
-
 def test_map_type(tmp_path: Path) -> None:
     proto = models.linear()
     proto.graph.input[0].type.map_type.key_type = onnx.TensorProto.INT64
