@@ -133,7 +133,7 @@ def _info(name: str) -> MethodInfo:
     found, problems = discover()
     if name not in found:
         broken = f" ({'; '.join(problems)})" if problems else ""
-        raise UsageError(f"unknown method {name!r}{suggest(name, found)}{broken}")
+        raise UsageError(f"unknown method {name!r}{suggest(name, (*found, *CUTS))}{broken}")
     return found[name]
 
 
