@@ -193,12 +193,6 @@ def test_classes_describe_themselves(method: Decomposition) -> None:
     assert method.rank_names
 
 
-@pytest.mark.parametrize(("said", "meant"), [("SVD", "svd"), ("tuker", "tucker"), ("widht", "width")])
-def test_a_slip_in_a_name_is_told_with_what_was_meant(said: str, meant: str) -> None:
-    with pytest.raises(UsageError, match=f"unknown method '{said}'; did you mean '{meant}'?"):
-        get(said)
-
-
 def test_options_and_names_are_checked(method: Decomposition) -> None:
     with pytest.raises(UsageError, match="no option 'nonsense'"):
         get(method.name, nonsense=1)

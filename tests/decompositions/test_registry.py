@@ -143,3 +143,9 @@ def test_joint_methods_are_listed_and_marked() -> None:
     assert all(registry.is_joint(name) for name in joint)
     assert not registry.is_joint("svd")
     assert all(entry["takes"] and entry["paper"] and entry["summary"] for entry in registry.describe())
+
+
+@pytest.mark.parametrize(("said", "meant"), [("SVD", "svd"), ("tuker", "tucker"), ("widht", "width")])
+def test_a_slip_in_a_name_is_told_with_what_was_meant(said: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown method '{said}'; did you mean '{meant}'?"):
+        registry.get(said)
