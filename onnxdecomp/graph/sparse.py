@@ -52,13 +52,15 @@ def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
     """The tensor, by the name of the sparse one; its indices are positions in it, or coordinates."""
-    shape, where = tuple(sparse.dims), f"the sparse tensor {name!r}"
+    shape = tuple(sparse.dims)
     if onnx.TensorProto.EXTERNAL in (sparse.values.data_location, sparse.indices.data_location):
-        raise ModelError(f"{where} cannot lie in another file")
+        raise ModelError(f"the sparse tensor {name!r} cannot lie in another file")
     try:
         values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
         if math.prod(shape) * max(values.itemsize, 1) > _MOST:
-            raise ModelError(f"{where} would be larger than the 2 GiB that an ONNX file can have")
+            raise ModelError(
+                f"the sparse tensor {name!r} would be larger than the 2 GiB that an ONNX file can have"
+            )
         if indices.ndim == 2:
             indices = np.ravel_multi_index(tuple(indices.T), shape)
         if values.shape != indices.shape or (indices < 0).any():
@@ -67,4 +69,4 @@ def _dense(sparse: onnx.SparseTensorProto, name: str) -> onnx.TensorProto:
         dense[indices] = values
         return numpy_helper.from_array(dense.reshape(shape), name)
     except (ValueError, TypeError, IndexError) as error:
-        raise ModelError(f"{where} is damaged: {error}") from error
+        raise ModelError(f"the sparse tensor {name!r} is damaged: {error}") from error

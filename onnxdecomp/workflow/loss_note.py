@@ -66,6 +66,26 @@ def said_of_loss(
     return (f"{target} does not pay: {lost}; {gain} is to be had at an error of {_LITTLE:g}",)
 
 
+def said_of_bits(kind: str, max_error: float | None, verified: Verification | None) -> tuple[str, ...]:
+    """That fewer bits lose much, where nobody has limited that, and how to have less of it.
+
+    Args:
+        kind: Of fewer bits, where these are all that was done; else "".
+        max_error: What was asked for.
+        verified: The result against the original.
+    """
+    if not kind or max_error is not None or verified is None:
+        return ()
+    agreed = [one.top1_agreement for one in verified.outputs if one.top1_agreement is not None]
+    if agreed and 1 - min(agreed) > _CHANGED:
+        lost = f"the first class changes for {1 - min(agreed):.1%} of the inputs"
+    elif not agreed and verified.rel_l2 is not None and verified.rel_l2 > _LITTLE:
+        lost = f"the outputs are off by {verified.rel_l2:.2g} of their norm"
+    else:
+        return ()
+    return (f"{kind} loses much here: {lost}; with --max-error {_LITTLE:g} more stays in floating point",)
+
+
 def said_of_training(learnt: Training | None) -> tuple[str, ...]:
     """That a training changed nothing, where no epoch was better."""
     if learnt is None or learnt.best:

@@ -20,7 +20,7 @@ from onnxdecomp.workflow.context import RunContext
 from onnxdecomp.workflow.final_timing import demands, profiles, timed_elsewhere
 from onnxdecomp.workflow.finish_result import FinishedResult
 from onnxdecomp.workflow.judging import said_of_goal
-from onnxdecomp.workflow.loss_note import said_of_few, said_of_loss, said_of_training
+from onnxdecomp.workflow.loss_note import said_of_bits, said_of_few, said_of_loss, said_of_training
 from onnxdecomp.workflow.result import Result, require_changed, require_verified
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def write_result(
         dear = (
             *said_of_loss(config.sought, config.max_error, verified, chosen.search),
             *said_of_few(ran.cuts),
+            *said_of_bits(config.fewer_bits if changed and config.idle else "", config.max_error, verified),
         )
         missed = said_of_goal(config, verified.metric if verified else None)
         notes = _together(

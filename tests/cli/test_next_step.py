@@ -66,3 +66,19 @@ def test_arrays_of_many_inputs_or_unknown_shapes_are_not_named() -> None:
     assert told(text) == " (words str[N, ?])"
     assert told(ir.Value(name="words", type=kind)) == ""
     assert told(*(ir.Value(name=f"x{n}", shape=ir.Shape([1]), type=kind) for n in range(5))) == ""
+
+
+@pytest.mark.parametrize(
+    "given", [("--quantize", "int8-static"), ("--method", "none", "--quantize", "int8-static")]
+)
+def test_of_fewer_bits_that_lose_much_more_stays_in_floating_point(
+    given: tuple[str, ...], model: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples(model.with_name("data.npz"))
+    monkeypatch.setattr(next_step, "_ALLOWED", 0.0)
+    line = ("compress", model.name, "--simplify", "none", "--no-bench", "--calib", "data.npz", *given)
+    words, reason = told(command(capsys, *line).out)
+    assert words[-6:] == ["--method", "none", "--quantize", "int8-static", "--max-error", "0"]
+    assert reason == "lose less, with more in floating point"
+    words, _ = told(command(capsys, *line, "--max-error", "0.9", "--overwrite", "-o", "b.onnx").out)
+    assert words[1] != "compress" or "--max-error" not in words

@@ -12,7 +12,7 @@ from onnxdecomp.evaluate.verify import Verification
 from onnxdecomp.runtime.metrics import OutputError
 from onnxdecomp.search.pareto import Point
 from onnxdecomp.search.search_record import Expected, Measured, SearchRecord
-from onnxdecomp.workflow.loss_note import said_of_few, said_of_loss
+from onnxdecomp.workflow.loss_note import said_of_bits, said_of_few, said_of_loss
 
 POINTS = (Point(0.0, None, 1.0, 0), Point(0.005, None, 0.8, 2), Point(0.3, None, 0.4, 4))
 SEARCH = SearchRecord(Expected(0.3, 0.3, 0.0, None), Measured(None), None, 5, (), POINTS, ())
@@ -88,3 +88,19 @@ def test_few_inputs_are_said_to_be_few(losses: list[tuple[float | None, float | 
     notes = said_of_few(cuts)
     assert bool(notes) == bool(times)
     assert all(times in note and "more inputs would help" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("error", "agreement", "said"),
+    [
+        (0.31, None, "the outputs are off by 0.31 of their norm"),
+        (0.31, 0.8, "the first class changes for 20.0% of the inputs"),
+        (0.31, 0.95, ""),
+        (0.08, None, ""),
+    ],
+)
+def test_fewer_bits_that_lose_much(error: float, agreement: float | None, said: str) -> None:
+    found = said_of_bits("int8-static", None, verified(error, agreement))
+    assert [note.split(": ")[1].split(";")[0] for note in found] == ([said] if said else [])
+    assert not said_of_bits("", None, verified(0.9, None))
+    assert not said_of_bits("int8-static", 0.5, verified(0.4, None))
