@@ -17,9 +17,6 @@ from onnxdecomp.core.steps import Convolve, MatMul, Step
 from onnxdecomp.decompositions.base import Decomposition, outline
 from onnxdecomp.fitting.quadratic_loss import Problem
 
-_FLOOR = 1e-9
-"""Of the largest eigenvalue: below it a direction of the input counts as never seen."""
-
 
 def whitened_start(
     method: Decomposition, layer: Layer, ranks: Ranks, problem: Problem, seed: int
@@ -47,16 +44,8 @@ def whitened_start(
 
 def whitened(layer: Layer, problem: Problem) -> tuple[Layer, Array]:
     """The layer with the best weight, its input channels whitened, and what whitens them, [g, S/g, S/g]."""
-    groups, _, d = problem.cross.shape
-    s = layer.inputs // layer.groups
-    second = problem.second.reshape(groups, s, d // s, s, d // s)
-    covariance = np.einsum("gskqk->gsq", second) / (d // s)
-    values, vectors = np.linalg.eigh(covariance)
-    values = np.maximum(values, _FLOOR * values[:, -1:])
-    colour = (vectors * np.sqrt(values)[:, None, :]) @ vectors.swapaxes(1, 2)
-    whiten = (vectors / np.sqrt(values)[:, None, :]) @ vectors.swapaxes(1, 2)
-    best = problem.best.reshape(groups, -1, s, d // s)
-    white = np.einsum("gtsk,gsq->gtqk", best, colour, optimize=True).reshape(layer.weight.shape)
+    white, whiten = problem.white(layer.inputs // layer.groups)
+    white = white.reshape(layer.weight.shape)
     with np.errstate(over="ignore"):
         fits = np.isfinite(white.astype(layer.weight.dtype)).all()
     kind = layer.weight.dtype if fits else np.dtype(np.float64)

@@ -11,7 +11,7 @@ the fit near it in the directions that the rows say nothing about (Tikhonov 1963
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -32,6 +32,9 @@ _BLOCK = 1 << 20
 
 _COLUMNS = 256
 """Of a right-hand side, solved at once: Python's other threads wait as long (see `LONG`)."""
+
+_UNSEEN = 1e-9
+"""Of the largest eigenvalue: below it a direction of the input counts as never seen."""
 
 _ROUNDING = 1e-12
 """Of the mean square: what the sums' rounding may leave of a variance of nothing."""
@@ -55,6 +58,7 @@ class Problem:
     mean_in: Array
     mean_out: Array
     pull: float
+    _white: dict[int, tuple[Array, Array]] = field(default_factory=dict, init=False, repr=False)
 
     def loss(self, v: Array) -> float:
         """The loss of V [g, T/g, D], shrinkage included."""
@@ -109,6 +113,19 @@ class Problem:
         """All modes; with more outputs than features not of length 1, nor orthogonal to the last digit."""
         groups = zip(self.best, self.cross, self.second, strict=True)
         return np.stack([_modes(best, cross, second) for best, cross, second in groups])
+
+    def white(self, channels: int) -> tuple[Array, Array]:
+        """The best weight with its input channels whitened, and what whitens them: the same at all ranks.
+
+        Args:
+            channels: S/g, of each group; D is a multiple, the kernel positions of a channel together.
+
+        Returns:
+            [g, T/g, S/g, D/(S/g)] and [g, S/g, S/g].
+        """
+        if channels not in self._white:
+            self._white[channels] = _whitened(self, channels)
+        return self._white[channels]
 
 
 def problem(moments: Moments, weight: Array, shrinkage: float = 0.0, *, centred: bool = True) -> Problem:
@@ -184,6 +201,19 @@ def solved_positive(matrix: Array, right: Array) -> Array:
                 lower, half, lower=True, trans="T", check_finite=False
             )
         return solved
+
+
+def _whitened(problem: Problem, channels: int) -> tuple[Array, Array]:
+    """See `Problem.white`."""
+    groups, _, d = problem.cross.shape
+    s, k = channels, d // channels
+    covariance = np.einsum("gskqk->gsq", problem.second.reshape(groups, s, k, s, k)) / k
+    values, vectors = np.linalg.eigh(covariance)
+    values = np.maximum(values, _UNSEEN * values[:, -1:])
+    colour = (vectors * np.sqrt(values)[:, None, :]) @ vectors.swapaxes(1, 2)
+    whiten = (vectors / np.sqrt(values)[:, None, :]) @ vectors.swapaxes(1, 2)
+    best = problem.best.reshape(groups, -1, s, k)
+    return np.einsum("gtsk,gsq->gtqk", best, colour, optimize=True), whiten
 
 
 def _modes(best: Array, cross: Array, second: Array) -> Array:

@@ -114,6 +114,19 @@ def test_whitened_a_matrix_is_met_as_well_as_can_be(kind: str, rank: int) -> Non
     assert loss_of(chain, layer, posed) == pytest.approx(expected, rel=1e-4, abs=1e-5 * posed.energy)
 
 
+def test_what_whitens_is_found_once_for_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LAYERS["conv2d"]
+    posed, method = posed_for(layer), get("spatial")
+    first = whitened(method, layer, (2,), posed)
+    monkeypatch.delattr(np.linalg, "eigh")
+    assert first is not None
+    again, more = (whitened(method, layer, (rank,), posed) for rank in (2, 3))
+    assert again is not None
+    assert more is not None
+    np.testing.assert_array_equal(again.dense(), first.dense())
+    assert loss_of(more, layer, posed) < loss_of(first, layer, posed)
+
+
 CASES = [
     pytest.param(method, layer, id=f"{method.name}, {kind}")
     for kind, method, layer in third(
