@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,9 +11,10 @@ import pytest
 
 from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Layer
-from onnxdecomp.core.steps import Convolve, MatMul, Reshape
+from onnxdecomp.core.steps import Convolve, MatMul, Reshape, Step, WeightedStep
 from onnxdecomp.decompositions.base import Decomposition, outline
 from onnxdecomp.decompositions.registry import get, names
+from onnxdecomp.fitting import als
 from onnxdecomp.fitting.als import alternate
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
 from tests.builders.layers import conv_layer, fitted, linear_layer, specialised
@@ -61,6 +63,26 @@ def test_the_loss_never_rises(method: Decomposition, layer: Layer) -> None:
     # The plain fit knows nothing of correlated inputs: there is much to gain.
     assert losses[-1] < 0.9 * losses[0]
     assert losses[-1] >= posed.loss(posed.best) - 1e-9 * posed.energy
+
+
+def test_rounds_are_carried_farther(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = conv_layer(8, 12, (3, 3), seed=1)
+    posed = posed_for(layer)
+    chain = at_half(specialised(get("cp"), layer), layer)
+
+    def loss(sweeps: int) -> float:
+        return loss_of(alternate(chain, posed, sweeps=sweeps, tolerance=0), layer, posed)
+
+    def far(steps: Sequence[Step], earlier: Sequence[Step], others: Sequence[int]) -> list[Step]:
+        return [s.with_weight(0 * s.weight) if isinstance(s, WeightedStep) else s for s in steps]
+
+    fast = loss(8)
+    monkeypatch.setattr(als, "_farther", lambda steps, earlier, others: list(steps))
+    slow, fewer = loss(8), loss(5)
+    assert fast < 0.98 * slow
+    # Where it is too far, every second round begins again from the best; the last one is not carried.
+    monkeypatch.setattr(als, "_farther", far)
+    assert loss(8) == pytest.approx(fewer, rel=1e-9)
 
 
 LARGE = {"conv": conv_layer(16, 64, (3, 3), seed=1), "linear": linear_layer(20, 600, seed=2)}
