@@ -43,7 +43,7 @@ _HOPELESS = 2 * _TIMES[-1]
 _BEATEN = 2.0
 """Times the least squared error that a plan would have even by the most favourable of the ratios found."""
 
-_ALIKE = 1.05
+_ALIKE = 1.02
 """Up to so many times the least expected loss a plan without cuts is taken, and nothing is tried: cuts that
 gain less than that are worth neither the trials nor the doubt. Not where cuts alone may be as good."""
 
