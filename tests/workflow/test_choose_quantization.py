@@ -164,6 +164,18 @@ def test_a_slower_kind_is_taken_where_the_fastest_loses_too_much(timed: Any) -> 
     assert (taken(free), taken(held)) == (DYNAMIC, BLOCKS)
 
 
+def test_a_slower_kind_is_taken_where_the_fastest_spoils_the_outputs(
+    timed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(0.5, 0.5, 0.9)
+    free = onnxdecomp.compress("net.onnx", calib="calib.npz", **ALONE)
+    spoilt = 0.9 * min(kinds_of(free)[name]["error"] for name in (STATIC, DYNAMIC))
+    monkeypatch.setattr(choose_quantization, "_SPOILT", spoilt)
+    assert taken(onnxdecomp.compress("net.onnx", calib="calib.npz", **ALONE)) == BLOCKS
+    monkeypatch.setattr(choose_quantization, "_SPOILT", 0.0)  # all do: the fastest is as good as any
+    assert taken(onnxdecomp.compress("net.onnx", calib="calib.npz", **ALONE)) == DYNAMIC
+
+
 def test_without_calibration_no_ranges_are_made(timed: Any) -> None:
     counts = timed(0.5, 0.6)
     done = onnxdecomp.compress("net.onnx", **ALONE)
