@@ -35,9 +35,10 @@ _SEARCHED = {"ppocrv5_rec": 64}
 _EVALUATION = {"whisper_tiny_en_encoder": 72, "whisper_tiny_en_decoder": 72}
 """Samples to judge by, where they are not the corpus' own number: 24 utterances are 196 words."""
 
-_OWN_LENGTHS: Mapping[str, tuple[int, int]] = {"whisper_tiny_en_encoder": (64, 6)}
-"""Models that are fitted to samples of their own lengths: how many there are, and how many of them padded. An
-utterance padded to 30 s is three quarters silence, which takes most of the time and says nothing."""
+_OWN_LENGTHS: Mapping[str, tuple[int, int, int]] = {"whisper_tiny_en_encoder": (64, 24, 6)}
+"""Models that are fitted to samples of their own lengths: how many there are, how many of them padded, and
+how many of those by which a plan is chosen. An utterance padded to 30 s is three quarters silence, which takes
+most of the time; but silence is what the model will see, and late positions are in no other."""
 
 _GROUPS = 10
 """Into which samples are divided for a jackknife."""
@@ -81,8 +82,11 @@ class LargeCorpus:
         count = _CALIBRATION.get(name, model.calibration_n)
         return dict(self._common.stack(model, model.samples(count, False)))
 
-    def searched_with(self, name: str) -> dict[str, Array] | None:
-        """Samples to choose a plan by, where they are fewer; None: all."""
+    def searched_with(self, name: str) -> Any:
+        """Samples to choose a plan by, where they are fewer or others; None: all."""
+        if name in _OWN_LENGTHS:
+            count, _, padded = _OWN_LENGTHS[name]
+            return self._mixed(name, count, padded)
         if name not in _SEARCHED:
             return None
         model = self.models()[name]
@@ -94,7 +98,11 @@ class LargeCorpus:
             return self._written(name)
         if name not in _OWN_LENGTHS:
             return self.calibration(name)
-        count, padded = _OWN_LENGTHS[name]
+        count, padded, _ = _OWN_LENGTHS[name]
+        return self._mixed(name, count, padded)
+
+    def _mixed(self, name: str, count: int, padded: int) -> list[dict[str, Array]]:
+        """Samples of their own lengths, and some that are padded."""
         own, whole = (self.models()[name].samples(count, varied) for varied in (True, False))
         chosen = [*own[: count - padded], *whole[count - padded :]]
         return [{key: array[None] for key, array in sample.items()} for sample in chosen]
