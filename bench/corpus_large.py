@@ -37,8 +37,8 @@ _EVALUATION = {"whisper_tiny_en_encoder": 72, "whisper_tiny_en_decoder": 72}
 
 _OWN_LENGTHS: Mapping[str, tuple[int, int, int]] = {"whisper_tiny_en_encoder": (64, 24, 6)}
 """Models that are fitted to samples of their own lengths: how many there are, how many of them padded, and
-how many of those by which a plan is chosen. An utterance padded to 30 s is three quarters silence, which takes
-most of the time; but silence is what the model will see, and late positions are in no other."""
+how many of those by which a plan is chosen. An utterance padded to 30 s is three quarters silence, which
+takes most of the time; but silence is what the model will see, and late positions are in no other."""
 
 _GROUPS = 10
 """Into which samples are divided for a jackknife."""
