@@ -67,8 +67,8 @@ QUANTIZED = ("minilm_l6", "whisper_tiny_en_encoder", "ppocrv5_rec")
 
 _OPERATORS: Mapping[str, list[str]] = {"ppocrv5_rec": ["MatMul"], "whisper_tiny_en_encoder": ["MatMul"]}
 """What `quantize_dynamic` is asked to quantize where it is not everything: with convolutions in 8 bits so the
-recogniser reads a third of all characters wrong (35.6 % where it has 0.23 %), and an encoder of speech whose
-first convolution is narrower or a chain writes down noise."""
+recogniser reads a third of all characters wrong (35.6 % where it has 0.23 %), and narrower convolutions of an
+encoder of speech bear them as badly."""
 
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "nanodet_m": {"freeze_initializers": True},
