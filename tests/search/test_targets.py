@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxdecomp.errors import UsageError
-from onnxdecomp.search.metrics.base import LossMetric
+from onnxdecomp.search.metrics.base import CostMetric
 from onnxdecomp.search.metrics.registry import METRICS
 from onnxdecomp.search.targets import Budget, parse_budget, parse_budgets
 
@@ -118,12 +118,14 @@ def test_what_is_limited() -> None:
 
 @given(st.sampled_from(sorted(METRICS)), st.floats(1e-6, 1e15), st.booleans())
 def test_text_and_back(quantity: str, limit: float, relative: bool) -> None:
+    metric = METRICS[quantity]
     if quantity == "metric":
         budget = Budget(quantity, limit, sign=">=" if relative else "<=")
-    elif isinstance(METRICS[quantity], LossMetric):
-        budget = Budget(quantity, limit / 1e16)
+    elif isinstance(metric, CostMetric):
+        least = 1.0 if relative else 0.0 if metric.timed else 50.0  # fewer were meant as a factor
+        budget = Budget(quantity, max(limit, least), relative)
     else:
-        budget = Budget(quantity, max(limit, 1.0) if relative else limit, relative)
+        budget = Budget(quantity, limit / 1e16)
     assert parse_budget(str(budget)) == budget
 
 
