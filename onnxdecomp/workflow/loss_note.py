@@ -51,12 +51,8 @@ def said_of_loss(
         return ()
     if any(budget.on_loss for budget in parse_budgets(target)):
         return ()
-    agreed = [one.top1_agreement for one in verified.outputs if one.top1_agreement is not None]
-    if agreed and 1 - min(agreed) > _CHANGED:
-        lost = f"the first class changes for {1 - min(agreed):.1%} of the inputs"
-    elif not agreed and verified.rel_l2 is not None and verified.rel_l2 > _MUCH:
-        lost = f"the outputs' relative error is {verified.rel_l2:.2g}"
-    else:
+    lost = _lost(verified, _MUCH, "the outputs' relative error is {:.2g}")
+    if not lost:
         return ()
     within = [point for point in search.frontier if point.loss <= _LITTLE**2]
     timed = [point.latency for point in within if point.latency is not None]
@@ -76,14 +72,20 @@ def said_of_bits(kind: str, max_error: float | None, verified: Verification | No
     """
     if not kind or max_error is not None or verified is None:
         return ()
-    agreed = [one.top1_agreement for one in verified.outputs if one.top1_agreement is not None]
-    if agreed and 1 - min(agreed) > _CHANGED:
-        lost = f"the first class changes for {1 - min(agreed):.1%} of the inputs"
-    elif not agreed and verified.rel_l2 is not None and verified.rel_l2 > _LITTLE:
-        lost = f"the outputs are off by {verified.rel_l2:.2g} of their norm"
-    else:
+    lost = _lost(verified, _LITTLE, "the outputs are off by {:.2g} of their norm")
+    if not lost:
         return ()
     return (f"{kind} loses much here: {lost}; with --max-error {_LITTLE:g} more stays in floating point",)
+
+
+def _lost(verified: Verification, most: float, told: str) -> str:
+    """What is lost beyond what is borne: first classes, or more than `most` where there are none; else ""."""
+    agreed = [one.top1_agreement for one in verified.outputs if one.top1_agreement is not None]
+    if agreed:
+        changed = 1 - min(agreed)
+        return f"the first class changes for {changed:.1%} of the inputs" if changed > _CHANGED else ""
+    off = verified.rel_l2
+    return told.format(off) if off is not None and off > most else ""
 
 
 def said_of_training(learnt: Training | None) -> tuple[str, ...]:
