@@ -121,4 +121,6 @@ class KeptStages:
 
 
 def _windows(fitter: Fitter | None, pending: Collection[ir.Node]) -> list[Moved]:
-    return [] if fitter is None else [Moved(fitter.now, pending), Moved(fitter.original, ())]
+    if fitter is None:
+        return []
+    return [Moved(fitter.now, pending), Moved(fitter.original, fitter.original.counterparts(pending))]

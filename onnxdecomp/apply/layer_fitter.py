@@ -188,7 +188,8 @@ class Fitter:
         found: list[AttentionSample] = []
         size, feeds = 0, mask_feeds(self.calibration)
         names = product.names
-        windows = zip(self.now.advance(names, pending), self.original.advance(names), strict=True)
+        later = self.original.counterparts(pending)
+        windows = zip(self.now.advance(names, pending), self.original.advance(names, later), strict=True)
         for (values, meant), feed in zip(windows, feeds, strict=False):
             # What a cut has left less of is no counterpart of what it was.
             alike = [one.shape for one in values] == [two.shape for two in meant]

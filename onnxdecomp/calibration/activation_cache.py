@@ -101,6 +101,15 @@ class Window:
         each = self._batch if self._feeds.stackable else 1
         return max(1.0, len(self._feeds) / ((index + 1) * each))
 
+    def counterparts(self, nodes: Collection[ir.Node]) -> set[ir.Node]:
+        """The main graph's nodes that give values of the names that these nodes of another model give.
+
+        Pending in a model that is rewritten, they are still to be looked at in the original: a cut beyond
+        them would have it computed from its inputs again, look after look.
+        """
+        names = {out.name for node in nodes for out in node.outputs if out.name}
+        return {node for node in self._model.graph if any(out.name in names for out in node.outputs)}
+
     def held(self) -> list[dict[str, Array]]:
         """The values at the cut, by name for each batch; empty where none are held."""
         return [{str(v.name): array for v, array in have.items()} for have in self._held if have]

@@ -81,7 +81,8 @@ def new_statistics(
     here, there = _Channels(), _Channels()
     feeds = itertools.repeat({}) if calibration is None else mask_feeds(calibration)
     mask = None if calibration is None else calibration.mask
-    windows = zip(now.advance([name], pending), original.advance([name]), strict=True)
+    later = original.counterparts(pending)
+    windows = zip(now.advance([name], pending), original.advance([name], later), strict=True)
     for ((ours,), (theirs,)), feed in zip(windows, feeds, strict=False):
         for channels, x in ((here, ours), (there, theirs if left is None else theirs[:, left])):
             real = None if mask is None else mask.rows(feed, (len(x), *x.shape[2:]))

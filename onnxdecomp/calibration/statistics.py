@@ -332,7 +332,8 @@ def look_at(
     """Show each of the looks what it asks for, in a single walk over the inputs."""
     names = [name for look in looks for name in look.names]
     originals = [name for look in looks for name in look.original_names]
-    windows = zip(now.advance(names, pending), original.advance(originals), strict=True)
+    later = original.counterparts(pending)
+    windows = zip(now.advance(names, pending), original.advance(originals, later), strict=True)
     for index, ((looked, meant), feed) in enumerate(zip(windows, mask_feeds(calibration), strict=False)):
         seen, should = iter(looked), iter(meant)
         for look in looks:

@@ -167,3 +167,14 @@ def test_windows_that_are_held_together_share_the_memory(monkeypatch: pytest.Mon
     fitter = Fitter.of(model, Calibration(feeds, batch=4, threads=1))
     list(fitter.now.advance(["s"]))
     assert fitter.now.held() == []
+
+
+def test_the_original_waits_for_what_is_pending_in_the_model(ran: list[frozenset[str]]) -> None:
+    """A cut looks at a reader first, and at the layers before it later: not from the inputs on."""
+    original, model = loaded(residual()), loaded(residual())
+    window = opened(original)
+    pending = window.counterparts(match_of(model, "first").nodes)
+    assert pending == set(match_of(original, "first").nodes)
+    joined(window, ["y"], pending)
+    joined(window, ["h"], pending)
+    assert ran == [frozenset({"x"}), frozenset({"s"})]
