@@ -39,14 +39,16 @@ def timed_input(
     Args:
         model: The original.
         given: Inputs of the user, the most fitting first; None where there are none.
-        shapes, seed: Of a random input.
+        shapes: That it has, by the inputs' names; given ones of other shapes are passed over.
+        seed: Of a random input.
         batch: Rows that it gets, its own again and again; None leaves it as it is.
 
     Raises:
         ModelError: The model runs on no random input, or not on so many rows.
         UsageError: The shapes do not fit the model, or it takes another number of rows at a time.
     """
-    own = next((Feeds((feeds[0],), feeds.source) for feeds in given if feeds is not None), None)
+    fitting = (feeds for feeds in given if feeds is not None and _has(feeds[0], shapes or {}))
+    own = next((Feeds((feeds[0],), feeds.source) for feeds in fitting), None)
     if own is not None and batch is None:
         return own
     opened = session.open_session(model, low_memory=True)
@@ -57,6 +59,10 @@ def timed_input(
             raise ModelError(f"{model}: {made}; give its shapes with --input-shape or inputs with --calib")
         own = made
     return own if batch is None else Feeds((_of_rows(own[0], specs, batch, model, trial),), own.source)
+
+
+def _has(feed: Feed, shapes: Mapping[str, Sequence[int]]) -> bool:
+    return all(feed[name].shape == tuple(shape) for name, shape in shapes.items() if name in feed)
 
 
 def _of_rows(feed: Feed, specs: Sequence[TensorSpec], batch: int, model: Path, trial: Trial) -> Feed:

@@ -125,7 +125,8 @@ class CompressConfig(RuntimeOptions):
     )
     input_shapes: Mapping[str, Sequence[int]] | None = option(
         None,
-        "Shape of an input whose dimensions the model leaves free. Repeatable",
+        "Shape of an input whose dimensions the model leaves free: the model is timed at it, whatever the "
+        "calibration inputs have. Repeatable",
         group="data",
         flag="--input-shape",
         metavar="NAME:1x3x224x224",

@@ -224,6 +224,15 @@ def test_the_first_input_given_is_taken(model: Path) -> None:
     assert len(timed_input(model, None, data)) == 1
 
 
+def test_a_stated_shape_wins_over_calibration_inputs(model: Path) -> None:
+    """Small patches calibrate, whole images are what is run."""
+    calib = Feeds(({"x": np.full(OWN, 1, np.float32)},), "patches")
+    found = {shape: timed_input(model, calib, shapes={"x": shape})[0]["x"] for shape in (OWN, OTHER)}
+    assert [array.shape for array in found.values()] == [OWN, OTHER]
+    assert (found[OWN] == 1).all()
+    assert timed_input(model, calib, shapes={"x": OTHER}, batch=3)[0]["x"].shape == (3, *OTHER[1:])
+
+
 def test_a_model_that_runs_on_no_random_input(tmp_path: Path) -> None:
     node = helper.make_node("Reshape", ["x", "shape"], ["y"])
     made = graphs.model([node], {"x": ["N"]}, {"y": [None, 7, 11, 13]}, {"shape": np.array([-1, 7, 11, 13])})
