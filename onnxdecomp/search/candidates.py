@@ -217,6 +217,13 @@ def candidates(
     return found
 
 
+def probes(weighed: Sequence[Candidate], count: int) -> list[tuple[float, Chain]]:
+    """Fitted candidates with their losses, `count` of them, from the least loss to the largest."""
+    fitted = sorted((c for c in weighed if c.fitted is not None), key=lambda c: c.loss)
+    picks = {round(k * (len(fitted) - 1) / (count - 1)) for k in range(count)} if fitted else set()
+    return [(c.loss, c.fitted) for c in (fitted[k] for k in sorted(picks)) if c.fitted is not None]
+
+
 def posed_for(match: LayerMatch, moments: Moments) -> Problem:
     """The quadratic that candidates of a layer are compared by."""
     weight = as_rows(match.layer.weight, match.layer)

@@ -19,7 +19,6 @@ from onnxdecomp.calibration.statistics import (
     unobservable,
 )
 from onnxdecomp.channels.channel import Channel
-from onnxdecomp.core.chain import Chain
 from onnxdecomp.errors import DefectError, ModelError
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.layers.adapter import LayerMatch
@@ -31,6 +30,7 @@ from onnxdecomp.search.candidates import (
     Outline,
     candidates,
     dense_cost,
+    probes,
 )
 from onnxdecomp.search.channel_profiles import (
     ChannelProfile,
@@ -48,6 +48,7 @@ from onnxdecomp.search.sample_work import SampleWork, sample_work
 from onnxdecomp.search.scope import Scope, reasons_to_stay, untouchable
 from onnxdecomp.search.sensitivity import Effect, Outputs, effect, for_looks, original_outputs
 from onnxdecomp.search.sibling_candidates import Relatives, probing
+from onnxdecomp.search.stored_parameters import numbers_stored
 from onnxdecomp.search.table_candidates import TableCandidates
 from onnxdecomp.search.timed_outlines import time_outlines
 from onnxdecomp.tasks.journal import Journal
@@ -143,6 +144,7 @@ def profile_layers(
     progress: Progress | None = None,
     deadline: Deadline | None = None,
     journal: Journal | None = None,
+    require: Callable[[LayerProfiles], object] = lambda known: None,
 ) -> LayerProfiles:
     """Weigh every layer of the model, which stays as it is.
 
@@ -157,10 +159,10 @@ def profile_layers(
         progress: Called as the work goes on.
         deadline: What was not weighed by its share of the time that timing leaves stays as it is.
         journal: Keeps what is found out, for a survey of just this model, scope and calibration.
+        require: Is told what could be done, with no loss known yet, and raises where that is not enough.
     """
     scope = scope.of_layers([match.layer for match in matched])
-    report = progress or (lambda what, done, total: None)
-    dense = [dense_cost(match.layer) for match in matched]
+    report, dense = progress or (lambda what, done, total: None), [dense_cost(own.layer) for own in matched]
     idle = unreached(model, matched, calibration.feeds, batch=calibration.batch)
     reasons = reasons_to_stay(matched, dense, idle, scope)
     found_ties = ties(matched)
@@ -176,15 +178,25 @@ def profile_layers(
     ]
     timed, takes, asked = _timed(stopwatch, model, matched, options, related, reasons, asked, report)
     related.explain(options, reasons)
-    own_parts = [0.0 if timed is None else timed.own.get(place, 0.0) for place in range(len(matched))]
     work, deadline = sample_work(model, matched, calibration), deadline and deadline.shared_anew()
     outputs, seen, fitting = _original(model, calibration, work, [*filter(None, options), *asked])
+    stored, own_parts = numbers_stored(found_ties, matched, dense), {} if timed is None else timed.own
     found = [
-        LayerProfile(s, c, reason=r, part=p, fixed=not scope.holds(s.layer), stored=n)
-        for s, c, r, n, p in zip(
-            *(matched, dense, reasons, _stored(found_ties, matched, dense)), own_parts, strict=True
-        )
+        LayerProfile(s, c, reason=r, part=own_parts.get(at, 0.0), fixed=not scope.holds(s.layer), stored=n)
+        for at, (s, c, r, n) in enumerate(zip(matched, dense, reasons, stored, strict=True))
     ]
+    whole = LayerProfiles(
+        (),
+        outputs,
+        work,
+        *((0.0, 0.0) if timed is None else (timed.whole_ms, timed.original_ms)),
+        found_ties,
+        related.groups(),
+        () if timed is None else timed.notes,
+        tuple(asked),
+        deadline=deadline,
+    )
+    require(replace(whole, layers=_unweighed(found, options, related, timed, takes)))
     todo = [index for index, own in enumerate(options) if own or related.outlines(index)]
     kept = KeptSurvey(journal)
     weigher = ChannelWeigher(model, matched, asked, kept)
@@ -218,18 +230,7 @@ def profile_layers(
         weigher.take_scores(seen, fitting)
         kept.end()
     _add_joint(found, related, takes)
-    latency, said = ((0.0, 0.0), ()) if timed is None else ((timed.whole_ms, timed.original_ms), timed.notes)
-    return LayerProfiles(
-        tuple(found),
-        outputs,
-        work,
-        *latency,
-        found_ties,
-        related.groups(),
-        said,
-        weigher.profiles,
-        deadline=deadline,
-    )
+    return replace(whole, layers=tuple(found), groups=related.groups(), channels=weigher.profiles)
 
 
 def _multiple(channel: Channel, scope: Scope) -> int:
@@ -297,6 +298,25 @@ def _usable(halves: Halves | None) -> Moments | None:
     return moments if moments is not None and moments.usable else None
 
 
+def _unweighed(
+    found: Sequence[LayerProfile],
+    options: Sequence[Sequence[Outline]],
+    related: Relatives,
+    timed: Timed | None,
+    takes: Mapping[int, float],
+) -> tuple[LayerProfile, ...]:
+    """The layers with all that could be done to them, as if nothing was lost by it."""
+    joint = related.unweighed()
+    return tuple(
+        _entry(
+            *(entry, [*(Candidate(option, 0.0) for option in own), *joint.get(place, ())], Effect(())),
+            None if timed is None else timed.parts.get(place),
+            takes,
+        )
+        for place, (entry, own) in enumerate(zip(found, options, strict=True))
+    )
+
+
 def _entry(
     entry: LayerProfile,
     weighed: Sequence[Candidate],
@@ -353,16 +373,9 @@ def _measured(
 ) -> Effect:
     """What the layer's candidates do to the output. The original runs on these inputs, so they must, too."""
     try:
-        return effect(model, match, _probes(weighed), outputs, calibration, pending)
+        return effect(model, match, probes(weighed, _POINTS), outputs, calibration, pending)
     except ModelError as error:
         raise DefectError(f"the model does not run with its chain: {error}") from error
-
-
-def _stored(found: Sequence[Tie], matched: Sequence[LayerMatch], dense: Sequence[Cost]) -> list[int]:
-    """The numbers that the model holds for each layer, a weight with its first reader."""
-    numbers = {index: n for tie in found for index, n in zip(tie.members, tie.numbers, strict=True)}
-    biases = (cost.params - int(match.layer.weight.size) for match, cost in zip(matched, dense, strict=True))
-    return [numbers[index] + bias for index, bias in enumerate(biases)]
 
 
 def _moments(
@@ -385,10 +398,3 @@ def _moments(
     moments = observed()
     for index in todo:
         yield index, None if hidden(index) else next(moments)
-
-
-def _probes(weighed: Sequence[Candidate]) -> list[tuple[float, Chain]]:
-    """Fitted candidates, of little, middling and much loss."""
-    fitted = sorted((c for c in weighed if c.fitted is not None), key=lambda c: c.loss)
-    picks = {round(k * (len(fitted) - 1) / (_POINTS - 1)) for k in range(_POINTS)} if fitted else set()
-    return [(c.loss, c.fitted) for c in (fitted[k] for k in sorted(picks)) if c.fitted is not None]

@@ -36,8 +36,9 @@ from onnxdecomp.search.metrics.base import Reference, Sizes
 from onnxdecomp.search.plan import Cost, Plan, kept
 from onnxdecomp.search.plan_options import Objective
 from onnxdecomp.search.plan_trials import LossLimit, Tried, Tries, tried_plans, try_plans
+from onnxdecomp.search.reach import refusal, require_reach
 from onnxdecomp.search.scope import Scope
-from onnxdecomp.search.search_notes import ended, idle, missed, out_of_reach
+from onnxdecomp.search.search_notes import ended, idle, missed
 from onnxdecomp.search.search_record import SearchRecord, search_record
 from onnxdecomp.search.select import Chosen, choose, with_reason
 from onnxdecomp.search.sensitivity import original_outputs, output_error
@@ -115,12 +116,22 @@ def search_plan(
         ahead: Begins with plans that will be tried in any case, elsewhere, as long as the block lasts.
 
     Raises:
-        UsageError: A budget cannot be met; the line says what can.
+        UsageError: A budget cannot be met; the line says what can. Where every layer and channel at its least
+            costs too much already, nothing was weighed by then.
     """
     allowed = {budget: allowance(budget, task) for budget in budgets if budget.on_loss}
     for budget in budgets:
         if budget.loss is None and budget.cost.timed and stopwatch is None:
             raise UsageError(f"--target {budget.quantity}=… needs something to measure latency with")
+    costs, sizes = (
+        [budget for budget in budgets if not budget.on_loss],
+        Sizes(size, size, bytes_of(precision)),
+    )
+    beyond = Cost(sum(skip.params for skip in skips), sum(skip.macs or 0 for skip in skips))
+
+    def require(known: LayerProfiles) -> None:
+        require_reach(replace(known, beyond=beyond), skips, costs, replace(sizes, whole=0))
+
     began = time.perf_counter()
     weighed = profile_layers(
         *(model, matched, scope, calibration),
@@ -129,9 +140,9 @@ def search_plan(
         progress=progress,
         deadline=deadline,
         journal=journal,
+        require=require,
     )
     surveyed, took = time.perf_counter() - began, list[float]()
-    beyond = Cost(sum(skip.params for skip in skips), sum(skip.macs or 0 for skip in skips))
     weighed = replace(weighed, beyond=beyond)
     brief = shortened(parted(calibration)[0], weighed.work.macs, weighed.work.samples)
     if not any(budget.on_loss for budget in budgets):  # plans are compared, and no error is judged
@@ -144,8 +155,7 @@ def search_plan(
         return made
 
     picker = _Picker(
-        *(model, skips, weighed, [budget for budget in budgets if not budget.on_loss]),
-        *(carried_out, Sizes(size, size, bytes_of(precision)), precision, stopwatch),
+        *(model, skips, weighed, costs, carried_out, sizes, precision, stopwatch),
         objective=objective,
         deadline=weighed.deadline,
         ahead=nullcontext if ahead is None else lambda plans: ahead(plans, brief),
@@ -330,11 +340,7 @@ class _Picker:
         if isinstance(found, OutOfReach):
             if self.weighed.late and (whole := self.untouched()) is not None:
                 return whole
-            original = {
-                budget.quantity: budget.cost.of_original(self.weighed, self.sizes) for budget in self.costs
-            }
-            reach = out_of_reach(self.costs, found, original)
-            raise UsageError("; ".join((reach, *idle(self.weighed))))
+            raise refusal(self.weighed, self.costs, self.sizes, found)
         return found
 
     def untouched(self) -> Chosen | None:

@@ -176,6 +176,15 @@ class Relatives:
         """A layer that cannot be weighed is in no group, and its group is none."""
         self.found = [group for group in self.found if place not in group.places]
 
+    def unweighed(self) -> dict[int, list[Candidate]]:
+        """By place, what could be done to layers together with their siblings, as if it lost nothing."""
+        found: dict[int, list[Candidate]] = {}
+        for group in self.found:
+            for place, own in zip(group.places, zip(*group.outlines, strict=True), strict=True):
+                made = (Candidate(option, 0.0, group=group.places) for option in own)
+                found.setdefault(place, []).extend(made)
+        return found
+
     def candidates(self) -> dict[int, list[Candidate]]:
         """By place, what could be done to layers together with their siblings, once all were seen."""
         found: dict[int, list[Candidate]] = {}

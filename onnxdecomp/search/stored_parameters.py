@@ -34,6 +34,13 @@ def shares_of(
     return shares
 
 
+def numbers_stored(found: Sequence[Tie], matched: Sequence[LayerMatch], dense: Sequence[Cost]) -> list[int]:
+    """The numbers that the model holds for each layer, by its cost; a weight with its first reader."""
+    numbers = {index: n for tie in found for index, n in zip(tie.members, tie.numbers, strict=True)}
+    biases = (cost.params - int(match.layer.weight.size) for match, cost in zip(matched, dense, strict=True))
+    return [numbers[index] + bias for index, bias in enumerate(biases)]
+
+
 def tallied(
     plan: Plan, matched: Sequence[LayerMatch], left: Mapping[Key, Layer] = MappingProxyType({})
 ) -> Plan:

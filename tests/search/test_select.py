@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -20,6 +20,7 @@ from onnxdecomp.layers.find import find
 from onnxdecomp.layers.shapes import infer_shapes
 from onnxdecomp.pipeline.base import PassContext
 from onnxdecomp.runtime.session import TensorSpec
+from onnxdecomp.search import layer_profiles
 from onnxdecomp.search.candidates import NOTHING_CHEAPER
 from onnxdecomp.search.keep_layers import without
 from onnxdecomp.search.layer_profiles import profile_layers
@@ -168,9 +169,22 @@ def test_out_of_reach_says_what_can_be_reached(quantity: str) -> None:
         search(f"{quantity}=1000x")
     found = re.search(rf"at most {quantity}=([\d.]+)x", str(raised.value))
     assert found is not None
-    # It is written with three digits.
-    within = parse_budgets(f"{quantity}={0.99 * float(found[1])}x")
+    # It is a bound that is known before layers are weighed, and then some methods go.
+    within = parse_budgets(f"{quantity}={0.9 * float(found[1])}x")
     assert kept(within[0], search(str(within[0]))[0])
+
+
+@pytest.mark.parametrize("target", ["macs=1000x", "params=1000x,error=0.1"])
+def test_what_no_plan_can_reach_is_told_before_anything_is_weighed(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weighed(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("a layer was weighed")
+
+    monkeypatch.setattr(layer_profiles, "candidates", weighed)
+    monkeypatch.setattr(layer_profiles, "observe_unchanged", weighed)
+    with pytest.raises(UsageError, match="is out of reach: these methods and layers allow at most"):
+        search(target)
 
 
 def test_layers_left_out_cannot_pay() -> None:
