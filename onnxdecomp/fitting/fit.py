@@ -15,7 +15,7 @@ from onnxdecomp.fitting.als import ITERATIONS, alternate
 from onnxdecomp.fitting.initialization import pair_of, plain_start, reduced_start, whitened_start
 from onnxdecomp.fitting.moments import Moments, features, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
-from onnxdecomp.fitting.strengths import SHRINKAGES, tried
+from onnxdecomp.fitting.strengths import SHRINKAGES, Trial, chosen, growth, tried
 from onnxdecomp.tensor.blas_threads import one_thread
 
 SWEEPS = 6
@@ -92,16 +92,16 @@ def fit(
     if held_out is not None:
         judge = problem(held_out, weight, centred=centred)
         # What was fitted at one strength starts the fit at the next.
-        chain: Chain | None = None
+        chains: list[Chain] = []
 
-        def lost(candidate: float) -> float:
-            nonlocal chain
-            chain = improved(train, candidate, chain, 1)
-            return judge.about(dense_rows(chain, layer))
+        def trial(candidate: float) -> Trial:
+            chains.append(improved(train, candidate, chains[-1] if chains else None, 1))
+            dense = dense_rows(chains[-1], layer)
+            return Trial(candidate, judge.about(dense), growth(dense, weight))
 
-        for candidate, found in tried(shrinkages, lost):
-            if outside is None or found < outside:
-                strength, outside, best = candidate, found, chain
+        trials = list(tried(shrinkages, trial))
+        if (taken := chosen(trials)) is not None:
+            strength, outside, best = taken.strength, taken.loss, chains[trials.index(taken)]
         del judge
     everything = merged(train, held_out)
     fitted = improved(everything, strength, best, sweeps)

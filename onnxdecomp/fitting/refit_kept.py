@@ -12,14 +12,11 @@ from onnxdecomp.core.layer import Array, Layer
 from onnxdecomp.fitting.fit import Fit
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, as_rows, problem
-from onnxdecomp.fitting.strengths import SHRINKAGES, tried
+from onnxdecomp.fitting.strengths import SHRINKAGES, Trial, chosen, growth, tried
 from onnxdecomp.tensor.blas_threads import one_thread
 
 _UNHARMED = 1e-8
 """Of the outputs' energy: less is lost only where nothing before the layer has changed."""
-
-_WORTH = 0.99
-"""Other numbers must leave less than this share of the loss on held-out rows."""
 
 
 @one_thread()
@@ -54,14 +51,13 @@ def repair(
     if held_out is not None:
         judge = problem(held_out, weight, centred=centred)
         outside = judge.about(weight)
-        least = _WORTH * outside
 
-        def outside_at(shrinkage: float) -> float:
-            return judge.about(problem(train, weight, shrinkage, centred=centred).best)
+        def trial(shrinkage: float) -> Trial:
+            best = problem(train, weight, shrinkage, centred=centred).best
+            return Trial(shrinkage, judge.about(best), growth(best, weight))
 
-        for candidate, found in tried(shrinkages, outside_at):
-            if found < least:
-                strength, outside, least = candidate, found, found
+        if (taken := chosen(tried(shrinkages, trial), outside)) is not None:
+            strength, outside = taken.strength, taken.loss
         del judge
     if strength is None and not centred:
         return None

@@ -18,15 +18,12 @@ from onnxdecomp.fitting.elimination import ReaderMoments
 from onnxdecomp.fitting.exchange import FEATURES, exchanged
 from onnxdecomp.fitting.moments import Moments, merged
 from onnxdecomp.fitting.quadratic_loss import Problem, problem
-from onnxdecomp.fitting.strengths import SHRINKAGES, tried
+from onnxdecomp.fitting.strengths import SHRINKAGES, Trial, chosen, growth, tried
 from onnxdecomp.fitting.unit_order import SHRINKAGE, UnitOrder, first_units
 from onnxdecomp.tensor.blas_threads import one_thread
 
 _UNHARMED = 1e-8
 """Of the outputs' energy: less is lost only where nothing that the layer read has changed."""
-
-_WORTH = 0.99
-"""Other numbers than the layer's own must leave less than this share of the loss on held-out rows."""
 
 _STRONG = 1e-1
 """Of the choice of units, in place of `SHRINKAGE`, where there are few rows and held-out ones bear it out."""
@@ -163,7 +160,7 @@ def refit_reader(
     """
     features = left_features(reader.units, units)
     own = np.take_along_axis(reader.weight.astype(np.float64), features[:, None, :], axis=2)
-    scale, own_bias, reader = reader.scale, reader.bias, reader.scaled()
+    scale, whole, own_bias, reader = reader.scale, reader.weight, reader.bias, reader.scaled()
     rows = scale.reshape(*own.shape[:2], 1)
     weight = own * rows
     train = _restricted(reader.train, features)
@@ -187,10 +184,13 @@ def refit_reader(
         return RefittedReader(own, own_bias, features, max(0.0, lost), outside, strength)
     if held_out is not None:
         assert outside is not None
-        least = _WORTH * outside
-        for candidate, found in tried(shrinkages, lambda own: judge.about(posed(train, own).best)):
-            if found < least:
-                strength, outside, least = candidate, found, found
+
+        def trial(shrinkage: float) -> Trial:
+            best = posed(train, shrinkage).best
+            return Trial(shrinkage, judge.about(best), growth(best / rows, whole))
+
+        if (taken := chosen(tried(shrinkages, trial), outside)) is not None:
+            strength, outside = taken.strength, taken.loss
     elif cut or features.shape[1] < reader.weight.shape[2]:
         strength = shrinkages[0]
     kept = bool(np.isinf(strength))

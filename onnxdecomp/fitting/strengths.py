@@ -1,8 +1,17 @@
-"""Strengths of the shrinkage, tried one after the other on held-out rows."""
+"""Strengths of the shrinkage, and which of them is chosen by held-out rows.
+
+That of the least loss; but where its weight holds far larger numbers than the layer's own, a stronger one
+that is about as good, as in the rule of one standard error (Breiman et al. 1984, "Classification and
+Regression Trees"). An input that hardly varies needs a large number to be of a little use, and in 8 bits
+with one scale for the whole weight that number rounds all others away.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from onnxdecomp.core.layer import Array
 
 SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The strengths that held-out samples choose among (see `problem`)."""
@@ -10,13 +19,68 @@ SHRINKAGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _PAST = 1.005
 """Beyond a strength that is worse by this factor than a smaller one none is better."""
 
+_BETTER = 0.99
+"""Other numbers than the layer's own must leave less than this share of the loss on held-out rows."""
 
-def tried(strengths: Sequence[float], lost: Callable[[float], float]) -> Iterator[tuple[float, float]]:
-    """Strengths in their order with what a fit at each loses on held-out rows, until they are too strong."""
+_FAR = 4.0
+"""A fitted weight may hold a number so many times as large as the layer's own largest: two bits of eight."""
+
+_WORTH = 1.05
+"""Up to so many times the least loss it may cost to keep within that."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A fit at one strength.
+
+    Attributes:
+        strength: Of the shrinkage.
+        loss: On held-out rows.
+        growth: Its largest number over the layer's own largest.
+    """
+
+    strength: float
+    loss: float
+    growth: float = 1.0
+
+
+def growth(fitted: Array, own: Array) -> float:
+    """The largest number of a fitted weight over that of the layer's own; 0 where that is all zeros."""
+    largest = _largest(own)
+    return _largest(fitted) / largest if largest else 0.0
+
+
+def chosen(trials: Iterable[Trial], unfitted: float = float("inf")) -> Trial | None:
+    """The one of the least loss, or a stronger one, hardly worse, that has no far larger numbers.
+
+    Args:
+        trials: By strength.
+        unfitted: What the layer's own numbers lose on the same rows.
+
+    Returns:
+        None where those do about as well, or as little worse without far larger numbers.
+    """
+    good = [trial for trial in trials if trial.loss < _BETTER * unfitted]
+    if not good:
+        return None
+    least = max(0.0, min(trial.loss for trial in good))
+    first = max(place for place, trial in enumerate(good) if trial.loss <= least)
+    stronger = [trial for trial in good[first:] if trial.loss <= _WORTH * least]
+    found = min(stronger, key=lambda trial: max(trial.growth, _FAR))
+    return None if found.growth > _FAR and unfitted <= _WORTH * least else found
+
+
+def tried(strengths: Sequence[float], fitted: Callable[[float], Trial]) -> Iterator[Trial]:
+    """Trials of strengths in their order, until they are too strong to be chosen."""
     least = float("inf")
     for strength in strengths:
-        found = lost(strength)
-        yield strength, found
-        if found > _PAST * least:
+        trial = fitted(strength)
+        yield trial
+        if trial.loss > (_PAST if trial.growth <= _FAR else _WORTH) * least:
             return
-        least = min(least, found)
+        least = max(0.0, min(least, trial.loss))
+
+
+def _largest(weight: Array) -> float:
+    """By its size, without a copy: a weight may be as large as a vocabulary."""
+    return max(float(weight.max(initial=0.0)), -float(weight.min(initial=0.0)))

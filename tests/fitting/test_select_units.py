@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onnxdecomp.core.layer import Array
 from onnxdecomp.fitting.elimination import ReaderMoments
@@ -71,6 +73,24 @@ def test_held_out_rows_forbid_what_was_learnt_by_heart() -> None:
     free, few = reader(SEEN + noise), reader(SEEN + noise, train=9)
     assert select_units([free], 12, 8, shrinkages=(0.0, 1.0)).readers[0].shrinkage == 0.0
     assert select_units([few], 12, 8, shrinkages=(0.0, 1.0)).readers[0].shrinkage != 0.0
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), size=st.floats(0.01, 0.03), told=st.sampled_from([0.15, 1.0]))
+def test_an_input_that_hardly_varies_gets_a_huge_number_only_where_that_pays(
+    seed: int, size: float, told: float
+) -> None:
+    """It tells a little of the unit that goes, or all of it."""
+    rng = np.random.default_rng(seed)
+    seen = rng.normal(size=(1, 4000, 12))
+    seen[..., 11] = size * (told * seen[..., 0] + rng.normal(size=4000) * (1 - told))
+    weight = rng.uniform(0.5, 1, (1, 5, 12)) * rng.choice([-1, 1], (1, 5, 12))
+    wanted = outputs(seen, weight)
+    train, held_out = (gathered(seen[:, part], wanted[part]) for part in (slice(0, 3000), slice(3000, None)))
+    one = ReaderMoments(train, held_out, weight, UNITS, centred=False)
+    fitted = refit_reader(one, np.arange(1, 12))
+    growth = abs(fitted.weight).max() / abs(weight).max()
+    assert growth > 10 if told == 1 else growth <= 4.5
 
 
 def test_without_held_out_rows_the_first_strength_is_taken() -> None:
