@@ -20,9 +20,6 @@ _CARRIED = ("calib", "data", "preprocess", "metric", "mask", "provider", "thread
 
 _INPUTS = "--calib INPUTS.npz"
 
-_ALLOWED = 0.1
-"""Relative error of the outputs up to which fewer bits are not doubted."""
-
 _MOST = 4
 """Inputs whose arrays are named."""
 
@@ -35,6 +32,7 @@ def next_step(context: click.Context, result: Result, asked: CompressConfig) -> 
         result: What came of it.
         asked: What it was asked for.
     """
+    from onnxdecomp.workflow import loss_note
     from onnxdecomp.workflow.quantize_alone import alone
 
     model = shlex.quote(context.params["model"])
@@ -54,8 +52,8 @@ def next_step(context: click.Context, result: Result, asked: CompressConfig) -> 
         return f"{again}{only} --quantize {kind}: see what {kind} brings"
     if not result.changed:
         return f"{again} --target error=0.1: allow twice the usual error"
-    if alone(asked).idle and asked.max_error is None and _dear(result):
-        kept = f"--quantize {asked.quantize} --max-error {_ALLOWED:g}"
+    if alone(asked).idle and asked.max_error is None and _off(result) > loss_note.LITTLE:
+        kept = f"--quantize {asked.quantize} --max-error {loss_note.LITTLE:g}"
         return f"{again} --method none {kept}: lose less, with more in floating point"
     if result.path is None or asked.data is not None:
         return f"{again} --report report.html: a page with all of it"
@@ -63,10 +61,10 @@ def next_step(context: click.Context, result: Result, asked: CompressConfig) -> 
     return f"onnxdecomp verify {model} {small} --data TEST.npz: judge it by data of your own"
 
 
-def _dear(result: Result) -> bool:
-    """Whether the result is further from the original than is borne without a look at the task."""
+def _off(result: Result) -> float:
+    """How far the outputs are from the original's, of their norm; 0 where that is not known."""
     checked = result.verification
-    return checked is not None and checked.rel_l2 is not None and checked.rel_l2 > _ALLOWED
+    return 0.0 if checked is None or checked.rel_l2 is None else checked.rel_l2
 
 
 def _arrays(model: ir.Model) -> str:

@@ -6,7 +6,7 @@ batch axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -129,7 +129,8 @@ def from_arrays(
     held = {name: np.asarray(array) for name, array in arrays.items()}
     layout = layout_of({k: Header(a.shape, a.dtype) for k, a in held.items()}, inputs, source)
     labels = labels_of(held, inputs, layout.count, source)
-    part = Part(layout.count, partial(_cut, held, layout, inputs, source), labels)
+    cut = partial(_cut, held, layout, inputs, source)
+    part = Part(layout.count, cut, labels, unused=unused_of(held, inputs))
     return join(first_parts([part], samples), source, stackable=layout.stackable, hold=0)
 
 
@@ -140,6 +141,12 @@ def labels_of(
     if LABELS not in arrays or any(spec.name == LABELS for spec in inputs):
         return None
     return labels_per_feed(arrays[LABELS], count, where)
+
+
+def unused_of(arrays: Iterable[str], inputs: Sequence[TensorSpec]) -> tuple[str, ...]:
+    """The names of arrays that are no inputs, nor the labels."""
+    known = {LABELS, *(spec.name for spec in inputs)}
+    return tuple(name for name in arrays if name not in known)
 
 
 def _cut(

@@ -42,12 +42,14 @@ class Part:
         read: Opens what holds them, yields them and closes it again; called for every iteration.
         labels: What a user says of the feeds, [count * labels of a feed, ...], or None.
         name: What holds them, for people; "" for what holds all of them.
+        unused: Names of arrays beside them that are no inputs of the model, nor labels.
     """
 
     count: int
     read: Callable[[], Iterator[Feed]]
     labels: Array | None = None
     name: str = ""
+    unused: tuple[str, ...] = ()
 
     def first(self, count: int) -> Part:
         """The first `count` feeds of it."""
@@ -131,12 +133,14 @@ class Feeds:
         labels: What a user says of the samples, in the order of the feeds' rows, or None: class indices, or
             whatever a metric wants.
         stackable: Whether each feed is one sample of a model whose batch size is free.
+        unused: Names of arrays where they come from that are no inputs of the model, nor labels.
     """
 
     items: Items
     source: str
     labels: Array | None = None
     stackable: bool = False
+    unused: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -262,7 +266,8 @@ def join(parts: Sequence[Part], source: str, *, stackable: bool, hold: int = HEL
     Raises:
         UsageError: Some parts have labels and others have none.
     """
-    return Feeds(FeedSource(parts, hold=hold), source, _labels(parts, source), stackable)
+    unused = tuple(dict.fromkeys(name for part in parts for name in part.unused))
+    return Feeds(FeedSource(parts, hold=hold), source, _labels(parts, source), stackable, unused)
 
 
 def labels_per_feed(labels: Array, count: int, where: str) -> Array:

@@ -19,7 +19,7 @@ from typing import IO
 import numpy as np
 
 from onnxdecomp.core.layer import Array
-from onnxdecomp.data.arrays import LABELS, Header, Layout, feed_shape, labels_of, layout_of
+from onnxdecomp.data.arrays import LABELS, Header, Layout, feed_shape, labels_of, layout_of, unused_of
 from onnxdecomp.data.check import check_feed
 from onnxdecomp.data.feeds import Part
 from onnxdecomp.errors import UsageError
@@ -53,6 +53,7 @@ def npz_part(path: Path, inputs: Sequence[TensorSpec]) -> tuple[Part, bool]:
             partial(_stream, path, layout, headers, inputs),
             labels_of(labels, inputs, layout.count, str(path)),
             str(path),
+            unused_of(headers, inputs),
         ),
         layout.stackable,
     )

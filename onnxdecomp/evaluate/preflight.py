@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from onnxdecomp.data.read import Data
 
 
+_NAMED = 4
+"""Arrays that a note names."""
+
+
 def inputs(model: Path) -> tuple[TensorSpec, ...]:
     """The inputs that must be fed.
 
@@ -55,6 +59,16 @@ def read(model: Path, data: Data, *, samples: int | None = None) -> Feeds:
     if (found := culprit(feeds, lambda feed: run(session, feed), first=1)) is not None:
         raise UsageError(found)
     return feeds
+
+
+def said_of_unused(feeds: Feeds | None) -> tuple[str, ...]:
+    """That arrays are left alone which are no inputs of the model: a name may have been meant otherwise."""
+    if feeds is None or not feeds.unused:
+        return ()
+    found = ", ".join(map(repr, feeds.unused[:_NAMED]))
+    more = f" and {len(feeds.unused) - _NAMED} more" if len(feeds.unused) > _NAMED else ""
+    hint = "" if feeds.labels is not None else ", nor labels, which are the array 'labels'"
+    return (f"{feeds.source}: left alone, for no inputs of the model{hint}: {found}{more}",)
 
 
 def check(model: Path, *, provider: str, shapes: Mapping[str, Sequence[int]] | None = None) -> None:

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     """What is taken as a model: a file, or a model in memory."""
 
 
+_OTHERS = frozenset(
+    (".csv", ".gif", ".html", ".jpg", ".json", ".md", ".npy", ".npz", ".ort", ".png", ".pt", ".toml", ".txt")
+)
+"""Endings of files that are something else than an ONNX model."""
+
+
 def claim(target: Path | None, sources: Mapping[str, object], *, overwrite: bool) -> None:
     """Check, before the work, that a model can be saved there, and that nothing is lost that is read from.
 
@@ -35,10 +41,12 @@ def claim(target: Path | None, sources: Mapping[str, object], *, overwrite: bool
         overwrite: Whether a file may be replaced.
 
     Raises:
-        UsageError: As `check_target` and `check_apart`.
+        UsageError: As `check_target` and `check_apart`; or the name is that of another kind of file.
     """
     if target is None:
         return
+    if target.suffix.lower() in _OTHERS:
+        raise UsageError(f"{target}: an ONNX model is written there; give it a name that ends in .onnx")
     check_target(target, overwrite=overwrite)
     where = {name: value.where if isinstance(value, Prepared) else value for name, value in sources.items()}
     paths = {name: value for name, value in where.items() if isinstance(value, str | Path)}

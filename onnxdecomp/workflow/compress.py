@@ -211,7 +211,8 @@ def _context(
         report_task=judged.report,
         deadline=deadline,
     )
-    return run, (*(() if goal is None else (goal.note,)), *judged.notes)
+    unused = (*preflight.said_of_unused(calib), *preflight.said_of_unused(given))
+    return run, (*unused, *(() if goal is None else (goal.note,)), *judged.notes)
 
 
 def _said_of_mask(run: RunContext) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ _CHANGED = 0.1
 _MUCH = 0.5
 """The same of an output without classes: its relative error. Embeddings bear 0.35 without harm."""
 
-_LITTLE = 0.1
-"""Relative error at which it is said what could be had."""
+LITTLE = 0.1
+"""Relative error of the outputs that is not doubted: at it it is said what could be had."""
 
 _FEW = 1.5
 """Loss on inputs held out over that on all: 1.0 to 1.2 where there are enough."""
@@ -54,12 +54,12 @@ def said_of_loss(
     lost = _lost(verified, _MUCH, "the outputs' relative error is {:.2g}")
     if not lost:
         return ()
-    within = [point for point in search.frontier if point.loss <= _LITTLE**2]
+    within = [point for point in search.frontier if point.loss <= LITTLE**2]
     timed = [point.latency for point in within if point.latency is not None]
     least = min(timed or [point.macs for point in within], default=1.0)
     what = "in latency" if timed else "fewer MACs"
     gain = f"about {1 / least:.2f}x {what}" if least < 0.995 else "nothing"
-    return (f"{target} does not pay: {lost}; {gain} is to be had at an error of {_LITTLE:g}",)
+    return (f"{target} does not pay: {lost}; {gain} is to be had at an error of {LITTLE:g}",)
 
 
 def said_of_bits(kind: str, max_error: float | None, verified: Verification | None) -> tuple[str, ...]:
@@ -72,10 +72,10 @@ def said_of_bits(kind: str, max_error: float | None, verified: Verification | No
     """
     if not kind or max_error is not None or verified is None:
         return ()
-    lost = _lost(verified, _LITTLE, "the outputs are off by {:.2g} of their norm")
+    lost = _lost(verified, LITTLE, "the outputs are off by {:.2g} of their norm")
     if not lost:
         return ()
-    return (f"{kind} loses much here: {lost}; with --max-error {_LITTLE:g} more stays in floating point",)
+    return (f"{kind} loses much here: {lost}; with --max-error {LITTLE:g} more stays in floating point",)
 
 
 def _lost(verified: Verification, most: float, told: str) -> str:

@@ -156,6 +156,13 @@ def test_bad_requests(wrong: list[str], fragment: str, model: Path, capsys: Caps
     assert model.read_bytes() == content
 
 
+def test_a_model_is_not_written_by_the_name_of_something_else(model: Path, capsys: Capsys) -> None:
+    for name in ("out.txt", "out.JSON"):
+        command(capsys, "compress", model, *QUICK, "-o", name).is_error(2, f"{name}: an ONNX model")
+    assert command(capsys, "compress", model, *QUICK, "-o", "out.v2").code == 0
+    assert files() == ["net.onnx", "out.v2"]
+
+
 def test_an_output_that_exists_stays(model: Path, capsys: Capsys) -> None:
     out = model.with_name("net.tucker.onnx")
     out.write_text("precious")

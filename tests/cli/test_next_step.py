@@ -12,6 +12,7 @@ import pytest
 
 from onnxdecomp.cli import next_step
 from onnxdecomp.cli.compress import command as compress
+from onnxdecomp.workflow import loss_note
 from tests.builders.commands import QUICK, command
 from tests.builders.feeds import samples
 
@@ -75,7 +76,7 @@ def test_of_fewer_bits_that_lose_much_more_stays_in_floating_point(
     given: tuple[str, ...], model: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples(model.with_name("data.npz"))
-    monkeypatch.setattr(next_step, "_ALLOWED", 0.0)
+    monkeypatch.setattr(loss_note, "LITTLE", 0.0)
     line = ("compress", model.name, "--simplify", "none", "--no-bench", "--calib", "data.npz", *given)
     words, reason = told(command(capsys, *line).out)
     assert words[-6:] == ["--method", "none", "--quantize", "int8-static", "--max-error", "0"]

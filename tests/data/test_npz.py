@@ -16,6 +16,7 @@ from onnxdecomp.data.feeds import FeedSource
 from onnxdecomp.data.npz import npz_part
 from onnxdecomp.data.read import read_feeds
 from onnxdecomp.errors import UsageError
+from onnxdecomp.evaluate.preflight import said_of_unused
 from onnxdecomp.runtime.session import TensorSpec
 from tests.builders.feeds import IMAGE, counted, npz
 
@@ -173,3 +174,16 @@ def test_an_array_without_a_name_is_told_how_to_name_it(
     eval(f"numpy.savez{line[0]}", {"numpy": np})
     feeds = read_feeds(Path("a b.npz"), specs[:1])
     np.testing.assert_array_equal(np.concatenate([feed["x"] for feed in feeds]), array)
+
+
+def test_arrays_that_no_input_takes_are_told(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {"x": counted(2), "label": np.arange(2)}
+    (note,) = said_of_unused(read_feeds(npz(tmp_path / "a.npz", **arrays), IMAGE))
+    assert note.endswith("for no inputs of the model, nor labels, which are the array 'labels': 'label'")
+    (note,) = said_of_unused(read_feeds({**arrays, "labels": np.arange(2)}, IMAGE))
+    assert note.endswith(": left alone, for no inputs of the model: 'label'")
+    many: dict[str, Any] = {f"other{index}": np.zeros(1) for index in range(6)}
+    (note,) = said_of_unused(read_feeds({"x": counted(2), **many}, IMAGE))
+    assert note.endswith("'other0', 'other1', 'other2', 'other3' and 2 more")
+    known: dict[str, Any] = {"x": counted(2), "labels": np.arange(2)}
+    assert said_of_unused(read_feeds(known, IMAGE)) == ()
