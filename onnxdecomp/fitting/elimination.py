@@ -24,6 +24,15 @@ from onnxdecomp.tensor.blas_threads import LONG, threads_for
 _LEAST_VARIANCE = 1e-6
 """Of the largest: outputs that vary less count as if they varied so much."""
 
+_GONE = -2
+"""The unit of a feature that was dropped."""
+
+_FULL = 0.75
+"""The part of the features up to which those that were dropped are only zeros."""
+
+_ROWS = 512
+"""Rows that are updated at a time: their products stay in a cache."""
+
 
 @dataclass(frozen=True, eq=False)
 class ReaderMoments:
@@ -90,7 +99,7 @@ class Part:
     Attributes:
         inverse: P, [n, n].
         weight: V, [T', n]; of its outputs nothing but products is asked, so any rotation of them will do.
-        units: int [n], those that the features belong to.
+        units: int [n], those that the features belong to; below 0: to none, or dropped.
         whole: E |y|² of the reader.
     """
 
@@ -106,19 +115,30 @@ class Part:
         return np.asarray(self.inverse[places[:, :, None], places[:, None, :]])
 
     def drop(self, chosen: Array) -> Array:
-        """Drops the features of these units, and says which features were left, bool [n]."""
-        left = ~np.isin(self.units, chosen)
-        if not left.all():
-            stays, goes = np.flatnonzero(left), np.flatnonzero(~left)
-            with threads_for(len(left)):
+        """Drops the features of these units, and says which features are kept in the matrices, bool [n].
+
+        Those that are gone stay in them as zeros until they are many: moving the rest together takes as long
+        as the update does.
+        """
+        goes = np.flatnonzero(np.isin(self.units, chosen))
+        if len(goes):
+            with threads_for(len(self.units)):
                 rows = self.inverse[goes]
-                across = rows[:, stays]
-                moved = np.linalg.solve(rows[:, goes], across)
-                # Rows, then columns: both at once, number by number, takes several times as long.
-                self.inverse = self.inverse[stays].take(stays, axis=1)
-                self.inverse -= across.T @ moved
-                self.weight = self.weight[:, stays] - self.weight[:, goes] @ moved
-            self.units = self.units[left]
+                moved = np.linalg.solve(rows[:, goes], rows)
+                for start in range(0, len(self.units), _ROWS):
+                    at = slice(start, start + _ROWS)
+                    self.inverse[at] -= rows[:, at].T @ moved
+                self.weight = self.weight - self.weight[:, goes] @ moved
+            self.inverse[goes] = self.inverse[:, goes] = self.weight[:, goes] = 0.0
+            self.units = self.units.copy()
+            self.units[goes] = _GONE
+        left = self.units != _GONE
+        if np.count_nonzero(left) > _FULL * len(left):
+            return np.ones(len(left), bool)
+        stays = np.flatnonzero(left)
+        # Rows, then columns: both at once, number by number, takes several times as long.
+        self.inverse, self.weight = self.inverse[stays].take(stays, axis=1), self.weight[:, stays]
+        self.units = self.units[stays]
         return left
 
     def rotate(self, at: Array, turn: Array) -> None:

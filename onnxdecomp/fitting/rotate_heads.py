@@ -202,7 +202,7 @@ def _once_more(reader: ReaderMoments, groups: Array, maps: Array) -> Array:
                 found = (turn @ found)[:-1]
             changed = maps.copy()
             changed[values] = found
-            now = float(np.sum(part.weight * _columns(cross, changed[groups])))
+            now = float(np.sum(part.weight[:, part.units >= 0] * _columns(cross, changed[groups])))
             if now > explained:
                 maps, explained = changed, now
         if explained - before <= _WORTH * (posed.energy + posed.pull - explained):
