@@ -1,15 +1,18 @@
 """What decomposition is worth on a graphics card: one script of at most ten minutes.
 
-    python -m bench.cuda [--provider cuda] [--seconds 540] [--only CASE …]
-    python -m bench.cuda --provider cpu --small        # the same way on the processor, with small networks
+    python -m bench.cuda [--provider cuda] [--seconds 540] [--only CASE …] [--work FOLDER] [--steps STEP …]
+    python -m bench.cuda --work FOLDER --steps metrics    # anywhere: it takes no card
+    python -m bench.cuda --provider cpu --small           # the same on the processor, with small networks
 
 First the numbers: networks of the corpus, decomposed, run on the provider and on the processor, and their
 outputs are compared. Then the kernels: the multiple of channels that products and convolutions work in, and a
-hundred chains timed as branches of few sessions and each in its own. Then the cases: each is a fresh process
-that gets its share of the time and is ended after it ("not done"). It compresses for the provider with the
-profile for deployment, in half precision where the provider has it, and times both models in turns at the
-batch that was chosen for; on CUDA once more without CUDA graphs. Of networks of the corpus the task's metric
-is measured on the processor, too. The realised share is the gain in latency over the gain in MACs.
+hundred chains timed as branches of few sessions and each in its own. Then the cases. They are compressed for
+the provider with the profile for deployment, in half precision where the provider has it (search); and both
+models are timed in turns at the batch that was chosen for, and at others where the goal is no latency, on
+CUDA once more without CUDA graphs (time). Of networks of the corpus the task's metric is measured on the
+processor (metrics). Each of these is a fresh process that gets its share of the time and is ended after it
+("not done"). Searches may run beside each other, by --only, in one folder; timings must not. The realised
+share is the gain in latency over the gain in MACs.
 
 Weights of ResNet-50, VGG-16 and the encoder are random: their speed is what counts. Results are written to
 bench/results/cuda.json and .md (with --small to standard output alone), with device, driver, versions and
@@ -20,22 +23,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest import mock
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.corpus import Corpus, add_option
-from bench.provenance import ROOT, markdown, provenance, write
+from bench.cuda_kernels import kernels, kernels_said
+from bench.intervals import Difference
+from bench.provenance import RESULTS, ROOT, markdown, provenance, write
 from models import encoder, shapes
+
+if TYPE_CHECKING:
+    from onnxdecomp.runtime.setting import Setting
 
 _SAMPLES = 500
 """Of the task's, by which a network's metric is measured."""
@@ -52,6 +60,7 @@ class Case:
         name: Of the network.
         target: As `--target`.
         batch: Rows.
+        others: Rows at which the model is timed besides.
         methods: As `--method`.
         corpus: Whether it lies in the corpus, with inputs.
         shapes: Of one row of the inputs, where the network leaves them free.
@@ -60,6 +69,7 @@ class Case:
     name: str
     target: str
     batch: int
+    others: tuple[int, ...] = ()
     methods: str = "auto"
     corpus: bool = False
     shapes: Mapping[str, tuple[int, ...]] | None = None
@@ -73,18 +83,18 @@ _WORDS = {"input_ids": (1, 128), "attention_mask": (1, 128)}
 _IMAGE = {"input": (1, 1, 512, 512)}
 
 CASES = (
-    Case("resnet50", "macs=2x", 32, "width"),
-    Case("vgg16", "macs=2x", 32, "width"),
-    Case("encoder", "macs=1.5x", 32, shapes=_WORDS),
     Case("vgg16_half_cifar10", "latency=1.8x", 256, corpus=True),
-    Case("vdsr", "latency=1.3x", 1, corpus=True, shapes=_IMAGE),
+    Case("encoder", "macs=1.5x", 32, (1,), shapes=_WORDS),
+    Case("vgg16", "macs=2x", 32, (1,), "width"),
+    Case("resnet50", "macs=2x", 32, (1,), "width"),
     Case("dncnn_25", "latency=1.3x", 1, corpus=True, shapes=_IMAGE),
-    Case("encoder", "macs=1.5x", 1, shapes=_WORDS),
-    Case("resnet50", "macs=2x", 1, "width"),
-    Case("vgg16", "macs=2x", 1, "width"),
+    Case("vdsr", "latency=1.3x", 1, corpus=True, shapes=_IMAGE),
 )
 
-SMALL = (Case("resnet50", "macs=1.2x", 2, "width"), Case("encoder", "macs=1.2x", 2, "svd", shapes=_WORDS))
+SMALL = (
+    Case("resnet50", "macs=1.2x", 2, (1,), "width"),
+    Case("encoder", "macs=1.2x", 2, methods="svd", shapes=_WORDS),
+)
 
 _COMPARED = ("resnet20_cifar10", "vgg16_half_cifar10", "squeezenet1.1", "vdsr")
 
@@ -105,6 +115,9 @@ def _saved(make: Callable[[], Any], path: Path) -> Path:
     return shapes.save(make(), path)
 
 
+STEPS = ("numbers", "kernels", "search", "time", "metrics")
+
+
 def main() -> None:
     """Measure, and write bench/results/cuda.json and .md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -112,35 +125,64 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=540.0, help="for everything")
     parser.add_argument("--small", action="store_true", help="small networks; nothing is written")
     parser.add_argument("--only", nargs="+", help="names of networks")
+    parser.add_argument("--work", type=Path, help="folder for models and what was found; kept")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     add_option(parser)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(_child(json.loads(options.child), options)))
         return
+    with tempfile.TemporaryDirectory() as folder:
+        options.work = options.work or Path(folder)
+        options.work.mkdir(parents=True, exist_ok=True)
+        _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    """Take all steps, and put together what is in the folder."""
     end = time.monotonic() + options.seconds - MARGIN
     cases = [case for case in (SMALL if options.small else CASES) if case.name in (options.only or case.name)]
     cases = [case for case in cases if not case.corpus or options.corpus.has(case.name)]
-    work: list[tuple[str, dict[str, Any]]] = [("numbers", {"numbers": True}), ("kernels", {"kernels": True})]
-    work += [(case.title, {"case": vars(case)}) for case in cases]
-    found = []
-    for index, (title, asked) in enumerate(work):
+    todo: list[tuple[str, Case | None]] = []
+    for step in options.steps:
+        todo += [(step, None)] if step in ("numbers", "kernels") else [(step, case) for case in cases]
+    for index, (step, case) in enumerate(todo):
+        name = step if case is None else f"{case.name}.{step}"
+        if case and step == "metrics" and not case.corpus:
+            continue
         left = end - time.monotonic()
-        share = min(left, max(90.0, left / (len(work) - index)))
+        share = min(left, max(90.0, left / (len(todo) - index)))
         start = time.monotonic()
-        result = _ran(asked, share) if left > 0 else {"failed": "no time was left"}
-        found.append({"case": title, "seconds": round(time.monotonic() - start, 1), **result})
-        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-    record = {**provenance(), **_card(options.provider), "provider": options.provider, "cases": found}
+        result = _ran(step, case, options.work, share) if left > 0 else {"failed": "no time was left"}
+        result = {"seconds": round(time.monotonic() - start, 1), **result}
+        (options.work / f"{name}.json").write_text(json.dumps(result, indent=1))
+        print(name, json.dumps(result), file=sys.stderr, flush=True)
+    found = [{"case": step, **_kept(options.work, step)} for step in ("numbers", "kernels")]
+    for case in SMALL if options.small else CASES:
+        steps = {step: _kept(options.work, f"{case.name}.{step}") for step in ("search", "time", "metrics")}
+        if any(steps.values()):
+            found.append({"case": case.title, **steps})
     if options.small:
         print(_table(found))
-    else:
-        write("cuda", record, _table(found))
+    elif "time" in options.steps:
+        card = {**provenance(), **_card(options.provider), "provider": options.provider}
+        write("cuda", {**card, "cases": found}, _table(found))
+    elif "metrics" in options.steps:  # perhaps on another machine
+        record = json.loads((RESULTS / "cuda.json").read_text())
+        write("cuda", {**record, "cases": found}, _table(found))
 
 
-def _ran(asked: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def _kept(folder: Path, name: str) -> dict[str, Any]:
+    file = folder / f"{name}.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def _ran(step: str, case: Case | None, work: Path, seconds: float) -> dict[str, Any]:
     """What a child found, or why it found nothing."""
-    line = [sys.executable, "-m", "bench.cuda", *sys.argv[1:], "--child", json.dumps(asked)]
+    asked = json.dumps({"step": step, "case": case and case.name})
+    line = [sys.executable, "-m", "bench.cuda", *sys.argv[1:], "--work", str(work), "--child", asked]
     try:
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -153,12 +195,18 @@ def _ran(asked: Mapping[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def _child(asked: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        if "numbers" in asked:
-            return {"numbers": _numbers(options, Path(folder))}
-        if "kernels" in asked:
-            return {"kernels": _kernels(options)}
-        return _measured(Case(**asked["case"]), options, Path(folder))
+    if asked["step"] == "numbers":
+        with tempfile.TemporaryDirectory() as folder:
+            return _numbers(options, Path(folder))
+    if asked["step"] == "kernels":
+        return kernels(options.provider, options.small)
+    case = next(case for case in (SMALL if options.small else CASES) if case.name == asked["case"])
+    new = options.work / f"{case.name}.onnx"
+    if asked["step"] == "search":
+        return _searched(case, options, new)
+    if asked["step"] == "time":
+        return _timed(case, options, new)
+    return dict(options.corpus.evaluate(case.name, new, most=_SAMPLES))
 
 
 def _numbers(options: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -189,102 +237,88 @@ def _numbers(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     return found
 
 
-def _kernels(options: argparse.Namespace) -> dict[str, Any]:
-    """The multiples that kernels work in, by precision; what many chains cost in few sessions and in many."""
-    from onnxdecomp.core.layer import ConvSpec, Layer
-    from onnxdecomp.decompositions.base import outline
-    from onnxdecomp.decompositions.registry import get
-    from onnxdecomp.latency import opened
-    from onnxdecomp.latency.cache import where
-    from onnxdecomp.latency.chain_model import chain_model, frame_model
-    from onnxdecomp.latency.measure import typical_times
-    from onnxdecomp.latency.quantum import measured_quanta
-    from onnxdecomp.runtime.device import device_of
-    from onnxdecomp.runtime.providers import provider_of
-    from onnxdecomp.runtime.setting import setting_of
-
-    row, found = provider_of(options.provider), dict[str, Any]()
-    for precision in () if options.small else ("fp32", "tf32", "fp16"):
-        if precision in row.precisions:
-            under = setting_of(options.provider, 1, precision=precision)
-            began = time.monotonic()
-            multiples = measured_quanta(under.quick, under.converted or "float")
-            found[precision] = {"multiples": multiples, "seconds": round(time.monotonic() - began, 1)}
-    width, count = (32, 10) if options.small else (256, 100)
-    spec = ConvSpec((1, 1), (1, 1), (1, 1, 1, 1))
-    layer = Layer("conv", "Conv", np.zeros((width, width, 3, 3), np.float32), None, spec)
-    shape = (8, width, 14, 14)
-    ranks = np.linspace(width // count + 1, width - 1, count).round().astype(int)
-    chains = [outline(get("svd"), layer, (int(rank),)) for rank in ranks]
-    models = [frame_model(layer, shape), *(chain_model(chain, layer, shape) for chain in chains)]
-    on = where(setting_of(options.provider, 1).quick)
-    took, times = dict[str, float](), dict[str, Any]()
-    for name, together in {"branches": lambda _: True, "sessions": lambda _: False}.items():
-        began = time.monotonic()
-        with mock.patch.object(opened, "together", together):
-            runs = [run for run in opened.runnables(models, on) if not isinstance(run, str)]
-        ms = typical_times(runs, 10.0, clock=device_of(on.setting).meter(on.setting))
-        took[name], times[name] = round(time.monotonic() - began, 1), ms[1:] - ms[0]
-    apart = np.abs(times["branches"] / times["sessions"] - 1)
-    return {"multiples": found, "chains": count, "seconds": took, "apart": float(np.median(apart))}
+def _original(case: Case, options: argparse.Namespace) -> Path:
+    """The network of a case, made where it is not there."""
+    if case.corpus:
+        return Path(options.corpus.model(case.name))
+    file: Path = options.work / f"{case.name}.original.onnx"
+    return file if file.exists() else networks(options.small)[case.name](file)
 
 
-def _measured(case: Case, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One case: the search's time, and both models in turns under the setting, also without graphs."""
-    import onnxdecomp
-    from onnxdecomp.evaluate.benchmark import bench_under
-    from onnxdecomp.latency.as_run import as_run
-    from onnxdecomp.latency.meter import timed_input
+def _setting(options: argparse.Namespace, batch: int) -> Setting:
     from onnxdecomp.runtime.providers import provider_of
     from onnxdecomp.runtime.setting import setting_of
 
     row = provider_of(options.provider)
-    profile: Any = "deploy" if row.deploy else "default"
-    precision = "fp16" if row.on_cuda else None
-    calib = None
+    threads, precision = (0, "fp16") if row.on_cuda else (1, "")
+    return setting_of(options.provider, threads, batch, precision, "deploy" if row.deploy else "default")
+
+
+def _searched(case: Case, options: argparse.Namespace, new: Path) -> dict[str, Any]:
+    """Compress the network for the setting; how long it takes, and what is done to it."""
+    import onnxdecomp
+
+    file, setting, calib = _original(case, options), _setting(options, case.batch), None
     if case.corpus:
-        file = options.corpus.model(case.name)
         calib = {name: array[:256] for name, array in options.corpus.calibration(case.name).items()}
-    else:
-        file = networks(options.small)[case.name](folder / "net.onnx")
-    new = folder / "new.onnx"
     started = time.monotonic()
-    asked: dict[str, Any] = {"target": case.target, "method": case.methods, "calib": calib}
-    asked |= {"provider": options.provider, "profile": profile, "precision": precision, "batch": case.batch}
-    asked |= {"verify": False, "allow_slower": True, "simplify": "none", "input_shapes": case.shapes}
-    done = onnxdecomp.compress(file, new, **asked)
-    searched = time.monotonic() - started
-    setting = setting_of(options.provider, 0 if row.on_cuda else 1, case.batch, precision or "", profile)
-    data = timed_input(file, shapes=case.shapes, batch=case.batch)
+    done = onnxdecomp.compress(
+        file,
+        new,
+        target=case.target,
+        method=case.methods,
+        calib=calib,
+        provider=setting.provider,
+        profile=setting.profile,
+        precision=setting.precision or None,
+        batch=case.batch,
+        input_shapes=case.shapes,
+        simplify="onnxsim" if case.corpus else "none",
+        verify=False,
+        allow_slower=True,
+        overwrite=True,
+    )
     totals = done.record["totals"]["macs"]
-    macs = totals["before"] / totals["after"]
-    result: dict[str, Any] = {
-        "search_s": round(searched, 1),
-        "macs": macs,
+    new.with_suffix(".record.json").write_text(json.dumps(done.record, indent=1))
+    return {
+        "search_s": round(time.monotonic() - started, 1),
+        "cores": len(os.sched_getaffinity(0)),
+        "macs": totals["before"] / totals["after"],
         "notes": list(done.notes),
         "cuts": len(done.plan.cuts),
         "chains": len(done.plan.decomposed),
     }
-    unrecorded = replace(setting, given=((row.graph, "0"),)) if row.graph else None
-    for name, under in {"deploy": setting, "without_graph": unrecorded}.items():
-        if under is None:
-            continue
-        timed = bench_under(
-            [file, new], under, data=data, duration=3.0, limit=20.0, memory=False, convert=as_run
-        )
-        ratio = timed.models[1].ratio
-        assert ratio is not None
-        result[name] = {
-            "graph": timed.graph,
-            "original_ms": timed.models[0].latency.p50,
-            "new_ms": timed.models[1].latency.p50,
-            "speedup": [1 / ratio.value, 1 / ratio.high, 1 / ratio.low],
-            "nodes": [sum(model.nodes.values()) for model in timed.models],
-            "realised": 1 / ratio.value / macs,
-        }
-    if case.corpus:
-        result["metric"] = options.corpus.evaluate(case.name, new, most=_SAMPLES)
-    return result
+
+
+def _timed(case: Case, options: argparse.Namespace, new: Path) -> dict[str, Any]:
+    """Both models in turns at each batch, and once more without CUDA graphs where there are some."""
+    from onnxdecomp.evaluate.benchmark import bench_under
+    from onnxdecomp.latency.as_run import as_run
+    from onnxdecomp.latency.meter import timed_input
+
+    if not new.exists():
+        return {"failed": "there is no model"}
+    file, macs, batches = _original(case, options), _kept(options.work, f"{case.name}.search")["macs"], []
+    for batch in (case.batch, *case.others):
+        setting, found = _setting(options, batch), dict[str, Any]()
+        data = timed_input(file, shapes=case.shapes, batch=batch)
+        settings = {"deploy": setting} | ({"without_graph": setting.without_graph} if setting.graph else {})
+        for name, under in settings.items():
+            timed = bench_under(
+                [file, new], under, data=data, duration=2.0, limit=8.0, memory=False, convert=as_run
+            )
+            ratio = timed.models[1].ratio
+            assert ratio is not None
+            found[name] = {
+                "graph": timed.graph,
+                "original_ms": timed.models[0].latency.p50,
+                "new_ms": timed.models[1].latency.p50,
+                "speedup": [1 / ratio.value, 1 / ratio.high, 1 / ratio.low],
+                "nodes": [sum(model.nodes.values()) for model in timed.models],
+                "realised": 1 / ratio.value / macs,
+            }
+        batches.append({"batch": batch, **found})
+    return {"batches": batches}
 
 
 def _card(provider: str) -> dict[str, Any]:
@@ -300,41 +334,35 @@ def _card(provider: str) -> dict[str, Any]:
 
 
 def _table(found: list[dict[str, Any]]) -> str:
-    said = [_said(case["kernels"]) for case in found if "kernels" in case]
-    head = ("case", "MACs", "speedup [95 %]", "realised", "without graphs", "search, s")
+    said = [kernels_said(case) for case in found if "chains" in case]
+    head = ("case", "batch", "MACs", "original, ms", "speedup [95 %]", "realised", "without graphs")
     rows = []
-    for case in found:
-        if "numbers" in case or "kernels" in case:
+    for case in (case for case in found if "search" in case):
+        search, timed = case["search"], case["time"]
+        if failed := search.get("failed") or timed.get("failed"):
+            rows.append((case["case"], "", "", "", failed, "", "", "", ""))
             continue
-        if "failed" in case:
-            rows.append((case["case"], "", case["failed"], "", "", ""))
-            continue
-        plain = case.get("without_graph")
-        rows.append(
-            (
-                case["case"],
-                f"{case['macs']:.2f}x",
-                _speed(case["deploy"]),
-                f"{case['deploy']['realised']:.2f}",
-                "" if plain is None else _speed(plain),
-                f"{case['search_s']:.0f}",
+        for own in timed.get("batches", ()):
+            plain = own.get("without_graph")
+            rows.append(
+                (
+                    case["case"],
+                    str(own["batch"]),
+                    f"{search['macs']:.2f}x",
+                    f"{own['deploy']['original_ms']:.3f}",
+                    _speed(own["deploy"]),
+                    f"{own['deploy']['realised']:.2f}",
+                    "" if plain is None else _speed(plain),
+                    f"{search['search_s']:.0f} ({search['cores']} cores)",
+                    _metric(case["metrics"]),
+                )
             )
-        )
-    return "\n\n".join((markdown(head, rows), *said))
+    return "\n\n".join((markdown((*head, "search, s", "metric"), rows), *said))
 
 
-def _said(kernels: Mapping[str, Any]) -> str:
-    """A sentence on the kernels."""
-    multiples = "; ".join(
-        f"{precision}: " + ", ".join(f"{kind}s in multiples of {n}" for kind, n in own["multiples"].items())
-        for precision, own in kernels["multiples"].items()
-    )
-    took = kernels["seconds"]
-    return (
-        f"{multiples or 'No multiples were measured'}. {kernels['chains']} chains took {took['branches']} s "
-        f"as branches and {took['sessions']} s in sessions of their own; their times differ by "
-        f"{kernels['apart']:.0%} in the median."
-    )
+def _metric(found: Mapping[str, Any]) -> str:
+    """The change of the task's metric, with its interval."""
+    return Difference(**found["change"]).text(1, 4, "") if found.get("change") else ""
 
 
 def _speed(timed: Mapping[str, Any]) -> str:

@@ -132,7 +132,7 @@ class Part:
             self.inverse[goes] = self.inverse[:, goes] = self.weight[:, goes] = 0.0
             self.units = self.units.copy()
             self.units[goes] = _GONE
-        left = self.units != _GONE
+        left: Array = self.units != _GONE
         if np.count_nonzero(left) > _FULL * len(left):
             return np.ones(len(left), bool)
         stays = np.flatnonzero(left)

@@ -26,7 +26,7 @@ WIDTHS = (68, 72, 80, 88, 96, 100, 104, 112, 120, 128, 132, 136, 144, 160, 192)
 """Widths that are timed: with each the next multiple of all of QUANTA."""
 
 _FREE = 0.03
-"""What widths may take more, in the mean, once they are rounded up: timing is that precise."""
+"""What widths may take more, in the median, once they are rounded up: timing is that precise."""
 
 _PRODUCT = (1024, (1, 4096, 1024))
 _CONVOLUTION = (256, (16, 256, 28, 28))
@@ -75,14 +75,12 @@ def quantum_of(ms: Mapping[int, float]) -> int:
     Args:
         ms: Milliseconds by width, of all WIDTHS.
     """
-    found = 1
-    for quantum in QUANTA:
+    for quantum in sorted(QUANTA, reverse=True):
         rounded = {width: -(-width // quantum) * quantum for width in ms}
-        more = [max(ms[up] / ms[width] - 1, 0.0) for width, up in rounded.items() if up != width]
-        if float(np.mean(more)) > _FREE:
-            break
-        found = quantum
-    return found
+        more = [ms[up] / ms[width] - 1 for width, up in rounded.items() if up != width]
+        if float(np.median(more)) <= _FREE:
+            return quantum
+    return 1
 
 
 def _layer(kind: str, width: int, inputs: int) -> Layer:

@@ -32,6 +32,9 @@ from onnxdecomp.runtime.session import Feed
 _WORK = 2e10
 """Multiply-accumulates of one look at the output: as many samples as that makes."""
 
+_LITTLE_WORK = 5e10
+"""The same up to which the processor is asked: on a card a session takes as long to open."""
+
 _ALL_WORK = 1e12
 """The same of all looks at the output of a model with many layers and channels."""
 
@@ -62,6 +65,7 @@ class Outputs:
         mask: Which positions count.
         left_out: Outputs that cannot be compared, with the reason.
         chosen: Outputs that pinned values take part in, with how they are compared.
+        provider: Where models are run on these inputs.
     """
 
     feeds: tuple[Feed, ...]
@@ -73,6 +77,7 @@ class Outputs:
     mask: Mask | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     chosen: Mapping[str, str] = field(default_factory=dict)
+    provider: str = "cpu"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -134,11 +139,13 @@ def original_outputs(
         if value.dtype is None or value.dtype.is_floating_point()
     ]
     names = floats or outputs
-    provider, threads = calibration.provider, calibration.threads
+    threads, provider = calibration.threads, calibration.provider
+    if max(fewest * macs, work) <= _LITTLE_WORK:
+        provider = "cpu"
     first = open_observer(model, names, provider=provider, threads=threads).run(calibration.feeds.largest())
     held = HELD // max(1, sum(getattr(value, "nbytes", 0) for value in first))
     count = int(np.clip(work / max(macs, 1), fewest, max(fewest, min(_MOST, held))))
-    some = replace(calibration, feeds=calibration.feeds.spread(count))
+    some = replace(calibration, feeds=calibration.feeds.spread(count), provider=provider)
     feeds = tuple(some.feeds.batches(calibration.batch))
     pins = pins_of(model, some.feeds, batch=calibration.batch, provider=provider, threads=threads)
     observer = open_observer(model, names, known=pins[0] if pins else {}, provider=provider, threads=threads)
@@ -158,6 +165,7 @@ def original_outputs(
         calibration.mask,
         left_out,
         chosen(model),
+        provider,
     )
 
 
@@ -209,7 +217,7 @@ def output_errors(
     Args:
         model: The model.
         outputs: What the original gives.
-        calibration: Where the model is run.
+        calibration: With how many threads it is run.
         known: Values inside the model, by name for each of the feeds, that need not be computed.
         consume: Nobody needs the model any more: it is taken apart, and not copied.
     """
@@ -220,7 +228,7 @@ def output_errors(
     observer = open_observer(
         model,
         outputs.names,
-        provider=calibration.provider,
+        provider=outputs.provider,
         threads=calibration.threads,
         known=known[0] if known else {},
         consume=consume,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import helper
 
+from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.calibration.statistics import Calibration, parted, shortened
 from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.search import sensitivity
-from onnxdecomp.search.sensitivity import for_looks, original_outputs
+from onnxdecomp.search.sensitivity import for_looks, original_outputs, output_errors
 from tests.builders.graphs import from_x
 from tests.search.test_channel_profiles import branches, calibration, opened
 
@@ -46,6 +50,23 @@ def test_of_light_models_no_more_are_looked_at_than_tell_changes_apart(
     monkeypatch.setattr(sensitivity, "_LOOKED", 6)
     assert whole > 6
     assert sum(len(feed["x"]) for feed in for_looks(outputs, model, judging, 1, 1).feeds) == 6
+
+
+@pytest.mark.parametrize(("macs", "provider"), [(1_000_000, "cpu"), (20_000_000_000, "cuda")])
+def test_little_work_is_for_the_processor(macs: int, provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session on a card takes as long to open as a processor takes for that much."""
+    model, _, _ = opened(branches())
+    judging = replace(parted(calibration())[1], provider="cuda")
+    asked: list[Any] = []
+
+    def observed(*model: Any, **given: Any) -> Any:
+        asked.append(given.pop("provider"))
+        return open_observer(*model, **given)
+
+    monkeypatch.setattr(sensitivity, "open_observer", observed)
+    outputs = original_outputs(model, judging, macs)
+    assert not any(output_errors(model, outputs, judging))
+    assert set(asked) == {outputs.provider} == {provider}
 
 
 def test_of_sorted_inputs_every_part_has_all_classes() -> None:
