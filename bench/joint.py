@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--ways", default="chains,widths,pairs,both")
     parser.add_argument("--most", type=int, help="evaluation samples at most")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "joint")
+    parser.add_argument("--plans", type=Path, help="a folder of records: plans are those, fits are new")
     steps = ("compress", "evaluate", "time")
     parser.add_argument("--steps", nargs="*", choices=steps, default=list(steps))
     options = parser.parse_args()
@@ -171,7 +172,7 @@ def main() -> None:
         for goal in goals:
             for way in options.ways.split(","):
                 if "compress" in options.steps:
-                    rows += compressed(task, goal, way)
+                    rows += compressed(task, goal, way, options.plans)
                 else:
                     rows += [row_of(name, goal, way, quantized) for quantized in _forms(name)]
         quantize(task, rows)
@@ -186,14 +187,15 @@ def main() -> None:
             _keep(rows)
 
 
-def compressed(task: Task, goal: str, way: str) -> list[Row]:
-    """Compress, and say what it cost; a goal that cannot be reached says so."""
+def compressed(task: Task, goal: str, way: str, plans: Path | None = None) -> list[Row]:
+    """Compress, and say what it cost (nothing where the plan is at hand); a goal out of reach says so."""
     import onnxdecomp
     from onnxdecomp.errors import OnnxDecompError
 
     row = row_of(task.name, goal, way, False)
     start = time.process_time()
-    asked = _wanted(task, goal, way)
+    record = task.file(goal, way, False).with_suffix(".json").name
+    asked = _wanted(task, goal, way) if plans is None else {"plan": plans / record}
     try:
         if "plan" not in asked and (few := task.searched_with()) is not None:
             found = onnxdecomp.compress(task.source, calib=few, threads=1, dry_run=True, **asked)
@@ -215,7 +217,7 @@ def compressed(task: Task, goal: str, way: str) -> list[Row]:
     task.file(goal, way, False).with_suffix(".json").write_text(json.dumps(made.record, indent=1) + "\n")
     totals = made.record["totals"]
     row |= {
-        "seconds": time.process_time() - start,
+        "seconds": time.process_time() - start if plans is None else None,
         "fewer_macs": totals["macs"]["ratio"],
         "fewer_params": totals["params"]["ratio"],
         "layers": totals["layers"],
@@ -357,7 +359,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                     f"{whole.get(row['model'], 0) / row['bytes']:.2f}x",
                     str(row["nodes"]),
                     *(speed(row.get(key)) for key in ("over_original", "over_int8")),
-                    f"{row['seconds']:.0f}" if "seconds" in row else "",
+                    f"{row['seconds']:.0f}" if row.get("seconds") else "",
                 )
             )
     return markdown(head, lines)

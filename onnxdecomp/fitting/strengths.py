@@ -1,15 +1,17 @@
 """Strengths of the shrinkage, and which of them is chosen by held-out rows.
 
-That of the least loss; but where its weight holds far larger numbers than the layer's own, a stronger one
-that is about as good, as in the rule of one standard error (Breiman et al. 1984, "Classification and
-Regression Trees"). An input that hardly varies needs a large number to be of a little use, and in 8 bits
-with one scale for the whole weight that number rounds all others away.
+That of the least loss; but where a number of its weight stands out of the others far more than any of the
+layer's own, a stronger one that is about as good, as in the rule of one standard error (Breiman et al. 1984,
+"Classification and Regression Trees"). An input that hardly varies needs a large number to be of a little
+use, and in 8 bits with one scale for the whole weight that number rounds all others away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from onnxdecomp.core.layer import Array
 
@@ -23,10 +25,14 @@ _BETTER = 0.99
 """Other numbers than the layer's own must leave less than this share of the loss on held-out rows."""
 
 _FAR = 4.0
-"""A fitted weight may hold a number so many times as large as the layer's own largest: two bits of eight."""
+"""The largest number may stand out of the others so many times as far as in the layer's own weight: that is
+two bits of eight."""
 
 _WORTH = 1.05
 """Up to so many times the least loss it may cost to keep within that."""
+
+_BLOCK = 1 << 20
+"""Numbers looked at at once."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Trial:
     Attributes:
         strength: Of the shrinkage.
         loss: On held-out rows.
-        growth: Its largest number over the layer's own largest.
+        growth: See `growth`.
     """
 
     strength: float
@@ -45,20 +51,23 @@ class Trial:
 
 
 def growth(fitted: Array, own: Array) -> float:
-    """The largest number of a fitted weight over that of the layer's own; 0 where that is all zeros."""
-    largest = _largest(own)
-    return _largest(fitted) / largest if largest else 0.0
+    """How many times as far the largest number of a fitted weight stands out as that of the layer's own.
+
+    By its size over the mean size of them all; 0 where all of them are zeros.
+    """
+    before = _outstanding(own)
+    return _outstanding(fitted) / before if before else 0.0
 
 
 def chosen(trials: Iterable[Trial], unfitted: float = float("inf")) -> Trial | None:
-    """The one of the least loss, or a stronger one, hardly worse, that has no far larger numbers.
+    """The one of the least loss, or a stronger one, hardly worse, whose largest number stands out less.
 
     Args:
         trials: By strength.
         unfitted: What the layer's own numbers lose on the same rows.
 
     Returns:
-        None where those do about as well, or as little worse without far larger numbers.
+        None where those do about as well, or hardly worse where a number stands out.
     """
     good = [trial for trial in trials if trial.loss < _BETTER * unfitted]
     if not good:
@@ -81,6 +90,11 @@ def tried(strengths: Sequence[float], fitted: Callable[[float], Trial]) -> Itera
         least = max(0.0, min(least, trial.loss))
 
 
-def _largest(weight: Array) -> float:
-    """By its size, without a copy: a weight may be as large as a vocabulary."""
-    return max(float(weight.max(initial=0.0)), -float(weight.min(initial=0.0)))
+def _outstanding(weight: Array) -> float:
+    """The largest size over the mean one, from some numbers at a time: it may be as large as a vocabulary."""
+    flat = weight.reshape(-1)
+    largest, total = 0.0, 0.0
+    for start in range(0, flat.size, _BLOCK):
+        sizes = np.abs(flat[start : start + _BLOCK])
+        largest, total = max(largest, float(sizes.max())), total + float(sizes.sum(dtype=np.float64))
+    return largest * flat.size / total if total else 0.0

@@ -89,8 +89,8 @@ def test_an_input_that_hardly_varies_gets_a_huge_number_only_where_that_pays(
     train, held_out = (gathered(seen[:, part], wanted[part]) for part in (slice(0, 3000), slice(3000, None)))
     one = ReaderMoments(train, held_out, weight, UNITS, centred=False)
     fitted = refit_reader(one, np.arange(1, 12))
-    growth = abs(fitted.weight).max() / abs(weight).max()
-    assert growth > 10 if told == 1 else growth <= 4.5
+    largest = abs(fitted.weight).max() / abs(weight).max()
+    assert largest > 10 if told == 1 else largest <= 6
 
 
 def test_without_held_out_rows_the_first_strength_is_taken() -> None:

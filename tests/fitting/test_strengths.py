@@ -58,8 +58,16 @@ def test_of_the_best_the_strongest_that_is_tame(
     assert chosen(trials, unfitted) == (None if place is None else trials[place])
 
 
-def test_growth_is_of_the_largest_by_size() -> None:
+def test_growth_is_of_the_largest_beside_all() -> None:
     own = np.array([[1.0, -2.0]])
-    assert growth(np.array([[3.0, -8.0]]), own) == 4
-    assert growth(np.array([[9.0, -8.0]]), own) == 4.5
+    assert growth(own * 7, own) == pytest.approx(1)
+    assert growth(np.array([[2.0, -8.0]]), own) == pytest.approx(1.2)
+    assert growth(np.array([[9.0, -1.0]]), own) == pytest.approx(1.35)
     assert growth(own, np.zeros((1, 2))) == 0
+
+
+def test_growth_of_a_large_weight_is_found_piece_by_piece() -> None:
+    own = np.ones((1 << 11, 1 << 10), np.float32)
+    fitted = own.copy()
+    fitted[-1, -1] = -3
+    assert growth(fitted, own) == pytest.approx(3, rel=1e-5)
