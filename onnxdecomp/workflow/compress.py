@@ -23,7 +23,7 @@ from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.config_checks import checked, overruled
 from onnxdecomp.workflow.config_json import source_of
 from onnxdecomp.workflow.context import RunContext
-from onnxdecomp.workflow.default_goal import default_goal
+from onnxdecomp.workflow.default_goal import default_goal, said_of_unnamed
 from onnxdecomp.workflow.dry_run import dry_run
 from onnxdecomp.workflow.error_guard import first_run, guard_error
 from onnxdecomp.workflow.finish_result import FinishedResult, Finisher, runner
@@ -212,7 +212,8 @@ def _context(
         deadline=deadline,
     )
     unused = (*preflight.said_of_unused(calib), *preflight.said_of_unused(given))
-    return run, (*unused, *(() if goal is None else (goal.note,)), *judged.notes)
+    sought = said_of_unnamed(config) if goal is None else (goal.note,)
+    return run, (*unused, *sought, *judged.notes)
 
 
 def _said_of_mask(run: RunContext) -> tuple[str, ...]:

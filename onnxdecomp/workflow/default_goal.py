@@ -20,6 +20,7 @@ import numpy as np
 
 from onnxdecomp.runtime.metrics import are_classes
 from onnxdecomp.runtime.session import open_session, outputs_of, run
+from onnxdecomp.search.plan_options import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from onnxdecomp.core.layer import Array
@@ -107,6 +108,14 @@ def default_goal(
     if len(calib) < _FEWEST:
         return None
     return goal_of(floats[0], outputs, masked=masked, labels=_classes(given, calib))
+
+
+def said_of_unnamed(config: CompressConfig) -> tuple[str, ...]:
+    """What is sought where neither the user nor the outputs say what they may lose."""
+    if config.sought != DEFAULT_TARGET or config.target or config.max_error is not None:
+        return ()
+    what = "the fastest whose outputs are off by at most 0.05 of their norm"
+    return (f"no goal was named: {what}, as by --target {DEFAULT_TARGET}; --target and --metric say others",)
 
 
 def _changed(feed: Feed, output: Array) -> float:

@@ -13,7 +13,7 @@ from onnx import helper
 import onnxdecomp
 from onnxdecomp.quantization.kinds import Kind
 from onnxdecomp.workflow.config import CompressConfig
-from onnxdecomp.workflow.default_goal import EMBEDDINGS, SCORES, goal_of
+from onnxdecomp.workflow.default_goal import EMBEDDINGS, SCORES, goal_of, said_of_unnamed
 from tests.builders.graphs import model, saved
 from tests.workflow.test_targets import OPTIONS
 
@@ -184,3 +184,16 @@ def test_an_output_that_says_nothing_goes_by_its_numbers(tmp_path: Path, calib: 
     for name, given in (("y", calib), ("logits", few)):
         found = onnxdecomp.compress(classifier(tmp_path / f"{name}.onnx", name), calib=given, **QUICK)
         assert found.record["run"]["request"]["target"] == "error=0.05"
+
+
+def test_what_is_sought_is_told_where_nobody_has_named_it() -> None:
+    (note,) = said_of_unnamed(CompressConfig(calib="inputs.npz"))
+    assert "at most 0.05 of their norm, as by --target error=0.05" in note
+    named: list[dict[str, Any]] = [
+        {"target": "error=0.05"},
+        {"target": "macs=2x"},
+        {"rank": "0.5"},
+        {"max_error": 0.05},
+        {"metric": "kl"},
+    ]
+    assert not any(said_of_unnamed(CompressConfig(calib="inputs.npz", **options)) for options in named)
