@@ -35,7 +35,7 @@ from onnxdecomp.pipeline.base import (
     option,
 )
 from onnxdecomp.runtime.deadline import APPLY, Deadline
-from onnxdecomp.runtime.providers import quantum
+from onnxdecomp.runtime.providers import provider_of, quantum
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.search.channel_costs import CutCosts, narrowed_layers, recounted
 from onnxdecomp.search.check_plan import check_plan
@@ -90,9 +90,9 @@ class Decompose(Planner):
 
     @property
     def uses(self) -> frozenset[Need]:
-        """A plan, inputs to fit to and to judge by, what is done to the result; latency if that counts."""
+        """A plan, inputs to fit to and to judge by, what is done to the result, what times kernels."""
         always: frozenset[Need] = frozenset(("plan", "calibration", "evaluation", "quantization"))
-        return always | {"latency"} if self.searches and self._about_speed else always
+        return always | {"latency"} if self.searches else always
 
     def plan(
         self, model: ir.Model, context: PassContext | None = None
@@ -122,8 +122,9 @@ class Decompose(Planner):
         quantization = context.quantization
         channels = self._weighed(model, matched, calibration)
         scope = self._scope(context.provider, timed=latency is not None)
-        if latency is not None and self.rank_multiple in ("", "auto") and not self.provider:
-            scope = replace(scope, measured=latency.quanta())
+        if context.latency is not None and self.rank_multiple in ("", "auto") and not self.provider:
+            # On a card goals on MACs want whole blocks, too: the rest of a block is computed all the same.
+            scope = replace(scope, measured=context.latency.quanta())
         trials, journal = self._trials(model, context), None
         if context.course is not None:
             names = [channel.name for channel in channels]
@@ -278,7 +279,7 @@ class Decompose(Planner):
         return Scope(
             methods=tuple(name for name in self.method.split(",") if name not in CUTS),
             cuts=tuple(name for name in CUTS if self.method == "auto" or name in self.method.split(",")),
-            multiple=self._multiple("auto" if timed else "1", provider),
+            multiple=self._multiple("auto" if timed or _is_card(provider) else "1", provider),
             quantum=self._quantum(provider),
             what="params" if weighs else "macs",
             include=tuple(self.include),
@@ -321,6 +322,10 @@ class Decompose(Planner):
         if multiple < 1:
             raise UsageError(f"rank multiple {text!r} is neither a positive number nor 'auto'")
         return multiple
+
+
+def _is_card(provider: str) -> bool:
+    return bool(provider) and not provider_of(provider).synchronous
 
 
 def _sized(calibration: Calibration, model: ir.Model, matched: Sequence[LayerMatch]) -> Calibration:
