@@ -11,6 +11,9 @@ from onnxdecomp.runtime.estimate import Estimate
 EVERY = 30.0
 """Seconds between two lines; a run that is over sooner has none."""
 
+_STEPS = ((20, 1), (110, 5), (7200, 60))
+"""Below so many seconds a duration is told in steps of as many."""
+
 
 @dataclass(eq=False)
 class Lines:
@@ -42,4 +45,6 @@ def said_of(left: float | None) -> str:
 
 
 def _rounded(seconds: float) -> str:
-    return spoken(float(f"{max(1.0, seconds):.2g}"))
+    """In steps of seconds, 5 s, minutes, or tenths of an hour: more digits would promise too much."""
+    step = next((step for limit, step in _STEPS if seconds < limit), 360)
+    return spoken(float(max(1, round(seconds / step) * step)))

@@ -29,5 +29,9 @@ def test_a_run_that_is_soon_over_says_nothing() -> None:
 def test_what_is_not_known_is_not_said() -> None:
     assert said_of(None) == ""
     assert said_of(0.2) == "about 1 s left"
-    assert said_of(61.3) == "about 61 s left"
-    assert said_of(754.0) == "about 12.5 min left"
+    assert said_of(18.2) == "about 18 s left"
+    assert said_of(61.3) == "about 1 min left"
+    assert said_of(83.0) == "about 85 s left"
+    assert said_of(115.0) == "about 2 min left"
+    assert said_of(754.0) == "about 13 min left"
+    assert said_of(9000.0) == "about 2.5 h left"
