@@ -20,10 +20,11 @@ def ended(weighed: LayerProfiles, tried: Tried, deadline: Deadline | None) -> tu
     assert deadline is not None
     limit = f"the time limit of {spoken(deadline.seconds)} ended the search"
     if not weighed.late:
-        return (f"{limit} after {len(tried.tries)} plans that were tried; more time may find a better one",)
+        found = f"{limit} after {len(tried.tries)} plans that were tried"
+        return (f"{found}; more may find a better one (--time-limit)",)
     left = sum(entry.reason == LATE for entry in weighed.layers)
     done = "nothing is decomposed, for " if not tried.chosen.plan.changes else ""
-    return (f"{limit}: {done}{left} of {len(weighed.layers)} layers were not weighed by then",)
+    return (f"{limit}: {done}{left} of {len(weighed.layers)} layers were not weighed by then (--time-limit)",)
 
 
 def idle(weighed: LayerProfiles) -> Iterator[str]:

@@ -19,7 +19,7 @@ class RunOptions(PlanOptions):
         "follows has its share; training is not limited",
         group="goal",
         metavar="TIME",
-        otherwise="none; 50s where neither a goal nor data are given",
+        otherwise="none; 20m without a goal, 50s with no data either",
     )
     executor: str = option(
         "serial",

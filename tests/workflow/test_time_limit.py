@@ -89,7 +89,10 @@ def test_without_time_no_plan_is_said_to_have_been_tried(tmp_path: Path) -> None
         ({"time_limit": "2m"}, 120.0),
         ({"time_limit": "2m", "target": "macs=2x"}, 120.0),
         ({"target": "macs=2x"}, None),
-        ({"calib": "some.npz"}, None),
+        ({"calib": "some.npz"}, time_limit.NO_GOAL),
+        ({"quantize": "int8"}, time_limit.NO_GOAL),
+        ({"calib": "some.npz", "target": "error=0.1"}, None),
+        ({"calib": "some.npz", "workdir": "work"}, None),
         ({"rank": "0.5"}, None),
     ],
 )
