@@ -215,21 +215,22 @@ class TrackedPart(Part):
 
     def drop(self, chosen: Array) -> Array:
         left = super().drop(chosen)
-        self._features = self._features[left]
+        if not left.all():
+            self._features, self._own = self._features[left], self._own[:, left]
         return left
 
     def rotate(self, at: Array, turn: Array) -> None:
         super().rotate(at, turn)
-        at = self._features[at]
         self._own[:, at] = self._own[:, at] @ turn.T
+        at = self._features[at]
         if self.judged:
             self._seen[at] = turn @ self._seen[at]
             self._seen[:, at] = self._seen[:, at] @ turn.T
             self._wanted[:, at] = self._wanted[:, at] @ turn.T
 
     def pulled(self) -> float:
-        """l |V - W|², the shrinkage's part of the relative loss."""
-        apart = np.sum(np.square(self.weight)) - 2 * np.sum(self.weight * self._own[:, self._features])
+        """l |V - W|², the shrinkage's part of the relative loss; what was dropped is zero in V."""
+        apart = np.vdot(self.weight, self.weight) - 2 * np.vdot(self.weight, self._own)
         return self._strength * (float(apart) + self._square) / self.whole
 
     def outside(self) -> float:
