@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import click
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 _CARRIED = ("calib", "data", "preprocess", "metric", "mask", "provider", "threads", "input_shape")
 """Options that say what the model is fed with and where: they belong into any further command."""
+
+_GOAL = (
+    *("recipe", "config", "target", "objective", "rank", "layers", "max_error", "plan", "method", "include"),
+    "exclude",
+)
+"""Options that say what becomes of the layers."""
 
 _INPUTS = "--calib INPUTS.npz"
 
@@ -36,7 +43,7 @@ def next_step(context: click.Context, result: Result, asked: CompressConfig) -> 
     from onnxdecomp.workflow.quantize_alone import alone
 
     model = shlex.quote(context.params["model"])
-    again = " ".join(["onnxdecomp compress", model, *_given(context)])
+    again = " ".join(["onnxdecomp compress", model, *_given(context, _CARRIED)])
     if asked.dry_run:
         plan = context.params["json_target"]
         carried_out = f"--plan {shlex.quote(plan)}" if plan and plan != "-" else "without --dry-run"
@@ -48,8 +55,12 @@ def next_step(context: click.Context, result: Result, asked: CompressConfig) -> 
         )
         return f"{again} {_INPUTS}: {what}"
     if not asked.fewer_bits:
-        only, kind = "" if result.changed else " --method none", "int8" if asked.provider == "cpu" else "fp16"
-        return f"{again}{only} --quantize {kind}: see what {kind} brings"
+        kind = "int8" if asked.provider == "cpu" else "fp16"
+        if not result.changed:
+            return f"{again} --method none --quantize {kind}: see what {kind} brings"
+        # Without a word of the layers fewer bits would be all that is done.
+        goal = " ".join(_given(context, _GOAL)) or "--method auto"
+        return f"{again} {goal} --quantize {kind}: the same in {kind}"
     if not result.changed:
         return f"{again} --target error=0.1: allow twice the usual error"
     if alone(asked).idle and asked.max_error is None and _off(result) > loss_note.LITTLE:
@@ -83,13 +94,13 @@ def _arrays(model: ir.Model) -> str:
     return f" ({visible(', '.join(found))})" if 0 < len(found) <= _MOST else ""
 
 
-def _given(context: click.Context) -> list[str]:
-    """What the user wrote of the options that any further command needs."""
+def _given(context: click.Context, names: Collection[str]) -> list[str]:
+    """What the user wrote of these options."""
     default = (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
     words: list[str] = []
     for parameter in context.command.params:
         name = parameter.name or ""
-        if name not in _CARRIED or context.get_parameter_source(name) in default:
+        if name not in names or context.get_parameter_source(name) in default:
             continue
         value = context.params[name]
         for one in value if isinstance(value, tuple) else (value,):

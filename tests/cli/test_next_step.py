@@ -83,3 +83,22 @@ def test_of_fewer_bits_that_lose_much_more_stays_in_floating_point(
     assert reason == "lose less, with more in floating point"
     words, _ = told(command(capsys, *line, "--max-error", "0.9", "--overwrite", "-o", "b.onnx").out)
     assert words[1] != "compress" or "--max-error" not in words
+
+
+def test_fewer_bits_come_on_top_of_what_was_done(model: Path, capsys: Capsys) -> None:
+    """With --quantize alone no layer would be decomposed."""
+    samples(model.with_name("data.npz"))
+    line = (
+        "compress",
+        model.name,
+        "--calib",
+        "data.npz",
+        "--simplify",
+        "none",
+        "--no-bench",
+        "--allow-slower",
+    )
+    words, _ = told(command(capsys, *line, "--target", "macs=1.2x").out)
+    assert words[-4:] == ["--target", "macs=1.2x", "--quantize", "int8"]
+    words, _ = told(command(capsys, *line, "--max-error", "0.5", "--overwrite").out)
+    assert words[-4:] == ["--max-error", "0.5", "--quantize", "int8"]
