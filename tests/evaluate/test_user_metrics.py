@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import onnxdecomp
+from onnxdecomp.data.feeds import Feeds
 from onnxdecomp.errors import UsageError
+from onnxdecomp.evaluate.task_metrics import measure
 from onnxdecomp.evaluate.task_metrics.registry import task_metric
 from onnxdecomp.workflow.compare import compare
 from tests.builders.commands import command
@@ -203,3 +205,23 @@ def test_a_module_is_imported_once_and_may_import_from_its_folder(pair: tuple[Pa
     assert found is not None
     assert found.new == 0.25
     assert Path("count").read_text() == "."
+
+
+def test_the_original_runs_once_where_it_is_compared_with(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the original gets itself is told from the outputs that others are compared with."""
+    count = [0]
+
+    def counted(*args: Any) -> dict[str, Any]:
+        count[0] += 1
+        return plain(*args)
+
+    plain = measure._outputs
+    monkeypatch.setattr(measure, "_outputs", counted)
+    feeds = Feeds(tuple({"x": DATA["x"][k : k + 1]} for k in range(12)), "the test")
+    task = measure.Task(task_metric("kl"), pair[0], feeds)
+    assert task.original.value == pytest.approx(0, abs=1e-9)
+    assert count == [12]
+    assert task.loss(pair[1]) > 0
+    assert count == [24]

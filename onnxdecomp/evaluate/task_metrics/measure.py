@@ -102,7 +102,8 @@ class Task:
         Raises:
             UsageError: It is no finite number, or as `score`.
         """
-        found = self.score(self.model)
+        with self._opened(self.model) as session:
+            found = self.metric.score(_Run(self, session, known=self.compares))
         if not math.isfinite(found.value):
             raise UsageError(f"--metric {self.metric.name} gave {found.value:g} for the original: no goal")
         return found
@@ -183,10 +184,10 @@ class Task:
 
 
 class _Run(ModelRun):
-    """A model in a session, on the samples of a task."""
+    """A model in a session, on the samples of a task; with `known` the original, which has run on them."""
 
-    def __init__(self, task: Task, session: InferenceSession) -> None:
-        self.task, self.feeds, self._session = task, task.feeds, session
+    def __init__(self, task: Task, session: InferenceSession, *, known: bool = False) -> None:
+        self.task, self.feeds, self._session, self._known = task, task.feeds, session, known
 
     @property
     def session(self) -> InferenceSession:
@@ -204,7 +205,8 @@ class _Run(ModelRun):
             if labels is not None and each is not None:
                 end = at + sum(each[done : done + count])
                 own, at, done = labels[at:end], end, done + count
-            yield Batch(feed, _outputs(self._session, feed), originals, own, self._real(feed))
+            outputs = dict(originals) if self._known else _outputs(self._session, feed)
+            yield Batch(feed, outputs, originals, own, self._real(feed))
 
     def _real(self, feed: Feed) -> Callable[[str, tuple[int, ...]], Array | None]:
         mask, declared = self.task.mask, self.task.declared
