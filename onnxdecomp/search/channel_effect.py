@@ -12,7 +12,8 @@ from onnxdecomp.channels.channel import Channel
 from onnxdecomp.channels.new_numbers import NewNumbers, cut_with, turn_producers
 from onnxdecomp.graph.traversal import places
 from onnxdecomp.layers.find import find_again
-from onnxdecomp.search.sensitivity import Effect, Outputs, effect_of, output_error
+from onnxdecomp.search.changed_part import errors_of_changes
+from onnxdecomp.search.sensitivity import Effect, Outputs, effect_of
 
 
 def cut_effect(
@@ -34,17 +35,18 @@ def cut_effect(
         pending: The nodes of this channel, and of all that will be measured later: only what follows is
             computed. None: everything is.
     """
-    points: list[tuple[float, float]] = []
+    if not outputs.names:
+        return effect_of([], outputs)
     known = []
-    if tries and outputs.names and pending is not None:
+    if tries and pending is not None:
         first = channel.producers[0].match
         for _ in outputs.window.advance([first.x.name or ""], pending):
             pass
         known = outputs.window.held()
-    for loss, found in tries if outputs.names else ():
-        tried = cut_copy(model, channel, found)
-        points.append((loss, output_error(tried, outputs, calibration, known, consume=True)))
-    return effect_of(points, outputs)
+    copies = (cut_copy(model, channel, found) for _, found in tries)
+    ends = [value for reader in channel.readers for value in reader.match.nodes[-1].outputs if value.name]
+    errors = errors_of_changes(model, channel.nodes, ends, copies, outputs, calibration, known)
+    return effect_of([(loss, error) for (loss, _), error in zip(tries, errors, strict=True)], outputs)
 
 
 def cut_copy(model: ir.Model, channel: Channel, numbers: NewNumbers) -> ir.Model:

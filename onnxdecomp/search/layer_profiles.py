@@ -42,11 +42,12 @@ from onnxdecomp.search.channel_profiles import (
 from onnxdecomp.search.channel_weigher import ChannelWeigher
 from onnxdecomp.search.kept_survey import KeptSurvey
 from onnxdecomp.search.latency_model import Stopwatch, Timed
+from onnxdecomp.search.layer_effect import effect
 from onnxdecomp.search.layer_outlines import cost_kind, joined, layer_outlines, reason_of_error, weight_reader
 from onnxdecomp.search.plan import Cost
 from onnxdecomp.search.sample_work import SampleWork, sample_work
 from onnxdecomp.search.scope import Scope, reasons_to_stay, untouchable
-from onnxdecomp.search.sensitivity import Effect, Outputs, effect, for_looks, original_outputs
+from onnxdecomp.search.sensitivity import Effect, Outputs, for_looks, original_outputs
 from onnxdecomp.search.sibling_candidates import Relatives, probing
 from onnxdecomp.search.stored_parameters import numbers_stored
 from onnxdecomp.search.table_candidates import TableCandidates

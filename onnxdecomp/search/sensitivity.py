@@ -7,7 +7,7 @@ into the original model, each alone, and the output is compared; in between, the
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,15 +17,10 @@ from onnxdecomp.calibration.activation_cache import HELD, Window
 from onnxdecomp.calibration.activations import open_observer
 from onnxdecomp.calibration.pinned_values import chosen, pins_of, present
 from onnxdecomp.calibration.statistics import Calibration, window
-from onnxdecomp.core.chain import Chain
 from onnxdecomp.core.layer import Dim
 from onnxdecomp.data.comparable_outputs import Compared, unsteady
 from onnxdecomp.data.mask import Mask
-from onnxdecomp.fitting.fit import stored
 from onnxdecomp.graph.attributes import dims
-from onnxdecomp.layers.adapter import LayerMatch
-from onnxdecomp.layers.find import find_again
-from onnxdecomp.layers.replace import Rewriter
 from onnxdecomp.runtime.metrics import Comparison
 from onnxdecomp.runtime.session import Feed
 
@@ -197,8 +192,12 @@ def output_error(
     consume: bool = False,
 ) -> float:
     """The squared relative L2 error of a model's outputs, the mean over the outputs; see `output_errors`."""
-    shares = output_errors(model, outputs, calibration, known, consume=consume)
-    return float(np.mean(shares)) if shares else 0.0
+    return mean_error(_compared(model, outputs, calibration, known, consume=consume))
+
+
+def mean_error(compared: Compared) -> float:
+    """The mean over the outputs of their squared relative errors."""
+    return float(np.mean(_shares(compared)))
 
 
 def output_errors(
@@ -221,6 +220,13 @@ def output_errors(
         known: Values inside the model, by name for each of the feeds, that need not be computed.
         consume: Nobody needs the model any more: it is taken apart, and not copied.
     """
+    return _shares(_compared(model, outputs, calibration, known, consume=consume))
+
+
+def _compared(
+    model: ir.Model, outputs: Outputs, calibration: Calibration, known: Sequence[Feed], *, consume: bool
+) -> Compared:
+    """The model's outputs beside the original's."""
     # A cut leaves some constants out.
     known = present(model, known) or [{} for _ in outputs.feeds]
     pins = present(model, outputs.pins) or [{} for _ in outputs.feeds]
@@ -236,6 +242,10 @@ def output_errors(
     compared = Compared(outputs.names, declared=outputs.declared, mask=outputs.mask)
     for feed, inner, values in zip(outputs.feeds, known, outputs.values, strict=True):
         compared.add(feed, values, observer.run(feed | inner))
+    return compared
+
+
+def _shares(compared: Compared) -> list[float]:
     return [_share(comparison) for comparison in compared.comparisons] or [_BROKEN]
 
 
@@ -248,41 +258,6 @@ def _share(comparison: Comparison) -> float:
     return float(comparison.error_energy > 0)
 
 
-def effect(
-    model: ir.Model,
-    match: LayerMatch,
-    chains: Sequence[tuple[float, Chain]],
-    outputs: Outputs,
-    calibration: Calibration,
-    pending: Collection[ir.Node] = (),
-) -> Effect:
-    """Measure the effect of one layer's chains, each with its loss; only what follows the layer is computed.
-
-    Args:
-        model: The original.
-        match: The layer.
-        chains: With their losses.
-        outputs: What the original gives.
-        calibration: Where models are run.
-        pending: The nodes of this layer and of all that will be measured later.
-
-    Returns:
-        The effect; without points, so that a layer's own loss stands for it, where no output can be compared
-        or none shows anything: these inputs do not come to the layer, or what it gives is not used.
-    """
-    points: list[tuple[float, float]] = []
-    if not outputs.names:
-        return Effect(())
-    if chains:
-        for _ in outputs.window.advance([match.x.name or ""] if not match.place.path else [], pending):
-            pass
-    for loss, chain in chains:
-        tried = replaced(model, match, chain)
-        error = output_error(tried, outputs, calibration, outputs.window.held(), consume=True)
-        points.append((loss, error))
-    return effect_of(points, outputs)
-
-
 def effect_of(points: Sequence[tuple[float, float]], outputs: Outputs) -> Effect:
     """The effect that was measured; none where the outputs are numbers and show nothing of any point."""
     # The largest of some scores may well stay what it was; numbers do not.
@@ -291,12 +266,3 @@ def effect_of(points: Sequence[tuple[float, float]], outputs: Outputs) -> Effect
     if numbers and not any(error for _, error in points):
         return Effect(())
     return Effect(tuple(sorted(points)))
-
-
-def replaced(model: ir.Model, match: LayerMatch, chain: Chain) -> ir.Model:
-    """A copy of the model with one layer replaced."""
-    copy = model.clone()
-    own = find_again(copy, match)
-    own = replace(own, layer=replace(own.layer, weight=match.layer.weight))
-    Rewriter(copy).replace(own, stored(chain, match.layer), {})
-    return copy
