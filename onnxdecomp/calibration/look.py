@@ -11,13 +11,17 @@ from onnxdecomp.calibration.nonlinearity import Aim
 from onnxdecomp.calibration.pinned_values import loose
 from onnxdecomp.calibration.residual import branch
 from onnxdecomp.calibration.row_gatherer import Draw, Places, RowGatherer
-from onnxdecomp.core.layer import Array
-from onnxdecomp.fitting.moments import Moments, merged
+from onnxdecomp.core.layer import Array, Layer
+from onnxdecomp.fitting.moments import Moments, features, merged
 from onnxdecomp.layers.adapter import LayerMatch
 from onnxdecomp.runtime.session import Feed
 
 _HELD = 1 << 28
 """Bytes of rows that are held for further looks."""
+
+
+_WIDE = 4
+"""As many times more outputs than features has a layer whose outputs are not computed row by row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +105,10 @@ class Look:
         # What a convolution makes is there to be read; it need not be computed once more from its rows.
         self._reads = not self._apart and _gives_out_what_it_makes(of)
         self.original_names = [*self.names, of.output.name or ""] if self._reads else self.names
+        plain = aim is None and not hold and self._other is None and reference is None and not self._reads
+        self._through = plain and wide(match.layer)
+        if self._through:
+            self._gather = RowGatherer(match, draw, through=True)
         self._held: list[_Part] | None = [] if hold else None
         self._size = 0
 
@@ -116,6 +124,9 @@ class Look:
             return
         seen = meant[: len(looked)] if unlike else looked
         for at in gather.places(seen[0], feed):
+            if self._through:
+                gather.add_through(index, gather.rows(seen[0], at), gather.rows(meant[0], at))
+                continue
             rows, wanted = gather.rows(seen[0], at), self._wanted(meant, at)
             wanted = wanted if reference is None else reference.left(wanted)
             added = None
@@ -165,6 +176,14 @@ class Look:
         if self._match.layer.conv is not None:
             return (*x.shape[:1], *x.shape[2:])
         return self._match.adapter.rows(x).shape[:-1]
+
+
+def wide(layer: Layer) -> bool:
+    """Whether what the layer makes of rows is so much more than they are that its moments follow from theirs.
+
+    Of convolutions rows lie in another order.
+    """
+    return layer.conv is None and layer.outputs >= _WIDE * layer.groups * features(layer)
 
 
 def _gives_out_what_it_makes(match: LayerMatch) -> bool:

@@ -75,19 +75,29 @@ class RowGatherer:
     """Gathers a layer's rows, some batches apart from the others.
 
     Without `second` the second moments of the rows are left out; without `outputs` what the layer itself
-    makes of them is wanted, which follows from the moments of the rows.
+    makes of them is wanted, which follows from the moments of the rows; with `through` what it makes of other
+    rows is, which follows from theirs: of a vocabulary that is far less than its scores.
     """
 
-    def __init__(self, match: LayerMatch, draw: Draw, *, second: bool = True, outputs: bool = True) -> None:
+    def __init__(
+        self,
+        match: LayerMatch,
+        draw: Draw,
+        *,
+        second: bool = True,
+        outputs: bool = True,
+        through: bool = False,
+    ) -> None:
         layer = match.layer
         self._site, self._layer, self._mask = match, layer, draw.mask
         self._rng = np.random.default_rng((draw.seed, 1))
         self._holds_out = draw.holds_out
         wanted = draw.wanted(features(layer))
         self._per_feed = math.ceil(wanted / max(1, draw.samples))
-        self._outputs = outputs
-        sizes = (layer.groups, layer.outputs if outputs else 0, features(layer))
-        self._parts = [Gatherer(*sizes, second=second, device=draw.device) for _ in range(2)]
+        self._outputs, groups, each = outputs, layer.groups, features(layer)
+        made = groups * each if through else layer.outputs if outputs else 0
+        self._parts = [Gatherer(groups, made, each, second=second, device=draw.device) for _ in range(2)]
+        self._others = [Gatherer(groups, 0, each, device=draw.device) for _ in range(2 if through else 0)]
         self._order = None if layer.conv is None else kernel_first(layer)
         self._weight = self._as_seen(as_rows(layer.weight, layer).astype(layer.weight.dtype))
         self._bias = layer.bias if match.adapter.takes_bias(layer) else None
@@ -163,8 +173,21 @@ class RowGatherer:
             wanted = np.zeros((rows.shape[1], 0), rows.dtype)
         self._parts[self._holds_out(index)].add(rows, wanted)
 
+    def add_through(self, index: int, rows: Array, others: Array) -> None:
+        """Rows of a batch, and the rows [g, n, D] of which the layer makes what is wanted."""
+        self.add(index, rows, others.swapaxes(0, 1).reshape(rows.shape[1], -1))
+        other = self._others[self._holds_out(index)]
+        other.add(others, np.zeros((rows.shape[1], 0), rows.dtype))
+
     def halves(self) -> tuple[Moments, Moments | None]:
-        train, held = (self._as_stored(part.moments()) for part in self._parts)
+        found = [part.moments() for part in self._parts]
+        if self._others:
+            seconds = (other.moments().xx for other in self._others)
+            found = [
+                own.through(self._weight, self._bias, second)
+                for own, second in zip(found, seconds, strict=True)
+            ]
+        train, held = map(self._as_stored, found)
         # Rows that only batches held out have are better fitted to than none.
         return (train, held if held.count else None) if train.count else (held, None)
 

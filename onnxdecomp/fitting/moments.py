@@ -17,6 +17,9 @@ _COPIES = 12
 _ROWS = 32
 """Of a matrix of sums, moved to another origin at once."""
 
+_OUTPUTS = 4096
+"""Of a layer, whose energies are computed at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -52,13 +55,26 @@ class Moments:
 
     def of_layer(self, weight: Array, bias: Array | None) -> Moments:
         """The same rows where a weight [g, T/g, D] and a bias [T] make what is wanted of them."""
+        return Moments(self.count, self.xx, self.xx, self.x, self.x.reshape(-1), self.yy).through(
+            weight, bias, self.xx
+        )
+
+    def through(self, weight: Array, bias: Array | None, second: Array) -> Moments:
+        """The same rows where what a weight [g, T/g, D] and a bias [T] make of the wanted z is wanted.
+
+        `second` is the sum of z zT, [g, D, D].
+        """
         weight = weight.astype(np.float64)
-        yx, y = weight @ self.xx, np.einsum("gtd,gd->gt", weight, self.x)
-        yy = np.einsum("gtd,gtd->gt", yx, weight)
+        z = self.y.reshape(len(weight), -1)
+        yx, y = weight @ self.yx, np.einsum("gtd,gd->gt", weight, z)
+        yy = np.zeros(y.shape)
+        for rows in _parts(weight.shape[1], _OUTPUTS):
+            own = yx[:, rows] if second is self.yx else weight[:, rows] @ second
+            yy[:, rows] = np.einsum("gtd,gtd->gt", own, weight[:, rows])
         if bias is not None:
             own = bias.astype(np.float64).reshape(y.shape)
-            yx = yx + own[:, :, None] * self.x[:, None, :]
-            yy = yy + 2 * own * y + self.count * own**2
+            yx += own[:, :, None] * self.x[:, None, :]
+            yy += 2 * own * y + self.count * own**2
             y = y + self.count * own
         return Moments(self.count, self.xx, yx, self.x, y.reshape(-1), yy.reshape(-1))
 
@@ -160,5 +176,5 @@ class Gatherer:
         self._y += n * at_y
 
 
-def _parts(count: int) -> Iterator[slice]:
-    return (slice(start, start + _ROWS) for start in range(0, count, _ROWS))
+def _parts(count: int, step: int = _ROWS) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, count, step))

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxdecomp.calibration.im2col import conv_rows, draw_positions, kernel_first, output_sizes
-from onnxdecomp.calibration.look import Look
+from onnxdecomp.calibration.look import Look, wide
 from onnxdecomp.calibration.nonlinearity import Activation, Aim
 from onnxdecomp.calibration.residual import branch
 from onnxdecomp.calibration.statistics import (
@@ -315,3 +315,28 @@ def test_several_layers_in_one_walk() -> None:
             assert ours.count == theirs.count
             np.testing.assert_allclose(ours.xx, theirs.xx, rtol=1e-9)
             np.testing.assert_allclose(ours.yx, theirs.yx, rtol=1e-3, atol=1e-2)
+
+
+def test_what_a_wide_layer_makes_follows_from_its_rows() -> None:
+    """Of a head with a vocabulary no scores are made: the moments are as if they were."""
+
+    def headed(seed: int) -> ir.Model:
+        nodes = [
+            helper.make_node("MatMul", ["x", "v"], ["h"], name="first"),
+            helper.make_node("MatMul", ["h", "w"], ["s"], name="head"),
+            helper.make_node("Add", ["s", "c"], ["y"], name="bias"),
+        ]
+        constants = {"v": normal(5, 6, seed=seed), "w": normal(6, 30), "c": normal(30)}
+        return from_x(nodes, constants, ["N", 5])
+
+    now, original = headed(1), headed(0)
+    match = match_of(now, "head")
+    assert wide(match.layer)
+    assert not wide(match_of(now, "first").layer)
+    feeds = [{"x": normal(4, 5, seed=k)} for k in range(8)]
+    train, held = observed(match, now, original, calibration(feeds, stackable=False))
+    assert held is not None
+    x = np.concatenate([feed["x"] for feed in feeds])
+    seen, meant = (x @ normal(5, 6, seed=seed) for seed in (1, 0))
+    check(merged(train, held), seen[None], meant @ normal(6, 30) + normal(30))
+    assert 0 < held.count < train.count
