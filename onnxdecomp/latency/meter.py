@@ -18,8 +18,10 @@ from onnxdecomp.evaluate.benchmark import BenchResult, ModelTiming, SettingTimin
 from onnxdecomp.graph.load import content_hash
 from onnxdecomp.graph.save import save
 from onnxdecomp.latency.as_run import as_run
+from onnxdecomp.runtime import device as devices
 from onnxdecomp.runtime import session, temporary_files
 from onnxdecomp.runtime.deadline import Deadline
+from onnxdecomp.runtime.providers import provider_of
 from onnxdecomp.runtime.session import Feed, TensorSpec
 from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.runtime.timing import Ratio, Summary
@@ -33,6 +35,7 @@ def timed_input(
     shapes: Mapping[str, Sequence[int]] | None = None,
     seed: int = 0,
     batch: int | None = None,
+    setting: Setting | None = None,
 ) -> Feeds:
     """The one input that everything is timed on: the first that the user gave, else a random one.
 
@@ -42,6 +45,7 @@ def timed_input(
         shapes: That it has, by the inputs' names; given ones of other shapes are passed over.
         seed: Of a random input.
         batch: Rows that it gets, its own again and again; None leaves it as it is.
+        setting: Where it is tried whether the model runs on so many rows; None: on the processor.
 
     Raises:
         ModelError: The model runs on no random input, or not on so many rows.
@@ -53,12 +57,17 @@ def timed_input(
         return own
     opened = session.open_session(model, low_memory=True)
     specs, trial = session.inputs_of(opened), trial_of(lambda feed: session.run(opened, feed))
+    if setting is not None and not provider_of(setting.provider).synchronous:
+        under = replace(setting, precision="").quick.without_graph
+        on_device = trial_of(lambda feed: devices.device_of(under).load(model, under, feed))
+    else:
+        on_device = trial
     if own is None:
         made = random_feeds(specs, trial, seed=seed, shapes=shapes, per_binding=1, count=1)
         if isinstance(made, str):
             raise ModelError(f"{model}: {made}; give its shapes with --input-shape or inputs with --calib")
         own = made
-    return own if batch is None else Feeds((_of_rows(own[0], specs, batch, model, trial),), own.source)
+    return own if batch is None else Feeds((_of_rows(own[0], specs, batch, model, on_device),), own.source)
 
 
 def _has(feed: Feed, shapes: Mapping[str, Sequence[int]]) -> bool:

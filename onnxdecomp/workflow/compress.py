@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -201,7 +201,8 @@ def _context(
     shapes, seed = config.input_shapes, config.seed
     if (config.verify or config.bench or shapes) and not config.dry_run:
         preflight.check(path, provider=config.provider, shapes=shapes)
-    inputs = cache(lambda: timed_input(path, calib, data, shapes=shapes, seed=seed, batch=config.batch))
+    made = partial(timed_input, shapes=shapes, seed=seed, batch=config.batch, setting=config.setting)
+    inputs = cache(lambda: made(path, calib, data))
     if config.batch is not None:
         inputs()  # a batch that the model does not take is an error before the work
     run = RunContext(

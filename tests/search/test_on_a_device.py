@@ -14,7 +14,9 @@ from onnx import helper
 import onnxdecomp
 from models.encoder import encoder
 from onnxdecomp.errors import UsageError
+from onnxdecomp.latency.meter import timed_input
 from onnxdecomp.latency.roofline import Roof, Roofline
+from onnxdecomp.runtime.setting import Setting
 from onnxdecomp.workflow.result import Result
 from tests.builders import graphs
 from tests.builders.fake_device import LAUNCH_BOUND, FakeDevice, install
@@ -166,6 +168,15 @@ def test_an_encoder_of_one_sample_gets_fewer_features_and_no_node(
     assert done.latency is not None
     assert done.latency.settings[0].models[1].ratio is not None
     assert done.latency.settings[0].models[1].ratio.value < 1 / faster
+
+
+def test_a_batch_is_tried_on_the_card(tmp_path: Path, fake: FakeDevice) -> None:
+    net = network(tmp_path / "net.onnx", 1)
+    for setting in (Setting("cpu"), Setting("cuda", precision="fp16", profile="deploy")):
+        (feed,) = timed_input(net, batch=6, setting=setting)
+        assert feed["x"].shape[0] == 6
+    (seen,) = fake.seen
+    assert (seen.converted, seen.graph, seen.profile) == ("", False, "deploy")
 
 
 def test_graphs_are_a_part_of_the_answer(tmp_path: Path, fake: FakeDevice) -> None:
