@@ -74,6 +74,7 @@ def command(
     from onnxdecomp.cli.show import show_plan, show_result
     from onnxdecomp.workflow.compress import compress, default_output
     from onnxdecomp.workflow.config_checks import checked
+    from onnxdecomp.workflow.time_limit import seconds_of
 
     told = bool(report_target or markdown_target)
     asked = _asked(
@@ -83,7 +84,7 @@ def command(
     sources = {"--calib": context.params["calib"], "--eval": context.params["data"]}
     check_files(context, {**sources, "--plan": context.params["plan"], "--config": config}, target)
     check_files(context, {"MODEL": model, "its external data": f"{model}.data"})
-    with console.progress("load") as advance:
+    with console.progress("load", most=seconds_of(asked)) as advance:
         result = compress(model, target, config=asked, progress=advance)
     for note in result.notes:
         console.note(f"note: {note}")

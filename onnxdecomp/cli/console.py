@@ -61,7 +61,7 @@ def _console(file: TextIO) -> Console:
 
 
 @contextmanager
-def progress(description: str, total: float | None = None) -> Iterator[Advance]:
+def progress(description: str, total: float | None = None, *, most: float | None = None) -> Iterator[Advance]:
     """A progress bar on stderr with the time that is left, and a line now and then where it is no terminal.
 
     In here stdout belongs to nobody: what libraries print to it goes to stderr, so that results stay clean.
@@ -69,10 +69,11 @@ def progress(description: str, total: float | None = None) -> Iterator[Advance]:
     Args:
         description: What is being done; `advance("what detail", …)` changes it.
         total: Steps in all, where known.
+        most: Seconds after which a time limit ends it, or None.
     """
     console = _console(sys.stderr)
     with _stdout_to_stderr():
-        estimate = Estimate()
+        estimate = Estimate(most=most)
         if not console.is_terminal:
             yield Lines(console.print, estimate)
             return

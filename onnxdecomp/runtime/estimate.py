@@ -21,6 +21,9 @@ PARTS: tuple[tuple[str, float], ...] = (
 _SOONEST = 0.05
 """The share of the work that must be done before anything is said."""
 
+_LAST = 10.0
+"""Seconds that are left at least where the time limit is over: the result is still verified."""
+
 
 @dataclass(eq=False)
 class Estimate:
@@ -32,9 +35,11 @@ class Estimate:
 
     Attributes:
         clock: Tells the time in seconds.
+        most: Seconds after which a time limit ends the run, about; None where there is none.
     """
 
     clock: Callable[[], float] = time.monotonic
+    most: float | None = None
     _began: float = field(init=False)
     _place: int = -1
     _seen: float = 0.0
@@ -72,4 +77,5 @@ class Estimate:
         ahead = share * (1 - self._part) + sum(own for _, own in PARTS[self._place + 1 :])
         if seen < _SOONEST:
             return None
-        return (self.elapsed - self._loaded) * ahead / seen
+        left = (self.elapsed - self._loaded) * ahead / seen
+        return left if self.most is None else min(left, max(_LAST, self.most - self.elapsed))

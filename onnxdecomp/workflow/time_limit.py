@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from onnxdecomp.runtime.deadline import Deadline, duration
+from onnxdecomp.workflow.quantize_alone import alone
 
 if TYPE_CHECKING:
     from onnxdecomp.workflow.config import CompressConfig
@@ -43,3 +44,9 @@ def deadline_of(config: CompressConfig) -> tuple[Deadline | None, tuple[str, ...
         "real ones, --target and --time-limit say how far to go"
     )
     return Deadline.after(FIRST_RUN), (note,)
+
+
+def seconds_of(config: CompressConfig) -> float | None:
+    """Seconds after which a run is over, about; None where nothing limits it, or not what comes last."""
+    deadline, _ = deadline_of(alone(config))
+    return None if deadline is None or config.finetune or config.refine else deadline.seconds

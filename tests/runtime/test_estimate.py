@@ -48,3 +48,16 @@ def test_going_back_is_no_new_beginning() -> None:
     assert again is not None
     assert again >= first * 0.5
     assert estimate.left("something else", 1, 2) == again
+
+
+def test_no_more_is_promised_than_a_time_limit_leaves() -> None:
+    now = [0.0]
+    estimate = Estimate(lambda: now[0], most=100.0)
+    assert estimate.left("load") is None
+    now[0] = 10.0
+    assert estimate.left("weigh a", 0, 10) is None
+    now[0] = 60.0
+    assert estimate.left("weigh a", 5, 10) == pytest.approx(40.0)
+    now[0] = 130.0
+    assert estimate.left("try plan 1", 0, 6) == 10.0
+    assert estimate.left("time", 9, 10) == pytest.approx(120 * 0.005 / 0.645)
