@@ -27,6 +27,9 @@ _GOAL = (
 
 _INPUTS = "--calib INPUTS.npz"
 
+_LONGER = 3
+"""Times as long as a search that a time limit ended before anything was found."""
+
 _MOST = 4
 """Inputs whose arrays are named."""
 
@@ -54,6 +57,10 @@ def next_step(context: click.Context, result: Result, asked: CompressConfig) -> 
             f"fit it to inputs{arrays}, which loses less" if result.changed else f"search with inputs{arrays}"
         )
         return f"{again} {_INPUTS}: {what}"
+    if not result.changed and (seconds := _limited(result, asked)):
+        goal = " ".join(["", *_given(context, _GOAL)])
+        minutes = max(1, round(_LONGER * seconds / 60))
+        return f"{again}{goal} --time-limit {minutes}m: search for longer"
     if not asked.fewer_bits:
         kind = "int8" if asked.provider == "cpu" else "fp16"
         if not result.changed:
@@ -70,6 +77,14 @@ def next_step(context: click.Context, result: Result, asked: CompressConfig) -> 
         return f"{again} --report report.html: a page with all of it"
     small = shlex.quote(str(result.path))
     return f"onnxdecomp verify {model} {small} --data TEST.npz: judge it by data of your own"
+
+
+def _limited(result: Result, asked: CompressConfig) -> float:
+    """Seconds after which a time limit ended the search; 0 where none did."""
+    from onnxdecomp.workflow.time_limit import seconds_of
+
+    search = result.record.get("search")
+    return (seconds_of(asked) or 0.0) if search and search.get("limited") else 0.0
 
 
 def _off(result: Result) -> float:

@@ -102,3 +102,11 @@ def test_fewer_bits_come_on_top_of_what_was_done(model: Path, capsys: Capsys) ->
     assert words[-4:] == ["--target", "macs=1.2x", "--quantize", "int8"]
     words, _ = told(command(capsys, *line, "--max-error", "0.5", "--overwrite").out)
     assert words[-4:] == ["--max-error", "0.5", "--quantize", "int8"]
+
+
+def test_a_search_that_ran_out_of_time_is_given_more(model: Path, capsys: Capsys) -> None:
+    samples(model.with_name("data.npz"))
+    line = ("compress", model.name, "--calib", "data.npz", "--no-bench", "--target", "error=0.05")
+    words, reason = told(command(capsys, *line, "--time-limit", "0.001s").out)
+    assert words[-4:] == ["--target", "error=0.05", "--time-limit", "1m"]
+    assert reason == "search for longer"
