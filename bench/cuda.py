@@ -322,7 +322,7 @@ def _timed(case: Case, options: argparse.Namespace, new: Path) -> dict[str, Any]
 
 
 def _card(provider: str) -> dict[str, Any]:
-    """The device's name and its driver's version."""
+    """The card's name, and what its driver tells."""
     from onnxdecomp.runtime import environment
 
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
@@ -330,7 +330,7 @@ def _card(provider: str) -> dict[str, Any]:
         told = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         told = ""
-    return {"device": environment.device(provider), "card": told}
+    return {"card": {"name": environment.device(provider), "told": told}}
 
 
 def _table(found: list[dict[str, Any]]) -> str:
@@ -339,7 +339,8 @@ def _table(found: list[dict[str, Any]]) -> str:
     rows = []
     for case in (case for case in found if "search" in case):
         search, timed = case["search"], case["time"]
-        if failed := search.get("failed") or timed.get("failed"):
+        took = search.get("failed") or f"{search['search_s']:.0f} ({search['cores']} cores)"
+        if failed := timed.get("failed") or ("" if "macs" in search else took):
             rows.append((case["case"], "", "", "", failed, "", "", "", ""))
             continue
         for own in timed.get("batches", ()):
@@ -353,7 +354,7 @@ def _table(found: list[dict[str, Any]]) -> str:
                     _speed(own["deploy"]),
                     f"{own['deploy']['realised']:.2f}",
                     "" if plain is None else _speed(plain),
-                    f"{search['search_s']:.0f} ({search['cores']} cores)",
+                    took,
                     _metric(case["metrics"]),
                 )
             )
