@@ -6,7 +6,7 @@ changes is opened, and the rest of the model once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -24,7 +24,7 @@ def errors_of_changes(
     model: ir.Model,
     changed: Collection[ir.Node],
     ends: Sequence[ir.Value],
-    tries: Iterator[ir.Model],
+    tries: Sequence[Callable[[], ir.Model]],
     outputs: Outputs,
     calibration: Calibration,
     known: Sequence[Feed],
@@ -35,18 +35,19 @@ def errors_of_changes(
         model: The original.
         changed: Its nodes that are other ones in the copies.
         ends: Values of its main graph that they give to the rest of it; the copies have them, too.
-        tries: The copies; they are taken apart.
+        tries: Make the copies, one after the other; they are taken apart.
         outputs, calibration, known: As for `output_error`.
     """
     if not _parted(model, changed, ends, bool(known)):
-        for tried in tries:
-            yield output_error(tried, outputs, calibration, known, consume=True)
+        for make in tries:
+            yield output_error(make(), outputs, calibration, known, consume=True)
         return
     names, threads = [str(value.name) for value in ends], calibration.threads
     known = known or [{} for _ in outputs.feeds]
     before = [own | inner for own, inner in zip(_pins(model, outputs), known, strict=True)]
     rest: Observer | None = None
-    for tried in tries:
+    for make in tries:
+        tried = make()
         own = [a | b for a, b in zip(_pins(tried, outputs), present(tried, known), strict=True)]
         part = open_observer(
             tried, names, provider=outputs.provider, threads=threads, known=own[0], consume=True
@@ -56,7 +57,10 @@ def errors_of_changes(
             given: dict[str, Array] = dict(zip(names, part.run(feed | inner), strict=True))
             if rest is None:
                 rest = open_observer(
-                    model, outputs.names, provider=outputs.provider, threads=threads, known=fixed | given
+                    *(model, outputs.names),
+                    provider=outputs.where(len(tries)),
+                    threads=threads,
+                    known=fixed | given,
                 )
             compared.add(feed, values, rest.run(feed | fixed | given))
         yield mean_error(compared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -43,7 +44,7 @@ def cut_effect(
         for _ in outputs.window.advance([first.x.name or ""], pending):
             pass
         known = outputs.window.held()
-    copies = (cut_copy(model, channel, found) for _, found in tries)
+    copies = [partial(cut_copy, model, channel, found) for _, found in tries]
     ends = [value for reader in channel.readers for value in reader.match.nodes[-1].outputs if value.name]
     errors = errors_of_changes(model, channel.nodes, ends, copies, outputs, calibration, known)
     return effect_of([(loss, error) for (loss, _), error in zip(tries, errors, strict=True)], outputs)

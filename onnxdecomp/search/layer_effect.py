@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 import onnx_ir as ir
 
@@ -44,7 +45,7 @@ def effect(
     if chains:
         for _ in outputs.window.advance([match.x.name or ""] if not match.place.path else [], pending):
             pass
-    tries = (replaced(model, match, chain) for _, chain in chains)
+    tries = [partial(replaced, model, match, chain) for _, chain in chains]
     ends = [value for value in match.nodes[-1].outputs if value.name]
     known = outputs.window.held()
     errors = errors_of_changes(model, match.nodes, ends, tries, outputs, calibration, known)

@@ -60,7 +60,9 @@ class Outputs:
         mask: Which positions count.
         left_out: Outputs that cannot be compared, with the reason.
         chosen: Outputs that pinned values take part in, with how they are compared.
-        provider: Where models are run on these inputs.
+        provider: Where a model is run on these inputs once.
+        device: Where one is run often.
+        work: Multiply-accumulates of the original on these inputs.
     """
 
     feeds: tuple[Feed, ...]
@@ -73,6 +75,12 @@ class Outputs:
     left_out: Mapping[str, str] = field(default_factory=dict)
     chosen: Mapping[str, str] = field(default_factory=dict)
     provider: str = "cpu"
+    device: str = "cpu"
+    work: float = 0.0
+
+    def where(self, runs: int) -> str:
+        """Where a model is best run so often on these inputs, its session being opened for that."""
+        return self.device if runs * self.work > _LITTLE_WORK else self.provider
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -161,6 +169,8 @@ def original_outputs(
         left_out,
         chosen(model),
         provider,
+        calibration.provider,
+        count * macs,
     )
 
 

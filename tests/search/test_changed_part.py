@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -16,15 +17,17 @@ from onnxdecomp.search.sensitivity import original_outputs, output_error
 from tests.search.test_channel_profiles import branches, calibration, opened
 
 
-def scaled(model: ir.Model, names: list[str]) -> Iterator[ir.Model]:
-    """Copies with some initializers a little larger, one copy for each factor."""
-    for factor in (1.0, 1.1, 0.5):
+def scaled(model: ir.Model, name: str) -> list[Callable[[], ir.Model]]:
+    """Copies with an initializer a little larger, one copy for each factor."""
+
+    def made(factor: float) -> ir.Model:
         copy = model.clone()
-        for name in names:
-            value = copy.graph.initializers[name]
-            assert value.const_value is not None
-            value.const_value = ir.tensor(value.const_value.numpy() * factor, name=name)
-        yield copy
+        value = copy.graph.initializers[name]
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy() * factor, name=name)
+        return copy
+
+    return [partial(made, factor) for factor in (1.0, 1.1, 0.5)]
 
 
 @pytest.mark.parametrize("place", [0, 1, 3])
@@ -35,7 +38,7 @@ def test_errors_are_those_of_whole_copies(place: int, monkeypatch: pytest.Monkey
     match = matched[place]
     for _ in outputs.window.advance([match.x.name or ""], {*match.nodes}):
         pass
-    known, names = outputs.window.held(), [str(match.weight.name)]
+    known, name = outputs.window.held(), str(match.weight.name)
     opens: list[tuple[str, ...]] = []
 
     def observed(model: ir.Model, names: list[str], **given: Any) -> Any:
@@ -43,9 +46,9 @@ def test_errors_are_those_of_whole_copies(place: int, monkeypatch: pytest.Monkey
         return open_observer(model, names, **given)
 
     monkeypatch.setattr(changed_part, "open_observer", observed)
-    asked = (model, match.nodes, [match.output], scaled(model, names), outputs, judging, known)
+    asked = (model, match.nodes, [match.output], scaled(model, name), outputs, judging, known)
     found = list(errors_of_changes(*asked))
-    expected = [output_error(copy, outputs, judging, known) for copy in scaled(model, names)]
+    expected = [output_error(make(), outputs, judging, known) for make in scaled(model, name)]
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-12)
     assert found[0] == pytest.approx(0, abs=1e-10)
     assert min(found[1:]) > 1e-6
@@ -61,13 +64,13 @@ def test_a_part_that_does_not_end_there_is_run_as_a_whole(monkeypatch: pytest.Mo
     first, last = matched[0], matched[1]
     for _ in outputs.window.advance([first.x.name or ""], {*first.nodes}):
         pass
-    known, names = outputs.window.held(), [str(first.weight.name)]
+    known, name = outputs.window.held(), str(first.weight.name)
 
     def fails(*_: Any, **__: Any) -> Any:
         raise AssertionError("opened in parts")
 
     monkeypatch.setattr(changed_part, "open_observer", fails)
-    asked = (model, first.nodes, [last.x], scaled(model, names), outputs, judging, known)
+    asked = (model, first.nodes, [last.x], scaled(model, name), outputs, judging, known)
     found = list(errors_of_changes(*asked))
     assert len(found) == 3
     assert found[2] > 1e-6

@@ -67,6 +67,7 @@ def test_little_work_is_for_the_processor(macs: int, provider: str, monkeypatch:
     outputs = original_outputs(model, judging, macs)
     assert not any(output_errors(model, outputs, judging))
     assert set(asked) == {outputs.provider} == {provider}
+    assert [outputs.where(runs) for runs in (1, 10**6)] == [provider, "cuda"]
 
 
 def test_of_sorted_inputs_every_part_has_all_classes() -> None:
