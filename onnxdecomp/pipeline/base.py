@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.data.mask import Mask
     from onnxdecomp.evaluate.task_metrics.measure import Task
+    from onnxdecomp.latency.quantum import Blocked
     from onnxdecomp.layers.adapter import LayerMatch
     from onnxdecomp.layers.replace import Rewritten
     from onnxdecomp.quantization.bounds import Memory
@@ -62,6 +63,7 @@ Need: TypeAlias = Literal[
     "calibration",
     "evaluation",
     "latency",
+    "kernels",
     "original",
     "original_bytes",
     "decided",
@@ -108,6 +110,7 @@ class PassContext:
         held_out: Calibration inputs that nothing is fitted to: set apart where a pass asks for them.
         evaluation: Inputs that results are judged by, with labels where there are some.
         latency: Measures what layers and plans take.
+        kernels: Measures the multiples of channels that the card's kernels work in; None on a processor.
         original: The model as it was before the pass that plans; for the passes behind that.
         original_bytes: The size of the file that came in, with its external data.
         decided: The plan that was carried out; for the passes behind that.
@@ -133,6 +136,7 @@ class PassContext:
     evaluation: Feeds | None = None
     task: Task | None = None
     latency: Stopwatch | None = None
+    kernels: Callable[[], Mapping[Blocked, int]] | None = None
     original: ir.Model | None = None
     original_bytes: int | None = None
     decided: Plan | None = None
@@ -161,6 +165,7 @@ class PassContext:
             evaluation=self.evaluation if "evaluation" in kept else None,
             task=self.task if "evaluation" in kept else None,
             latency=self.latency if "latency" in kept else None,
+            kernels=self.kernels if "kernels" in kept else None,
             original=self.original if "original" in kept else None,
             original_bytes=self.original_bytes if "original_bytes" in kept else None,
             decided=self.decided if "decided" in kept else None,

@@ -121,6 +121,8 @@ def pass_context(passes: Sequence[Pass], run: RunContext, plan: Plan | None) -> 
     )
     if "latency" in needed or ("latency" in used and run.config.bench):
         context = replace(context, latency=_latency(run, quantizer))
+    if "kernels" in used and run.config.bench and not provider_of(run.config.provider).synchronous:
+        context = replace(context, kernels=lambda: _latency(run, quantizer).quanta())
     if quantizer is not None:
         context = replace(context, quantization=_ahead(quantizer, context))
     if plan is None and "original_bytes" in needed:

@@ -90,9 +90,9 @@ class Decompose(Planner):
 
     @property
     def uses(self) -> frozenset[Need]:
-        """A plan, inputs to fit to and to judge by, what is done to the result, what times kernels."""
-        always: frozenset[Need] = frozenset(("plan", "calibration", "evaluation", "quantization"))
-        return always | {"latency"} if self.searches else always
+        """A plan, inputs to fit to and to judge by, what is done to the result; latency if that counts."""
+        always: frozenset[Need] = frozenset(("plan", "calibration", "evaluation", "quantization", "kernels"))
+        return always | {"latency"} if self.searches and self._about_speed else always
 
     def plan(
         self, model: ir.Model, context: PassContext | None = None
@@ -122,9 +122,9 @@ class Decompose(Planner):
         quantization = context.quantization
         channels = self._weighed(model, matched, calibration)
         scope = self._scope(context.provider, timed=latency is not None)
-        if context.latency is not None and self.rank_multiple in ("", "auto") and not self.provider:
-            # On a card goals on MACs want whole blocks, too: the rest of a block is computed all the same.
-            scope = replace(scope, measured=context.latency.quanta())
+        if context.kernels is not None and self.rank_multiple in ("", "auto") and not self.provider:
+            # For goals on MACs, too: what is left of a block is computed all the same.
+            scope = replace(scope, measured=context.kernels())
         trials, journal = self._trials(model, context), None
         if context.course is not None:
             names = [channel.name for channel in channels]
