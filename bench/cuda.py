@@ -8,11 +8,11 @@ First the numbers: networks of the corpus, decomposed, run on the provider and o
 outputs are compared. Then the kernels: the multiple of channels that products and convolutions work in, and a
 hundred chains timed as branches of few sessions and each in its own. Then the cases. They are compressed for
 the provider with the profile for deployment, in half precision where the provider has it (search); and both
-models are timed in turns at the batch that was chosen for, and at others where the goal is no latency, on
-CUDA once more without CUDA graphs (time). Of networks of the corpus the task's metric is measured on the
-processor (metrics). Each of these is a fresh process that gets its share of the time and is ended after it
-("not done"). Searches may run beside each other, by --only, in one folder; timings must not. The realised
-share is the gain in latency over the gain in MACs.
+models are timed in turns at the batch that was chosen for, and at others where the goal is no latency, at
+the smallest on CUDA once more without CUDA graphs (time). Of networks of the corpus the task's metric is
+measured on the processor (metrics). Each of these is a fresh process that gets its share of the time and is
+ended after it ("not done"). Searches may run beside each other, by --only, in one folder; timings must not.
+The realised share is the gain in latency over the gain in MACs.
 
 Weights of ResNet-50, VGG-16 and the encoder are random: their speed is what counts. Results are written to
 bench/results/cuda.json and .md (with --small to standard output alone), with device, driver, versions and
@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from bench.provenance import RESULTS, ROOT, markdown, provenance, write
 from models import encoder, shapes
 
 if TYPE_CHECKING:
+    from onnxdecomp.data.feeds import Feeds
     from onnxdecomp.runtime.setting import Setting
 
 _SAMPLES = 500
@@ -291,34 +292,43 @@ def _searched(case: Case, options: argparse.Namespace, new: Path) -> dict[str, A
 
 
 def _timed(case: Case, options: argparse.Namespace, new: Path) -> dict[str, Any]:
-    """Both models in turns at each batch, and once more without CUDA graphs where there are some."""
-    from onnxdecomp.evaluate.benchmark import bench_under
+    """Both models in turns at each batch, at the smallest once more without CUDA graphs."""
     from onnxdecomp.latency.as_run import as_run
     from onnxdecomp.latency.meter import timed_input
 
     if not new.exists():
         return {"failed": "there is no model"}
-    file, macs, batches = _original(case, options), _kept(options.work, f"{case.name}.search")["macs"], []
-    for batch in (case.batch, *case.others):
-        setting, found = _setting(options, batch), dict[str, Any]()
-        data = timed_input(file, shapes=case.shapes, batch=batch)
-        settings = {"deploy": setting} | ({"without_graph": setting.without_graph} if setting.graph else {})
-        for name, under in settings.items():
-            timed = bench_under(
-                [file, new], under, data=data, duration=2.0, limit=8.0, memory=False, convert=as_run
-            )
-            ratio = timed.models[1].ratio
-            assert ratio is not None
-            found[name] = {
-                "graph": timed.graph,
-                "original_ms": timed.models[0].latency.p50,
-                "new_ms": timed.models[1].latency.p50,
-                "speedup": [1 / ratio.value, 1 / ratio.high, 1 / ratio.low],
-                "nodes": [sum(model.nodes.values()) for model in timed.models],
-                "realised": 1 / ratio.value / macs,
-            }
-        batches.append({"batch": batch, **found})
+    macs, batches = _kept(options.work, f"{case.name}.search")["macs"], []
+    with tempfile.TemporaryDirectory() as folder:
+        # Converted once, and not for each of the settings.
+        files = [as_run(each, _setting(options, 1), Path(folder)) for each in (_original(case, options), new)]
+        for batch in (case.batch, *case.others):
+            setting = _setting(options, batch)
+            data = timed_input(_original(case, options), shapes=case.shapes, batch=batch)
+            settings = {"deploy": setting}
+            if setting.graph and batch == min((case.batch, *case.others)):
+                settings["without_graph"] = setting.without_graph
+            found = {name: _compared(files, data, under, macs) for name, under in settings.items()}
+            batches.append({"batch": batch, **found})
     return {"batches": batches}
+
+
+def _compared(files: Sequence[Path], data: Feeds, setting: Setting, macs: float) -> dict[str, Any]:
+    """The two models under a setting."""
+    from onnxdecomp.evaluate.benchmark import bench_under
+    from onnxdecomp.latency.as_run import as_run
+
+    timed = bench_under(files, setting, data=data, duration=2.0, limit=8.0, memory=False, convert=as_run)
+    ratio = timed.models[1].ratio
+    assert ratio is not None
+    return {
+        "graph": timed.graph,
+        "original_ms": timed.models[0].latency.p50,
+        "new_ms": timed.models[1].latency.p50,
+        "speedup": [1 / ratio.value, 1 / ratio.high, 1 / ratio.low],
+        "nodes": [sum(model.nodes.values()) for model in timed.models],
+        "realised": 1 / ratio.value / macs,
+    }
 
 
 def _card(provider: str) -> dict[str, Any]:

@@ -140,17 +140,19 @@ class Runtime:
             )
 
         bound = provider_of(setting.provider).on_cuda
-        plain = None if setting.graph and not callable(feeding) else opened(setting.without_graph)
+        # To be recorded it is opened anew: what makes the feed needs no search for algorithms.
+        first = setting.without_graph.quick if setting.graph else setting
+        plain = None if setting.graph and not callable(feeding) else opened(first)
         feed = feeding(plain) if callable(feeding) else dict(feeding)
         made, run = plain, None
         if setting.graph:
             try:
                 made = opened(setting)
-                places = _declared(made) or _places(plain or opened(setting.without_graph), feed)
+                places = _declared(made) or _places(plain or opened(first), feed)
                 run = _bound(made, feed, "cuda", places)
                 run()
             except ModelError:  # control flow, nodes on the CPU, outputs of other sizes each time
-                made, run = plain or opened(setting.without_graph), None
+                made, run = opened(setting.without_graph), None
         recorded = run is not None
         if run is None:
             run = _bound(made, feed, "cuda") if bound else partial(session.run, made, feed)
