@@ -12,6 +12,7 @@ models are timed in turns at the batch that was chosen for, and at others where 
 the smallest on CUDA once more without CUDA graphs (time). Of networks of the corpus the task's metric is
 measured on the processor (metrics). Each of these is a fresh process that gets its share of the time and is
 ended after it ("not done"). Searches may run beside each other, by --only, in one folder; timings must not.
+Where the time on a card is short, the plans of a search that has ended are carried out there (--plans).
 The realised share is the gain in latency over the gain in MACs.
 
 Weights of ResNet-50, VGG-16 and the encoder are random: their speed is what counts. Results are written to
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of networks")
     parser.add_argument("--work", type=Path, help="folder for models and what was found; kept")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--plans", type=Path, help="folder of an earlier search: its plans are carried out")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     add_option(parser)
     options = parser.parse_args()
@@ -262,12 +264,15 @@ def _searched(case: Case, options: argparse.Namespace, new: Path) -> dict[str, A
     file, setting, calib = _original(case, options), _setting(options, case.batch), None
     if case.corpus:
         calib = {name: array[:256] for name, array in options.corpus.calibration(case.name).items()}
+    given = options.plans and options.plans / f"{case.name}.plan.json"
+    asked: dict[str, Any] = {"target": case.target, "method": case.methods}
+    if given and given.exists():
+        asked = {"plan": given}
     started = time.monotonic()
     done = onnxdecomp.compress(
         file,
         new,
-        target=case.target,
-        method=case.methods,
+        **asked,
         calib=calib,
         provider=setting.provider,
         profile=setting.profile,
@@ -281,8 +286,10 @@ def _searched(case: Case, options: argparse.Namespace, new: Path) -> dict[str, A
     )
     totals = done.record["totals"]["macs"]
     new.with_suffix(".record.json").write_text(json.dumps(done.record, indent=1))
+    new.with_suffix(".plan.json").write_text(json.dumps(done.record["plan"], indent=1))
     return {
-        "search_s": round(time.monotonic() - started, 1),
+        "searched": "target" in asked,
+        "took_s": round(time.monotonic() - started, 1),
         "cores": len(os.sched_getaffinity(0)),
         "macs": totals["before"] / totals["after"],
         "notes": list(done.notes),
@@ -345,12 +352,13 @@ def _card(provider: str) -> dict[str, Any]:
 
 def _table(found: list[dict[str, Any]]) -> str:
     said = [kernels_said(case) for case in found if "chains" in case]
+    said += [_numbers_said(case) for case in found if case["case"] == "numbers" and len(case) > 1]
     head = ("case", "batch", "MACs", "original, ms", "speedup [95 %]", "realised", "without graphs")
     rows = []
     for case in (case for case in found if "search" in case):
         search, timed = case["search"], case["time"]
-        took = search.get("failed") or f"{search['search_s']:.0f} ({search['cores']} cores)"
-        if failed := timed.get("failed") or ("" if "macs" in search else took):
+        took = search.get("failed") or _took(search)
+        if failed := ("" if "macs" in search else took) or timed.get("failed"):
             rows.append((case["case"], "", "", "", failed, "", "", "", ""))
             continue
         for own in timed.get("batches", ()):
@@ -369,6 +377,18 @@ def _table(found: list[dict[str, Any]]) -> str:
                 )
             )
     return "\n\n".join((markdown((*head, "search, s", "metric"), rows), *said))
+
+
+def _numbers_said(found: Mapping[str, Any]) -> str:
+    errors = {name: error for name, error in found.items() if isinstance(error, float) and name != "seconds"}
+    each = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    return f"Outputs of decomposed networks on the provider, relative to the processor's, differ by: {each}."
+
+
+def _took(search: Mapping[str, Any]) -> str:
+    """What the search took, or that there was a plan."""
+    said = f"{search['took_s']:.0f} ({search['cores']} cores)"
+    return said if search["searched"] else f"plan given; {said}"
 
 
 def _metric(found: Mapping[str, Any]) -> str:

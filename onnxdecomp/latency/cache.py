@@ -89,7 +89,9 @@ def where(setting: Setting, precision: str = "float") -> Where:
     short = providers.short_name(providers.ort_name(setting.provider))
     options = tuple(sorted(setting.options.items()))
     device = environment.device(short)
-    return Where(short, onnxruntime.__version__, device, setting.threads, precision, options)
+    # What a card takes has nothing to do with the threads of the processor.
+    threads = setting.threads if providers.provider_of(short).device == "processor" else 0
+    return Where(short, onnxruntime.__version__, device, threads, precision, options)
 
 
 def cache_file() -> Path:

@@ -34,14 +34,14 @@ _CONVOLUTION = (256, (16, 256, 28, 28))
 
 
 def measured_quanta(
-    setting: Setting, precision: str = "float", cache: Path | None = None, seconds: float = 30.0
+    setting: Setting, precision: str = "float", cache: Path | None = None, seconds: float = 8.0
 ) -> dict[Blocked, int]:
     """The multiple that each kind of kernel works in on a device; 1 where every channel costs.
 
     Args:
         setting, precision, cache: As for measure.time_chains, which keeps the timings on disk under the
             device, the provider's options and the precision.
-        seconds: The time to take at most; a second is enough, and nothing is measured that the cache has.
+        seconds: The time to take, beside that of opening 30 sessions; what the cache has is not measured.
 
     Returns:
         Nothing of a kind whose layers could not be timed.

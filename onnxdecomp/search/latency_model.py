@@ -277,7 +277,7 @@ class Stopwatch:
     def _ratio(self, new: Path) -> Ratio:
         timed = bench_under(
             [self.original, new],
-            self.setting,
+            self.setting.quick,  # what is written is timed under the setting as it is
             duration=1.0,
             data=(self.feed,),
             memory=False,

@@ -1,5 +1,7 @@
 """What only a card can show: sessions, recorded runs, branches, a search, training.
+
 Elsewhere all are skipped.
+
 python -m pytest -m cuda tests
 """
 
