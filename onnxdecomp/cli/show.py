@@ -36,16 +36,16 @@ def show_plan(result: Result, *, all_layers: bool = False, step: str = "") -> No
 
 def show_result(result: Result, *, all_layers: bool = False, step: str = "") -> None:
     """The layers, then cost, checks and timing, the file, and what to type next."""
-    rows = _looked(result) and (all_layers or result.changed or len(result.layers) <= _FEW)
+    rows = all_layers or result.changed or len(result.layers) <= _FEW
     lines = [*_cost(result), *_checks(result), *_latency(result)]
-    if _looked(result) and not rows:
+    if not rows:
         lines[0] = ("layers", f"{lines[0][1]}; --all-layers lists them")
     if result.path is not None:
         copy = "" if result.changed else ", a copy of the original: nothing was decomposed"
         lines.append(("wrote", f"{result.path}{copy}"))
     console.show(
-        *(layer_table(result.layers, every=all_layers) if rows else ()),
-        *channel_table(result.channels, every=all_layers),
+        *(layer_table(result.layers, every=all_layers) if rows and _looked(result) else ()),
+        *(channel_table(result.channels, every=all_layers) if rows else ()),
         console.pairs([*lines, *_next(step)]),
     )
 
