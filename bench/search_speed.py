@@ -23,18 +23,19 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
 
 from bench.corpus import HELD_OUT, Corpus, add_option
-from bench.provenance import ROOT, markdown, provenance, write
+from bench.corpus_large import LargeCorpus
+from bench.provenance import RESULTS, ROOT, markdown, provenance, write
 
 STAGES = {
     "survey": ("onnxdecomp.search.search", "profile_layers"),
@@ -47,11 +48,19 @@ STAGES = {
 
 @dataclass(frozen=True)
 class Run:
-    """A network of the corpus ("" for models/digits.onnx), a target, and how many calibration samples."""
+    """A network, a target, and how many calibration samples.
+
+    Attributes:
+        model: Its name in the corpus; "" for models/digits.onnx.
+        target, samples: As for `compress`.
+        source: "corpus", "large" (the corpus of larger models), or "made": of models.shapes, with random
+            weights, on noise.
+    """
 
     model: str
     target: str
     samples: int
+    source: Literal["corpus", "large", "made"] = "corpus"
 
 
 RUNS = {
@@ -61,6 +70,11 @@ RUNS = {
     "waifu2x": Run("waifu2x_upconv7_photo_scale2x", "macs=1.5x", 64),
     "vdsr": Run("vdsr", "macs=1.5x", 64),
     "nsnet2": Run("nsnet2", "macs=1.5x", 16),
+    "vgg16_half, latency": Run("vgg16_half_cifar10", "latency=2.5x", 1000),
+    "vdsr, latency": Run("vdsr", "latency=1.5x", 64),
+    "minilm": Run("minilm_l6", "macs=1.5x", 128, "large"),
+    "resnet50": Run("resnet50", "macs=2x", 64, "made"),
+    "vgg16": Run("vgg16", "macs=2x", 32, "made"),
 }
 
 
@@ -87,9 +101,9 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name in options.runs:
             run = RUNS[name]
-            if run.model and not corpus.has(run.model):
+            if (found_inputs := _inputs(corpus, run, folder)) is None:
                 continue
-            model, data = _inputs(corpus, run, folder)
+            model, data = found_inputs
             found: dict[str, list[dict[str, Any]]] = {tree: [] for tree in trees}
             with ThreadPoolExecutor(len(trees) if options.together else 1) as pool:
                 for _ in range(options.repeats):
@@ -101,11 +115,20 @@ def main() -> None:
                         found[tree].append(own.result())
             for tree, timed in found.items():
                 judged = _more_wrong(corpus, run.model, folder / f"{tree}.onnx")
-                rows.append({"run": name, "target": run.target, "tree": tree, **_medians(timed), **judged})
+                how = {"before": options.before, "repeats": options.repeats, "together": options.together}
+                told = {"run": name, "target": run.target, "tree": tree, **how}
+                rows.append({**told, **_medians(timed), **judged, "provenance": provenance()})
                 print(rows[-1], flush=True)
-    how = {"before": options.before, "repeats": options.repeats, "together": options.together}
-    result = {**provenance(), **how, "rows": rows}
-    write("search_speed", result, _table(rows))
+                _keep(rows)
+
+
+def _keep(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows in the place of earlier ones of the same runs."""
+    path, anew = RESULTS / "search_speed.json", {row["run"] for row in rows}
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    merged = [*(row for row in known if row["run"] not in anew), *rows]
+    merged.sort(key=lambda row: list(RUNS).index(row["run"]))
+    write("search_speed", {**provenance(), "rows": merged}, _table(merged))
 
 
 @contextmanager
@@ -120,15 +143,31 @@ def _worktree(commit: str) -> Iterator[Path]:
             subprocess.run(["git", "worktree", "remove", "--force", place], cwd=ROOT, check=True)
 
 
-def _inputs(corpus: Corpus, run: Run, folder: Path) -> tuple[Path, Path]:
-    """The network, and a file of its calibration inputs."""
+def _inputs(corpus: Corpus, run: Run, folder: Path) -> tuple[Path, Path] | None:
+    """The network, and a file of its calibration inputs; None where it is not there."""
+    from models import shapes
     from models.digits import MODEL, TEST_DATA
 
     if not run.model:
         return MODEL, TEST_DATA
-    data = folder / f"{run.model}.npz"
-    np.savez(data, **{k: a[: run.samples] for k, a in corpus.calibration(run.model).items()})  # type: ignore[arg-type]
-    return corpus.model(run.model), data
+    data, large = (
+        folder / f"{run.model}.npz",
+        LargeCorpus(corpus.folder.parent / "corpus-large", corpus.folder),
+    )
+    if run.source == "made":
+        model = folder / f"{run.model}.onnx"
+        made = shapes.resnet50(batch_norm=False) if run.model == "resnet50" else shapes.vgg16()
+        shapes.save(made, model)
+        size = (run.samples, 3, 224, 224)
+        inputs = {"image": np.random.default_rng(0).standard_normal(size).astype(np.float32)}
+    elif run.source == "large" and run.model in large.models():
+        model, inputs = large.model(run.model), large.calibration(run.model)
+    elif run.source == "corpus" and corpus.has(run.model):
+        model, inputs = corpus.model(run.model), corpus.calibration(run.model)
+    else:
+        return None
+    np.savez(data, **{name: array[: run.samples] for name, array in inputs.items()})  # type: ignore[arg-type]
+    return model, data
 
 
 def _child(root: Path, name: str, model: Path, data: Path, output: Path) -> dict[str, Any]:
@@ -174,7 +213,8 @@ def _timed(model: Path, data: Path, output: Path, target: str) -> dict[str, Any]
         for stage, (module, name) in STAGES.items():
             own = getattr(sys.modules[module], name)
             stack.enter_context(mock.patch.object(sys.modules[module], name, counted(stage, own)))
-        options: dict[str, Any] = {"calib": str(data), "target": target, "bench": False, "overwrite": True}
+        options: dict[str, Any] = {"calib": str(data), "target": target, "overwrite": True}
+        options["bench"] = target.startswith("latency")
         result = onnxdecomp.compress(model, output, **options)
     record = result.record
     own, children = (resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
