@@ -80,11 +80,12 @@ def command(
     asked = _asked(
         options.said(context), config, preprocess, recipe=recipe, told=told, json=json_target is not None
     )
-    target = output or default_output(model, checked(asked))
+    settled = checked(asked)
+    target = output or default_output(model, settled)
     sources = {"--calib": context.params["calib"], "--eval": context.params["data"]}
     check_files(context, {**sources, "--plan": context.params["plan"], "--config": config}, target)
     check_files(context, {"MODEL": model, "its external data": f"{model}.data"})
-    with console.progress("load", most=seconds_of(asked)) as advance:
+    with console.progress("load", most=seconds_of(settled)) as advance:
         result = compress(model, target, config=asked, progress=advance)
     for note in result.notes:
         console.note(f"note: {note}")

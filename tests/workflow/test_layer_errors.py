@@ -18,7 +18,7 @@ from onnxdecomp.errors import ModelError
 from onnxdecomp.layers import find
 from onnxdecomp.layers.lowering_check import check as lowering
 from onnxdecomp.layers.replace import Rewriter
-from onnxdecomp.search import fixed_ranks, layer_outlines, sensitivity
+from onnxdecomp.search import fixed_ranks, layer_effect, layer_outlines
 from onnxdecomp.workflow import compress
 from onnxdecomp.workflow.result import Result
 from tests.builders.commands import command
@@ -94,7 +94,8 @@ def test_with_ranks_given(place: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "place", [(layer_outlines, "outlines"), (Tucker, "fit"), (sensitivity, "replaced"), (Rewriter, "replace")]
+    "place",
+    [(layer_outlines, "outlines"), (Tucker, "fit"), (layer_effect, "replaced"), (Rewriter, "replace")],
 )
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_in_a_search(
