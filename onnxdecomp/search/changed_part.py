@@ -11,13 +11,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import onnx_ir as ir
 
 from onnxdecomp.calibration.activations import Observer, open_observer
-from onnxdecomp.calibration.pinned_values import present
 from onnxdecomp.calibration.statistics import Calibration
 from onnxdecomp.core.layer import Array
 from onnxdecomp.data.comparable_outputs import Compared
 from onnxdecomp.graph.traversal import upstream
 from onnxdecomp.runtime.session import Feed
-from onnxdecomp.search.sensitivity import Outputs, mean_error, output_error
+from onnxdecomp.search.sensitivity import Outputs, given_to, mean_error, output_error
 
 
 def errors_of_changes(
@@ -43,12 +42,11 @@ def errors_of_changes(
             yield output_error(make(), outputs, calibration, known, consume=True)
         return
     names, threads = [str(value.name) for value in ends], calibration.threads
-    known = known or [{} for _ in outputs.feeds]
-    before = [own | inner for own, inner in zip(_pins(model, outputs), known, strict=True)]
+    before = given_to(model, outputs, known)
     rest: Observer | None = None
     for make in tries:
         tried = make()
-        own = [a | b for a, b in zip(_pins(tried, outputs), present(tried, known), strict=True)]
+        own = given_to(tried, outputs, known)
         part = open_observer(
             tried, names, provider=outputs.provider, threads=threads, known=own[0], consume=True
         )
@@ -79,7 +77,3 @@ def _parted(model: ir.Model, changed: Collection[ir.Node], ends: Sequence[ir.Val
     if not held and upstream(graph, ends) - nodes:
         return False
     return not upstream(graph, graph.outputs, set(ends)) & nodes
-
-
-def _pins(model: ir.Model, outputs: Outputs) -> list[Feed]:
-    return present(model, outputs.pins) or [{} for _ in outputs.feeds]

@@ -237,10 +237,7 @@ def _compared(
     model: ir.Model, outputs: Outputs, calibration: Calibration, known: Sequence[Feed], *, consume: bool
 ) -> Compared:
     """The model's outputs beside the original's."""
-    # A cut leaves some constants out.
-    known = present(model, known) or [{} for _ in outputs.feeds]
-    pins = present(model, outputs.pins) or [{} for _ in outputs.feeds]
-    known = [own | inner for own, inner in zip(pins, known, strict=True)]
+    known = given_to(model, outputs, known)
     observer = open_observer(
         model,
         outputs.names,
@@ -253,6 +250,14 @@ def _compared(
     for feed, inner, values in zip(outputs.feeds, known, outputs.values, strict=True):
         compared.add(feed, values, observer.run(feed | inner))
     return compared
+
+
+def given_to(model: ir.Model, outputs: Outputs, known: Sequence[Feed]) -> list[Feed]:
+    """What a model need not compute, for each of the feeds: known values and pins, as far as it has them."""
+    # A cut leaves some constants out.
+    held = present(model, known) or [{} for _ in outputs.feeds]
+    pins = present(model, outputs.pins) or [{} for _ in outputs.feeds]
+    return [own | inner for own, inner in zip(pins, held, strict=True)]
 
 
 def _shares(compared: Compared) -> list[float]:
