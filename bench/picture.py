@@ -1,8 +1,9 @@
 """The picture of README.md: speed against loss of one model in all ways of bench/peers.py.
 
 `python -m bench.pages` writes it, docs/benchmarks/speed-against-loss.svg, from bench/results/peers.json.
-Right is faster, up is less lost; the scale of losses is a hyperbolic sine, so that tenths of a point and tens
-of points are both seen. It follows the reader's light or dark.
+Right is faster, by a logarithmic scale that the fastest way fits on; up is less lost, by the scale of a
+hyperbolic sine, so that tenths of a point and tens of points are both seen. It follows the reader's light or
+dark.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ MODEL = "vgg16_half_cifar10"
 TITLE = "VGG-16 of half width, CIFAR-10: one CPU thread, one image at a time"
 OURS = "onnxdecomp"
 
-_WIDTH, _HEIGHT = 820, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 270, 46, 58
+_WIDTH, _HEIGHT = 840, 400
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 290, 46, 58
 _LEGEND = _WIDTH - _RIGHT + 36
-_SPEEDS, _LOSSES = (1, 2, 3, 4, 5), (0, 1, 3, 10, 30)
+_LOSSES = (0, 1, 3, 10, 30)
+_MARGIN = 1.1
+"""Room beside the slowest and the fastest way, as a factor."""
 _SCALE = 0.7
 """Points of loss up to which the scale is about even."""
 
@@ -79,10 +82,11 @@ def svg(shown: list[Point]) -> str:
         f"<title>{escape(TITLE)}</title><style>{_STYLE}</style>",
         f'<text x="{_LEFT}" y="24">{escape(TITLE)}</text>',
     ]
-    for speed in _SPEEDS:
-        x = _x(speed)
+    low, high = _speeds(shown)
+    for speed in (2**power for power in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)):
+        x = _x(speed, low, high)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
-        parts.append(_text(x, _HEIGHT - _BOTTOM + 20, f"{speed}x", "small", "middle"))
+        parts.append(_text(x, _HEIGHT - _BOTTOM + 20, f"{speed:g}x", "small", "middle"))
     for loss in _LOSSES:
         y = _y(loss)
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -94,10 +98,10 @@ def svg(shown: list[Point]) -> str:
     )
     # The fastest first, which is the order of the legend.
     for number, point in enumerate(sorted(shown, key=lambda point: -point.speed), start=1):
-        x, y, place = _x(point.speed), _y(point.loss), _TOP + 36 * number - 24
+        x, y, place = _x(point.speed, low, high), _y(point.loss), _TOP + 36 * number - 24
         if point.interval is not None:
-            low, high = map(_y, point.interval)
-            parts.append(f'<path class="bar {point.kind}" d="M{x:.1f},{low:.1f} V{high:.1f}"/>')
+            top, bottom = map(_y, point.interval)
+            parts.append(f'<path class="bar {point.kind}" d="M{x:.1f},{top:.1f} V{bottom:.1f}"/>')
         for at, height in ((x, y), (_LEGEND, place)):
             parts.append(f'<circle class="{point.kind}" cx="{at:.1f}" cy="{height:.1f}" r="9"/>')
             parts.append(_text(at, height + 4, str(number), "number", "middle"))
@@ -111,9 +115,14 @@ def _told(point: Point) -> str:
     return f"{point.speed:.2f}x, {0.0 - point.loss:+.2f} points{known}"
 
 
-def _x(speed: float) -> float:
-    low, high = _SPEEDS[0] - 0.4, _SPEEDS[-1]
-    return _LEFT + (speed - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+def _speeds(shown: list[Point]) -> tuple[float, float]:
+    """The ends of the scale of speeds."""
+    speeds = [1.0, *(point.speed for point in shown)]
+    return min(speeds) / _MARGIN, max(speeds) * _MARGIN
+
+
+def _x(speed: float, low: float, high: float) -> float:
+    return _LEFT + math.log(speed / low) / math.log(high / low) * (_WIDTH - _LEFT - _RIGHT)
 
 
 def _y(loss: float) -> float:

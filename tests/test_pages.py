@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -46,6 +47,17 @@ def test_the_first_page_is_short() -> None:
 def test_the_picture_shows_the_results() -> None:
     for own in (picture, curves):
         assert own.FILE.read_text(encoding="utf-8") == own.drawn(), "run: python -m bench.pages"
+
+
+def test_every_way_is_in_the_picture() -> None:
+    shown = picture.points(json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))["rows"])
+    places = re.findall(r'<circle class="\w+" cx="([\d.]+)" cy="([\d.]+)"', picture.svg(shown))[::2]
+    assert len(places) == len(shown) >= 3
+    # Within the axes: the labels of losses are left of them, and the legend is right of them.
+    lines = re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)" y2="([\d.]+)"', picture.svg(shown))
+    right, bottom = (max(float(line[at]) for line in lines) for at in (1, 3))
+    left, top = (min(float(line[at]) for line in lines) for at in (0, 2))
+    assert all(left <= float(x) <= right and top <= float(y) <= bottom for x, y in places)
 
 
 def test_every_method_is_listed() -> None:
