@@ -319,7 +319,7 @@ def unrotatable(channel: Channel) -> str:
     (reader,) = channel.readers
     if len(reader.units) != 1 or head_sets(reader.units[0], channel) is None:
         return "the layer that reads it does not read its blocks one after the other"
-    return ""
+    return "the layer that reads it reads others, too" if (reader.units == NONE).any() else ""
 
 
 def _one_sided(channel: Channel, product: ScoreProduct) -> str:

@@ -159,3 +159,25 @@ def test_maps_are_fitted_behind_the_repair_of_queries_and_keys(
     assert 0 < scores.loss < scores.held_out + 1
     query, key = scores.producers
     assert order.index("scores") > max(order.index(query), order.index(key))
+
+
+def test_a_reader_of_several_channels_is_left_to_widths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Branches without an activation, joined by a Concat: of no one of them the reader's inputs are all."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(7)
+    sizes = {"a": (24, 8), "b": (24, 8), "r": (16, 12)}
+    weights = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    nodes = [
+        node("MatMul", "x a", "p", name="first"),
+        node("MatMul", "x b", "q", name="second"),
+        node("Concat", "p q", "both", name="both", axis=-1),
+        node("MatMul", "both r", "y", name="reader"),
+    ]
+    model = saved(graphs.model(nodes, {"x": ["N", 24]}, ["y"], weights), tmp_path / "net.onnx")
+    np.savez("calib.npz", x=rng.standard_normal((64, 24)).astype(np.float32))
+    done = onnxdecomp.compress(
+        *(model, "out.onnx"), target="macs=1.5x", bench=False, simplify="none", calib="calib.npz"
+    )
+    assert [note for note in done.notes if "error of onnxdecomp" in note] == []
