@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from onnxdecomp.workflow.config import CompressConfig
     from onnxdecomp.workflow.result import Result
 
-_CARRIED = ("calib", "data", "preprocess", "metric", "mask", "provider", "threads", "input_shape")
-"""Options that say what the model is fed with and where: they belong into any further command."""
+_CARRIED = (
+    *("calib", "data", "preprocess", "metric", "mask", "provider", "threads", "input_shape"),
+    "freeze_initializers",
+)
+"""Options that say what the model is, what it is fed with and where: they belong into any further command."""
 
 _GOAL = (
     *("recipe", "config", "target", "objective", "rank", "layers", "max_error", "plan", "method", "include"),
@@ -118,6 +121,9 @@ def _given(context: click.Context, names: Collection[str]) -> list[str]:
         if name not in names or context.get_parameter_source(name) in default:
             continue
         value = context.params[name]
+        if isinstance(value, bool):
+            words.append((parameter.opts if value else parameter.secondary_opts)[0])
+            continue
         for one in value if isinstance(value, tuple) else (value,):
             words += [parameter.opts[0], shlex.quote(str(one))]
     return words

@@ -32,6 +32,7 @@ def told(out: str) -> tuple[list[str], str]:
     [
         ((), ("--calib", "INPUTS.npz")),
         (("--calib", "data set.npz"), ("--quantize", "int8")),
+        (("--calib", "data set.npz", "--freeze-initializers"), ("--quantize", "int8")),
         (("--calib", "data set.npz", "--quantize", "int8-static"), ("--data", "TEST.npz")),
         (("--dry-run", "--json", "plan.json"), ("--plan", "plan.json")),
     ],
@@ -47,6 +48,8 @@ def test_the_next_command_is_one(
     assert model.name in words
     assert reason
     assert words[-2:] == list(wanted)
+    if words[1] == "compress":
+        assert ("--freeze-initializers" in words) == ("--freeze-initializers" in given)
     if "--calib" in given and words[1] == "compress":
         assert ("--calib", "data set.npz") in itertools.pairwise(words)
     if words[1] == "compress":
