@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from onnxdecomp.cli import console
 from onnxdecomp.cli.tables import channel_table, layer_table, whole_name
 from onnxdecomp.core.names import MOST, alike, some, told_together
-from onnxdecomp.record.text import as_fast, count, fed
+from onnxdecomp.record.text import as_fast, count, fed, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from onnxdecomp.evaluate.task_metrics.measure import MetricChange
+    from onnxdecomp.evaluate.verify import Verification
     from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord
     from onnxdecomp.workflow.result import Result
 
@@ -117,6 +118,13 @@ def _cost(result: Result) -> list[Line]:
     return [*lines, ("cost", "; ".join(parts))]
 
 
+def _of_worst(checked: Verification) -> str:
+    """The error of the worst of several outputs: a large one hides it in the error of all together."""
+    if checked.worst is None or checked.rel_l2 is None or f"{checked.worst:.3g}" == f"{checked.rel_l2:.3g}":
+        return ""
+    return f", of {visible(str(checked.worst_output))} {checked.worst:.3g},"
+
+
 def _checks(result: Result) -> list[Line]:
     lines = []
     ran = [check.rel_error for check in result.lowering if check.rel_error is not None]
@@ -139,7 +147,7 @@ def _checks(result: Result) -> list[Line]:
     elif checked.rel_l2 is None:
         lines.append(("verify", f"{checked.status} {over}: no floating-point output"))
     elif checked.max_error is None:
-        lines.append(("verify", f"relative L2 error {checked.rel_l2:.3g} {over}"))
+        lines.append(("verify", f"relative L2 error {checked.rel_l2:.3g}{_of_worst(checked)} {over}"))
     else:
         lines.append(
             (

@@ -11,12 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from onnxdecomp.cli import show
 from onnxdecomp.decompositions.registry import names
 from onnxdecomp.record.text import count
+from tests.builders import graphs
 from tests.builders.commands import QUICK, arguments, command, environment, files, process
 from tests.builders.feeds import samples
 from tests.builders.models import network
@@ -369,3 +372,22 @@ def test_counts() -> None:
     ]
     assert count(2_150_000, "B") == "2.15 MB"
     assert count(12, "B") == "12 B"
+
+
+def test_of_several_outputs_the_worst_is_told(
+    tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large output that stays hides in the error of all together what a small one loses."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((16, 16)).astype(np.float32), "ten": np.full(1, 100, np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["mask"], name="layer"),
+        helper.make_node("Mul", ["x", "ten"], ["state"], name="state"),
+    ]
+    onnx.save(graphs.model(nodes, {"x": [1, 16]}, ["mask", "state"], weights), "net.onnx")
+    line = ("compress", "net.onnx", "-o", "out.onnx", "--simplify", "none", "--no-bench")
+    told = " ".join(command(capsys, *line, "--method", "svd", "--rank", "4").out.split())
+    found = re.search(r"relative L2 error ([\d.]+), of mask ([\d.]+), over", told)
+    assert found is not None, told
+    assert 10 * float(found[1]) < float(found[2])
