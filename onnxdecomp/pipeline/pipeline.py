@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from onnxdecomp.search.spectra import LayerSpectra
 
 
+_SMALL = 32 << 20
+"""Bytes of weights that may live on until Python looks for garbage by itself."""
+
+
 @dataclass(frozen=True)
 class PipelineResult:
     """What a run of the pipeline did.
@@ -92,7 +96,7 @@ def run(
     """
     from onnxdecomp.pipeline.base import PassContext, PlanFailedError, Planner, Quantizer
 
-    interface = _interface(model)
+    interface, large = _interface(model), _weight_bytes(model) > _SMALL
     known = context or PassContext()
     done = PipelineResult(model)
     passes = tuple(passes)
@@ -109,7 +113,7 @@ def run(
             if isinstance(shown, DefectError) and not isinstance(shown, PlanFailedError) and done.plan:
                 shown = PlanFailedError(shown, done.plan, done.search)
             raise shown from error
-        if result.modified:
+        if result.modified and large:
             # Nodes and values refer to each other in circles: weights that were replaced live until this.
             gc.collect()
         raised = {} if result.opset is None else {"": result.opset}
@@ -146,6 +150,14 @@ def _with(done: PipelineResult, name: str, result: PassResult) -> PipelineResult
         precisions={**done.precisions, name: result.precision} if result.precision else done.precisions,
         refinement=result.refinement or done.refinement,
     )
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    """Of all initializers, wherever they are."""
+    from onnxdecomp.graph.traversal import places
+
+    values = (value for place in places(model) for value in place.graph.initializers.values())
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
 def _interface(model: ir.Model) -> Interface:
