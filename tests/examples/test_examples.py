@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,18 @@ from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.rglob("*") if path.suffix in (".py", ".sh"))
-LIBRARIES = {"speech_metric.py", "__init__.py"}
-"""What other examples use."""
+TESTS = sorted(EXAMPLES.rglob("test_*.py"))
+LIBRARIES = {"speech_metric.py", "__init__.py", *(path.name for path in TESTS)}
+"""What other examples use, and tests of it."""
+
+PACKAGES = {
+    "custom_pass": ("passes", "my_passes:PASSES"),
+    "custom_method": ("decompositions", "my_methods:DECOMPOSITIONS"),
+}
+"""Packages among them, with the entry point that each has."""
 
 HEAVY = {
+    "compare.py",
     "int8_after.py",
     "finetune.py",
     "decoder.py",
@@ -36,23 +45,24 @@ NEEDED = {"finetune.py": "torch"}
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to write to, a command `onnxdecomp`, and the custom pass as if it were installed."""
+    """A folder to write to, a command `onnxdecomp`, and the custom packages as if they were installed."""
     tools, packages = tmp_path / "bin", tmp_path / "packages"
     tools.mkdir()
     for name, line in (("onnxdecomp", '-m onnxdecomp.cli.main "$@"'), ("python", '"$@"')):
         (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {line}\n', encoding="utf-8")
         (tools / name).chmod(0o755)
-    (packages / "my_passes-1.0.dist-info").mkdir(parents=True)
-    about = packages / "my_passes-1.0.dist-info"
-    (about / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: my-passes\nVersion: 1.0\n", encoding="utf-8"
-    )
-    (about / "entry_points.txt").write_text(
-        "[onnxdecomp.passes]\nmine = my_passes:PASSES\n", encoding="utf-8"
-    )
+    for folder, (group, target) in PACKAGES.items():
+        about = packages / f"{folder}-1.0.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {folder}\nVersion: 1.0\n", encoding="utf-8"
+        )
+        (about / "entry_points.txt").write_text(f"[onnxdecomp.{group}]\nmine = {target}\n", encoding="utf-8")
+        declared = tomllib.loads((EXAMPLES / folder / "pyproject.toml").read_text(encoding="utf-8"))
+        assert declared["project"]["entry-points"] == {f"onnxdecomp.{group}": {"mine": target}}
+        monkeypatch.syspath_prepend(EXAMPLES / folder)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
-    for folder in (packages, EXAMPLES / "custom_pass"):
-        monkeypatch.syspath_prepend(folder)
+    monkeypatch.syspath_prepend(packages)
     (work := tmp_path / "work").mkdir()
     monkeypatch.chdir(work)
     return work
@@ -76,6 +86,14 @@ def test_python(script: Path, place: Path, capsys: pytest.CaptureFixture[str]) -
         pytest.importorskip(needed)
     runpy.run_path(str(script), run_name="__main__")
     assert re.search(r"\d", capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_tests_of_a_custom_package(path: Path, place: Path) -> None:
+    checks = [own for name, own in runpy.run_path(str(path)).items() if name.startswith("test_")]
+    assert checks
+    for check in checks:
+        check()
 
 
 @pytest.mark.parametrize("script", _scripts(".sh"))
