@@ -111,3 +111,12 @@ def test_every_error_has_a_line_in_the_troubleshooting_page() -> None:
 def test_pages_of_methods_are_current() -> None:
     found = subprocess.run([sys.executable, "docs/methods.py", "--check"], cwd=ROOT, check=False)
     assert found.returncode == 0, "docs/methods/ is out of date: python docs/methods.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_shown_are_there(page: Path) -> None:
+    """A formatter of code in pages makes an expression of `--8<-- "file"`, which then shows nothing."""
+    text = page.read_text(encoding="utf-8")
+    shown = re.findall(r'^--8<-- "([^"]+)"$', text, re.MULTILINE)
+    assert len(shown) == len(re.findall(r"8 ?< ?--", text))
+    assert [file for file in shown if not (ROOT / file).is_file()] == []
