@@ -22,6 +22,7 @@ from onnxdecomp.core.options import (
     is_default,
     option,
     option_fields,
+    spelled,
     suggest,
 )
 from onnxdecomp.errors import UsageError
@@ -209,9 +210,11 @@ class CompressConfig(RuntimeOptions):
         """
         given = {name: value for name, value in options.items() if value is not None}
         known = [f.name for f in option_fields(cls)]
+        flags = {spelled(f).removeprefix("--").replace("-", "_"): f.name for f in option_fields(cls)}
         for name in given:
             if name not in known:
-                raise UsageError(f"compress has no option {name!r}{suggest(name, known)}")
+                hint = f"; did you mean {flags[name]!r}?" if name in flags else suggest(name, known)
+                raise UsageError(f"compress has no option {name!r}{hint}")
         base = source if isinstance(source, CompressConfig) else _of_file(read(source))
         if "target" in given:
             in_file = [name for name, origin in base.origins.items() if origin == "file"]

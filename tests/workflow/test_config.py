@@ -268,3 +268,11 @@ def test_numbers_of_numpy_and_lists_are_taken() -> None:
 def test_defaults_are_those_of_no_word() -> None:
     said: dict[str, Any] = {name: default_of(field) for name, field in OPTIONS.items()}
     assert CompressConfig(**said) == CompressConfig() == CompressConfig.of(None, {})
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"), [("eval", "data"), ("layer", "layers"), ("input_shape", "input_shapes")]
+)
+def test_a_flag_of_the_command_line_is_told_by_its_name_in_python(flag: str, name: str) -> None:
+    with pytest.raises(UsageError, match=f"no option '{flag}'; did you mean '{name}'[?]$"):
+        CompressConfig.of(None, {flag: "x"})
