@@ -153,6 +153,36 @@ def minimise(problem: Buckets, weights: Floats) -> Minimum:
     return Minimum(value, numbers, tuple(excess[::-1]), tuple(sums[::-1]), tuple(least[::-1]))
 
 
+def least(problem: Buckets, weights: Sequence[float]) -> tuple[float, Floats]:
+    """The minimum of `minimise` at one price, and the numbers of what is least there.
+
+    Args:
+        problem: The buckets.
+        weights: [numbers].
+    """
+    low: dict[int, Floats] = {}
+    best: list[Ints] = []
+    value = 0.0
+    for index in reversed(range(len(problem.each))):
+        bucket = problem.each[index]
+        priced = bucket.own @ np.asarray(weights)
+        if not bucket.open.all():
+            priced[~bucket.open] = np.inf
+        for source, shape in bucket.incoming:
+            priced += low[source].reshape(shape)
+        at = priced.argmin(axis=-1)
+        low[index] = np.take_along_axis(priced, at[..., None], axis=-1)[..., 0]
+        best.append(at)
+        if not bucket.context:
+            value += float(low[index])
+    numbers, states = np.zeros(len(weights)), list[int]()
+    for bucket, at in zip(problem.each, reversed(best), strict=True):
+        context = tuple(states[variable] for variable in bucket.context)
+        states.append(int(at[context]))
+        numbers += bucket.own[(*context, states[-1])]
+    return value, numbers
+
+
 def affordable(states: Sequence[int], scopes: Iterable[tuple[int, ...]], most: int) -> tuple[int, ...]:
     """How many states of each variable make buckets of `most` combinations together.
 

@@ -21,7 +21,7 @@ import numpy as np
 from onnxdecomp.search.elimination import Floats, Numbers, affordable, buckets, minimise
 from onnxdecomp.search.knapsack import SLACK, Allocation, Option, OutOfReach, allocate
 from onnxdecomp.search.lagrangian import choose
-from onnxdecomp.search.neighbourhoods import choose_roughly, optimistic
+from onnxdecomp.search.neighbourhoods import ROUNDS, choose_roughly, optimistic
 from onnxdecomp.search.partial_choices import better_than
 
 _LARGEST = 1 << 19
@@ -51,6 +51,7 @@ def allocate_jointly(
     limit: float | Sequence[float],
     *,
     fixed: float | Sequence[float] = 0.0,
+    rounds: int = ROUNDS,
 ) -> Allocation | OutOfReach:
     """One state per variable with the least sum of losses over all tables whose costs stay within the limits.
 
@@ -62,6 +63,7 @@ def allocate_jointly(
         tables: What they cost and lose.
         limit: The most that the costs may add up to; one number per budget.
         fixed: Cost that is there whatever is chosen; one number for all budgets, or one each.
+        rounds: Neighbourhoods that are looked through at most where tables are too large for elimination.
 
     Returns:
         The states, variable by variable; or why no choice keeps the budgets, with the least cost in each
@@ -77,7 +79,7 @@ def allocate_jointly(
     _check(states, tables, limits, constant)
     merged = _merged(states, tables, [*constant, 0.0])
     if any(len(entry.variables) > 1 for entry in merged):
-        return _solve(states, merged, limits)
+        return _solve(states, merged, limits, rounds)
     return _separately(states, merged, limits)
 
 
@@ -144,7 +146,9 @@ def _separately(
     return replace(found, choice=tuple(own[k] for own, k in zip(numbers, found.choice, strict=False)))
 
 
-def _solve(states: Sequence[int], merged: Sequence[Numbers], limits: list[float]) -> Allocation | OutOfReach:
+def _solve(
+    states: Sequence[int], merged: Sequence[Numbers], limits: list[float], rounds: int
+) -> Allocation | OutOfReach:
     budgets, scopes = len(limits), [entry.variables for entry in merged]
     if not all(entry.open.any() for entry in merged):
         return OutOfReach(_NEVER, tuple(merged[0].values[:-1].tolist()))
@@ -173,7 +177,7 @@ def _solve(states: Sequence[int], merged: Sequence[Numbers], limits: list[float]
         found = choose(states, tables, budgets)
     else:
         coarser = [_scaled(entry, room) for entry in rough]
-        found = choose_roughly(states, tables, coarser, few, budgets, _LARGEST)
+        found = choose_roughly(states, tables, coarser, few, budgets, _LARGEST, rounds)
     if isinstance(found, str):
         return OutOfReach(found, reached)
     picked = [entry.values[tuple(found.choice[v] for v in entry.variables)].tolist() for entry in merged]

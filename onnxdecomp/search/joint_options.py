@@ -20,6 +20,7 @@ from onnxdecomp.search.held import Held, Numbers, held
 from onnxdecomp.search.joint_choice import Table
 from onnxdecomp.search.layer_profiles import LayerProfiles
 from onnxdecomp.search.narrowed_layer import NarrowedLayer
+from onnxdecomp.search.neighbourhoods import ROUNDS
 from onnxdecomp.search.tied_layers import Pick, ways
 
 Way = Sequence[Pick]
@@ -60,11 +61,13 @@ class JointOptions:
         profiles: What is chosen from.
         decisions: The ways of each; the first keeps its layers.
         channels: Those with more than one level.
+        rounds: As for `allocate_jointly`.
     """
 
     profiles: LayerProfiles
     decisions: tuple[tuple[Way, ...], ...]
     channels: tuple[ChannelProfile, ...]
+    rounds: int = ROUNDS
 
     @property
     def states(self) -> list[int]:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxdecomp.search.elimination import Buckets, Floats, Numbers, buckets, minimise
+from onnxdecomp.search.elimination import Buckets, Floats, Numbers, buckets, least, minimise
 from onnxdecomp.search.knapsack import PRICE_FACTORS
 from onnxdecomp.search.partial_choices import Bounds, Found, better_than, search
 
@@ -88,16 +88,16 @@ def _best_price(posed: Buckets) -> Floats:
     is tried next; where nothing is better there, it is the best.
     """
     (dear, dear_loss), (cheap, cheap_loss) = (
-        minimise(posed, np.array([weights])).numbers.tolist() for weights in ((0.0, 1.0), (1.0, 0.0))
+        least(posed, weights)[1].tolist() for weights in ((0.0, 1.0), (1.0, 0.0))
     )
     price = 0.0
     for _ in range(_CUTS):
         if not (dear > 1 and dear > cheap and cheap_loss > dear_loss):
             break
         price = (cheap_loss - dear_loss) / (dear - cheap)
-        found = minimise(posed, np.array([[price, 1.0]]))
-        cost, loss = found.numbers.tolist()
-        if not found.value[0] < (dear_loss + price * dear) * (1 - 1e-13):
+        value, numbers = least(posed, (price, 1.0))
+        cost, loss = numbers.tolist()
+        if not value < (dear_loss + price * dear) * (1 - 1e-13):
             break
         if cost > 1:
             dear, dear_loss = cost, loss
@@ -115,7 +115,7 @@ def _best_prices(posed: Buckets, budgets: int, most: float) -> Floats:
     from scipy.optimize import linprog
 
     starts = np.eye(budgets + 1)[[budgets, *range(budgets)]]
-    cuts = [minimise(posed, weights[None]).numbers for weights in starts]
+    cuts = [least(posed, weights.tolist())[1] for weights in starts]
     best, value = np.zeros(budgets), cuts[0][-1]
     for _ in range(_CUTS):
         rows = np.array(cuts)
@@ -130,9 +130,9 @@ def _best_prices(posed: Buckets, budgets: int, most: float) -> Floats:
         if solved.status != 0 or solved.x is None or solved.x[-1] * most <= value + 1e-6 * abs(value):
             break
         prices = (best + np.maximum(solved.x[:-1], 0.0) * most) / 2
-        found = minimise(posed, np.append(prices, 1.0)[None])
-        cuts.append(found.numbers)
-        reached = float(found.value[0] - prices.sum())
+        low, numbers = least(posed, [*prices.tolist(), 1.0])
+        cuts.append(numbers)
+        reached = float(low - prices.sum())
         if reached > value:
             best, value = prices, reached
         if value > most:

@@ -21,7 +21,7 @@ from onnxdecomp.search.elimination import Ints, Numbers, affordable
 from onnxdecomp.search.lagrangian import bound, choose, largest
 from onnxdecomp.search.partial_choices import Found, better_than
 
-_ROUNDS, _IDLE = 12, 3
+ROUNDS, _IDLE = 12, 3
 """Neighbourhoods that are looked through at most, and without finding anything better."""
 
 _WORK = (300_000, 1_000_000)
@@ -39,6 +39,7 @@ def choose_roughly(
     few: Sequence[int],
     budgets: int,
     most: int,
+    rounds: int = ROUNDS,
 ) -> Found | str:
     """The best choice found within budgets that have room for 1, or why there is none.
 
@@ -49,6 +50,7 @@ def choose_roughly(
         few: How many states of each variable elimination can do with.
         budgets: How many.
         most: Combinations of states in all tables of an elimination together.
+        rounds: Neighbourhoods that are looked through at most, from each start.
     """
     low = bound(few, coarser, budgets)
     if low >= largest(tables):
@@ -66,7 +68,7 @@ def choose_roughly(
     def walked(best: Found | None, free: Sequence[Sequence[bool]]) -> Found | None:
         """The best choice found around this one; None: around the states that cost least."""
         idle = 0
-        for turn in range(_ROUNDS):
+        for turn in range(rounds):
             around = _LOOKS[turn % len(_LOOKS)]
             at = _cheapest(states, tables) if best is None else best.choice
             picked = [around(count, some, state) for count, some, state in zip(states, few, at, strict=True)]

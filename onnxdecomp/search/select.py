@@ -170,7 +170,7 @@ def _allocated(
         return allocate_agreeing(items, agreements, limits, fixed=fixed)
     states = [*options.states, *(agreement.count for agreement in agreements)]
     groups = agreement_tables(agreements, len(options.states), len(limits))
-    return allocate_jointly(states, [*tables, *groups], limits, fixed=fixed)
+    return allocate_jointly(states, [*tables, *groups], limits, fixed=fixed, rounds=options.rounds)
 
 
 def with_reason(chosen: Chosen, profiles: LayerProfiles, reason: str) -> Chosen:
