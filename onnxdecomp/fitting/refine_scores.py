@@ -63,9 +63,10 @@ def attention_loss(maps: ScoreMaps, samples: Sequence[AttentionSample], groups: 
     for sample in samples:
         q, k, p = _of_heads(sample, groups)
         scores = _wanted(sample, groups)
-        less = (q @ maps.query.swapaxes(1, 2)) @ (k @ maps.key[list(groups)].swapaxes(1, 2)).swapaxes(1, 2)
-        changed += np.sum(p * _centred(scores - less, p) ** 2, axis=(1, 2))
-        whole += np.sum(p * _centred(scores, p) ** 2, axis=(1, 2))
+        query, key = (own.astype(q.dtype).swapaxes(1, 2) for own in (maps.query, maps.key[list(groups)]))
+        less = (q @ query) @ (k @ key).swapaxes(1, 2)
+        changed += np.sum(p * _centred(scores - less, p) ** 2, axis=(1, 2), dtype=np.float64)
+        whole += np.sum(p * _centred(scores, p) ** 2, axis=(1, 2), dtype=np.float64)
     return changed / np.where(whole > 0, whole, 1.0)
 
 
@@ -109,14 +110,18 @@ def refine_scores(
 
 def _wanted(sample: AttentionSample, groups: Sequence[int] | Array) -> Array:
     """The scores that are wanted, [H, n, m]."""
-    query, key = sample.wanted or (sample.query, sample.key)
-    keys = key.astype(np.float64)[list(groups)]
-    return np.asarray(query.astype(np.float64) @ keys.swapaxes(1, 2))
+    query, key = (_single(own) for own in sample.wanted or (sample.query, sample.key))
+    return np.asarray(query @ key[list(groups)].swapaxes(1, 2))
 
 
 def _of_heads(sample: AttentionSample, groups: Sequence[int] | Array) -> tuple[Array, Array, Array]:
-    key = sample.key.astype(np.float64)[list(groups)]
-    return sample.query.astype(np.float64), key, sample.probabilities.astype(np.float64)
+    query, key, probabilities = map(_single, (sample.query, sample.key, sample.probabilities))
+    return query, key[list(groups)], probabilities
+
+
+def _single(values: Array) -> Array:
+    """In float32, unless they are more exact: scores are of models that compute in no more than that."""
+    return values.astype(np.promote_types(values.dtype, np.float32), copy=False)
 
 
 def _centred(scores: Array, p: Array) -> Array:
@@ -177,14 +182,15 @@ def _descended(
             total = share * count * (right @ of_keys @ change.swapaxes(1, 2) @ of_queries)
         else:
             total = share * count * (left @ of_queries @ change @ of_keys)
+        one, other = (own.astype(_single(samples[0].query).dtype) for own in (left, right))
         for sample in samples:
             q, k, p = _of_heads(sample, groups)
-            scores = q @ left.swapaxes(1, 2) @ right @ k.swapaxes(1, 2)
+            scores = (q @ one.swapaxes(1, 2)) @ (other @ k.swapaxes(1, 2))
             pulled = p * _centred(scores - _wanted(sample, groups) if of_scores else scores, p)
             if queries:
-                total += right @ (pulled @ k).swapaxes(1, 2) @ q
+                total += other @ ((pulled @ k).swapaxes(1, 2) @ q)
             else:
-                total += left @ q.swapaxes(1, 2) @ (pulled @ k)
+                total += one @ (q.swapaxes(1, 2) @ (pulled @ k))
         return summed(total)
 
     def conditioned(residual: Array) -> Array:
