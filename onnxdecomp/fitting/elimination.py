@@ -208,7 +208,7 @@ class TrackedPart(Part):
         self._square = float(np.sum(np.square(own[group])))
         self.judged = judge is not None
         if judge is not None:
-            self._seen, self._wanted = judge.second[group], turned(judge.cross[group])
+            self._seen, self._wanted = judge.single[group], turned(judge.cross[group])
             self._constant = 0.0 if group else judge.energy + judge.pull
             self._held_whole = judge.energy or judge.pull or 1.0
         self._features = np.arange(len(units))
@@ -237,7 +237,8 @@ class TrackedPart(Part):
         """The relative loss on held-out rows."""
         at, v = self._features, self.weight
         with threads_for(len(at)):
-            products = float(np.sum((v @ self._seen[np.ix_(at, at)] - 2 * self._wanted[:, at]) * v))
+            seen = self._seen if len(at) == len(self._seen) else self._seen[at].take(at, axis=1)
+            products = float(np.sum((v.astype(seen.dtype) @ seen - 2 * self._wanted[:, at]) * v))
         return (products + self._constant) / self._held_whole
 
 

@@ -52,6 +52,9 @@ TIMED = (0.5, 0.25)
 _POINTS = 3
 """Widths per channel whose effect on the output is measured."""
 
+_STRENGTHS = SHRINKAGES[1:-1]
+"""Those that a reader is fitted with there."""
+
 Halves = tuple[Moments, Moments | None]
 """Moments of rows that are fitted to and of held-out ones."""
 
@@ -183,7 +186,7 @@ def weighed_channel(
     else:
         order = unit_order(readers, channel.width, blocks=channel.blocks)
         losses = _honest(order)
-        numbers = partial(_selected, channel, readers, order)
+        numbers = _selecting(channel, readers, order)
     levels = [Level(level.kept, float(losses[level.kept])) for level in entry.levels[1:]]
     return _measured(model, entry, levels, numbers, outputs, calibration, pending)
 
@@ -236,11 +239,21 @@ def _honest(curve: UnitOrder | HeadBases) -> Array:
     return curve.losses if curve.held_out is None else curve.held_out
 
 
-def _selected(channel: Channel, readers: Sequence[ReaderMoments], order: UnitOrder, kept: int) -> NewNumbers:
-    found = select_units(
-        readers, channel.width, kept, blocks=channel.blocks, order=order, shrinkages=SHRINKAGES[1:-1]
-    )
-    return new_numbers(channel, found)
+def _selecting(
+    channel: Channel, readers: Sequence[ReaderMoments], order: UnitOrder
+) -> Callable[[int], NewNumbers]:
+    """What is left at so many units; the strengths that held-out rows chose first are those of the others."""
+    strengths: list[float] = []
+
+    def selected(kept: int) -> NewNumbers:
+        among = [one for one in _STRENGTHS if one in strengths] or _STRENGTHS
+        found = select_units(
+            readers, channel.width, kept, blocks=channel.blocks, order=order, shrinkages=among
+        )
+        strengths.extend(reader.shrinkage for reader in found.readers)
+        return new_numbers(channel, found)
+
+    return selected
 
 
 def _measured(

@@ -40,8 +40,9 @@ _TIMES = (1.0, 1.6, 2.5, 4.0)
 _HOPELESS = 2 * _TIMES[-1]
 """A plan that is expected to lose more than so many times what another one loses is not tried."""
 
-_BEATEN = 2.0
-"""Times the least squared error that a plan would have even by the most favourable of the ratios found."""
+_BEATEN, _MIXED = 2.0, 1.25
+"""Times the least squared error that a plan would have even by the most favourable of the ratios found: one of
+a single kind, and one of cuts and chains, which lies between those."""
 
 _ALIKE = 1.02
 """Up to so many times the least expected loss a plan without cuts is taken, and nothing is tried: cuts that
@@ -102,7 +103,8 @@ def try_fewer_cuts(
 
     Where a plan without cuts is expected to lose as little, it is taken, and nothing is tried. By how much
     expected losses are too high for cuts and for chains is known as soon as a plan without cuts was carried
-    out as well. After that those are not tried which would lose far more than the best of them.
+    out as well: that is the second. After it those of less expected loss come first, and those are not tried
+    which would lose more than the best of them.
 
     Args:
         chosen: The plan; where it cuts nothing, nothing is tried.
@@ -131,8 +133,10 @@ def try_fewer_cuts(
     for own in () if alone else fast:
         if not own.plan.cuts and own.loss <= _ALIKE * expected:
             return Tried(own)
+    first, *rest = fast
+    fast = [first, *sorted(rest, key=lambda own: (bool(own.plan.cuts), own.loss))]
     tries: list[Mapping[str, float | None]] = []
-    best, least, late = fast[0], math.inf, False
+    best, least, late = first, math.inf, False
     ratios: list[float] = []
     known = False  # of both kinds
     with ahead([own.plan for own in fast]):
@@ -140,7 +144,8 @@ def try_fewer_cuts(
             if late := passed(deadline, SEARCH):
                 break
             allowed = 1.0 if own.plan.decomposed else _SIMPLER
-            if known and min(ratios) * own.loss > _BEATEN * (allowed * least) ** 2:
+            beaten = _MIXED if own.plan.cuts and own.plan.decomposed else _BEATEN
+            if known and min(ratios) * own.loss > beaten * (allowed * least) ** 2:
                 continue
             if progress:
                 progress(f"try the plan with {len(own.plan.cuts)} cuts", len(tries), len(fast))

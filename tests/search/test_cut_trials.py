@@ -160,6 +160,24 @@ def test_what_would_lose_far_more_is_not_tried(second: Plan, expected: float, as
     assert (alone in plans) == asked
 
 
+def test_those_in_between_come_last_and_must_promise_more() -> None:
+    """What cuts and chains alone have shown bounds what both together do."""
+    mixed = replace(CUTS, channels=OTHER_CUTS.channels)
+    for expected, count in ((0.1, 3), (0.14, 2)):
+        asked: list[Plan] = []
+
+        def error(plan: Plan, asked: list[Plan] = asked) -> float:
+            asked.append(plan)
+            return 0.12 if plan is CHAINS else 0.1
+
+        first, *others = (
+            Chosen(plan, loss, 0.0, 0.0, None)
+            for plan, loss in ((CUTS, 0.1), (mixed, expected), (CHAINS, 0.14))
+        )
+        try_fewer_cuts(first, [partial(lambda found: found, own) for own in others], error)
+        assert asked == [CUTS, CHAINS, mixed][:count]
+
+
 def cheaper(with_cuts: Tried | UsageError, alone: Tried | UsageError, bold: float = 0.1) -> Tried:
     """The choice where plans of chains alone that lose more would be of this latency."""
 
