@@ -41,8 +41,8 @@ _HOPELESS = 2 * _TIMES[-1]
 """A plan that is expected to lose more than so many times what another one loses is not tried."""
 
 _BEATEN, _MIXED = 2.0, 1.25
-"""Times the least squared error that a plan would have even by the most favourable of the ratios found: one of
-a single kind, and one of cuts and chains, which lies between those."""
+"""Times the least squared error that a plan would have even by the most favourable of the ratios found: of
+one kind alone, and of cuts and chains together, which lies between those."""
 
 _ALIKE = 1.02
 """Up to so many times the least expected loss a plan without cuts is taken, and nothing is tried: cuts that

@@ -36,7 +36,8 @@ def test_the_least_sum_is_that_of_the_best_choice(states: list[int], seed: int, 
         if all(table.open[at] for table, at in picked):
             open_to.append(sum(table.values[at] for table, at in picked))
     if not open_to:
-        assert np.isinf(found.value).all() and np.isinf(value)
+        assert np.isinf(found.value).all()
+        assert np.isinf(value)
         return
     totals = np.array(open_to) @ weights.T
     np.testing.assert_allclose(found.value, totals.min(axis=0), rtol=1e-12)
