@@ -3,14 +3,15 @@
 A relative error of 0.05 is little for a classifier and very much to ask of a sentence encoder, which
 finds what it found at five times of that (bench/results/default_goals.md). Of a denoiser, whose output is
 its input with a correction, it is a large part of what the network does: there it is one of the correction.
-Only a model with one output of floating-point numbers is taken for something, and where that is not clear it
-is the error of the outputs.
+Of a detector's outputs all but a few of some thousand places say that there is nothing: at 0.05 one face of
+ten was left (bench/results/faces.md). Else only a model with one output of floating-point numbers is taken
+for something, and where that is not clear it is the error of the outputs.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxdecomp.core.names import some
 from onnxdecomp.runtime.metrics import are_classes
 from onnxdecomp.runtime.session import open_session, outputs_of, run
 from onnxdecomp.search.plan_options import DEFAULT_TARGET
@@ -46,6 +48,12 @@ _FEATURES = 16
 
 _CORRECTION = 0.5
 """The share of the output that a network may change of its input for that to be called a correction."""
+
+_PLACES, _EACH = 100, 256
+"""The fewest places of a detector, and the most numbers of each: scores of classes, a box."""
+
+_OF_PLACES = 0.01
+"""What outputs of many places may be off by."""
 
 EMBEDDINGS, SCORES = "metric>=0.95", "metric<=0.02"
 """What is reached of `spearman` and of `kl`."""
@@ -95,7 +103,11 @@ def default_goal(
     session = open_session(model, low_memory=True)
     names = [spec.name for spec in outputs_of(session)]
     floats = [spec.name for spec in outputs_of(session) if spec.is_float]
-    if len(floats) != 1:
+    if len(floats) > 1:
+        feed = next(iter(calib))
+        found = dict(zip(names, run(session, feed), strict=True))
+        return goal_of_places({name: np.asarray(found[name]) for name in floats}, feed)
+    if not floats:
         return None
     outputs, masked, changed = [], False, list[float]()
     for feed in islice(calib, _LOOKED_AT):
@@ -168,6 +180,30 @@ def goal_of(name: str, outputs: Sequence[Array], *, masked: bool, labels: Array 
         where = f"embeddings of {size} features: {_OF_EMBEDDINGS}"
         return Goal("spearman", EMBEDDINGS, f"the output {name!r} is taken for {where}")
     return None
+
+
+def goal_of_places(outputs: Mapping[str, Array], feed: Feed) -> Goal | None:
+    """The goal where several outputs say something of each of many places, [samples, places, numbers].
+
+    Args:
+        outputs: Those of floating-point numbers, for one input.
+        feed: That input: places that are its own are positions of a sequence, and none of a picture.
+    """
+    own = {size for array in feed.values() for size in array.shape}
+    found: dict[int, list[str]] = {}
+    for name, output in outputs.items():
+        shape = output.shape
+        if len(shape) == 3 and shape[1] >= _PLACES and shape[1] not in own and shape[2] <= _EACH:
+            found.setdefault(shape[1], []).append(name)
+    places, names = max(found.items(), key=lambda entry: len(entry[1]), default=(0, []))
+    if len(names) < 2:
+        return None
+    note = (
+        f"the outputs {some(list(map(repr, names)))} are taken for a detector's, of {places} places: "
+        f"the fastest whose outputs are off by at most {_OF_PLACES:g}, since little of their norm is what is "
+        f"found; a metric that counts what is found says more{_ADVICE}"
+    )
+    return Goal(None, f"error={_OF_PLACES:g}", note)
 
 
 def _classes(given: Feeds | None, calib: Feeds) -> Array | None:

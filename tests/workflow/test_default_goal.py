@@ -13,7 +13,7 @@ from onnx import helper
 import onnxdecomp
 from onnxdecomp.quantization.kinds import Kind
 from onnxdecomp.workflow.config import CompressConfig
-from onnxdecomp.workflow.default_goal import EMBEDDINGS, SCORES, goal_of, said_of_unnamed
+from onnxdecomp.workflow.default_goal import EMBEDDINGS, SCORES, goal_of, goal_of_places, said_of_unnamed
 from tests.builders.graphs import model, saved
 from tests.workflow.test_targets import OPTIONS
 
@@ -177,6 +177,38 @@ def test_a_denoiser_is_judged_by_its_correction(tmp_path: Path, calib: dict[str,
     assert float(target.removeprefix("error=")) == pytest.approx(0.05 * correction, rel=0.2)
     assert any("the input with a correction" in note for note in found.notes)
     assert found.record["verify"]["rel_l2"] < 0.06 * correction
+
+
+@pytest.mark.parametrize(
+    ("shapes", "taken"),
+    [
+        ({"scores": (1, 300, 2), "boxes": (1, 300, 4)}, True),
+        ({"scores": (1, 300, 2), "boxes": (1, 40, 4)}, False),  # of each kind there must be two
+        ({"scores": (1, 20, 2), "boxes": (1, 20, 4)}, False),
+        ({"tags": (1, 224, 9), "words": (1, 224, 30)}, False),  # as many as a side of the input
+        ({"hidden": (1, 300, 768), "more": (1, 300, 768)}, False),
+        ({"logits": (1, 80), "state": (1, 300, 64)}, False),
+    ],
+)
+def test_outputs_of_many_places_are_a_detectors(shapes: dict[str, tuple[int, ...]], taken: bool) -> None:
+    outputs = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    goal = goal_of_places(outputs, {"image": np.zeros((1, 3, 224, 224), np.float32)})
+    assert (goal is not None) == taken
+    assert goal is None or (goal.metric, goal.target) == (None, "error=0.01")
+
+
+def test_a_detector_is_asked_for_more(tmp_path: Path, calib: dict[str, Any]) -> None:
+    draw = np.random.default_rng(4)
+    weights = {f"w{k}": draw.standard_normal((24, 150 * k)).astype(np.float32) for k in (2, 4)}
+    shapes = {f"s{k}": np.array([-1, 150, k]) for k in (2, 4)}
+    nodes = []
+    for k, name in ((2, "scores"), (4, "boxes")):
+        nodes.append(helper.make_node("MatMul", ["x", f"w{k}"], [f"flat{k}"], name=f"m{k}"))
+        nodes.append(helper.make_node("Reshape", [f"flat{k}", f"s{k}"], [name], name=f"r{k}"))
+    source = model(nodes, {"x": ["N", 24]}, ["scores", "boxes"], {**weights, **shapes})
+    found = onnxdecomp.compress(saved(source, tmp_path / "net.onnx"), calib=calib, **QUICK)
+    assert found.record["run"]["request"]["target"] == "error=0.01"
+    assert any("taken for a detector's, of 150 places" in note for note in found.notes)
 
 
 def test_an_output_that_says_nothing_goes_by_its_numbers(tmp_path: Path, calib: dict[str, Any]) -> None:
