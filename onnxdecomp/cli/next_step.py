@@ -91,9 +91,11 @@ def _limited(result: Result, asked: CompressConfig) -> float:
 
 
 def _off(result: Result) -> float:
-    """How far the outputs are from the original's, of their norm; 0 where that is not known."""
-    checked = result.verification
-    return 0.0 if checked is None or checked.rel_l2 is None else checked.rel_l2
+    """How far the worst output is from the original's, of its norm; 0 where that is not known."""
+    from onnxdecomp.workflow.loss_note import off_most
+
+    worst = None if result.verification is None else off_most(result.verification)
+    return 0.0 if worst is None else worst.rel_l2
 
 
 def _arrays(model: ir.Model) -> str:

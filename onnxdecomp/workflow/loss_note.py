@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from onnxdecomp.channels.channel_cut import ChannelCut
 from onnxdecomp.evaluate.verify import Verification
 from onnxdecomp.record.schema.training import Training
+from onnxdecomp.runtime.metrics import OutputError
 from onnxdecomp.search.search_record import SearchRecord
 from onnxdecomp.search.targets import parse_budgets
 
@@ -84,8 +85,17 @@ def _lost(verified: Verification, most: float, told: str) -> str:
     if agreed:
         changed = 1 - min(agreed)
         return f"the first class changes for {changed:.1%} of the inputs" if changed > _CHANGED else ""
-    off = verified.rel_l2
-    return told.format(off) if off is not None and off > most else ""
+    worst = off_most(verified)
+    if worst is None or not worst.rel_l2 > most:
+        return ""
+    which = f" ({worst.name!r})" if len(verified.outputs) > 1 else ""
+    return told.format(worst.rel_l2) + which
+
+
+def off_most(verified: Verification) -> OutputError | None:
+    """The floating-point output with the largest relative error: states may be larger than what counts."""
+    floats = (one for one in verified.outputs if one.agreement is None)
+    return max(floats, key=lambda one: one.rel_l2, default=None)
 
 
 def said_of_training(learnt: Training | None) -> tuple[str, ...]:

@@ -104,3 +104,11 @@ def test_fewer_bits_that_lose_much(error: float, agreement: float | None, said: 
     assert [note.split(": ")[1].split(";")[0] for note in found] == ([said] if said else [])
     assert not said_of_bits("", None, verified(0.9, None))
     assert not said_of_bits("int8-static", 0.5, verified(0.4, None))
+
+
+def test_a_large_output_hides_no_small_one() -> None:
+    mask = replace(verified(0.31, None).outputs[0], name="mask")
+    state = replace(mask, name="state", rel_l2=0.01)
+    both = replace(verified(0.02, None), outputs=(state, mask))
+    (note,) = said_of_bits("int8-static", None, both)
+    assert "the outputs are off by 0.31 of their norm ('mask')" in note
