@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 EXAMPLES = ROOT / "docs" / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.rglob("*") if path.suffix in (".py", ".sh"))
 TESTS = sorted(EXAMPLES.rglob("test_*.py"))
-LIBRARIES = {"speech_metric.py", "__init__.py", *(path.name for path in TESTS)}
+LIBRARIES = {"speech_metric.py", "detector_metric.py", "__init__.py", *(path.name for path in TESTS)}
 """What other examples use, and tests of it."""
 
 PACKAGES = {
