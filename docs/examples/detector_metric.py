@@ -1,4 +1,4 @@
-"""Of the objects in the pictures, the share that is found: an error of all scores says little of these few."""
+"""Of the objects in the pictures, the share that is found: an error of all scores says little of them."""
 
 NOTHING = 10
 """The class of a cell without an object."""
