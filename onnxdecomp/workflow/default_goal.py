@@ -52,6 +52,9 @@ _CORRECTION = 0.5
 _PLACES, _EACH = 100, 256
 """The fewest places of a detector, and the most numbers of each: scores of classes, a box."""
 
+_MANY, _LEAST = 1000, 5
+"""The same of one output that says all of each place: a box and at least one score."""
+
 _OF_PLACES = 0.01
 """What outputs of many places may be off by."""
 
@@ -103,12 +106,13 @@ def default_goal(
     session = open_session(model, low_memory=True)
     names = [spec.name for spec in outputs_of(session)]
     floats = [spec.name for spec in outputs_of(session) if spec.is_float]
-    if len(floats) > 1:
-        feed = next(iter(calib))
-        found = dict(zip(names, run(session, feed), strict=True))
-        return goal_of_places({name: np.asarray(found[name]) for name in floats}, feed)
     if not floats:
         return None
+    feed = next(iter(calib))
+    found = dict(zip(names, run(session, feed), strict=True))
+    places = goal_of_places({name: np.asarray(found[name]) for name in floats}, feed)
+    if places is not None or len(floats) > 1:
+        return places
     outputs, masked, changed = [], False, list[float]()
     for feed in islice(calib, _LOOKED_AT):
         outputs.append(np.asarray(run(session, feed)[names.index(floats[0])], np.float64))
@@ -183,7 +187,9 @@ def goal_of(name: str, outputs: Sequence[Array], *, masked: bool, labels: Array 
 
 
 def goal_of_places(outputs: Mapping[str, Array], feed: Feed) -> Goal | None:
-    """The goal where several outputs say something of each of many places, [samples, places, numbers].
+    """The goal where outputs say something of each of many places, [samples, places, numbers].
+
+    One of a picture may say all of very many, also the other way round.
 
     Args:
         outputs: Those of floating-point numbers, for one input.
@@ -197,13 +203,28 @@ def goal_of_places(outputs: Mapping[str, Array], feed: Feed) -> Goal | None:
             found.setdefault(shape[1], []).append(name)
     places, names = max(found.items(), key=lambda entry: len(entry[1]), default=(0, []))
     if len(names) < 2:
+        places, names = _all_in_one(outputs, feed)
+    if not names:
         return None
+    told = f"outputs {some(list(map(repr, names)))} are" if names[1:] else f"output {names[0]!r} is"
     note = (
-        f"the outputs {some(list(map(repr, names)))} are taken for a detector's, of {places} places: "
+        f"the {told} taken for a detector's, of {places} places: "
         f"the fastest whose outputs are off by at most {_OF_PLACES:g}, since little of their norm is what is "
         f"found; a metric that counts what is found says more{_ADVICE}"
     )
     return Goal(None, f"error={_OF_PLACES:g}", note)
+
+
+def _all_in_one(outputs: Mapping[str, Array], feed: Feed) -> tuple[int, list[str]]:
+    """The places of a picture of which one output says everything, and its name; none where there is none."""
+    if not any(array.ndim == 4 for array in feed.values()):
+        return 0, []
+    for name, output in outputs.items():
+        if output.ndim == 3:
+            each, places = sorted(output.shape[1:])
+            if places >= _MANY and _LEAST <= each <= _EACH:
+                return places, [name]
+    return 0, []
 
 
 def _classes(given: Feeds | None, calib: Feeds) -> Array | None:

@@ -188,6 +188,11 @@ def test_a_denoiser_is_judged_by_its_correction(tmp_path: Path, calib: dict[str,
         ({"tags": (1, 224, 9), "words": (1, 224, 30)}, False),  # as many as a side of the input
         ({"hidden": (1, 300, 768), "more": (1, 300, 768)}, False),
         ({"logits": (1, 80), "state": (1, 300, 64)}, False),
+        ({"output0": (1, 84, 8400)}, True),
+        ({"output": (1, 25200, 85)}, True),
+        ({"output": (1, 25200, 4)}, False),
+        ({"features": (1, 768, 1024)}, False),
+        ({"mask": (1, 21, 64, 64)}, False),
     ],
 )
 def test_outputs_of_many_places_are_a_detectors(shapes: dict[str, tuple[int, ...]], taken: bool) -> None:
