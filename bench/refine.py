@@ -1,6 +1,6 @@
 """What block refinement takes off the loss at the hardest ratios, and what it costs.
 
-    python -m bench.refine [--models NAME …] [--plan FILE]
+    python -m bench.refine [--models NAME …] [--plan FILE] [--samples N …]
 
 Each network of the corpora is compressed for fewer multiply-accumulates, fitted to its calibration inputs
 without labels; then the same plan is carried out again with `--refine`. The error is the relative L2 error of
@@ -8,7 +8,8 @@ the outputs on inputs that are in no calibration set: training images where the 
 the task's own (real positions, of the worst output); the loss is its square, as that of layers and blocks is
 in records. The metric is that of the task's samples, in pairs, with 95 % intervals, and for models of
 products also with int8 behind (`--quantize int8-dynamic`). One thread, processor time. `--plan` carries out a
-plan that an earlier search has found, so that it is not searched for again. `--corpus FOLDER` says where the
+plan that an earlier search has found, so that it is not searched for again. `--samples` fits and refines with
+fewer calibration inputs, to see what more of them would bring. `--corpus FOLDER` says where the
 corpus is; that of larger models lies beside it.
 """
 
@@ -72,24 +73,38 @@ def main() -> None:
     add_option(parser)
     parser.add_argument("--models", nargs="*", choices=list(JOBS), default=list(JOBS))
     parser.add_argument("--plan", type=Path, help="of the one model that is named")
+    parser.add_argument("--samples", nargs="+", type=int, help="calibration inputs, in place of all")
     options = parser.parse_args()
     file = RESULTS / "refine.json"
-    rows = {row["model"]: row for row in json.loads(file.read_text())["rows"]} if file.exists() else {}
+    known = json.loads(file.read_text()) if file.exists() else {"rows": []}
+    rows = {row["model"]: row for row in known["rows"]}
+    fewer = {(row["model"], row["calibration"]): row for row in known.get("fewer", ())}
     large = LargeCorpus(options.corpus.folder.parent / "corpus-large", options.corpus.folder)
     for name in options.models:
-        rows[name] = measure(options.corpus, large, name, options.plan)
-        ordered = [rows[known] for known in JOBS if known in rows]
-        write("refine", {**provenance(), "rows": ordered}, table(ordered))
+        for samples in options.samples or [None]:
+            row = measure(options.corpus, large, name, options.plan, samples)
+            if samples is None:
+                rows[name] = row
+            else:
+                fewer[name, row["calibration"]] = row
+            ordered = [rows[one] for one in JOBS if one in rows]
+            curve = [fewer[key] for key in sorted(fewer)]
+            text = table(ordered) + ("\n" + table_of_fewer(curve) if curve else "")
+            write("refine", {**provenance(), "rows": ordered, "fewer": curve}, text)
 
 
-def measure(corpus: Corpus, large: LargeCorpus, name: str, plan: Path | None = None) -> dict[str, Any]:
-    """A row: the losses with and without, the points, the seconds."""
+def measure(
+    corpus: Corpus, large: LargeCorpus, name: str, plan: Path | None = None, samples: int | None = None
+) -> dict[str, Any]:
+    """A row: the losses with and without, the points, the seconds; with so many samples, drawn evenly."""
     job = JOBS[name]
     own = name in large.models()
     path = large.model(name) if own else corpus.model(name)
     calib = large.fitted_to(name) if own else corpus.calibration(name)
     if not own:
         calib = {key: array[: job.samples] for key, array in calib.items()}
+    if samples is not None:
+        calib = fewer_of(calib, samples)
     how: dict[str, Any] = {"calib": calib, "verify": False, "bench": False, "threads": 1}
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "closed.onnx", Path(folder) / "refined.onnx"]
@@ -116,6 +131,15 @@ def measure(corpus: Corpus, large: LargeCorpus, name: str, plan: Path | None = N
         "refined_seconds": again,
         "date": provenance()["date"],
     }
+
+
+def fewer_of(calib: Any, samples: int) -> Any:
+    """So many of the calibration inputs, at even distances."""
+    whole = len(calib) if isinstance(calib, list) else len(next(iter(calib.values())))
+    places = np.arange(min(samples, whole)) * whole // min(samples, whole)
+    if isinstance(calib, list):
+        return [calib[place] for place in places]
+    return {key: array[places] for key, array in calib.items()}
 
 
 def judged_small(corpus: Corpus, name: str, files: Sequence[Path]) -> dict[str, Any]:
@@ -166,6 +190,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 *[""] * (2 - len(row.get("int8", ()) or ())),
                 f"{row['seconds']:.0f} s{', search included' if row['searched'] else ''}",
                 f"{row['refined_seconds']:.0f} s",
+            )
+            for row in rows
+        ],
+    )
+
+
+def table_of_fewer(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A row per model and number of calibration inputs."""
+    return markdown(
+        ("model", "target", "calibration inputs", "error", "refined", "off the loss", "refined in points"),
+        [
+            (
+                row["model"],
+                row["target"],
+                str(row["calibration"]),
+                *(f"{error:.4f}" for error in row["errors"]),
+                f"{1 - (row['errors'][1] / row['errors'][0]) ** 2:.0%}",
+                _points(row["points"][1]),
             )
             for row in rows
         ],
