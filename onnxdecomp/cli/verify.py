@@ -50,9 +50,13 @@ def command(
 ) -> None:
     """Compare NEW with ORIGINAL: interface, numbers, accuracy; FAILED is exit code 1.
 
-    Both run on the same inputs: DATA, or seeded random numbers at two sizes of the free dimensions.
-    Where DATA has labels, the top-1 accuracy of both is measured, and with --metric what else they are for.
+    SKIPPED, where nothing can be compared, is exit code 0, unless --max-error was given: a limit that nothing
+    was held to is not kept. Both run on the same inputs: DATA, or seeded random numbers at two sizes of the
+    free dimensions. Where DATA has labels, the top-1 accuracy of both is measured, and with --metric what else
+    they are for.
     """
+    from click.core import ParameterSource
+
     from onnxdecomp.cli import console
     from onnxdecomp.errors import GateError
     from onnxdecomp.evaluate.verify import verify
@@ -80,6 +84,9 @@ def command(
         _show(result)
     if result.status == "failed":
         raise GateError(f"verification failed: {result.reason}")
+    given = context.get_parameter_source("max_error") is ParameterSource.COMMANDLINE
+    if result.status == "skipped" and given:
+        raise GateError(f"--max-error {max_error:g} was not judged: {result.reason}")
 
 
 def _show(result: Verification) -> None:
