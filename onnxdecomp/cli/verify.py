@@ -52,8 +52,8 @@ def command(
 
     SKIPPED, where nothing can be compared, is exit code 0, unless --max-error was given: a limit that nothing
     was held to is not kept. Both run on the same inputs: DATA, or seeded random numbers at two sizes of the
-    free dimensions. Where DATA has labels, the top-1 accuracy of both is measured, and with --metric what else
-    they are for.
+    free dimensions. Where DATA has labels, the top-1 accuracy of both is measured, and with --metric what
+    else they are for.
     """
     from click.core import ParameterSource
 
