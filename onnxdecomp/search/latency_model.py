@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +28,7 @@ from onnxdecomp.latency.as_run import as_run
 from onnxdecomp.latency.cache import cache_file
 from onnxdecomp.latency.chain_model import filled
 from onnxdecomp.latency.context import neighbours
-from onnxdecomp.latency.layer_shares import Share, shares
+from onnxdecomp.latency.layer_shares import MIN_ROUNDS, Share, shares
 from onnxdecomp.latency.measure import Request, Timing, time_chains
 from onnxdecomp.latency.predict import part_of_whole
 from onnxdecomp.latency.quantum import Blocked, measured_quanta
@@ -38,6 +39,7 @@ from onnxdecomp.quantization import quantized_roughly
 from onnxdecomp.quantization.kinds import INT4, storage_of
 from onnxdecomp.quantization.products import products
 from onnxdecomp.runtime import temporary_files
+from onnxdecomp.runtime.device import device_of
 from onnxdecomp.runtime.providers import provider_of
 from onnxdecomp.runtime.session import Feed
 from onnxdecomp.runtime.setting import Setting
@@ -49,6 +51,12 @@ from onnxdecomp.tasks.course import Course
 from onnxdecomp.tasks.values import Codec
 
 _HERE = Setting()
+
+_OPENED, _RUNS = 3, 10 + 4 * (MIN_ROUNDS + 1)
+"""Times that models of the original's size are opened and run at least where its layers are timed."""
+
+_CHAINS = 200
+"""Runs of the original that the fewest rounds of all chains amount to: 193 of a ResNet-50."""
 
 _SLOWER = 1.1
 """What a layer takes over its time in floating point from which on it stays so: as much is noise, or worth it
@@ -124,6 +132,20 @@ class Stopwatch:
         sizes = [(place, layer.outputs, layer.inputs) for place, layer in narrower]
         course = self.course.under("time layers", self.precision, asked, sizes)
         return course.kept(_CODEC, lambda: self._time(model, matched, options, narrower), Timed)
+
+    def foreseen(self) -> float:
+        """Seconds that `time` takes, about, told by opening the original and running it once.
+
+        Raises:
+            ModelError: The model does not run on the feed.
+            ProviderError: The provider did not start.
+        """
+        begun = time.perf_counter()
+        loaded = device_of(self.setting).load(self.original, self.setting.quick, self.feed)
+        opened = time.perf_counter()
+        loaded.run()
+        once = time.perf_counter() - opened
+        return max(self.seconds, _CHAINS * once) + _OPENED * (opened - begun) + _RUNS * once
 
     def _time(
         self,

@@ -48,6 +48,9 @@ from onnxdecomp.tasks.journal import Journal
 _SELDOM = 8
 """Whole plans are tried seldom: as many times more samples judge them than judge one layer's candidates."""
 
+_TIMING = 0.6
+"""Of the time that is left, what timing may take where no latency was asked for."""
+
 _LESS = 0.97
 """Of the file's bytes, what must be left at most for less accuracy to be worth it."""
 
@@ -132,6 +135,9 @@ def search_plan(
     def require(known: LayerProfiles) -> None:
         require_reach(replace(known, beyond=beyond), skips, costs, replace(sizes, whole=0))
 
+    hurried: tuple[str, ...] = ()
+    if stopwatch is not None and deadline is not None and not any(budget.cost.timed for budget in costs):
+        stopwatch, hurried = _in_time(stopwatch, deadline)
     began = time.perf_counter()
     weighed = profile_layers(
         *(model, matched, scope, calibration),
@@ -165,7 +171,20 @@ def search_plan(
         judging = original_outputs(model, parted(calibration)[1], weighed.work.macs // _SELDOM)
     reference = Reference(model, judging, calibration, task)
     tried = _smaller(picker, _chosen(picker, allowed, reference, progress))
-    return replace(_result(picker, tried), brief=brief, seconds=max(took, default=surveyed))
+    result = _result(picker, tried)
+    notes = (*hurried, *result.notes)
+    return replace(result, notes=notes, brief=brief, seconds=max(took, default=surveyed))
+
+
+def _in_time(stopwatch: Stopwatch, deadline: Deadline) -> tuple[Stopwatch | None, tuple[str, ...]]:
+    """The stopwatch, or none where timing the layers would leave too little time, with a note on that."""
+    takes, left = stopwatch.foreseen(), deadline.left()
+    if takes <= _TIMING * left:
+        return stopwatch, ()
+    return None, (
+        f"no layer was timed, MACs stand for latency: that takes about {takes:.0f} s of the {left:.0f} s "
+        "that were left (--time-limit)",
+    )
 
 
 def _smaller(picker: _Picker, tried: Tried) -> Tried:

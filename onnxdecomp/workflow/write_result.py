@@ -15,6 +15,7 @@ from onnxdecomp.record.details import Details, details_of
 from onnxdecomp.record.layers import channel_records, layer_records
 from onnxdecomp.record.schema.layers import ChannelRecord, LayerRecord
 from onnxdecomp.record.schema.origin import ModelFile
+from onnxdecomp.runtime.deadline import SURVEY, passed
 from onnxdecomp.search.layer_errors import error_notes
 from onnxdecomp.workflow.context import RunContext
 from onnxdecomp.workflow.final_timing import demands, profiles, timed_elsewhere
@@ -29,19 +30,22 @@ if TYPE_CHECKING:
     from onnxdecomp.pipeline.pipeline import PipelineResult
 
 
-def compared(run: RunContext, new: Path) -> Verification:
+def compared(run: RunContext, new: Path, *, copied: bool = False) -> Verification:
     """A file compared with the original, as the run asks for it.
+
+    Of one that is `copied` from it a single sample tells as much, where the time is over.
 
     Raises:
         ModelError, ProviderError, UsageError: As `onnxdecomp.evaluate.verify.verify`.
     """
     run.report("verify")
     config = run.config
+    brief = copied and passed(run.deadline, SURVEY)
     found = verification.verify(
         run.original,
         new,
         data=run.data,
-        samples=config.samples,
+        samples=1 if brief else config.samples,
         max_error=config.max_error,
         mask=config.mask,
         provider=config.provider,
@@ -83,7 +87,7 @@ def write_result(
     result = ran.model if changed else load(run.original)
     with staged(result, file, original=None if changed else run.original) as written:
         if config.verify:
-            verified = made.compared(written) or compared(run, written)
+            verified = made.compared(written) or compared(run, written, copied=not changed)
             require_verified(verified)
         timed, remarks = _timed(run, made, written, meter) if config.bench and changed else (None, ())
         fits: tuple[LayerRecord | ChannelRecord, ...] = (*layers, *(channels or ()))

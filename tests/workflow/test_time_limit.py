@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import onnxdecomp
 from onnxdecomp.runtime.deadline import Deadline
 from onnxdecomp.search import layer_profiles
+from onnxdecomp.search.latency_model import Stopwatch
 from onnxdecomp.workflow import time_limit
 from onnxdecomp.workflow.config import CompressConfig
 from onnxdecomp.workflow.result import Result
@@ -119,3 +122,30 @@ def test_layers_are_weighed_when_timing_has_taken_half_of_the_time(
     result = compressed(tmp_path, "macs=1.5x", time_limit=50)
     assert result.changed
     assert "limited" not in result.record["search"]
+
+
+@pytest.mark.parametrize(("takes", "timed"), [(1e4, False), (1.0, True)])
+def test_layers_are_not_timed_where_that_would_take_the_time(
+    takes: float, timed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path)
+    monkeypatch.setattr(Stopwatch, "foreseen", lambda self: takes)
+    result = compressed(tmp_path, "error=0.05", time_limit="1h", bench=True)
+    assert any("no layer was timed" in note for note in result.notes) != timed
+
+
+def test_timing_is_foreseen_by_a_run_of_the_model(tmp_path: Path) -> None:
+    filled(tmp_path)
+    feed = {name: array[:1] for name, array in np.load(tmp_path / "calib.npz").items()}
+    watch = Stopwatch(tmp_path / "net.onnx", feed, seconds=3.0)
+    assert 3.0 < watch.foreseen() < 60.0
+    assert replace(watch, seconds=1000.0).foreseen() > 1000.0
+
+
+def test_of_a_copy_one_sample_is_compared_behind_the_limit(tmp_path: Path) -> None:
+    filled(tmp_path)
+    for limit, samples in ((1e-6, 1), ("1h", None)):
+        result = compressed(tmp_path, "error=1e-9", time_limit=limit)
+        assert not result.changed
+        assert result.verification is not None
+        assert (result.verification.samples == 1) == (samples == 1)
