@@ -43,13 +43,11 @@ from onnxdecomp.search.search_record import SearchRecord, search_record
 from onnxdecomp.search.select import Chosen, choose, with_reason
 from onnxdecomp.search.sensitivity import original_outputs, output_error
 from onnxdecomp.search.targets import Budget, allowance
+from onnxdecomp.search.timed_outlines import in_time
 from onnxdecomp.tasks.journal import Journal
 
 _SELDOM = 8
 """Whole plans are tried seldom: as many times more samples judge them than judge one layer's candidates."""
-
-_TIMING = 0.6
-"""Of the time that is left, what timing may take where no latency was asked for."""
 
 _LESS = 0.97
 """Of the file's bytes, what must be left at most for less accuracy to be worth it."""
@@ -137,7 +135,7 @@ def search_plan(
 
     hurried: tuple[str, ...] = ()
     if stopwatch is not None and deadline is not None and not any(budget.cost.timed for budget in costs):
-        stopwatch, hurried = _in_time(stopwatch, deadline)
+        stopwatch, hurried = in_time(stopwatch, deadline)
     began = time.perf_counter()
     weighed = profile_layers(
         *(model, matched, scope, calibration),
@@ -174,17 +172,6 @@ def search_plan(
     result = _result(picker, tried)
     notes = (*hurried, *result.notes)
     return replace(result, notes=notes, brief=brief, seconds=max(took, default=surveyed))
-
-
-def _in_time(stopwatch: Stopwatch, deadline: Deadline) -> tuple[Stopwatch | None, tuple[str, ...]]:
-    """The stopwatch, or none where timing the layers would leave too little time, with a note on that."""
-    takes, left = stopwatch.foreseen(), deadline.left()
-    if takes <= _TIMING * left:
-        return stopwatch, ()
-    return None, (
-        f"no layer was timed, MACs stand for latency: that takes about {takes:.0f} s of the {left:.0f} s "
-        "that were left (--time-limit)",
-    )
 
 
 def _smaller(picker: _Picker, tried: Tried) -> Tried:

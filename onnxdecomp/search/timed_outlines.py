@@ -8,9 +8,24 @@ import onnx_ir as ir
 
 from onnxdecomp.core.layer import Layer
 from onnxdecomp.layers.adapter import LayerMatch
+from onnxdecomp.runtime.deadline import Deadline
 from onnxdecomp.search.candidates import Outline
 from onnxdecomp.search.latency_model import Stopwatch, Timed
 from onnxdecomp.search.sibling_candidates import Relatives
+
+_TIMING = 0.6
+"""Of the time that is left, what timing may take where no latency was asked for."""
+
+
+def in_time(stopwatch: Stopwatch, deadline: Deadline) -> tuple[Stopwatch | None, tuple[str, ...]]:
+    """The stopwatch, or none where timing the layers would leave too little time, with a note on that."""
+    takes, left = stopwatch.foreseen(), deadline.left()
+    if takes <= _TIMING * left:
+        return stopwatch, ()
+    return None, (
+        f"no layer was timed, MACs stand for latency: that takes about {takes:.0f} s of the {left:.0f} s "
+        "that were left (--time-limit)",
+    )
 
 
 def time_outlines(
