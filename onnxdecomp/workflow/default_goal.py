@@ -108,14 +108,15 @@ def default_goal(
     floats = [spec.name for spec in outputs_of(session) if spec.is_float]
     if not floats:
         return None
-    feed = next(iter(calib))
-    found = dict(zip(names, run(session, feed), strict=True))
-    places = goal_of_places({name: np.asarray(found[name]) for name in floats}, feed)
-    if places is not None or len(floats) > 1:
-        return places
-    outputs, masked, changed = [], False, list[float]()
+    outputs: list[Array] = []
+    masked, changed = False, list[float]()
     for feed in islice(calib, _LOOKED_AT):
-        outputs.append(np.asarray(run(session, feed)[names.index(floats[0])], np.float64))
+        found = dict(zip(names, run(session, feed), strict=True))
+        if not outputs:
+            places = goal_of_places({name: np.asarray(found[name]) for name in floats}, feed)
+            if places is not None or len(floats) > 1:
+                return places
+        outputs.append(np.asarray(found[floats[0]], np.float64))
         changed.append(_changed(feed, outputs[-1]))
         masks = [feed[spec.name].shape for spec in mask.inputs] if mask is not None else []
         masked = masked or any(outputs[-1].shape[:2] == (shape[0], shape[-1]) for shape in masks)
