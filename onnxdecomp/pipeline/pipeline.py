@@ -94,9 +94,11 @@ def run(
         OnnxDecompError: A pass gave up, with its own line; DefectError for anything it did not foresee, and
             PlanFailedError where a plan had been made by then.
     """
+    from onnxdecomp.graph.traversal import slots
     from onnxdecomp.pipeline.base import PassContext, PlanFailedError, Planner, Quantizer
 
-    interface, large = _interface(model), _weight_bytes(model) > _SMALL
+    interface = _interface(model)
+    large = sum(slot.tensor.nbytes for slot in slots(model)) > _SMALL
     known = context or PassContext()
     done = PipelineResult(model)
     passes = tuple(passes)
@@ -150,14 +152,6 @@ def _with(done: PipelineResult, name: str, result: PassResult) -> PipelineResult
         precisions={**done.precisions, name: result.precision} if result.precision else done.precisions,
         refinement=result.refinement or done.refinement,
     )
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    """Of all initializers, wherever they are."""
-    from onnxdecomp.graph.traversal import places
-
-    values = (value for place in places(model) for value in place.graph.initializers.values())
-    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
 def _interface(model: ir.Model) -> Interface:
