@@ -10,6 +10,7 @@ by half (intersection over union), behind the same non-maximum suppression. No l
 from __future__ import annotations
 
 import argparse
+import runpy
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import onnxruntime as ort
 
 import onnxdecomp
 from bench.corpus import add_option, corpus_module
-from bench.provenance import markdown, provenance, write
+from bench.provenance import ROOT, markdown, provenance, write
 from onnxdecomp.core.layer import Array
 
 MODEL = "ultraface_version-RFB-320"
@@ -33,33 +34,8 @@ WAYS: dict[str, dict[str, Any]] = {
 MOST = 50
 """Boxes of a photograph."""
 
-
-def overlaps(one: Array, two: Array) -> Array:
-    """[n, m], intersection over union of boxes [n, 4] and [m, 4] as x1, y1, x2, y2."""
-    low, high = np.maximum(one[:, None, :2], two[None, :, :2]), np.minimum(one[:, None, 2:], two[None, :, 2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=2)
-    areas = [np.prod(own[:, 2:] - own[:, :2], axis=1) for own in (one, two)]
-    return np.asarray(shared / (areas[0][:, None] + areas[1] - shared))
-
-
-def kept(scores: Array, boxes: Array, least: float = 0.5, most: float = 0.3) -> Array:
-    """Non-maximum suppression of one photograph: scores [n], boxes [n, 4]."""
-    taken: list[int] = []
-    for at in np.argsort(-scores).tolist():
-        if scores[at] < least:
-            break
-        if not taken or overlaps(boxes[[at]], boxes[taken]).max() < most:
-            taken.append(at)
-    return boxes[taken]
-
-
-def found(outputs: dict[str, Array], data: Any) -> Array:
-    """Of each box of the original whether it was found: labels are [samples, MOST, 4], NaN behind them."""
-    hits: list[bool] = []
-    for scores, boxes, wanted in zip(outputs["scores"], outputs["boxes"], data.labels, strict=True):
-        own = kept(scores[:, 1], boxes)
-        hits += (overlaps(wanted[~np.isnan(wanted[:, 0])], own).max(1, initial=0) >= 0.5).tolist()
-    return np.array(hits, float)
+METRIC = ROOT / "docs" / "examples" / "box_metric.py"
+"""That of docs/guides/detectors.md."""
 
 
 def photographs(folder: Path) -> Iterator[Array]:
@@ -73,6 +49,7 @@ def photographs(folder: Path) -> Iterator[Array]:
 def labelled(model: Path, images: Iterator[Array]) -> tuple[Array, Array]:
     """The photographs with faces, and the boxes that the original finds."""
     ort.set_default_logger_severity(3)
+    kept = runpy.run_path(str(METRIC))["kept"]
     session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     some, labels = [], []
     for image in images:
@@ -104,7 +81,7 @@ def main() -> None:
                 **WAYS[way],
                 calib=calib,
                 data=test,
-                metric=found,
+                metric=f"{METRIC}:found",
                 freeze_initializers=True,
                 threads=1,
                 bench=False,

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.builders.commands import environment
@@ -20,7 +22,13 @@ from tests.conftest import ROOT
 EXAMPLES = ROOT / "docs" / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.rglob("*") if path.suffix in (".py", ".sh"))
 TESTS = sorted(EXAMPLES.rglob("test_*.py"))
-LIBRARIES = {"speech_metric.py", "detector_metric.py", "__init__.py", *(path.name for path in TESTS)}
+LIBRARIES = {
+    "speech_metric.py",
+    "detector_metric.py",
+    "box_metric.py",
+    "__init__.py",
+    *(path.name for path in TESTS),
+}
 """What other examples use, and tests of it."""
 
 PACKAGES = {
@@ -86,6 +94,17 @@ def test_python(script: Path, place: Path, capsys: pytest.CaptureFixture[str]) -
         pytest.importorskip(needed)
     runpy.run_path(str(script), run_name="__main__")
     assert re.search(r"\d", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_metric_of_boxes() -> None:
+    """Of two objects one is found, by the better of two boxes; a box that is unsure counts for nothing."""
+    found = runpy.run_path(str(EXAMPLES / "box_metric.py"))["found"]
+    labels = np.full((1, 3, 4), np.nan)
+    labels[0, :2] = (0, 0, 4, 4), (6, 6, 9, 9)
+    boxes = np.array([[(0, 0, 4, 5), (0, 0, 5, 5), (6, 6, 9, 9), (20, 20, 30, 30)]], float)
+    scores = np.array([0.9, 0.8, 0.3, 0.7])
+    outputs = {"scores": np.stack([1 - scores, scores], axis=1)[None], "boxes": boxes}
+    assert found(outputs, SimpleNamespace(labels=labels)).tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
