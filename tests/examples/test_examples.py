@@ -37,17 +37,6 @@ PACKAGES = {
 }
 """Packages among them, with the entry point that each has."""
 
-HEAVY = {
-    "compare.py",
-    "int8_after.py",
-    "finetune.py",
-    "decoder.py",
-    "super_resolution.py",
-    "plan_elsewhere.sh",
-    "image_classifier.py",
-    "detector.sh",
-}
-
 NEEDED = {"finetune.py": "torch"}
 
 
@@ -81,10 +70,9 @@ def test_there_are_twelve_and_more() -> None:
 
 
 def _scripts(suffix: str) -> list[Any]:
-    """Those of that kind; what takes seconds is left to a run of all."""
+    """Those of that kind."""
     found = [path for path in SCRIPTS if path.suffix == suffix and path.name not in LIBRARIES]
-    heavy = pytest.mark.heavy
-    return [pytest.param(path, id=path.name, marks=[heavy] if path.name in HEAVY else []) for path in found]
+    return [pytest.param(path, id=path.name) for path in found]
 
 
 @pytest.mark.filterwarnings("default")
@@ -124,7 +112,6 @@ def test_shell(script: Path, place: Path) -> None:
     assert re.search(r"\d", done.stdout.splitlines()[-1])
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("book", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebook_runs(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its cells run in order."""
